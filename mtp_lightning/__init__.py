@@ -1,0 +1,15 @@
+"""Multi-token prediction experiments on Lightning and MLflow (arXiv 2404.19737).
+
+The shape vocabulary, used by every signature of the package:
+
+    B  batch, rows of a batch               T  positions with an input token
+    N  future tokens = prediction heads     L  window = T + N tokens
+    D  width of the trunk                   V  vocabulary
+    H  attention heads                      K  key/value heads (grouped-query attention)
+    E  size of one attention head           S  positions held by a key/value cache
+
+Head i (1-based) predicts the token i places ahead. "Heads" alone means prediction heads.
+Importing this module is cheap on purpose: `mtp --help` must not load torch.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,14 @@
+"""The one exception that means "the input is wrong, not the program": the command line prints it and exits with 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input. The message says what is wrong, where (file and key), and what would be right."""
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """`"; did you mean 'n_future'?"` for the nearest of `candidates`, or an empty string if none is near."""
+    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
