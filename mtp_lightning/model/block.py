@@ -1,0 +1,47 @@
+"""One transformer layer: what the trunk stacks, and what a parallel prediction head is."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtp_lightning.model.attention import Attention, LayerCache, Projection
+from mtp_lightning.model.config import BackboneConfig
+from mtp_lightning.shapes import Bool, Float
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020), as in Llama."""
+
+    def __init__(self, config: BackboneConfig, out_std: float) -> None:
+        super().__init__()
+        self.gate = Projection(config.dim, config.ffn, config.init_std)
+        self.up = Projection(config.dim, config.ffn, config.init_std)
+        self.down = Projection(config.ffn, config.dim, out_std)
+
+    def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + swiglu(norm(x)).
+
+    The two projections into the residual stream start smaller by sqrt(2 n_layers) (GPT-2), so that the stream's
+    variance does not grow with depth; n_layers is the n_future = 1 model's, the same for every arm of a grid.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        out_std = config.init_std / (2 * config.n_layers) ** 0.5
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = Attention(config, out_std)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn = SwiGLU(config, out_std)
+
+    def forward(
+        self,
+        x_BTD: Float[Tensor, "B T D"],
+        rotary: tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]],
+        mask: Bool[Tensor, "..."] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask, cache)
+        return x_BTD + self.ffn(self.ffn_norm(x_BTD))  # type: ignore[no-any-return]

@@ -1,0 +1,119 @@
+"""The model: trunk -> n parallel heads -> shared norm -> shared unembedding (paper, section 2).
+
+    tokens (B, T) -> embedding -> trunk z (B, T, D) -> head_i(z) -> norm -> h (N, B, T, D) -> unembedding
+
+With n_future = 1 it is exactly Llama: the trunk's L - 1 layers and the one head are its L layers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtp_lightning.model.attention import LayerCache, Rotary, causal_mask
+from mtp_lightning.model.block import Block
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig, n_trunk_layers
+from mtp_lightning.shapes import Bool, Float, Int
+
+
+class Unembedding(nn.Module):
+    """The one owner of the V x D matrix; everything that needs the matrix runs inside this module's forward.
+
+    That is what makes a fused loss correct under FSDP and ZeRO-3, whose hooks gather a weight only while its
+    module runs. With `score` left out the result is logits; a loss passes itself as `score`.
+    """
+
+    def __init__(self, vocab_size: int, dim: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim).normal_(std=std))
+
+    def forward(self, h: Float[Tensor, "*rows D"], score: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
+        """`score(h, weight)`: logits (..., V) by default."""
+        return score(h, self.weight)
+
+
+class ModelCache:
+    """Key/value caches of the trunk and of every prediction head, for one batch of rows of equal length."""
+
+    def __init__(self, model: "MTPModel", batch: int, size: int) -> None:
+        weight = model.embedding.weight
+        self.trunk = [LayerCache(batch, model.config, size, weight) for _ in model.trunk]
+        self.heads = [LayerCache(batch, model.config, size, weight) for _ in model.heads]
+
+
+class MTPModel(nn.Module):
+    """Shared trunk, n prediction heads of one transformer layer each, one norm and one unembedding for all.
+
+    Raises:
+        InputError: the heads would take all layers of the trunk.
+    """
+
+    def __init__(self, backbone: BackboneConfig, heads: HeadsConfig) -> None:
+        super().__init__()
+        self.config = backbone
+        self.heads_config = heads
+        self.embedding = nn.Embedding(
+            backbone.vocab_size,
+            backbone.dim,
+            _weight=torch.empty(backbone.vocab_size, backbone.dim).normal_(std=backbone.init_std),
+        )
+        self.rotary = Rotary(backbone.head_dim, backbone.rope_theta)
+        self.trunk = nn.ModuleList(Block(backbone) for _ in range(n_trunk_layers(backbone, heads)))
+        self.heads = nn.ModuleList(Block(backbone) for _ in range(heads.n_future))
+        self.norm = nn.RMSNorm(backbone.dim, eps=backbone.norm_eps)
+        self.unembedding = Unembedding(backbone.vocab_size, backbone.dim, backbone.init_std)
+        if backbone.tie_embeddings:
+            self.unembedding.weight = self.embedding.weight  # type: ignore[assignment]
+
+    @property
+    def n_future(self) -> int:
+        return self.heads_config.n_future
+
+    def forward(
+        self, tokens_BT: Int[Tensor, "B T"], documents_BT: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "N B T D"]:
+        """Normed hidden states of every head; head i's (index i - 1) predict the token i places ahead.
+
+        Args:
+            documents_BT: document ids. Used only with `attend_across_documents` off: then a position sees its own
+                document alone.
+        """
+        mask = None
+        if documents_BT is not None and not self.config.attend_across_documents:
+            mask = document_mask(documents_BT)
+        positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        rotary = self.rotary(positions)
+        z_BTD = self.run_trunk(tokens_BT, rotary, mask)
+        return self.norm(torch.stack([head(z_BTD, rotary, mask) for head in self.heads]))  # type: ignore[no-any-return]
+
+    def run_trunk(
+        self,
+        tokens_BT: Int[Tensor, "B T"],
+        rotary: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "..."] | None = None,
+        caches: list[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The trunk's output z: what every head reads."""
+        x_BTD = self.embedding(tokens_BT)
+        for i, block in enumerate(self.trunk):
+            x_BTD = block(x_BTD, rotary, mask, caches[i] if caches else None)
+        return x_BTD  # type: ignore[no-any-return]
+
+    def logits(
+        self, tokens_BT: Int[Tensor, "B T"], documents_BT: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "N B T V"]:
+        """Logits of every head at every position: for small models and tests; training never makes this tensor."""
+        return self.unembedding(self(tokens_BT, documents_BT))  # type: ignore[no-any-return]
+
+    def blocks(self) -> list[Block]:
+        """Every transformer layer, the trunk's first."""
+        return [*self.trunk, *self.heads]
+
+
+def document_mask(documents_BT: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
+    """True where a position may look: at itself and before, inside its own document."""
+    T = documents_BT.shape[1]
+    same = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return (same & causal_mask(T, T, documents_BT.device))[:, None]

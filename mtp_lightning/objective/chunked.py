@@ -1,0 +1,159 @@
+"""Cross-entropy of many rows through one unembedding, a chunk of rows at a time, gradients formed in forward.
+
+For a chunk h (C, D): logits = h W^T, p = softmax(logits), G = p - onehot(target), dh = s G W, dW += G^T (s h), where
+s is the row's weight in the total. Logits, p and G are one or two (C, V) buffers that every chunk reuses; dW is one
+accumulator for all heads, in float32. Backward multiplies both by the incoming gradient. Once differentiable.
+
+The row weights are carried divided by the largest, so that they do not underflow in half precision.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtp_lightning.shapes import Bool, Float, Int
+
+CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**28}
+"""Logits alive at once: 32 MB of float32 stay in a processor's last-level cache; a GPU wants larger products."""
+
+
+def default_chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows per chunk: measured best at 128-256 for V = 32000 and 512-2048 for V = 4096 on a CPU."""
+    return max(64, min(8192, CHUNK_ELEMENTS.get(device.type, 2**23) // vocab_size))
+
+
+def compute_dtype(h: Tensor) -> torch.dtype:
+    """The dtype a linear layer would compute in here: autocast's where it is on, else the input's own."""
+    if torch.is_autocast_enabled(h.device.type) and h.dtype != torch.float64:
+        return torch.get_autocast_dtype(h.device.type)
+    return h.dtype
+
+
+def chunked_linear_nll(
+    h_RD: Float[Tensor, "R D"],
+    weight_VD: Float[Tensor, "V D"],
+    targets_R: Int[Tensor, "R"],
+    scale_R: Float[Tensor, "R"],
+    chunk_rows: int | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "R"]]:
+    """(sum_r scale_r nll_r, nll_R): only the total carries a gradient. Rows of scale 0 cost nothing and give none.
+
+    Args:
+        scale_R: not negative.
+    """
+    rows = chunk_rows or default_chunk_rows(weight_VD.shape[0], h_RD.device)
+    dtype = compute_dtype(h_RD)
+    # needs_input_grad is True under no_grad too, so whether gradients are wanted has to come from outside
+    wanted = torch.is_grad_enabled()
+    with torch.autocast(h_RD.device.type, enabled=False):
+        return _ChunkedNLL.apply(h_RD, weight_VD, targets_R, scale_R, rows, dtype, wanted)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _ChunkedNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h_RD: Tensor,
+        weight_VD: Tensor,
+        targets_R: Tensor,
+        scale_R: Tensor,
+        chunk_rows: int,
+        dtype: torch.dtype,
+        wanted: bool,
+    ) -> tuple[Tensor, Tensor]:
+        R, V = h_RD.shape[0], weight_VD.shape[0]
+        accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+        weight = weight_VD.to(dtype)
+        nll_R = h_RD.new_empty(R, dtype=accumulate)
+        dh_RD = torch.zeros_like(h_RD) if wanted and ctx.needs_input_grad[0] else None
+        dw_VD = None
+        if wanted and ctx.needs_input_grad[1]:
+            dw_VD = torch.zeros_like(weight_VD, dtype=accumulate)
+        largest = scale_R.max().clamp(min=torch.finfo(torch.float32).tiny).to(accumulate)
+        relative_R = scale_R.to(accumulate) / largest
+        buffers = _Buffers(min(chunk_rows, R), V, weight, dtype, accumulate, dw_VD is not None)
+        for start in range(0, R, chunk_rows):
+            rows = slice(start, min(start + chunk_rows, R))
+            h = h_RD[rows].to(dtype)
+            nll_R[rows], residual = buffers.nll_and_residual(h, weight, targets_R[rows])
+            relative = relative_R[rows, None]
+            if dh_RD is not None:
+                dh_RD[rows] = (residual @ weight).mul_(relative)
+            if dw_VD is not None:
+                buffers.accumulate_outer(dw_VD, residual, (h * relative).to(dtype))
+        ctx.save_for_backward(dh_RD, dw_VD, largest)
+        ctx.weight_dtype = weight_VD.dtype
+        ctx.mark_non_differentiable(nll_R)
+        # a weight of exactly 0 must give exactly 0, also where a masked row's likelihood is not finite
+        total = torch.where(scale_R > 0, nll_R * scale_R, 0.0).sum()
+        return total, nll_R
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        dh_RD, dw_VD, largest = ctx.saved_tensors
+        factor = d_total * largest
+        dh = None if dh_RD is None else dh_RD * factor.to(dh_RD.dtype)
+        dw = None if dw_VD is None else (dw_VD * factor).to(ctx.weight_dtype)
+        return dh, dw, None, None, None, None, None
+
+
+class _Buffers:
+    """The (C, V) tensors that every chunk writes anew: allocating them per chunk costs more than filling them."""
+
+    def __init__(
+        self, rows: int, V: int, like: Tensor, dtype: torch.dtype, accumulate: torch.dtype, outer: bool
+    ) -> None:
+        self.logits_CV = like.new_empty(rows, V, dtype=dtype)
+        self.wide_CV = self.logits_CV if dtype == accumulate else like.new_empty(rows, V, dtype=accumulate)
+        self.outer_VD = like.new_empty(like.shape, dtype=dtype) if outer and dtype != accumulate else None
+        self.in_place = like.device.type == "cpu"
+
+    def nll_and_residual(self, h: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Row likelihoods, and softmax - onehot in the compute dtype, living in a buffer until the next call.
+
+        log-sum-exp is read back as max - log(max p), exact where p of the target has long underflowed.
+        """
+        C = h.shape[0]
+        logits, wide = self.logits_CV[:C], self.wide_CV[:C]
+        torch.mm(h, weight.t(), out=logits)
+        if wide.data_ptr() != logits.data_ptr():
+            wide.copy_(logits)
+        target_logit = wide.gather(1, targets[:, None]).squeeze(1)
+        gap = wide.amax(1) - target_logit
+        # torch's CPU softmax finishes reading a row before it writes it; CUDA's makes no such promise
+        p = torch.softmax(wide, 1, out=wide) if self.in_place else torch.softmax(wide, 1)
+        nll = gap - p.amax(1).log()
+        p.scatter_add_(1, targets[:, None], p.new_full((C, 1), -1.0))
+        if logits.dtype == p.dtype:
+            return nll, p
+        return nll, logits.copy_(p)
+
+    def accumulate_outer(self, dw_VD: Tensor, residual: Tensor, h: Tensor) -> None:
+        """dW += residual^T h, summed over chunks in the accumulator's dtype."""
+        if self.outer_VD is None:
+            dw_VD.addmm_(residual.t(), h)
+        else:
+            dw_VD.add_(torch.mm(residual.t(), h, out=self.outer_VD))
+
+
+def chunked_scores(
+    h_RD: Float[Tensor, "R D"],
+    weight_VD: Float[Tensor, "V D"],
+    targets_R: Int[Tensor, "R"],
+    chunk_rows: int | None = None,
+) -> tuple[Float[Tensor, "R"], Bool[Tensor, "R"]]:
+    """Likelihood of every row's target, and whether it is the row's best token (the first of equals)."""
+    rows = chunk_rows or default_chunk_rows(weight_VD.shape[0], h_RD.device)
+    dtype = compute_dtype(h_RD)
+    nll, correct = [], []
+    with torch.no_grad(), torch.autocast(h_RD.device.type, enabled=False):
+        weight = weight_VD.to(dtype)
+        for start in range(0, h_RD.shape[0], rows):
+            targets = targets_R[start : start + rows]
+            logits = h_RD[start : start + rows].to(dtype) @ weight.t()
+            correct.append(logits.argmax(1) == targets)
+            wide = logits if dtype == torch.float64 else logits.float()
+            nll.append(wide.logsumexp(1) - wide.gather(1, targets[:, None]).squeeze(1))
+    return torch.cat(nll), torch.cat(correct)
