@@ -5,6 +5,9 @@ from typing import Literal
 
 from mtp_lightning.errors import InputError
 
+CHECKPOINT_KEY = "mtp_lightning"
+"""Entry of a checkpoint that describes its model: the two dataclasses below as plain dicts."""
+
 
 @dataclass(frozen=True)
 class BackboneConfig:

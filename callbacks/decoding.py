@@ -1,0 +1,69 @@
+"""How much a model speeds up its own decoding: drafts accepted on held-out text, measured at the end of training."""
+
+import time
+from statistics import median
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from mtp_lightning.decoding.greedy import Generation, generate
+from mtp_lightning.model.mtp import MTPModel
+
+
+class DecodingProbe(pl.Callback):
+    """Decodes held-out prompts greedily, plainly and self-speculatively with all heads, in float32, and logs
+
+    - `decode/tokens_per_forward`: accepted tokens per forward (table S2; 1 for n_future = 1);
+    - `decode/speedup`: plain seconds over self-speculative seconds, the median over prompts, interleaved;
+    - `decode/mismatches`: prompts whose two texts differ, which in float32 has to be 0.
+
+    Weights, mode, random state and gradients stay as they were. Only rank zero decodes.
+    """
+
+    def __init__(self, prompts: int = 8, prompt_tokens: int = 64, new_tokens: int = 128) -> None:
+        self.prompts = prompts
+        self.prompt_tokens = prompt_tokens
+        self.new_tokens = new_tokens
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or not hasattr(datamodule, "heldout_prompts"):
+            return
+        prompts = datamodule.heldout_prompts(self.prompts, self.prompt_tokens)
+        model = pl_module.model
+        assert isinstance(model, MTPModel)
+        was_training = model.training
+        model.eval()
+        try:
+            metrics = self.measure(model, [prompt.to(pl_module.device) for prompt in prompts])
+        finally:
+            model.train(was_training)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+
+    def measure(self, model: MTPModel, prompts: list[Tensor]) -> dict[str, float]:
+        """The three metrics over `prompts`; a warm-up decode comes first, uncounted."""
+        generate(model, prompts[0], min(8, self.new_tokens), model.n_future)
+        plain, drafted, ratios = [], [], []
+        for prompt in prompts:
+            plain_seconds, text = self._timed(model, prompt, heads_used=1)
+            drafted_seconds, same = self._timed(model, prompt, heads_used=model.n_future)
+            plain.append(text)
+            drafted.append(same)
+            ratios.append(plain_seconds / drafted_seconds)
+        accepted = sum(len(step.tokens) for out in drafted for step in out.steps)
+        forwards = sum(len(out.steps) for out in drafted)
+        return {
+            "decode/tokens_per_forward": accepted / forwards,
+            "decode/speedup": median(ratios),
+            "decode/mismatches": float(sum(a.tokens != b.tokens for a, b in zip(plain, drafted))),
+        }
+
+    def _timed(self, model: MTPModel, prompt: Tensor, heads_used: int) -> tuple[float, Generation]:
+        start = time.perf_counter()
+        out = generate(model, prompt, self.new_tokens, heads_used)
+        return time.perf_counter() - start, out

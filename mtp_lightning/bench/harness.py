@@ -1,0 +1,125 @@
+"""How this platform measures: all contenders interleaved in one run, threads pinned and printed, medians and bests.
+
+Single figures of a shared machine mean little; a ratio of two things timed alternately means a lot.
+"""
+
+import multiprocessing
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contender. `cpu` counts every thread of the process and is robust against a busy machine."""
+
+    median: float
+    best: float
+    cpu: float
+
+
+def pin_threads(threads: int) -> None:
+    """Use exactly `threads` threads in this process from here on."""
+    torch.set_num_threads(threads)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, Timing]:
+    """Time every contender once a round, in turn, after one uncounted round."""
+    wall: dict[str, list[float]] = {name: [] for name in contenders}
+    cpu: dict[str, list[float]] = {name: [] for name in contenders}
+    for counted in range(-1, rounds):
+        for name, run in contenders.items():
+            synchronize(device)
+            started, started_cpu = time.perf_counter(), time.process_time()
+            run()
+            synchronize(device)
+            if counted >= 0:
+                wall[name].append(time.perf_counter() - started)
+                cpu[name].append(time.process_time() - started_cpu)
+    return {name: Timing(median(wall[name]), min(wall[name]), median(cpu[name])) for name in contenders}
+
+
+def peak_memory_bytes(prepare: Callable[..., Callable[[], object]], threads: int, *args: Any) -> int:
+    """Bytes at the peak of `prepare(*args)()` above what `prepare` left behind, in a process of its own.
+
+    On CUDA what the allocator gave out; on the CPU resident memory, whose high-water mark Linux lets us reset. There
+    the child's malloc maps every tensor afresh and unmaps it when freed: a heap that keeps freed memory for later
+    would hide that much of the next allocation.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_report_peak, args=(sender, prepare, threads, args))
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
+    try:
+        child.start()
+    finally:
+        del os.environ["MALLOC_MMAP_THRESHOLD_"]
+    sender.close()
+    try:
+        return int(receiver.recv())
+    except EOFError:
+        raise RuntimeError(f"the measured process died with exit status {child.exitcode}") from None
+    finally:
+        child.join()
+
+
+def _report_peak(
+    sender: Connection, prepare: Callable[..., Callable[[], object]], threads: int, args: tuple[Any, ...]
+) -> None:
+    pin_threads(threads)
+    run = prepare(*args)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        sender.send(torch.cuda.max_memory_allocated() - before)
+        return
+    before = _reset_high_water_mark()
+    run()
+    sender.send(_status_bytes("VmHWM") - before)
+
+
+def _reset_high_water_mark() -> int:
+    """Make the peak start from here; returns the resident bytes of this moment."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(field: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # not Linux: the peak since the process began is all there is
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def describe_machine(device: torch.device, threads: int) -> dict[str, str | int]:
+    """What a figure has to be quoted with."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    return {"device": name, "threads": threads, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

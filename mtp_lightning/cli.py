@@ -1,0 +1,115 @@
+"""The `mtp` command: finds the function behind a command's words and gives it its arguments.
+
+Every command is a plain function with typed parameters; jsonargparse makes its flags. Only the chosen function's
+module is imported, so help is quick. Exit status: 0 all went well, 1 something failed while running, 2 bad input
+(one message on standard error, no traceback; `--debug` shows it), 130 interrupted.
+"""
+
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from mtp_lightning import __version__
+from mtp_lightning.errors import InputError, did_you_mean
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "fit": ("mtp_lightning.lightning_cli:fit", "train from YAML: -c conf/base.yaml [-c more.yaml ...] [--key value ...]"),
+    "validate": ("mtp_lightning.lightning_cli:validate", "validate a checkpoint: the same, with --ckpt_path"),
+    "grid plan": ("mtp_lightning.grid.commands:plan", "a grid's cells, and what would happen to each; writes nothing"),
+    "grid run": ("mtp_lightning.grid.commands:run", "run a grid's missing cells on this machine, then report"),
+    "grid status": ("mtp_lightning.grid.commands:status", "how far a grid's cells are"),
+    "grid report": ("mtp_lightning.grid.commands:report", "a grid's table, figure and verdict"),
+    "generate": ("mtp_lightning.decoding.command:generate_command", "continue a prompt with a checkpoint's model"),
+    "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
+    "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
+    "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),
+    "ui": ("mtp_lightning.tracking.command:ui_command", "the MLflow UI on this project's runs, on 127.0.0.1"),
+}
+FROM_YAML = ("fit", "validate")
+"""Commands that LightningCLI parses itself."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    try:
+        return dispatch(args)
+    except InputError as error:
+        if debug:
+            raise
+        print(f"mtp: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        print(f"mtp: error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def dispatch(args: list[str]) -> int:
+    """Find the longest command that `args` begin with and run it on the rest.
+
+    Raises:
+        InputError: no such command; names the nearest.
+    """
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if args[0] == "--version":
+        print(f"mtp {__version__}")
+        return 0
+    for words in (2, 1):
+        name = " ".join(args[:words])
+        if name in COMMANDS:
+            function = load(COMMANDS[name][0])
+            if name in FROM_YAML:
+                return function(args[words:]) or 0
+            return call(function, args[words:], prog=f"mtp {name}")
+    group = [name for name in COMMANDS if name.split()[0] == args[0]]
+    if group and (len(args) == 1 or args[1] in ("-h", "--help")):
+        print(overview(args[0]))
+        return 0
+    tried = " ".join(args[:2]) if group else args[0]
+    raise InputError(f"there is no command 'mtp {tried}'{did_you_mean(tried, COMMANDS)} (`mtp --help` lists them)")
+
+
+def overview(group: str | None = None) -> str:
+    """Help on the commands, or on those of one group; reads no module."""
+    shown = {name: text for name, (_, text) in COMMANDS.items() if group in (None, name.split()[0])}
+    width = max(map(len, shown)) + 2
+    lines = [f"  mtp {name:<{width}}{text}" for name, text in shown.items()]
+    head = "Multi-token prediction experiments. Every command has --help; --debug shows tracebacks; --version."
+    return "\n".join([head, "", *lines])
+
+
+def load(target: str) -> Callable[..., Any]:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+def call(function: Callable[..., Any], args: Sequence[str], prog: str) -> int:
+    """Parse `args` by the function's signature (parameters without a default are positional) and call it."""
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise InputError(f"{prog}: {message.strip()} (see `{prog} --help`)") from ex
+
+    parser = Parser(prog=prog, description=(function.__doc__ or "").strip().split("\n")[0])
+    parser.add_function_arguments(function, as_positional=True)
+    return function(**parser.instantiate_classes(parser.parse_args(list(args))).as_dict()) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
