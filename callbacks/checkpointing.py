@@ -45,7 +45,7 @@ class PeriodicCheckpoint(Checkpoint):
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.training or trainer.validating and trainer.state.fn == "fit":
+        if trainer.state.fn == "fit":
             self._save_if_due(trainer)
 
     @override
@@ -73,4 +73,5 @@ class PeriodicCheckpoint(Checkpoint):
 
 def _validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether Lightning validates right behind this batch: `val_check_interval` counts batches in our one epoch."""
-    return trainer.enable_validation and (batch_idx + 1) % trainer.val_check_batch == 0
+    every = trainer.val_check_batch
+    return trainer.enable_validation and every is not None and (batch_idx + 1) % every == 0

@@ -31,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise InputError(f"'{path}' is not a checkpoint, or a truncated one: {str(error).splitlines()[0]}") from error
+        raise InputError(f"'{path}' is not a checkpoint, or a truncated one") from error
     if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
         raise InputError(f"'{path}' is not a checkpoint of `mtp fit`: it has no '{CHECKPOINT_KEY}' entry")
     return content

@@ -5,19 +5,29 @@ module is imported, so help is quick. Exit status: 0 all went well, 1 something 
 (one message on standard error, no traceback; `--debug` shows it), 130 interrupted.
 """
 
+import copy
 import errno
 import importlib
+import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_lightning import __version__
 from mtp_lightning.errors import InputError, did_you_mean
 
+if TYPE_CHECKING:
+    from mtp_lightning.grid.cells import Cell
+    from mtp_lightning.grid.tools import GridTools
+
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("mtp_lightning.lightning_cli:fit", "train from YAML: -c conf/base.yaml [-c more.yaml ...] [--key value ...]"),
+    "fit": (
+        "mtp_lightning.lightning_cli:fit",
+        "train from YAML: -c conf/base.yaml [-c more.yaml ...] [--key value ...]",
+    ),
     "validate": ("mtp_lightning.lightning_cli:validate", "validate a checkpoint: the same, with --ckpt_path"),
     "grid plan": ("mtp_lightning.grid.commands:plan", "a grid's cells, and what would happen to each; writes nothing"),
     "grid run": ("mtp_lightning.grid.commands:run", "run a grid's missing cells on this machine, then report"),
@@ -106,9 +116,60 @@ def call(function: Callable[..., Any], args: Sequence[str], prog: str) -> int:
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise InputError(f"{prog}: {message.strip()} (see `{prog} --help`)") from ex
 
+    handed_in = {"tools": grid_tools()} if "tools" in inspect.signature(function).parameters else {}
     parser = Parser(prog=prog, description=(function.__doc__ or "").strip().split("\n")[0])
-    parser.add_function_arguments(function, as_positional=True)
-    return function(**parser.instantiate_classes(parser.parse_args(list(args))).as_dict()) or 0
+    parser.add_function_arguments(function, as_positional=True, skip=set(handed_in))
+    parsed = parser.instantiate_classes(parser.parse_args(list(args))).as_dict()
+    return function(**handed_in, **parsed) or 0
+
+
+def grid_tools() -> "GridTools":
+    """What a grid borrows from the rest of the house. Lightning loads when the first cell is resolved."""
+    from mtp_lightning.grid.tools import GridTools
+    from mtp_lightning.paths import find_config
+
+    def resolve(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        from mtp_lightning.lightning_cli import resolve_config
+
+        return resolve_config(configs, overrides)
+
+    return GridTools(resolve=resolve, materialise=cell_config, command=cell_command, find_config=find_config)
+
+
+def cell_command(cell: "Cell") -> list[str]:
+    """One process a cell; it goes on from its newest good checkpoint."""
+    return [sys.executable, "-m", "mtp_lightning", "fit", "-c", str(cell.directory / "config.yaml")]
+
+
+def cell_config(cell: "Cell") -> dict[str, Any]:
+    """The cell's configuration with its own folder, its MLflow run, and the shards of all cells in one place."""
+    from mtp_lightning.grid.record import experiment_name
+    from mtp_lightning.tracking.store import default_tracking_uri
+
+    runs = cell.directory.parent
+    config: dict[str, Any] = copy.deepcopy(dict(cell.config))
+    config["ckpt_path"] = "auto"
+    config["trainer"] |= {"default_root_dir": str(cell.directory), "enable_progress_bar": False}
+    config["trainer"]["logger"] = {
+        "class_path": "mtp_lightning.tracking.logger.MLflowRunLogger",
+        "init_args": {
+            "tracking_uri": default_tracking_uri(runs),
+            "experiment": experiment_name(cell.grid),
+            "run_name": cell.label,
+            "directory": str(cell.directory),
+            "tags": {
+                "mtp.kind": "cell",
+                "mtp.grid": cell.grid,
+                "mtp.cell": cell.signature,
+                "mtp.group": cell.group_label,
+                "mtp.baseline": str(cell.baseline).lower(),
+            },
+        },
+    }
+    data = config["data"].get("init_args", {})
+    if data.get("directory") == "runs/data":
+        data["directory"] = str(runs / "data")
+    return config
 
 
 if __name__ == "__main__":

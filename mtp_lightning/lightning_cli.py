@@ -5,13 +5,19 @@ flag is merged, and `${model.heads.n_future}` means the same in a file and on th
 resolves file by file, and a later override silently never reaches an earlier file.)
 """
 
+import inspect
+import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf import OmegaConf
@@ -19,15 +25,15 @@ from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from mtp_lightning.checkpoint import latest_checkpoint, read_checkpoint
+from mtp_lightning.data.corpora import SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError, did_you_mean
-from mtp_lightning.model.config import n_trunk_layers
 from mtp_lightning.module import MTPModule
 from mtp_lightning.paths import find_config
 from mtp_lightning.precision import native_precision
-from mtp_lightning.tracking.logger import FlushBeforeCheckpoint, MLflowRunLogger
+from mtp_lightning.tracking.logger import KeepRecord, MLflowRunLogger
 
-OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
+OmegaConf.register_resolver("native_precision", native_precision, replace=True)
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints, below `trainer.default_root_dir`."""
@@ -37,21 +43,57 @@ class Parser(LightningArgumentParser):
     """Turns every complaint into an `InputError`, with the nearest valid key where one is unknown."""
 
     @override
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        cause = ex
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        cause: BaseException | None = ex
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__cause__ or cause.__context__
         if isinstance(cause, InputError):
             raise cause
-        raise InputError(message.strip() + self._suggestion(message)) from ex
+        unknown = _UNKNOWN_KEY.search(message)
+        if unknown is None:
+            raise InputError(message.strip()) from ex
+        key = unknown["option"] or unknown["argument"]
+        if unknown["group"] and not key.startswith(unknown["group"]):
+            key = f"{unknown['group']}.{key}"
+        raise InputError(f"there is no key '{key}'{did_you_mean_key(key, self)}") from ex
 
-    def _suggestion(self, message: str) -> str:
-        found = re.search(r"(?:Key|key|option|arguments:?)\s*['\"]?-{0,2}([\w./]+)['\"]? is not expected", message)
-        found = found or re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message)
-        if not found:
-            return ""
-        known = [action.dest for action in self._actions]
-        return did_you_mean(found[1], known) or did_you_mean(found[1].split(".")[-1], [k.split(".")[-1] for k in known])
+
+_UNKNOWN_KEY = re.compile(
+    r"(Group '(?P<group>[^']*)' does not accept option|Option) '(?P<option>[^']*)'|"
+    r"[Uu]nrecognized arguments: --(?P<argument>[\w.]+)"
+)
+"""How jsonargparse says that a key is unknown."""
+
+
+def did_you_mean_key(key: str, parser: LightningArgumentParser) -> str:
+    """The nearest key of the configuration, or the nearest parameter of what `class_path` may name."""
+    known = [action.dest for action in parser._actions]
+    found = did_you_mean(key, known)
+    if found:
+        return found
+    parameters = {name for cls in _subclasses(MTPDataModule) for name in inspect.signature(cls).parameters}
+    parameters |= {field.name for field in fields(SourceConfig)} | {name.split(".")[-1] for name in known}
+    return did_you_mean(key.split(".")[-1], sorted(parameters))
+
+
+def _subclasses(cls: type) -> set[type]:
+    below: list[type] = cls.__subclasses__()
+    return {cls}.union(*map(_subclasses, below))
+
+
+def where_said(args: Sequence[str], message: str) -> str:
+    """Where the key that `message` is about was set: a flag, or else the last configuration file that has it."""
+    quoted = re.search(r"no key '([\w./]+)'|Parser key \"([\w.]+)\"|^([\w.]+)( is |: )", message)
+    if quoted is None:
+        return ""
+    leaf = next(group for group in quoted.groups() if group).split(".")[-1]
+    if any(arg.startswith("-") and re.search(rf"\b{re.escape(leaf)}\b", arg) for arg in args):
+        return " (on the command line)"
+    files = [after for before, after in pairwise(args) if before in ("-c", "--config")]
+    for file in reversed(files):
+        if re.search(rf"(^|[\s{{,]){re.escape(leaf)}\s*:", Path(file).read_text(encoding="utf-8"), re.MULTILINE):
+            return f" (in {file})"
+    return ""
 
 
 class RecordConfig(SaveConfigCallback):
@@ -61,7 +103,7 @@ class RecordConfig(SaveConfigCallback):
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not isinstance(trainer.logger, MLflowRunLogger):
             return
-        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
+        text = self.parser.dump(self.config, skip_none=False)
         trainer.logger.log_hyperparams(semantic_parameters(yaml.safe_load(text)))
         trainer.logger.log_text_artifact(text, "config.yaml")
 
@@ -82,19 +124,24 @@ class MTPCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], prog: str = "mtp fit", parse_only: bool = False) -> None:
         self.parse_only = parse_only
-        super().__init__(
-            MTPModule,
-            MTPDataModule,
-            subclass_mode_data=True,
-            parser_class=Parser,
-            parser_kwargs={"parser_mode": "omegaconf+", "prog": prog},
-            save_config_callback=RecordConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            run=False,
-            args=list(args),
-        )
+        args = resolve_config_paths(args)
+        try:
+            super().__init__(
+                MTPModule,
+                MTPDataModule,
+                subclass_mode_data=True,
+                parser_class=Parser,
+                parser_kwargs={"parser_mode": "omegaconf+", "prog": prog, "allow_abbrev": False},
+                save_config_callback=RecordConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                seed_everything_default=0,
+                trainer_defaults={"callbacks": [KeepRecord()]},
+                auto_configure_optimizers=False,
+                run=False,
+                args=list(args),
+            )
+        except InputError as error:
+            raise InputError(f"{error}{where_said(args, str(error))}") from error
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -112,11 +159,11 @@ class MTPCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
         try:
-            self.config = parser.parse_args(resolve_config_paths(args))
+            self.config = parser.parse_args(args)
         except OmegaConfBaseException as error:
-            raise InputError(f"configuration: {str(error).splitlines()[0]} (at '{error.full_key}')") from error
-        model = self.config.model
-        n_trunk_layers(model.backbone, model.heads) if not self.parse_only else None
+            raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        if not self.parse_only:
+            check_writable(Path(self.config.trainer.default_root_dir or "."))
 
     @override
     def _set_seed(self) -> None:
@@ -149,13 +196,41 @@ def resolve_config(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dic
         InputError: an unknown key, a wrong type, an impossible model.
     """
     args = [part for path in configs for part in ("-c", str(path))]
-    args += [f"--{key}={json_value(value)}" for key, value in overrides.items()]
+    args += [f"--{key}={flag_value(value)}" for key, value in overrides.items()]
     cli = MTPCLI(args, parse_only=True)
-    return yaml.safe_load(cli.parser.dump(cli.config, skip_link_targets=False, skip_none=False))  # type: ignore[no-any-return]
+    check_objects(cli)
+    return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))  # type: ignore[no-any-return]
 
 
-def json_value(value: Any) -> str:
-    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
+def check_objects(cli: MTPCLI) -> None:
+    """Make model and data module, without weights and without data, so that their own checks run.
+
+    Raises:
+        InputError: what they refuse.
+    """
+    config = cli.config.clone()
+    config.trainer.logger, config.trainer.callbacks = False, None
+    with torch.device("meta"):
+        cli.parser.instantiate_classes(config)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the run's folder, and leave nothing else.
+
+    Raises:
+        InputError: it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"trainer.default_root_dir: '{folder}' cannot be written to: {error.strerror}") from error
+
+
+def flag_value(value: Any) -> str:
+    """A value of a grid file, as it would be written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def fit(args: Sequence[str]) -> int:
@@ -174,8 +249,6 @@ def validate(args: Sequence[str]) -> int:
     path = checkpoint_to_start_from(cli.config.ckpt_path, Path(cli.trainer.default_root_dir))
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
     return 0
-
-
 
 
 def checkpoint_to_start_from(ckpt_path: str | None, directory: Path) -> str | None:

@@ -61,7 +61,10 @@ class HeadMetrics(Metric):
 
     @override
     def compute(self) -> tuple[Tensor, Tensor]:
-        """(nats per token, accuracy), each (N,); NaN for a head that never had a valid target."""
+        """(nats per token, accuracy) per head; NaN for a head that never had a valid target.
+
+        Each is (N,), or a scalar for one head: torchmetrics squeezes what it returns.
+        """
         return self.nll / self.n_valid, self.correct / self.n_valid
 
 
@@ -92,7 +95,8 @@ class MTPModule(pl.LightningModule):
         super().__init__()
         if loss.head_weights is not None and len(loss.head_weights) != heads.n_future:
             raise InputError(
-                f"model.loss.head_weights has {len(loss.head_weights)} weights for model.heads.n_future = {heads.n_future}"
+                f"model.loss.head_weights has {len(loss.head_weights)} weights, and "
+                f"model.heads.n_future is {heads.n_future}: there has to be one for each head"
             )
         self.loss_config, self.optimizer_config, self.schedule_config = loss, optimizer, schedule
         self.model = MTPModel(backbone, heads)
@@ -145,7 +149,7 @@ class MTPModule(pl.LightningModule):
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The norm before clipping: n summed losses make it about n times larger, so the clip bites more often."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
             self.log("train/lr", optimizer.param_groups[0]["lr"])
@@ -160,7 +164,7 @@ class MTPModule(pl.LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        nll_N, accuracy_N = self.val_metrics.compute()
+        nll_N, accuracy_N = map(torch.atleast_1d, self.val_metrics.compute())
         self.val_metrics.reset()
         for i, (nll, accuracy) in enumerate(zip(nll_N.tolist(), accuracy_N.tolist()), start=1):
             self.log_dict({f"val/loss/head_{i}": nll, f"val/accuracy/head_{i}": accuracy})
@@ -172,7 +176,7 @@ class MTPModule(pl.LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = make_adamw(self.parameters(), self.optimizer_config)
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        total_steps = self.trainer.max_steps  # not estimated_stepping_batches: that makes the loader before a resume
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, total_steps, self.schedule_config)
         )

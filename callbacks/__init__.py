@@ -1,0 +1,1 @@
+"""Lightning callbacks, one a file, wired by `class_path` in YAML; none imports another."""

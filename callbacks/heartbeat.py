@@ -1,0 +1,145 @@
+"""What a run says of itself in its own folder: how far it is, that it finished, why it failed."""
+
+import json
+import os
+import socket
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+
+class Heartbeat(pl.Callback):
+    """Writes, in `directory` (by default the trainer's `default_root_dir`), each whole or not at all,
+
+    - `progress.json` at most once a second: step, max_steps, phase, loss, tokens_per_second, updated_at, pid, host;
+    - `result.json` when fit has succeeded: step, tokens, wall_seconds over all attempts, the data's fingerprint and
+      the last value of every metric. It comes in the last hook of a run, with the loggers flushed before it: where it
+      is, everything else is too;
+    - `failure.json` when it has not: the exception's class, message and place.
+
+    Only rank zero writes. What the result needs travels in checkpoints, so that a run which was killed between its
+    last checkpoint and its result writes the same result when it is started again.
+    """
+
+    def __init__(self, directory: str | None = None) -> None:
+        self.directory = Path(directory) if directory else None
+        self._metrics: dict[str, float] = {}
+        self._earlier_seconds = 0.0
+        self._started = time.monotonic()
+        self._written = 0.0
+        self._succeeded = False
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            self._started = time.monotonic()
+            for name in ("result.json", "failure.json"):
+                (self._folder(trainer) / name).unlink(missing_ok=True)
+            self._progress(trainer, "starting")
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._written >= 1.0:
+            self._progress(trainer, "training")
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._progress(trainer, "validating")
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._progress(trainer, "finishing")
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._collect(trainer)
+        checkpoint["heartbeat"] = {"metrics": dict(self._metrics), "wall_seconds": self._wall_seconds()}
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        saved = checkpoint.get("heartbeat", {})
+        self._metrics = dict(saved.get("metrics", {}))
+        self._earlier_seconds = saved.get("wall_seconds", 0.0)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._collect(trainer)
+        self._succeeded = True
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit" or not self._succeeded or not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            flush = getattr(logger, "flush", None)
+            if flush is not None:
+                flush()
+        result = {
+            "state": "finished",
+            "step": trainer.global_step,
+            "metrics": self._metrics,
+            "tokens": int(self._metrics["perf/tokens_seen"]) if "perf/tokens_seen" in self._metrics else None,
+            "wall_seconds": self._wall_seconds(),
+            "data_fingerprint": getattr(trainer.datamodule, "fingerprint", None),  # type: ignore[attr-defined]
+        }
+        write_json(self._folder(trainer) / "result.json", result)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if not trainer.is_global_zero or isinstance(exception, KeyboardInterrupt):
+            return
+        frames = traceback.extract_tb(exception.__traceback__)
+        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+        failure = {"error": type(exception).__name__, "message": str(exception), "where": where}
+        write_json(self._folder(trainer) / "failure.json", failure)
+
+    def _collect(self, trainer: pl.Trainer) -> None:
+        self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+
+    def _wall_seconds(self) -> float:
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        folder = self.directory or Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _progress(self, trainer: pl.Trainer, phase: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        self._written = time.monotonic()
+        metrics = trainer.callback_metrics
+        loss, rate = metrics.get("train/loss"), metrics.get("perf/tokens_per_second")
+        progress = {
+            "step": trainer.global_step,
+            "max_steps": trainer.max_steps,
+            "phase": phase,
+            "loss": None if loss is None else float(loss),
+            "tokens_per_second": None if rate is None else float(rate),
+            "updated_at": time.time(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        write_json(self._folder(trainer) / "progress.json", progress)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write the file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(json.dumps(content, indent=1))
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,170 @@
+"""`mtp data prepare` and `mtp data train-tokenizer`.
+
+Anything heavy is imported when a command runs, so `--help` is quick.
+"""
+
+import json as json_module
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from mtp_lightning.data.corpora import SourceConfig, documents
+from mtp_lightning.data.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
+from mtp_lightning.errors import InputError
+
+CorpusKind = Literal["python_stdlib", "text", "json", "parquet", "hub"]
+
+
+def prepare_command(
+    out: str,
+    kind: CorpusKind = "python_stdlib",
+    path: str | None = None,
+    glob: str | None = None,
+    separator: str | None = None,
+    text_column: str = "text",
+    name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    max_documents: int | None = None,
+    tokenizer: str = "bytes",
+    validation_fraction: float = 0.05,
+    split_seed: int = 0,
+    shard_tokens: int = 1 << 27,
+    json: str | None = None,
+) -> None:
+    """Tokenize a corpus into memory-mapped shards: use them with `data.source: {kind: shards, path: OUT}`.
+
+    Args:
+        out: folder to make; must not exist.
+        kind: where the corpus comes from.
+        path: file, folder or glob pattern; name of a hub data set.
+        glob: which files of a folder to read, as in "**/*.md".
+        separator: splits text files into documents; by default a file is a document.
+        text_column: column of json, parquet and hub data that holds the text.
+        name: configuration of a hub data set.
+        split: split of a hub data set.
+        revision: commit of a hub data set.
+        max_documents: read only so many documents.
+        tokenizer: "bytes", or the path of a tokenizer.json.
+        validation_fraction: part of the documents, in expectation, that is for validation.
+        split_seed: another seed, another choice of validation documents.
+        shard_tokens: tokens of a shard file, at most.
+        json: file to write the printed table to as well.
+    """
+    source = SourceConfig(
+        kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
+        revision=revision, max_documents=max_documents,
+    )  # fmt: skip
+    directory = Path(out)
+    if directory.exists():
+        raise InputError(f"--out: '{out}' exists already; remove it, or choose another folder")
+
+    from mtp_lightning.data.prepare import ShardSettings, prepare_source
+
+    settings = ShardSettings(validation_fraction, split_seed, shard_tokens)
+    meta = prepare_source(directory, source, load_tokenizer(tokenizer), settings)
+    rows = [
+        {
+            "split": split,
+            "documents": part.n_documents,
+            "tokens": part.n_tokens,
+            "bytes_per_token": round(part.n_bytes / part.n_tokens, 4),
+            "files": len(part.shards),
+        }
+        for split, part in meta.splits.items()
+    ]
+    _print_table(f"{out}: vocabulary {meta.vocab_size}, fingerprint {meta.fingerprint}", rows)
+    if json is not None:
+        summary = {"directory": out, "vocab_size": meta.vocab_size, "fingerprint": meta.fingerprint, "splits": rows}
+        _write_whole(Path(json), json_module.dumps(summary, indent=1) + "\n")
+
+
+def train_tokenizer_command(
+    out: str,
+    vocab_size: int = 4096,
+    kind: CorpusKind = "python_stdlib",
+    path: str | None = None,
+    glob: str | None = None,
+    separator: str | None = None,
+    text_column: str = "text",
+    name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    max_documents: int | None = None,
+    json: str | None = None,
+) -> None:
+    """Train a byte-level BPE tokenizer on a corpus: use it with `data.tokenizer: OUT`.
+
+    Args:
+        out: the tokenizer.json to make; must not exist.
+        vocab_size: tokens, the 256 bytes and the end of a document among them.
+        kind: where the corpus comes from.
+        path: file, folder or glob pattern; name of a hub data set.
+        glob: which files of a folder to read, as in "**/*.md".
+        separator: splits text files into documents; by default a file is a document.
+        text_column: column of json, parquet and hub data that holds the text.
+        name: configuration of a hub data set.
+        split: split of a hub data set.
+        revision: commit of a hub data set.
+        max_documents: read only so many documents.
+        json: file to write the printed table to as well.
+    """
+    source = SourceConfig(
+        kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
+        revision=revision, max_documents=max_documents,
+    )  # fmt: skip
+    if vocab_size < 257:
+        raise InputError(f"--vocab_size is {vocab_size}: the 256 bytes and the end of a document make 257 at least")
+    if Path(out).exists():
+        raise InputError(f"--out: '{out}' exists already; remove it, or choose another file")
+    serialized = train_bpe((document.text for document in documents(source)), vocab_size)
+    tokenizer = HuggingFaceTokenizer(serialized, origin=out)
+    _write_whole(Path(out), serialized)
+    row = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "fingerprint": tokenizer.fingerprint}
+    _print_table(f"{out} (set model.backbone.vocab_size: {tokenizer.vocab_size})", [row])
+    if json is not None:
+        _write_whole(Path(json), json_module.dumps({"tokenizer": out, **row}, indent=1) + "\n")
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int) -> str:
+    """A byte-level BPE tokenizer as the text of its tokenizer.json; smaller than asked for if the texts are small."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return str(tokenizer.to_str())
+
+
+def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, table = Console(), Table()
+    for key in rows[0]:
+        table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+    console.print(title, soft_wrap=True, highlight=False, markup=False)
+    console.print(table)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """The whole file or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write '{path}': {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

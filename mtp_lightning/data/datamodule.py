@@ -1,0 +1,282 @@
+"""Data modules: what every one has to offer, and the one that trains on text."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from mtp_lightning.data.corpora import PYTHON_STDLIB, SourceConfig
+from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
+from mtp_lightning.data.prepare import ShardSettings, cache_name, prepare_source
+from mtp_lightning.data.store import ShardsMeta, TokenStore, read_meta
+from mtp_lightning.data.tokenizer import Tokenizer, load_tokenizer
+from mtp_lightning.data.windows import TrainingOrder, ValidationOrder, tokens_needed
+from mtp_lightning.errors import InputError
+
+
+class MTPDataModule(pl.LightningDataModule):
+    """The base of all data modules; `n_future` and `vocab_size` are the model's, linked by the command line.
+
+    Batches are dicts of windows of L = T + n_future tokens: `tokens` (B, L) int64, `documents` (B, L) int32 ids or
+    absent, `loss_mask` (B, L) bool or absent.
+
+    Training is one epoch of as many batches as the run has steps: how long a run is, is said once, in steps. Passes
+    over the data are a matter of the sample order alone. (A run that Lightning resumes in the middle of its epoch is
+    right; where it resumes near the end of one of many epochs it can miscount.)
+
+    Raises:
+        InputError: a number that cannot be.
+    """
+
+    tokenizer: Tokenizer | None = None
+    """None for data that is not text."""
+
+    def __init__(self, n_future: int = 1, vocab_size: int = 256) -> None:
+        super().__init__()
+        check_at_least_one("model.heads.n_future", n_future)
+        check_at_least_one("model.backbone.vocab_size", vocab_size)
+        self.n_future, self.vocab_size = n_future, vocab_size
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Bytes of text per token of the validation data, for bits per byte; None for data that is not text."""
+        return None
+
+    @property
+    def n_train_batches(self) -> int:
+        """The length of the one epoch of training.
+
+        Raises:
+            InputError: the trainer does not say for how many steps it trains.
+        """
+        assert self.trainer is not None
+        if self.trainer.max_steps < 1:
+            raise InputError(
+                f"trainer.max_steps is {self.trainer.max_steps}: say for how many steps to train, as in "
+                "trainer.max_steps: 1000 (the length of a run is counted in steps, not in epochs)"
+            )
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
+    @property
+    def rank_and_world_size(self) -> tuple[int, int]:
+        """(0, 1) without a trainer."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def check_divides_over_ranks(self, batch_size: int) -> None:
+        """Every rank has the same number of rows.
+
+        Raises:
+            InputError: it cannot have.
+        """
+        world_size = self.rank_and_world_size[1]
+        if batch_size % world_size:
+            raise InputError(
+                f"data.batch_size is {batch_size}, and does not divide over {world_size} processes: it counts the "
+                "windows of all of them together"
+            )
+
+
+class TokenDataModule(MTPDataModule):
+    """Windows of a corpus, which is prepared (tokenized into memory-mapped shards) the first time it is used.
+
+    Args:
+        source: the corpus.
+        tokenizer: `bytes`, or the path of a tokenizer.json.
+        context: T, the input tokens of a window.
+        batch_size: windows of a batch, over all processes together.
+        n_future: prediction heads of the model; a window has so many tokens more than T.
+        vocab_size: vocabulary of the model; has to be the tokenizer's.
+        seed: of the order of the training windows.
+        validation_fraction: part of the documents, in expectation, that is for validation.
+        split_seed: of that choice. Not `seed`: runs with different seeds are validated on the same documents.
+        val_windows: validation windows, spread evenly over the validation documents; null for all.
+        num_workers: processes that read ahead; reading memory-mapped tokens hardly needs any.
+        directory: where prepared corpora are kept.
+
+    Raises:
+        InputError: bad input; the message names the configuration key.
+    """
+
+    def __init__(
+        self,
+        source: SourceConfig = PYTHON_STDLIB,
+        tokenizer: str = "bytes",
+        context: int = 256,
+        batch_size: int = 32,
+        n_future: int = 1,
+        vocab_size: int = 256,
+        seed: int = 0,
+        validation_fraction: float = 0.05,
+        split_seed: int = 0,
+        val_windows: int | None = 256,
+        num_workers: int = 0,
+        directory: str = "runs/data",
+    ) -> None:
+        super().__init__(n_future=n_future, vocab_size=vocab_size)
+        check_at_least_one("data.context", context)
+        check_at_least_one("data.batch_size", batch_size)
+        if val_windows is not None:
+            check_at_least_one("data.val_windows", val_windows)
+        if num_workers < 0:
+            raise InputError(f"data.num_workers is {num_workers}: it cannot be negative")
+        self.source, self.context, self.batch_size, self.seed = source, context, batch_size, seed
+        self.val_windows, self.num_workers, self.directory = val_windows, num_workers, Path(directory)
+        self.settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
+        self.text_tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = self.text_tokenizer
+        if self.text_tokenizer.vocab_size != vocab_size:
+            raise InputError(
+                f"model.backbone.vocab_size is {vocab_size}, and the tokenizer data.tokenizer = '{tokenizer}' has "
+                f"{self.text_tokenizer.vocab_size} tokens: set model.backbone.vocab_size: "
+                f"{self.text_tokenizer.vocab_size}"
+            )
+        self._train: TokenStore | None = None
+        self._validation: TokenStore | None = None
+
+    @property
+    def shards(self) -> Path:
+        """The folder of the prepared corpus."""
+        if self.source.kind == "shards":
+            assert self.source.path is not None
+            return Path(self.source.path).expanduser()
+        return self.directory / cache_name(self.source, self.text_tokenizer, self.settings)
+
+    @override
+    def prepare_data(self) -> None:
+        if self.source.kind != "shards":
+            prepare_source(self.shards, self.source, self.text_tokenizer, self.settings)
+
+    @override
+    def setup(self, stage: str) -> None:
+        directory = self.shards
+        self._check_tokenizer(read_meta(directory))
+        self._train, self._validation = TokenStore(directory, "train"), TokenStore(directory, "validation")
+        for store in (self._train, self._validation):
+            needed = tokens_needed(self.context, self.n_future)
+            if len(store) < needed:
+                raise InputError(
+                    f"data.source: the {store.split} split of '{directory}' has {len(store)} tokens, and one window "
+                    f"needs {needed} (data.context = {self.context} and room for {needed - self.context} future "
+                    "tokens); use more text, a smaller data.context or another data.validation_fraction"
+                )
+        self.check_divides_over_ranks(self.batch_size)
+        if stage == "fit" and self.trainer is not None:
+            _ = self.n_train_batches  # refuse before anything is trained or logged
+
+    def _check_tokenizer(self, meta: ShardsMeta) -> None:
+        mine = self.text_tokenizer
+        if meta.tokenizer_fingerprint != mine.fingerprint:
+            raise InputError(
+                f"data.tokenizer: the shards in '{self.shards}' were made with another tokenizer ({meta.vocab_size} "
+                f"tokens, fingerprint {meta.tokenizer_fingerprint}) than this one ({mine.vocab_size} tokens, "
+                f"fingerprint {mine.fingerprint}); give the one they were made with, or prepare them again"
+            )
+
+    @property
+    def train_store(self) -> TokenStore:
+        assert self._train is not None, "setup() comes first"
+        return self._train
+
+    @property
+    def validation_store(self) -> TokenStore:
+        assert self._validation is not None, "setup() comes first"
+        return self._validation
+
+    @property
+    @override
+    def bytes_per_token(self) -> float | None:
+        return None if self._validation is None else self._validation.bytes_per_token
+
+    @override
+    def train_dataloader(self) -> ResumableLoader:
+        order = TrainingOrder(len(self.train_store), self.context, self.n_future, self.seed)
+        batches = TrainingWindows(self.train_store, order, self.batch_size, *self.rank_and_world_size)
+        return ResumableLoader(batches, self.n_train_batches, self.num_workers)
+
+    @override
+    def val_dataloader(self) -> BatchLoader:
+        order = ValidationOrder(len(self.validation_store), self.context, self.n_future, self.val_windows)
+        batches = ValidationWindows(self.validation_store, order, self.batch_size, *self.rank_and_world_size)
+        return BatchLoader(batches, len(batches), self.num_workers)
+
+    @override
+    def test_dataloader(self) -> BatchLoader:
+        """There is no third split: whoever tests, gives the documents they want tested as the source."""
+        return self.val_dataloader()
+
+    def heldout_prompts(self, count: int, length: int) -> list[Tensor]:
+        """`count` pieces, (length,) int64 each, of validation documents: always the same, spread over the documents.
+
+        Each lies inside one document where documents are long enough.
+
+        Raises:
+            InputError: the validation split is shorter than a prompt.
+        """
+        store = self.validation_store
+        if len(store) < length:
+            raise InputError(f"a prompt of {length} tokens is longer than the validation split ({len(store)} tokens)")
+        return [torch.from_numpy(store.read(start, length)) for start in spread_starts(store, count, length)]
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "tokenizer": self.text_tokenizer.state(),
+            "fingerprint": self.train_store.meta.fingerprint,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "context": self.context,
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses a checkpoint whose training would go on with other data.
+
+        Evaluation on other data than was trained on is fine, with another tokenizer it is not.
+
+        Raises:
+            InputError: names the key that differs.
+        """
+        mine = self.state_dict()
+        if state_dict["tokenizer"] != mine["tokenizer"]:
+            raise InputError("ckpt_path: the checkpoint was trained with another tokenizer than data.tokenizer")
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        if state_dict["fingerprint"] != mine["fingerprint"]:
+            raise InputError(
+                f"ckpt_path: the checkpoint was trained on other text than data.source gives now ('{self.shards}' has "
+                f"fingerprint {mine['fingerprint']}, and it was {state_dict['fingerprint']}); start a new run"
+            )
+        for key in ("batch_size", "seed", "context"):
+            if state_dict[key] != mine[key]:
+                raise InputError(
+                    f"ckpt_path: the checkpoint was trained with data.{key} = {state_dict[key]}, and this "
+                    f"configuration says {mine[key]}: the run would not go on with the same data; start a new run"
+                )
+
+
+def spread_starts(store: TokenStore, count: int, length: int) -> list[int]:
+    """Where `count` pieces of `length` tokens start: evenly over the documents that are longer, and, where these are
+    fewer, evenly inside each of them. If there are none, evenly over the split."""
+    begins = np.asarray(store.document_starts)
+    rooms = np.diff(begins, append=len(store)) - 1 - length  # the end of the document is no part of a prompt
+    fitting = np.flatnonzero(rooms >= 0)
+    if not len(fitting):
+        return [int(start) for start in np.linspace(0, len(store) - length, count).astype(np.int64)]
+    visits = -(-count // len(fitting))
+    n_visited = -(-count // visits)
+    starts = []
+    for i in range(count):
+        turn, visit = divmod(i, visits)
+        document = fitting[turn * len(fitting) // n_visited]
+        starts.append(int(begins[document] + rooms[document] * (2 * visit + 1) // (2 * visits)))
+    return starts
+
+
+def check_at_least_one(key: str, value: int) -> None:
+    """InputError naming the key for a number below 1."""
+    if value < 1:
+        raise InputError(f"{key} is {value}: it has to be at least 1")

@@ -1,0 +1,150 @@
+"""Prepared tokens on disk, memory-mapped. A folder of shards holds, written by `prepare.py`:
+
+    meta.json                               `ShardsMeta`: what is there, made from what, by which tokenizer
+    train-00000.bin, train-00001.bin, ...   token ids, little endian, documents one after the other
+    train-documents.bin                     int64: where in the split each document starts
+    validation-...                          the same for the other split
+
+A position in a split counts tokens from its start, across shard files.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.shapes import Int
+
+FORMAT = 1
+META_FILE = "meta.json"
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class SplitMeta:
+    """One split: its size, and the number of tokens in each of its shard files."""
+
+    n_tokens: int
+    n_documents: int
+    n_bytes: int
+    """UTF-8 bytes of the text; ends of documents are tokens but no bytes."""
+    shards: Sequence[int]
+
+
+@dataclass(frozen=True)
+class ShardsMeta:
+    """What `meta.json` says."""
+
+    format: int
+    vocab_size: int
+    dtype: str
+    tokenizer: dict[str, str]
+    tokenizer_fingerprint: str
+    source: dict[str, Any]
+    fingerprint: str
+    """Hash of all tokens: equal data, wherever and in however many files it was prepared."""
+    splits: dict[str, SplitMeta]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def shard_file(split: str, index: int) -> str:
+    return f"{split}-{index:05d}.bin"
+
+
+def documents_file(split: str) -> str:
+    return f"{split}-documents.bin"
+
+
+def read_meta(directory: Path) -> ShardsMeta:
+    """The description of a folder of shards.
+
+    Raises:
+        InputError: not such a folder, or one of another version.
+    """
+    path = directory / META_FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields["format"] != FORMAT:
+            raise InputError(
+                f"'{directory}' holds shards of format {fields['format']}, and this version reads format {FORMAT}: "
+                "prepare them again"
+            )
+        splits = {split: SplitMeta(**fields["splits"][split]) for split in SPLITS}
+        return ShardsMeta(**fields | {"splits": splits})
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"'{directory}' is not a folder of token shards (it has no {META_FILE}); make one with `mtp data prepare`"
+        ) from error
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"'{path}' is damaged ({error}): prepare the shards again") from error
+
+
+class TokenStore:
+    """One split of a folder of shards, read where asked. Cheap to open, and to send to a worker process.
+
+    Raises:
+        InputError: not such a folder, or a file whose size is not what meta.json says.
+    """
+
+    def __init__(self, directory: Path, split: Split) -> None:
+        self.directory, self.split = directory, split
+        self.meta = read_meta(directory)
+        self.split_meta = self.meta.splits[split]
+        # Little endian on disk whatever the machine.
+        dtype = np.dtype(self.meta.dtype).newbyteorder("<")
+        self._shards = [
+            _memory_map(directory / shard_file(split, i), dtype, n) for i, n in enumerate(self.split_meta.shards)
+        ]
+        self._shard_starts = np.cumsum([0, *self.split_meta.shards])
+        self.document_starts: Int[np.ndarray, "documents"] = _memory_map(
+            directory / documents_file(split), np.dtype("<i8"), self.split_meta.n_documents
+        )
+
+    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path, Split]]:
+        # A pickled memory map would be a copy of all its data; a worker opens the files instead.
+        return (TokenStore, (self.directory, self.split))
+
+    def __len__(self) -> int:
+        return self.split_meta.n_tokens
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text per token, ends of documents counted as tokens: nats per token become bits per byte."""
+        return self.split_meta.n_bytes / self.split_meta.n_tokens
+
+    def read(self, start: int, length: int) -> Int[np.ndarray, "{length}"]:
+        """int64 ids of the tokens at `start` ... `start + length - 1`."""
+        assert 0 <= start <= len(self) - length, (start, length, len(self))
+        out = np.empty(length, dtype=np.int64)
+        shard = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
+        done = 0
+        while done < length:
+            offset = start + done - int(self._shard_starts[shard])
+            piece = self._shards[shard][offset : offset + length - done]
+            out[done : done + len(piece)] = piece
+            done += len(piece)
+            shard += 1
+        return out
+
+    def document_ids(self, start: int, length: int) -> Int[np.ndarray, "{length}"]:
+        """int32 number, within the split, of the document that each of these tokens belongs to."""
+        positions = np.arange(start, start + length)
+        return (np.searchsorted(self.document_starts, positions, side="right") - 1).astype(np.int32)
+
+
+def _memory_map(path: Path, dtype: np.dtype[Any], n_items: int) -> np.ndarray:
+    expected = n_items * dtype.itemsize
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise InputError(f"'{path}' is missing: prepare the shards again") from error
+    if size != expected:
+        raise InputError(f"'{path}' has {size} bytes, and {META_FILE} says {expected}: prepare the shards again")
+    return np.memmap(path, dtype=dtype, mode="r", shape=(n_items,))

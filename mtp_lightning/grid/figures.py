@@ -1,0 +1,146 @@
+"""The picture of a report: how head 1 learned in each setting, and what each head ended at along the axis."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from mtp_lightning.grid.cells import axis_names
+from mtp_lightning.grid.report import Group, Report
+
+CURVE = "val/loss/head_1"
+Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
+"""Group signature -> seed -> (step, value) of `CURVE`."""
+
+# Okabe and Ito's colours: told apart by colour-blind readers too.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_GREY = "#5f5f5f"
+
+
+def draw(report: Report, curves: Curves, path: Path) -> None:
+    """Write the figure as a PNG. It is made without pyplot, so no global figure or backend is left behind."""
+    figure = make_figure(report, curves)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png", dpi=160)
+
+
+def make_figure(report: Report, curves: Curves) -> Figure:
+    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curves(left, report, curves)
+    _final(right, report)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+        axes.set_axisbelow(True)
+    missing = f"  ({len(report.missing)} of {len(report.cells)} cells missing)" if report.missing else ""
+    figure.suptitle(report.spec.name + missing, fontsize=13, fontweight="bold")
+    return figure
+
+
+def _curves(axes: Axes, report: Report, curves: Curves) -> None:
+    axes.set(title="Validation loss of head 1", xlabel="step", ylabel="nats per token")
+    drawn = 0
+    for index, group in enumerate(report.groups):
+        seeds = [dict(points) for points in curves.get(group.signature, {}).values() if points]
+        if not seeds:
+            continue
+        # Only steps that every seed has: a mean over fewer would jump where one joins or leaves.
+        steps = sorted(set.intersection(*(set(points) for points in seeds)))
+        values = [[points[step] for points in seeds] for step in steps]
+        colour = _COLOURS[index % len(_COLOURS)]
+        mean = [sum(v) / len(v) for v in values]
+        marker = "." if len(steps) < 15 else ""
+        axes.plot(steps, mean, label=f"{group.label} (n={len(seeds)})", color=colour, linewidth=1.8, marker=marker)
+        if len(seeds) > 1:
+            axes.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.18, lw=0)
+        drawn += 1
+    if drawn:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        _legend(axes, "mean; band: lowest to\nhighest seed", outside=drawn > 5)
+    else:
+        _say(axes, "no curves recorded")
+
+
+def _final(axes: Axes, report: Report) -> None:
+    """One line for each head along the axis; where no run has per-head losses, the first compared metric."""
+    heads = sorted(
+        (m for m in report.metrics if re.fullmatch(r"val/loss/head_\d+", m)), key=lambda m: int(m.rsplit("_", 1)[1])
+    )
+    metrics = heads or [report.spec.compare[0]]
+    groups, places, labels, name, numeric = _axis(report)
+    title = "Final validation loss of each head" if heads else metrics[0]
+    axes.set(title=title, xlabel=name, ylabel="nats per token" if heads else metrics[0])
+    drawn = 0
+    for index, metric in enumerate(metrics):
+        found = [(x, s) for x, group in zip(places, groups) if (s := group.summary(metric)) is not None]
+        if not found:
+            continue
+        axes.errorbar(
+            [x for x, _ in found],
+            [s.mean for _, s in found],
+            yerr=[s.sd or 0.0 for _, s in found],
+            label=metric.rsplit("/", 1)[1].replace("_", " "),
+            color=colormaps["viridis"](0.9 * index / max(1, len(metrics) - 1)),
+            marker=_MARKERS[index % len(_MARKERS)],
+            linestyle="-" if numeric else "none",  # between categories there is nothing to follow
+            linewidth=1.5,
+            markersize=5.5,
+            capsize=3,
+        )
+        drawn += 1
+    if not drawn:
+        _say(axes, "no finished cell has these numbers")
+        return
+    if places and max(places) / max(min(places), 1e-12) > 16 and min(places) > 0:
+        axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_minor_locator(NullLocator())
+    long = max(map(len, labels), default=0) > 9
+    axes.set_xticklabels(labels, rotation=25 if long else 0, ha="right" if long else "center")
+    axes.margins(x=0.08)
+    _legend(axes, "error bars:\nsd over seeds", outside=True, reverse=True)
+
+
+def _axis(report: Report) -> tuple[list[Group], list[float], list[str], str, bool]:
+    """Groups in the order of the axis, their places on it, tick labels, the axis' name, and whether it is numeric: a
+    single numeric axis keeps its scale; anything else is categories in the grid's order."""
+    varying = [key for key, values in report.spec.axes.items() if len(values) > 1]
+    groups = list(report.groups)
+    if len(varying) == 1:
+        key = varying[0]
+        name = axis_names(report.spec)[key]
+        if all(_number(group.values[key]) for group in groups):
+            groups.sort(key=lambda group: float(group.values[key]))
+            places = [float(group.values[key]) for group in groups]
+            return groups, places, [f"{x:g}" for x in places], name, True
+        return groups, _places(groups), [group.label.partition("=")[2] for group in groups], name, False
+    return groups, _places(groups), [group.label for group in groups], "setting", False
+
+
+def _places(groups: Sequence[Group]) -> list[float]:
+    return [float(i) for i in range(len(groups))]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _legend(axes: Axes, title: str, *, outside: bool, reverse: bool = False) -> None:
+    """Outside, it covers no line however many there are."""
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {"loc": "best"}
+    legend = axes.legend(frameon=False, fontsize=9, title=title, title_fontsize=8, reverse=reverse, **place)
+    legend.get_title().set_color(_GREY)
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_GREY)
+    axes.set_xticks([])
+    axes.set_yticks([])

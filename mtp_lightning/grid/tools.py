@@ -1,0 +1,72 @@
+"""What the grid needs from the rest of the house, handed in so that this room imports none of it."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from mtp_lightning.grid.cells import Resolver
+from mtp_lightning.grid.process import Command, Materialise
+from mtp_lightning.grid.record import experiment_name, record_report
+from mtp_lightning.grid.report import Report
+from mtp_lightning.grid.spec import FindConfig
+
+
+@runtime_checkable
+class Tracking(Protocol):
+    """The tracking store of one runs folder, as far as reports need it."""
+
+    def metrics(self, run_id: str) -> Mapping[str, float]:
+        """Last values."""
+
+    def history(self, run_id: str, key: str) -> Sequence[tuple[int, float]]: ...
+
+    def record(self, report: Report, files: Sequence[Path]) -> None: ...
+
+
+@dataclass(frozen=True)
+class MlflowTracking:
+    """Loads MLflow at the first question, which takes seconds."""
+
+    uri: str
+
+    def metrics(self, run_id: str) -> Mapping[str, float]:
+        from mtp_lightning.tracking.read import read_run
+
+        metrics: Mapping[str, float] = read_run(self.uri, run_id).metrics
+        return metrics
+
+    def history(self, run_id: str, key: str) -> Sequence[tuple[int, float]]:
+        from mtp_lightning.tracking.read import history
+
+        points: Sequence[tuple[int, float]] = history(self.uri, run_id, [key]).get(key, [])
+        return points
+
+    def record(self, report: Report, files: Sequence[Path]) -> None:
+        record_report(self.uri, report, files)
+
+
+def default_tracking(runs: Path) -> Tracking:
+    from mtp_lightning.tracking.store import default_tracking_uri
+
+    return MlflowTracking(default_tracking_uri(runs))
+
+
+def default_ui_command(runs: Path, grid: str) -> str:
+    at = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
+    return f"mtp ui{at} --experiment {experiment_name(grid)}"
+
+
+@dataclass(frozen=True)
+class GridTools:
+    """Built by the command line."""
+
+    resolve: Resolver
+    materialise: Materialise
+    command: Command
+    find_config: FindConfig
+    tracking: Callable[[Path], Tracking] = default_tracking
+    """The runs folder -> its tracking store."""
+    ui_command: Callable[[Path, str], str] = default_ui_command
+    """(runs folder, grid name) -> the command that opens the MLflow UI on the grid's page."""

@@ -1,0 +1,1 @@
+"""Where runs are recorded: MLflow. Importing this costs nothing; MLflow itself loads when it is first used."""

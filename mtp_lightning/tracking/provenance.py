@@ -1,0 +1,60 @@
+"""Where a run's numbers come from: the commit of the code, versions, the machine."""
+
+import os
+import platform
+import socket
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def provenance() -> dict[str, str]:
+    """Tags of a run. The git ones are absent where the code does not run from a checkout."""
+    tags = git_tags(Path(__file__).resolve().parents[2])
+    for package in ("mtp-lightning", "torch", "lightning"):
+        try:
+            tags[f"mtp.version.{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    return tags | machine_tags()
+
+
+def git_tags(checkout: Path) -> dict[str, str]:
+    """`mtp.git_commit` and whether anything tracked was changed since, `mtp.git_dirty`."""
+    if not (checkout / ".git").exists():
+        return {}
+    commit = _git(checkout, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")
+    return {"mtp.git_commit": commit, "mtp.git_dirty": str(bool(changed)).lower()}
+
+
+def _git(checkout: Path, *args: str) -> str | None:
+    try:
+        out = subprocess.run(["git", *args], cwd=checkout, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()
+
+
+def machine_tags() -> dict[str, str]:
+    """Host, processor or GPU, and the number of threads torch uses."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {
+        "mtp.host": socket.gethostname(),
+        "mtp.device": device,
+        "mtp.threads": str(torch.get_num_threads()),
+        "mtp.cores": str(os.cpu_count()),
+        "mtp.python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

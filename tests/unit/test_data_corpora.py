@@ -1,0 +1,115 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mtp_lightning.data import corpora
+from mtp_lightning.data.corpora import Document, SourceConfig, documents
+from mtp_lightning.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "sub").mkdir()
+    for name, text in {"b.txt": "bee", "a.txt": "ay", "sub/c.txt": "see", "d.md": "dee", "empty.txt": ""}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def read(**source: object) -> list[Document]:
+    return list(documents(SourceConfig(**source)))  # type: ignore[arg-type]
+
+
+def test_python_stdlib_is_code_without_tests() -> None:
+    found = read()
+    names = [document.name for document in found]
+    assert "argparse.py" in names
+    assert "json/decoder.py" in names
+    assert names == sorted(set(names), key=Path)
+    assert not {part for name in names for part in name.split("/")} & {"test", "tests", "site-packages"}
+    assert read(max_documents=3) == found[:3]
+
+
+def test_text_folder_file_and_glob(folder: Path) -> None:
+    expected = [("a.txt", "ay"), ("b.txt", "bee"), ("sub/c.txt", "see")]
+    assert read(kind="text", path=str(folder)) == expected
+    assert read(kind="text", path=str(folder / "**" / "*.txt")) == expected
+    assert read(kind="text", path=str(folder), glob="*.md") == [("d.md", "dee")]
+    assert read(kind="text", path=str(folder / "d.md")) == [("d.md", "dee")]
+
+
+@pytest.mark.parametrize("separator", ["\n", "\\n"])
+def test_separator_splits_a_file(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "lines.txt").write_text("one\n\ntwo\nthree", encoding="utf-8")
+    assert read(kind="text", path=str(tmp_path / "lines.txt"), separator=separator) == [
+        ("lines.txt#0", "one"),
+        ("lines.txt#2", "two"),
+        ("lines.txt#3", "three"),
+    ]
+
+
+@pytest.mark.parametrize("chunk", range(1, 9))
+def test_separators_across_pieces(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpora, "_CHUNK", chunk)
+    (tmp_path / "x.txt").write_text("ab<|eot|>🙂d<|eot|><|eot|>e<|", encoding="utf-8")
+    found = read(kind="text", path=str(tmp_path / "x.txt"), separator="<|eot|>")
+    assert [document.text for document in found] == ["ab", "🙂d", "e<|"]
+
+
+def test_json_and_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"body": "one", "id": 1}, {"body": "", "id": 2}, {"body": "three", "id": 3}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "empty.jsonl").write_text("")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for kind, name in (("json", "a.jsonl"), ("parquet", "a.parquet")):
+        expected = [(f"{name}#0", "one"), (f"{name}#2", "three")]
+        assert read(kind=kind, path=str(tmp_path), text_column="body") == expected
+    with pytest.raises(InputError, match=r"data\.source\.text_column: .*no column 'bodi'.*\(it has body, id\).*'body'"):
+        read(kind="parquet", path=str(tmp_path), text_column="bodi")
+    with pytest.raises(InputError, match=r"'id' of .* is not text: row 0 has a int"):
+        read(kind="json", path=str(tmp_path), text_column="id")
+
+
+def test_hub_reads_a_data_set_by_name(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert read(kind="hub", path=str(tmp_path)) == [("train#0", "one"), ("train#1", "two")]
+    with pytest.raises(InputError, match=r"data\.source\.path.*Bad split: nope. Available splits: \['train'\]"):
+        read(kind="hub", path=str(tmp_path), split="nope")
+    with pytest.raises(InputError, match=r"data\.source\.path: '.*nowhere' was not found"):
+        read(kind="hub", path=str(tmp_path / "nowhere"))
+
+
+def test_bad_sources(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.source\.path is missing.*'text'"):
+        SourceConfig(kind="text")
+    with pytest.raises(InputError, match=r"data\.source\.separator is empty"):
+        SourceConfig(separator="")
+    with pytest.raises(InputError, match=r"data\.source\.max_documents is 0"):
+        SourceConfig(max_documents=0)
+    with pytest.raises(
+        InputError, match=r"data\.source\.path: there is no file or folder '.*a\.tx'; did you mean 'a\.txt'"
+    ):
+        read(kind="text", path=str(folder / "a.tx"))
+    with pytest.raises(InputError, match=r"data\.source\.path: no file in '.*' matches \*\.rst"):
+        read(kind="text", path=str(folder), glob="*.rst")
+    with pytest.raises(InputError, match=r"data\.source\.path: no file in '.*' matches \.parquet"):
+        read(kind="parquet", path=str(folder))
+    with pytest.raises(InputError, match=r"data\.source\.path: '.*empty\.txt' has no text in it"):
+        read(kind="text", path=str(folder / "empty.txt"))
+    with pytest.raises(InputError, match="prepared already"):
+        read(kind="shards", path=str(folder))
+
+
+def test_not_text(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"abc\xff\xfe")
+    with pytest.raises(InputError, match=r"data\.source\.path: '.*x\.txt' is not UTF-8 text"):
+        read(kind="text", path=str(tmp_path))
+    (tmp_path / "x.jsonl").write_text('{"text": "a"\nfoo\n')
+    with pytest.raises(InputError, match=r"data\.source\.path: '.*x\.jsonl' \(json\) cannot be read: JSON parse error"):
+        read(kind="json", path=str(tmp_path))
+    (tmp_path / "x.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(InputError, match=r"'.*x\.parquet' \(parquet\) cannot be read: Parquet"):
+        read(kind="parquet", path=str(tmp_path))

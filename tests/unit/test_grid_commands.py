@@ -1,0 +1,203 @@
+"""`mtp grid plan | run | status | report` as the command line calls them."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_grid_fakes import GRID, FakeTracking, cells_of, environment, finish, grid_file, starts, tools
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.grid import commands
+from mtp_lightning.grid.state import CHECKPOINTS, RUN_ID, Progress, State, Status, cell_state
+
+MTP_UI = "MLflow: mtp ui --runs {runs} --experiment mtp/head-count"
+
+
+def run(folder: Path, script: str = "progress(5); finish()", **more: Any) -> int:
+    kit = tools(script, **more)
+    return commands.run(kit, str(folder / "grid.yaml"), runs=str(folder / "runs"), workers=2)
+
+
+def test_plan_shows_what_would_happen_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid, runs = grid_file(tmp_path), tmp_path / "runs"
+    before = sorted(tmp_path.rglob("*"))
+    assert commands.plan(tools(), str(grid), runs=str(runs)) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    output = capsys.readouterr().out
+    assert "n_future=1 seed=0 (baseline)" in output
+    assert output.splitlines()[-1] == "6 cells: 6 missing; 6 to run"
+
+
+def test_plan_tells_finished_failed_and_resumable_cells_apart(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)
+    finish(cells[0], loss_1=1.0)
+    for cell, state in ((cells[1], State.FAILED), (cells[2], State.INTERRUPTED)):
+        cell.directory.mkdir()
+        Status(state.value, 1, "here", 0.0, reason="why").write(cell.directory)
+    (cells[2].directory / CHECKPOINTS).mkdir()
+    (cells[2].directory / CHECKPOINTS / "last.ckpt").touch()
+    out = tmp_path / "plan.json"
+    commands.plan(tools(), str(tmp_path / "grid.yaml"), runs=str(tmp_path / "runs"), json=str(out))
+    rows = json.loads(out.read_text())["cells"]
+    assert [(row["state"], row["action"]) for row in rows[:4]] == [
+        ("finished", "nothing"),
+        ("failed", "run again"),
+        ("interrupted", "go on"),
+        ("missing", "run"),
+    ]
+    assert rows[1]["reason"] == "why"
+    assert rows[0]["signature"] == cells[0].signature
+
+
+def test_run_trains_reports_and_the_second_time_only_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid_file(tmp_path)
+    cells, tracking, opened = cells_of(tmp_path), FakeTracking(), []
+
+    def open_store(runs: Path) -> FakeTracking:
+        opened.append(runs)
+        return tracking
+
+    assert run(tmp_path, tracking=open_store) == 0
+    first = capsys.readouterr()
+    assert "6 of 6 cells to run, 2 at a time with" in first.err
+    lines = first.out.splitlines()
+    assert lines[-1] == MTP_UI.format(runs=tmp_path / "runs")
+    assert any(line.startswith("n_future=1, the baseline, has the lowest val/loss/head_1, 1.1050") for line in lines)
+    reports = tmp_path / "runs" / "reports" / "head-count"
+    assert sorted(path.name for path in reports.iterdir()) == ["figure.png", "report.json", "report.md", "results.csv"]
+    assert tracking.recorded == [["report.md", "results.csv", "figure.png"]]
+    assert opened == [tmp_path / "runs"]
+
+    assert run(tmp_path, tracking=open_store) == 0
+    second = capsys.readouterr()
+    assert second.out == first.out
+    assert second.err == "all 6 cells are finished: nothing to run\n"
+    assert [starts(cell) for cell in cells] == [1] * 6
+    assert len(opened) == 1  # MLflow was not even loaded
+
+    (reports / "figure.png").unlink()
+    assert run(tmp_path, tracking=open_store) == 0
+    assert (reports / "figure.png").is_file()
+
+
+def test_a_failure_is_told_and_only_it_is_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid_file(tmp_path)
+    cells = cells_of(tmp_path)
+    assert run(tmp_path, "if n == 4 and seed == 1: print('out of luck'); sys.exit(5)\nfinish()") == 1
+    captured = capsys.readouterr()
+    assert "n_future=4 seed=1: failed: exit status 5: out of luck" in captured.err
+    assert "incomplete: 1 of 6 cells missing: n_future=4 seed=1 (failed: exit status 5: out of luck)" in captured.out
+    assert run(tmp_path) == 0
+    assert "1 of 6 cells to run" in capsys.readouterr().err
+    assert [starts(cell) for cell in cells] == [1, 1, 1, 1, 1, 2]
+
+
+def test_status_tells_how_far_each_cell_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = cells_of(tmp_path)
+    finish(cells[0], loss_1=1.0)
+    cells[1].directory.mkdir()
+    Progress(step=3, max_steps=5, phase="train", loss=2.5, tokens_per_second=1000.0).write(cells[1].directory)
+    out = tmp_path / "status.json"
+    commands.status(tools(), str(tmp_path / "grid.yaml"), runs=str(tmp_path / "runs"), json=str(out))
+    output = capsys.readouterr().out
+    assert "3/5" in output
+    assert "1.00 k" in output
+    assert output.splitlines()[-1] == "6 cells: 4 missing, 1 finished, 1 running"
+    row = json.loads(out.read_text())["cells"][1]
+    assert (row["step"], row["max_steps"], row["loss"], row["tokens_per_second"]) == (3, 5, 2.5, 1000.0)
+
+
+def test_report_writes_where_it_is_told(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)
+    for cell in cells[:4]:
+        finish(cell, loss_1=1.0 + cell.seed, speedup=1.0)
+        (cell.directory / RUN_ID).write_text("abc")
+    out, table = tmp_path / "out", tmp_path / "table.json"
+    grid, runs = str(tmp_path / "grid.yaml"), str(tmp_path / "runs")
+    tracking = FakeTracking()
+    kit = tools(tracking=lambda runs: tracking)
+    for count in (1, 2):  # asked for by name, it is recorded even if nothing has changed
+        assert commands.report(kit, grid, runs=runs, out=str(out), json=str(table)) == 0
+        assert len(tracking.recorded) == count
+    assert "incomplete: 2 of 6" in (out / "report.md").read_text().lower()
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert (rows[0]["group"], rows[0]["metric"], rows[0]["mean"], rows[0]["n"]) == (
+        "n_future=1",
+        "val/loss/head_1",
+        "1.5",
+        "2",
+    )
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads(table.read_text())["missing"]) == 2
+
+
+class Broken(FakeTracking):
+    def record(self, report: Any, files: Any) -> None:
+        raise RuntimeError("the store is locked")
+
+
+def test_a_store_that_fails_costs_the_record_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid_file(tmp_path)
+    assert run(tmp_path, tracking=lambda runs: Broken()) == 1
+    captured = capsys.readouterr()
+    assert "warning: MLflow: RuntimeError: the store is locked" in captured.err
+    assert "val/loss/head_1 ↓" in captured.out
+    assert (tmp_path / "runs/reports/head-count/figure.png").is_file()
+    assert run(tmp_path) == 0  # it is made good for although nothing was left to train
+    assert (tmp_path / "runs/reports/head-count/report.json").is_file()
+
+
+def test_bad_input_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    grid = grid_file(tmp_path, GRID.replace("[1, 2, 4]", "[1, 2, 0]"))
+    with pytest.raises(InputError, match=r"grid\.yaml:5: axes.model.heads.n_future = 0: .* at least 1"):
+        run(tmp_path)
+    grid.write_text(GRID)
+    with pytest.raises(InputError, match="workers: 0 is not a number of processes"):
+        commands.run(tools(), str(grid), runs=str(tmp_path / "runs"), workers=0)
+    with pytest.raises(InputError, match=r"json: .* cannot be written"):
+        commands.run(tools(), str(grid), runs=str(tmp_path / "runs"), json=str(tmp_path / "no" / "x.json"))
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(InputError, match=r"runs: cannot be written to: File exists"):
+        run(tmp_path)
+
+
+def test_a_relative_runs_folder_is_found_by_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    grid_file(tmp_path)
+    assert commands.run(tools(), "grid.yaml", workers=2) == 0
+    assert [cell_state(cell.directory) for cell in cells_of(tmp_path)] == [State.FINISHED] * 6
+
+
+def test_nothing_heavy_is_loaded_for_help() -> None:
+    code = "import sys, mtp_lightning.grid.commands; print([m for m in sys.modules if m.partition('.')[0] in HEAVY])"
+    heavy = "{'torch', 'lightning', 'mlflow', 'matplotlib', 'numpy', 'omegaconf'}"
+    result = subprocess.run(
+        [sys.executable, "-c", code.replace("HEAVY", heavy)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=True,
+    )
+    assert result.stdout == "[]\n"
+
+
+def test_a_thousand_cells_are_planned_and_their_status_read_quickly(tmp_path: Path) -> None:
+    import time
+
+    text = GRID.replace("[0, 1]", str(list(range(334))))
+    cells = cells_of(tmp_path, text)
+    assert len(cells) == 1002
+    for cell in cells[:500]:
+        finish(cell, loss_1=1.0)
+    began = time.monotonic()
+    for command in (commands.plan, commands.status):
+        command(tools(), str(tmp_path / "grid.yaml"), runs=str(tmp_path / "runs"))
+    assert time.monotonic() - began < 20  # generous: the run-time type checks of the tests cost much of it

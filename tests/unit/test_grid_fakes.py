@@ -1,0 +1,161 @@
+"""Stand-ins for what the grid is handed: a configuration, a resolver that knows its keys, and a `fit` made of files."""
+
+import copy
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.grid.cells import Cell, expand
+from mtp_lightning.grid.report import Report
+from mtp_lightning.grid.spec import load_grid
+from mtp_lightning.grid.state import Result
+from mtp_lightning.grid.tools import GridTools
+
+CONFIG: dict[str, Any] = {
+    "seed_everything": 0,
+    "model": {"heads": {"n_future": 1, "match": "parameters"}, "n_layers": 4, "width": 32},
+    "optimizer": {"lr": 0.001},
+    "data": {"init_args": {"directory": "/shards", "num_workers": 2, "corpus": "stdlib", "seed": 0}},
+    "trainer": {"max_steps": 10, "logger": None, "callbacks": None, "devices": 1, "default_root_dir": None},
+}
+
+GRID = """\
+name: head-count
+configs: [base.yaml]
+overrides: {trainer.max_steps: 5}
+axes:
+  model.heads.n_future: [1, 2, 4]
+seeds: [0, 1]
+baseline: {model.heads.n_future: 1}
+compare: [val/loss/head_1, decode/speedup]
+"""
+
+
+def find(name: str, relative_to: Path) -> Path:
+    path = relative_to / name
+    if not path.is_file():
+        raise InputError(f"configuration file '{name}' is not there")
+    return path
+
+
+def resolve(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults, the files, the overrides; `data.init_args.seed` follows the seed as an interpolation would."""
+    config = copy.deepcopy(CONFIG)
+    for path in configs:
+        _merge(config, yaml.safe_load(path.read_text()) or {}, path.name)
+    for dotted, value in overrides.items():
+        node = config
+        *parents, last = dotted.split(".")
+        for part in [*parents, last]:
+            if part not in node:
+                raise InputError(f"unknown key '{dotted}'{did_you_mean(part, node)}")
+            node = node[part] if part != last else node
+        node[last] = value
+    if config["model"]["heads"]["n_future"] < 1:
+        raise InputError("model.heads.n_future: must be at least 1")
+    if config["model"]["heads"]["n_future"] >= config["model"]["n_layers"] * 2:
+        raise InputError("model.heads.n_future: too many for the layers")
+    config["data"]["init_args"]["seed"] = config["seed_everything"]
+    return config
+
+
+def _merge(config: dict[str, Any], more: Mapping[str, Any], name: str) -> None:
+    for key, value in more.items():
+        if key not in config:
+            raise InputError(f"{name}: unknown key '{key}'{did_you_mean(key, config)}")
+        if isinstance(value, Mapping) and isinstance(config[key], dict):
+            _merge(config[key], value, name)
+        else:
+            config[key] = value
+
+
+def grid_file(folder: Path, text: str = GRID, **files: str) -> Path:
+    """The grid file in `folder`, beside an empty base.yaml and whatever else is given as name=text."""
+    (folder / "base.yaml").write_text("")
+    for name, content in files.items():
+        (folder / f"{name}.yaml").write_text(content)
+    path = folder / "grid.yaml"
+    path.write_text(text)
+    return path
+
+
+def cells_of(folder: Path, text: str = GRID, **files: str) -> list[Cell]:
+    return expand(load_grid(grid_file(folder, text, **files), find), resolve, folder / "runs")
+
+
+# What every fake run knows: `cell` (its folder), `config`, `n`, `seed`, and how to write its files.
+PRELUDE = """
+import json, os, signal, socket, sys, time, pathlib
+cell = pathlib.Path(sys.argv[1])
+text = (cell / "config.yaml").read_text()
+n = int(text.split("n_future: ")[1].split()[0])
+seed = int(text.split("seed_everything: ")[1].split()[0])
+def write(name, **content):
+    (cell / (name + ".new")).write_text(json.dumps(content))
+    (cell / (name + ".new")).rename(cell / name)
+def progress(step):
+    write("progress.json", step=step, max_steps=5, phase="train", loss=3.5, tokens_per_second=1000,
+          updated_at=time.time(), pid=os.getpid(), host=socket.gethostname())
+def finish():
+    metrics = {"val/loss/head_1": 1 + n / 10 + seed / 100, "decode/speedup": float(n)}
+    write("result.json", state="finished", step=5, metrics=metrics, tokens=50, wall_seconds=0.1, data_fingerprint="d")
+(cell / "starts").open("a").write(f"{os.getpid()} {time.time()}\\n")
+"""
+
+
+def command(script: str) -> Any:
+    """A command for each cell that runs `script` after the prelude, in a bare interpreter for speed."""
+    return lambda cell: [sys.executable, "-S", "-E", "-c", PRELUDE + script, str(cell.directory)]
+
+
+def tools(script: str = "progress(5); finish()", **more: Any) -> GridTools:
+    options: dict[str, Any] = {
+        "resolve": resolve,
+        "materialise": lambda cell: {**cell.config, "trainer": {**cell.config["trainer"], "logger": "mlflow"}},
+        "command": command(script),
+        "find_config": find,
+        "tracking": lambda runs: FakeTracking(),
+        **more,
+    }
+    return GridTools(**options)
+
+
+class FakeTracking:
+    """A store that holds one curve for every run, and keeps what is recorded in `recorded`."""
+
+    recorded: list[list[str]]
+
+    def __init__(self) -> None:
+        self.recorded = []
+
+    def metrics(self, run_id: str) -> Mapping[str, float]:
+        return {}
+
+    def history(self, run_id: str, key: str) -> Sequence[tuple[int, float]]:
+        return [(0, 3.0), (5, 1.0)]
+
+    def record(self, report: Report, files: Sequence[Path]) -> None:
+        self.recorded.append([path.name for path in files])
+
+
+def starts(cell: Cell) -> int:
+    """How many times the cell's fake run was started."""
+    path = cell.directory / "starts"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def finish(cell: Cell, step: int = 5, fingerprint: str | None = "d", **metrics: float) -> None:
+    """Write a result; `loss_1=..` stands for val/loss/head_1, `speedup` for decode/speedup, others by name."""
+    names = {"speedup": "decode/speedup", "memory": "perf/peak_memory_bytes", "parameters": "model/parameters"}
+    full = {names.get(key, key.replace("loss_", "val/loss/head_")): value for key, value in metrics.items()}
+    cell.directory.mkdir(parents=True, exist_ok=True)
+    Result(step=step, metrics=full, data_fingerprint=fingerprint).write(cell.directory)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

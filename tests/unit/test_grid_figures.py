@@ -1,0 +1,96 @@
+"""The figure: a PNG with the axes, lines and ticks it should have, made without touching global state."""
+
+import math
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+from test_grid_fakes import GRID, cells_of, find, finish
+
+from mtp_lightning.grid.figures import Curves, draw, make_figure
+from mtp_lightning.grid.report import Report, build_report
+from mtp_lightning.grid.spec import load_grid
+
+
+def report_of(folder: Path, text: str = GRID, **files: str) -> Report:
+    cells = cells_of(folder, text, **files)
+    for cell in cells:
+        n = cell.config["model"]["heads"]["n_future"]
+        heads = {f"loss_{i}": 2.0 + 0.35 * math.log(1 + i) - 0.02 * n + 0.04 * cell.seed for i in range(1, n + 1)}
+        finish(cell, **heads)
+    return build_report(load_grid(folder / "grid.yaml", find), cells)
+
+
+def curves_of(report: Report, points: int = 30) -> Curves:
+    return {
+        group.signature: {
+            seed: [
+                (step * 10, 2.1 + 2 * math.exp(-step / 8) - 0.03 * i + 0.05 * seed + 0.02 * math.sin(step + seed))
+                for step in range(points)
+            ]
+            for seed in group.results
+        }
+        for i, group in enumerate(report.groups)
+    }
+
+
+def test_a_png_is_written_without_pyplot(tmp_path: Path) -> None:
+    loaded = "matplotlib.pyplot" in sys.modules
+    report = report_of(tmp_path)
+    draw(report, curves_of(report), tmp_path / "figure.png")
+    data = (tmp_path / "figure.png").read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert data[-8:-4] == b"IEND"
+    assert struct.unpack(">II", data[16:24]) == (1760, 736)
+    assert ("matplotlib.pyplot" in sys.modules) == loaded
+
+
+def test_titles_labels_lines_and_ticks(tmp_path: Path) -> None:
+    report = report_of(tmp_path)
+    figure = make_figure(report, curves_of(report))
+    left, right = figure.axes
+    assert figure.get_suptitle() == "head-count"
+    assert (left.get_xlabel(), left.get_ylabel()) == ("step", "nats per token")
+    assert left.get_title() == "Validation loss of head 1"
+    assert [line.get_label() for line in left.get_lines()] == [f"n_future={n} (n=2)" for n in (1, 2, 4)]
+    assert right.get_xlabel() == "n_future"
+    assert right.get_title() == "Final validation loss of each head"
+    assert [text.get_text() for text in right.get_xticklabels()] == ["1", "2", "4"]
+    assert list(right.get_xticks()) == [1.0, 2.0, 4.0]
+    names = [container.get_label() for container in right.containers]
+    assert names == ["head 1", "head 2", "head 3", "head 4"]
+    assert [len(container.lines[0].get_xdata()) for container in right.containers] == [3, 2, 1, 1]
+    assert right.containers[0].lines[0].get_ydata()[1] == pytest.approx(2.0 + 0.35 * math.log(2) - 0.04 + 0.02)
+
+
+def test_the_mean_is_over_the_steps_all_seeds_have(tmp_path: Path) -> None:
+    report = report_of(tmp_path)
+    curves = {report.groups[0].signature: {0: [(0, 4.0), (10, 2.0), (20, 1.0)], 1: [(0, 6.0), (20, 3.0), (30, 9.0)]}}
+    (line,) = make_figure(report, curves).axes[0].get_lines()
+    assert list(line.get_xdata()) == [0, 20]
+    assert list(line.get_ydata()) == [5.0, 2.0]
+
+
+def test_values_that_are_no_numbers_are_categories(tmp_path: Path) -> None:
+    text = GRID.replace("model.heads.n_future: [1, 2, 4]", "model: [small.yaml, a_rather_long_name.yaml]")
+    text = text.replace("baseline: {model.heads.n_future: 1}\n", "")
+    report = report_of(tmp_path, text, small="model: {width: 8}", a_rather_long_name="model: {width: 9}")
+    right = make_figure(report, curves_of(report)).axes[1]
+    assert [text.get_text() for text in right.get_xticklabels()] == ["small", "a_rather_long_name"]
+    assert right.get_xlabel() == "model"
+
+
+def test_two_axes_are_settings_side_by_side(tmp_path: Path) -> None:
+    report = report_of(tmp_path, GRID.replace("axes:\n", "axes:\n  model.width: [8, 16]\n"))
+    right = make_figure(report, {}).axes[1]
+    assert next(text.get_text() for text in right.get_xticklabels()) == "width=8 n_future=1"
+
+
+def test_without_numbers_the_figure_says_so(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)
+    report = build_report(load_grid(tmp_path / "grid.yaml", find), cells)
+    left, right = make_figure(report, {}).axes
+    assert [text.get_text() for text in left.texts] == ["no curves recorded"]
+    assert [text.get_text() for text in right.texts] == ["no finished cell has these numbers"]
+    draw(report, {}, tmp_path / "figure.png")

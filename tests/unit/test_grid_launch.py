@@ -1,0 +1,392 @@
+"""The local launcher, on real processes: failures, signals, full disks, two launchers on one grid."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_grid_fakes import GRID, cells_of, command, environment, finish, grid_file, starts, tools
+
+from mtp_lightning.grid.cells import Cell
+from mtp_lightning.grid.display import Line, PlainDisplay
+from mtp_lightning.grid.files import FileLock
+from mtp_lightning.grid.launch import Launched, LocalLauncher
+from mtp_lightning.grid.process import Pace, child_environment, log_tail
+from mtp_lightning.grid.state import LOCK, Progress, State, Status, cell_state
+
+DONE = "progress(5); finish()"
+ONE = GRID.replace("[1, 2, 4]", "[1]").replace("[0, 1]", "[0]")
+
+
+class Silent:
+    """A display that remembers."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.lines: list[Line] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def update(self, lines: Sequence[Line], seconds_left: float | None) -> None:
+        self.lines = list(lines)
+
+    def close(self) -> None:
+        pass
+
+
+def launch(cells: Sequence[Cell], script: str = DONE, workers: int = 2, **more: Any) -> tuple[Launched, Silent]:
+    display = Silent()
+    kit = tools(script)
+    launcher = LocalLauncher(kit.materialise, kit.command, display, workers, interval=0.02, **more)
+    return launcher.launch(cells), display
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def states(cells: Sequence[Cell]) -> list[str]:
+    return [cell_state(cell.directory).value for cell in cells]
+
+
+def test_every_cell_runs_once_and_leaves_its_files(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)
+    launched, display = launch(cells)
+    assert {outcome.state for outcome in launched.outcomes.values()} == {State.FINISHED}
+    assert not launched.interrupted
+    assert states(cells) == ["finished"] * 6
+    assert [starts(cell) for cell in cells] == [1] * 6
+    assert [line.state for line in display.lines] == ["finished"] * 6
+    status = Status.read(cells[0].directory)
+    assert status is not None
+    assert (status.state, status.attempt, status.returncode) == ("finished", 1, 0)
+    assert "logger: mlflow" in (cells[0].directory / "config.yaml").read_text()
+    assert (cells[0].directory / "log.txt").read_text().startswith("===== attempt 1, 20")
+
+
+def test_no_more_than_the_workers_run_at_once(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)
+    peak = 0
+
+    class Counting(Silent):
+        def update(self, lines: Sequence[Line], seconds_left: float | None) -> None:
+            nonlocal peak
+            peak = max(peak, sum(line.state == "running" for line in lines))
+
+    kit = tools("time.sleep(0.15); finish()")
+    LocalLauncher(kit.materialise, kit.command, Counting(), 2, interval=0.02).launch(cells)
+    assert peak == 2
+
+
+REASONS = {
+    "failure file": ('write("failure.json", error="OSError", message="disk full"); sys.exit(1)', "OSError: disk full"),
+    "log": ('print("first\\nlast words"); sys.exit(3)', "exit status 3: last words"),
+    "signal": ("os.kill(os.getpid(), 9)", "ended by SIGKILL (out of memory?)"),
+    "no result": ("pass", "ended without a result"),
+}
+
+
+@pytest.mark.parametrize(("script", "reason"), REASONS.values(), ids=REASONS)
+def test_a_failing_cell_fails_alone_and_says_why(tmp_path: Path, script: str, reason: str) -> None:
+    cells = cells_of(tmp_path)
+    launched, display = launch(cells, f"if n == 2 and seed == 0:\n    {script}\nelse:\n    finish()")
+    assert states(cells) == ["finished", "finished", "failed", "finished", "finished", "finished"]
+    assert launched.outcomes[cells[2].signature].reason == reason
+    assert [note.splitlines()[0] for note in display.notes] == [f"n_future=2 seed=0: failed: {reason}"]
+    if "last words" in reason:
+        assert display.notes[0].endswith("log.txt:\n    first\n    last words")
+    status = Status.read(cells[2].directory)
+    assert status is not None
+    assert status.reason == reason
+
+
+def test_a_second_attempt_forgets_the_first_ones_failure_and_keeps_its_log(tmp_path: Path) -> None:
+    (cell,) = cells_of(tmp_path, ONE)
+    launch([cell], 'write("failure.json", error="E", message="one"); print("old"); sys.exit(1)')
+    launched, _ = launch([cell], 'print("new"); sys.exit(1)')
+    assert launched.outcomes[cell.signature].reason == "exit status 1: new"
+    log = (cell.directory / "log.txt").read_text()
+    assert [line[:17] for line in log.splitlines()] == ["===== attempt 1, ", "old", "===== attempt 2, ", "new"]
+    launch([cell])
+    assert states([cell]) == ["finished"]
+
+
+def test_a_cell_that_cannot_be_started_fails_alone(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)[:3]
+    cells[0].directory.parent.mkdir()
+    cells[0].directory.write_text("a file where the folder should be")
+    kit, display = tools(), Silent()
+
+    def absent(cell: Cell) -> list[str]:
+        return ["/no/such/program"] if cell is cells[1] else command(DONE)(cell)
+
+    launched = LocalLauncher(kit.materialise, absent, display, 2, interval=0.02).launch(cells)
+    assert [launched.outcomes[cell.signature].state.value for cell in cells] == ["failed", "failed", "finished"]
+    assert "cannot be started" in str(launched.outcomes[cells[0].signature].reason)
+    assert "/no/such/program" in str(launched.outcomes[cells[1].signature].reason)
+    assert cell_state(cells[1].directory) is State.FAILED
+    assert FileLock(cells[1].directory / LOCK).acquire()
+
+
+def test_what_outlives_a_run_is_ended_with_it(tmp_path: Path) -> None:
+    (cell,) = cells_of(tmp_path, ONE)
+    script = (
+        "import subprocess; p = subprocess.Popen(['sleep', '60']); (cell / 'helper').write_text(str(p.pid)); finish()"
+    )
+    launch([cell], script)
+    helper = int((cell.directory / "helper").read_text())
+    stat = Path(f"/proc/{helper}/stat")
+    until(lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_a_finished_cell_is_not_run_although_it_was_asked_for(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)[:2]
+    finish(cells[0], loss_1=1.0)
+    launch(cells)
+    assert [starts(cell) for cell in cells] == [0, 1]
+
+
+def test_a_cell_locked_by_another_launcher_is_waited_for_and_not_run(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)[:2]
+    cells[0].directory.mkdir(parents=True)
+    other = FileLock(cells[0].directory / LOCK)
+    assert other.acquire()
+    seen = []
+
+    class Watching(Silent):
+        def update(self, lines: Sequence[Line], seconds_left: float | None) -> None:
+            seen.append(lines[0].state)
+            if lines[1].state == "finished" and seen.count("elsewhere") > 3:
+                finish(cells[0], loss_1=1.0)
+                other.release()
+
+    kit = tools()
+    launched = LocalLauncher(kit.materialise, kit.command, Watching(), 2, interval=0.02).launch(cells)
+    assert launched.outcomes[cells[0].signature].state is State.FINISHED
+    assert starts(cells[0]) == 0
+
+
+RUNNER = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_grid_fakes import tools
+from mtp_lightning.grid import commands
+sys.exit(commands.run(tools({script!r}), {grid!r}, runs={runs!r}, workers=2))
+"""
+
+
+def runner(grid: Path, script: str, before: str = "") -> subprocess.Popen[str]:
+    """`mtp grid run` in a process of its own."""
+    code = before + RUNNER.format(
+        tests=str(Path(__file__).parent), script=script, grid=str(grid), runs=str(grid.parent / "runs")
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+def test_two_launchers_at_once_run_every_cell_once(tmp_path: Path) -> None:
+    grid, cells = grid_file(tmp_path), cells_of(tmp_path)
+    script = "time.sleep(0.3); finish()"
+    both = [runner(grid, script), runner(grid, script)]
+    outputs = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert [starts(cell) for cell in cells] == [1] * 6
+    assert outputs[0][0] == outputs[1][0]  # and both show the same table
+
+
+SLEEPS = "progress(2); time.sleep(60)"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_all_and_leaves_everything_resumable(tmp_path: Path, signum: int) -> None:
+    grid, cells = grid_file(tmp_path), cells_of(tmp_path)
+    process = runner(grid, SLEEPS)
+    until(lambda: states(cells).count("running") == 2 and Progress.read(cells[1].directory) is not None)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopped (2 cells: 2 interrupted)" in errors
+    assert states(cells) == ["interrupted"] * 2 + ["missing"] * 4
+    again = runner(grid, DONE)
+    again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert [starts(cell) for cell in cells] == [2, 2, 1, 1, 1, 1]
+
+
+STUBBORN = "signal.signal(2, signal.SIG_IGN); signal.signal(15, signal.SIG_IGN); progress(2); time.sleep(60)"
+
+
+def test_runs_that_ignore_signals_are_killed_after_the_grace_period(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)
+
+    class Impatient(Silent):
+        def update(self, lines: Sequence[Line], seconds_left: float | None) -> None:
+            if all(line.step == 2 for line in lines[:2]) and not self.notes:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    kit, began = tools(STUBBORN), time.monotonic()
+    launcher = LocalLauncher(kit.materialise, kit.command, Impatient(), 2, grace=0.3, interval=0.02)
+    launched = launcher.launch(cells)
+    assert launched.interrupted
+    assert time.monotonic() - began < 20
+    assert [outcome.reason for outcome in launched.outcomes.values()] == ["stopped by SIGTERM"] * 2
+    assert states(cells[:2]) == ["interrupted"] * 2
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_ctrl_c_ends_stubborn_runs_at_once(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)
+    process = runner(grid_file(tmp_path), STUBBORN)
+    until(lambda: all(Progress.read(cell.directory) for cell in cells[:2]))
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)  # a wrapper passing on the same Ctrl-C: not a second one
+    time.sleep(0.7)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)  # the grace period is 30 s
+    assert process.returncode == 130
+    assert states(cells[:2]) == ["interrupted"] * 2
+
+
+def test_a_run_that_saves_on_the_signal_is_given_the_time(tmp_path: Path) -> None:
+    (cell,) = cells_of(tmp_path, ONE)
+    saves = "progress(2)\ntry:\n    time.sleep(60)\n"
+    saves += "except KeyboardInterrupt:\n    time.sleep(0.3); (cell / 'saved').touch()"
+    process = runner(grid_file(tmp_path, ONE), saves)
+    until(lambda: Progress.read(cell.directory) is not None)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert (cell.directory / "saved").exists()
+    assert states([cell]) == ["interrupted"]
+
+
+def test_a_run_outlives_a_killed_launcher_and_is_not_started_twice(tmp_path: Path) -> None:
+    grid, (cell,) = grid_file(tmp_path, ONE), cells_of(tmp_path, ONE)
+    process = runner(grid, "progress(2)\nwhile not (cell / 'go').exists(): time.sleep(0.02)\nfinish()")
+    until(lambda: Progress.read(cell.directory) is not None)
+    process.kill()
+    process.communicate()
+    assert states([cell]) == ["running"]
+    assert not FileLock(cell.directory / LOCK).acquire()  # held by the run itself
+    second = runner(grid, DONE)
+    time.sleep(1.0)
+    assert second.poll() is None  # it waits
+    (cell.directory / "go").touch()
+    _, errors = second.communicate(timeout=30)
+    assert second.returncode == 0, errors
+    assert starts(cell) == 1
+
+
+def test_a_killed_launcher_and_killed_runs_leave_interrupted_cells(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)
+    process = runner(grid_file(tmp_path), SLEEPS)
+    until(lambda: states(cells).count("running") == 2)
+    process.kill()
+    process.communicate()
+    for cell in cells[:2]:
+        status = Status.read(cell.directory)
+        assert status is not None
+        assert status.pid is not None
+        os.killpg(status.pid, signal.SIGKILL)
+    until(lambda: states(cells) == ["interrupted"] * 2 + ["missing"] * 4)
+
+
+def test_with_no_room_to_write_every_cell_fails_and_the_launcher_does_not(tmp_path: Path) -> None:
+    grid, cells = grid_file(tmp_path), cells_of(tmp_path)
+    # A limit of 0 bytes on every file is a full disk that needs no rights to set up.
+    before = "import resource, sys; sys.dont_write_bytecode = True; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    process = runner(grid, DONE, before)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "Traceback" not in errors
+    assert errors.count("failed: cannot be started: [Errno 27] File too large") == 6
+    assert "incomplete: 6 of 6 cells missing" in output
+    assert states(cells) == ["missing"] * 6
+    process = runner(grid, DONE)
+    process.communicate(timeout=60)
+    assert process.returncode == 0  # with room again, all of them run
+
+
+def test_a_disk_that_fills_up_while_a_cell_runs_costs_that_cell(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+    script = "if n == 2 and seed == 0:\n    open(cell / 'big', 'w').write('x' * 9999)\nelse:\n    finish()"
+    launched, _ = launch(cells, full + script)
+    assert states(cells) == ["finished", "finished", "failed", "finished", "finished", "finished"]
+    assert "File too large" in str(launched.outcomes[cells[2].signature].reason)
+
+
+def test_a_status_that_cannot_be_written_is_told_and_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Status, directory: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Status, "write", full)
+    cells = cells_of(tmp_path)
+    launched, display = launch(cells)
+    assert {outcome.state for outcome in launched.outcomes.values()} == {State.FINISHED}
+    assert display.notes[0] == "n_future=1 seed=0: cannot write status.json: No space left on device"
+
+
+def test_the_environment_divides_the_cores_and_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtp_lightning.grid.process.cores", lambda: 8)
+    assert child_environment(3, {})["OMP_NUM_THREADS"] == "2"
+    assert child_environment(99, {})["OMP_NUM_THREADS"] == "1"
+    assert child_environment(2, {"OMP_NUM_THREADS": "5"})["OMP_NUM_THREADS"] == "5"
+    assert child_environment(2, {})["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "OMP_WAIT_POLICY" not in child_environment(1, {})
+    assert child_environment(1, {})["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_time_left_counts_from_where_the_attempt_began() -> None:
+    now = time.time()
+    pace = Pace(now - 10)
+
+    def at(step: int, when: float) -> float | None:
+        return pace.seconds_left(Progress(step=step, max_steps=100, phase="train", updated_at=when))
+
+    assert pace.seconds_left(None) is None
+    assert at(70, now - 20) is None  # left behind by the attempt before
+    assert at(50, now - 5) is None
+    assert at(60, now) == pytest.approx(20.0, abs=0.5)  # 10 steps in 5 s, 40 to go
+
+
+def test_the_tail_of_a_log_is_of_the_last_attempt(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    assert log_tail(log) == ""
+    log.write_bytes(b"===== attempt 1, a\nold\n===== attempt 2, b\n" + b"x\n" * 9 + b" 50%\r100%\n\n\xff\n")
+    assert log_tail(log) == "x\nx\n50%\n100%\n\ufffd"
+    log.write_bytes(b"===== attempt 3, c\n")
+    assert log_tail(log) == ""
+
+
+def test_plain_lines_tell_changes_at_once_and_the_rest_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    clock = [0.0]
+    monkeypatch.setattr("mtp_lightning.grid.display.time.monotonic", lambda: clock[0])
+    out = StringIO()
+    display = PlainDisplay(Console(file=out, width=200))
+    running = Line("a", "running", step=1, max_steps=4, loss=2.5, tokens_per_second=12345.0)
+    for second in range(25):
+        clock[0] = float(second)
+        display.update([running, Line("b", "waiting")], None if second < 15 else 65.0)
+    display.update([Line("a", "finished"), Line("b", "waiting")], None)
+    assert out.getvalue().splitlines() == [
+        "[    0 s] a: running",
+        "[   10 s] 2 cells: 1 running, 1 waiting: a 1/4 loss 2.500 12.3 k tokens/s",
+        "[   20 s] 2 cells: 1 running, 1 waiting; about 1 min 05 s left: a 1/4 loss 2.500 12.3 k tokens/s",
+        "[   24 s] a: finished",
+    ]
