@@ -10,6 +10,7 @@ import errno
 import importlib
 import inspect
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -125,15 +126,22 @@ def call(function: Callable[..., Any], args: Sequence[str], prog: str) -> int:
 
 def grid_tools() -> "GridTools":
     """What a grid borrows from the rest of the house. Lightning loads when the first cell is resolved."""
-    from mtp_lightning.grid.tools import GridTools
+    from mtp_lightning.grid.tools import GridTools, default_ui_command
     from mtp_lightning.paths import find_config
+
+    def ui_command(runs: Path, grid: str) -> str:
+        """As this very program was called: an environment need not be on the PATH."""
+        program = "mtp" if shutil.which("mtp") else os.path.relpath(sys.argv[0])
+        return program + default_ui_command(runs, grid).removeprefix("mtp")
 
     def resolve(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
         from mtp_lightning.lightning_cli import resolve_config
 
         return resolve_config(configs, overrides)
 
-    return GridTools(resolve=resolve, materialise=cell_config, command=cell_command, find_config=find_config)
+    return GridTools(
+        resolve=resolve, materialise=cell_config, command=cell_command, find_config=find_config, ui_command=ui_command
+    )
 
 
 def cell_command(cell: "Cell") -> list[str]:

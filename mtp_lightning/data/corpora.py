@@ -1,6 +1,7 @@
 """Where text comes from: generators of documents, in an order that does not change from run to run."""
 
 import glob
+import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,8 +112,7 @@ def local_files(source: SourceConfig) -> tuple[Path, list[Path]]:
     """
     if source.kind == "python_stdlib":
         root = Path(sysconfig.get_path("stdlib"))
-        modules = (p for p in root.rglob("*.py") if not p.name.startswith("_sysconfigdata"))
-        return root, sorted(p for p in modules if STDLIB_EXCLUDED.isdisjoint(p.relative_to(root).parts))
+        return root, sorted(_stdlib_modules(root))
     path = Path(source.path or "").expanduser()
     if path.is_file():
         return path.parent, [path]
@@ -132,6 +132,13 @@ def local_files(source: SourceConfig) -> tuple[Path, list[Path]]:
     if not files:
         raise InputError(f"data.source.path: no file in '{root}' matches {wanted}")
     return root, files
+
+
+def _stdlib_modules(root: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in STDLIB_EXCLUDED]  # walk() does not enter the rest
+        # _sysconfigdata*.py says how this very interpreter was compiled.
+        yield from (Path(folder, n) for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))
 
 
 def _stdlib_document(name: str, path: Path) -> Iterator[Document]:

@@ -14,7 +14,7 @@ from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWind
 from mtp_lightning.data.prepare import ShardSettings, cache_name, prepare_source
 from mtp_lightning.data.store import ShardsMeta, TokenStore, read_meta
 from mtp_lightning.data.tokenizer import Tokenizer, load_tokenizer
-from mtp_lightning.data.windows import TrainingOrder, ValidationOrder, tokens_needed
+from mtp_lightning.data.windows import TrainingOrder, ValidationOrder, prompt_starts, tokens_needed
 from mtp_lightning.errors import InputError
 
 
@@ -219,7 +219,8 @@ class TokenDataModule(MTPDataModule):
         store = self.validation_store
         if len(store) < length:
             raise InputError(f"a prompt of {length} tokens is longer than the validation split ({len(store)} tokens)")
-        return [torch.from_numpy(store.read(start, length)) for start in spread_starts(store, count, length)]
+        starts = prompt_starts(np.asarray(store.document_starts), len(store), count, length)
+        return [torch.from_numpy(store.read(start, length)) for start in starts]
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -256,24 +257,6 @@ class TokenDataModule(MTPDataModule):
                     f"ckpt_path: the checkpoint was trained with data.{key} = {state_dict[key]}, and this "
                     f"configuration says {mine[key]}: the run would not go on with the same data; start a new run"
                 )
-
-
-def spread_starts(store: TokenStore, count: int, length: int) -> list[int]:
-    """Where `count` pieces of `length` tokens start: evenly over the documents that are longer, and, where these are
-    fewer, evenly inside each of them. If there are none, evenly over the split."""
-    begins = np.asarray(store.document_starts)
-    rooms = np.diff(begins, append=len(store)) - 1 - length  # the end of the document is no part of a prompt
-    fitting = np.flatnonzero(rooms >= 0)
-    if not len(fitting):
-        return [int(start) for start in np.linspace(0, len(store) - length, count).astype(np.int64)]
-    visits = -(-count // len(fitting))
-    n_visited = -(-count // visits)
-    starts = []
-    for i in range(count):
-        turn, visit = divmod(i, visits)
-        document = fitting[turn * len(fitting) // n_visited]
-        starts.append(int(begins[document] + rooms[document] * (2 * visit + 1) // (2 * visits)))
-    return starts
 
 
 def check_at_least_one(key: str, value: int) -> None:

@@ -95,6 +95,23 @@ class ValidationOrder:
         return samples * self._fitting // self.n_windows * self.context
 
 
+def prompt_starts(document_starts: Int[np.ndarray, "documents"], n_tokens: int, count: int, length: int) -> list[int]:
+    """Where `count` pieces of `length` tokens start: evenly over the documents that are longer, and, where these are
+    fewer, evenly inside each of them. If there are none, evenly over the split."""
+    rooms = np.diff(document_starts, append=n_tokens) - 1 - length  # the end of a document is no part of a prompt
+    fitting = np.flatnonzero(rooms >= 0)
+    if not len(fitting):
+        return [int(start) for start in np.linspace(0, n_tokens - length, count).astype(np.int64)]
+    visits = -(-count // len(fitting))
+    n_visited = -(-count // visits)
+    starts = []
+    for i in range(count):
+        turn, visit = divmod(i, visits)
+        document = fitting[turn * len(fitting) // n_visited]
+        starts.append(int(document_starts[document] + rooms[document] * (2 * visit + 1) // (2 * visits)))
+    return starts
+
+
 def permute(indices: Int[np.ndarray, "B"], n: int, keys: list[int]) -> Int[np.ndarray, "B"]:
     """A bijection of [0, n), chosen by the keys: a Feistel network on the next power of four, walked along its cycle
     until it is back below n. (A walk that starts below n must come back there, and by itself is a bijection.)"""

@@ -12,7 +12,14 @@ from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWind
 from mtp_lightning.data.prepare import ShardSettings, prepare_shards
 from mtp_lightning.data.store import TokenStore
 from mtp_lightning.data.tokenizer import ByteTokenizer
-from mtp_lightning.data.windows import HORIZON_RESERVE, TrainingOrder, ValidationOrder, permute, tokens_needed
+from mtp_lightning.data.windows import (
+    HORIZON_RESERVE,
+    TrainingOrder,
+    ValidationOrder,
+    permute,
+    prompt_starts,
+    tokens_needed,
+)
 
 T = 8
 
@@ -104,6 +111,15 @@ def test_validation_windows_are_spread_evenly() -> None:
     assert some[0] == 0
     assert set(np.diff(some)) <= {12 * T, 13 * T}
     assert ValidationOrder(1000, T, 1, 10_000).n_windows == everything.n_windows
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "starts"),
+    [(1, 4, [4]), (2, 4, [4, 11]), (4, 4, [4, 4, 10, 11]), (2, 5, [4, 10]), (3, 7, [0, 5, 10]), (2, 6, [10, 10])],
+)
+def test_prompts_are_spread_over_documents(count: int, length: int, starts: list[int]) -> None:
+    """Documents of 3, 5 and 6 tokens, each with its end: a prompt never holds an end, if it can help it."""
+    assert prompt_starts(np.array([0, 4, 10]), 17, count, length) == starts
 
 
 def test_a_batch_is_what_the_store_holds(store: TokenStore) -> None:

@@ -3,7 +3,8 @@
 import copy
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import yaml
 
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.grid.cells import Cell, expand
+from mtp_lightning.grid.display import Line
+from mtp_lightning.grid.launch import Launched, LocalLauncher
 from mtp_lightning.grid.report import Report
 from mtp_lightning.grid.spec import load_grid
-from mtp_lightning.grid.state import Result
+from mtp_lightning.grid.state import Result, cell_state
 from mtp_lightning.grid.tools import GridTools
 
 CONFIG: dict[str, Any] = {
@@ -34,6 +37,11 @@ seeds: [0, 1]
 baseline: {model.heads.n_future: 1}
 compare: [val/loss/head_1, decode/speedup]
 """
+
+ONE = GRID.replace("[1, 2, 4]", "[1]").replace("[0, 1]", "[0]")
+"""The same with a single cell."""
+DONE = "progress(5); finish()"
+"""The fake run that goes well."""
 
 
 def find(name: str, relative_to: Path) -> Path:
@@ -113,7 +121,7 @@ def command(script: str) -> Any:
     return lambda cell: [sys.executable, "-S", "-E", "-c", PRELUDE + script, str(cell.directory)]
 
 
-def tools(script: str = "progress(5); finish()", **more: Any) -> GridTools:
+def tools(script: str = DONE, **more: Any) -> GridTools:
     options: dict[str, Any] = {
         "resolve": resolve,
         "materialise": lambda cell: {**cell.config, "trainer": {**cell.config["trainer"], "logger": "mlflow"}},
@@ -159,3 +167,38 @@ def finish(cell: Cell, step: int = 5, fingerprint: str | None = "d", **metrics: 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+class Silent:
+    """A display that remembers."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.lines: list[Line] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def update(self, lines: Sequence[Line], seconds_left: float | None) -> None:
+        self.lines = list(lines)
+
+    def close(self) -> None:
+        pass
+
+
+def launch(cells: Sequence[Cell], script: str = DONE, workers: int = 2, **more: Any) -> tuple[Launched, Silent]:
+    display = Silent()
+    kit = tools(script)
+    launcher = LocalLauncher(kit.materialise, kit.command, display, workers, interval=0.02, **more)
+    return launcher.launch(cells), display
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def states(cells: Sequence[Cell]) -> list[str]:
+    return [cell_state(cell.directory).value for cell in cells]

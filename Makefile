@@ -1,0 +1,38 @@
+# `make demo`: the main job. `make test`: everything CI checks. Both make the environment they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Threads that wait by spinning slow each other down many times over when cores are shared.
+export OMP_WAIT_POLICY ?= PASSIVE
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: demo test test-slow lint ui install clean
+
+demo: install
+	$(BIN)/mtp grid run experiments/001_head_count/grid.yaml
+
+ui: install
+	$(BIN)/mtp ui --experiment mtp/head-count
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+
+# torch goes first and alone, so that whatever build of it the index offers (CPU, CUDA) is settled before the rest.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build runs

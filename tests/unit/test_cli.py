@@ -1,0 +1,125 @@
+"""Bad input: one clear message that names key and remedy, exit status 2, and nothing written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtp_lightning.cli import COMMANDS, load, main
+from mtp_lightning.errors import InputError
+from mtp_lightning.lightning_cli import MTPCLI, where_said
+
+BASE = ["-c", "conf/base.yaml", "-c", "conf/model/tiny.yaml", "-c", "conf/data/python_stdlib.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["mtp"])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model.heads.n_futur", "2"], "no key 'model.heads.n_futur'; did you mean 'model.heads.n_future'?"),
+        (["--data.contxt", "5"], "did you mean 'context'?"),
+        (["--trainer.max_step", "5"], "did you mean 'trainer.max_steps'?"),
+        (["--model.heads.n_future", "0"], "model.heads.n_future is 0: it has to be at least 1"),
+        (["--model.heads.n_future", "8"], "n_future has to be below n_layers"),
+        (["--model.heads.n_future", "many"], "model.heads.n_future"),
+        (["--model.optimizer.lr", "-1"], "model.optimizer.lr is -1.0"),
+        (["--model.schedule.decay_ratio", "2"], "model.schedule.decay_ratio is 2.0"),
+        (["--model.loss.head_weights", "[1, 2]"], "2 weights, and model.heads.n_future is 1"),
+        (["--model.backbone.n_heads", "3"], "model.backbone.dim is 128"),
+        (["-c", "conf/model/tny.yaml"], "did you mean 'conf/model/tiny.yaml'?"),
+        (["--trainer.default_root_dir", "/proc/runs"], "trainer.default_root_dir: '/proc/runs' cannot be written to"),
+    ],
+)
+def test_fit_refuses(flags: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["fit", *BASE, *flags]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_the_message_names_the_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model:\n  headz:\n    n_future: 2\n")
+    assert main(["fit", *BASE, "-c", "mine.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "no key 'model.headz.n_future'" in error
+    assert "mine.yaml" in error
+
+
+def test_an_interpolation_into_nothing_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model:\n  optimizer:\n    lr: ${vars.lr}\n")
+    assert main(["fit", *BASE, "-c", "mine.yaml"]) == 2
+    assert "Interpolation key 'vars.lr' not found" in capsys.readouterr().err
+
+
+def test_where_said_prefers_the_flag(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("lr: 3\n")
+    assert where_said(["-c", str(file)], "model.optimizer.lr is 3: too much") == f" (in {file})"
+    assert "command line" in where_said(["-c", str(file), "--model.optimizer.lr=3"], "model.optimizer.lr is 3: too much")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["grd"], "no command 'mtp grd'"),
+        (["grid", "rnu"], "did you mean 'grid run'?"),
+        (["generate", "nothing.ckpt", "--prompt", "x"], "checkpoint 'nothing.ckpt' is not a file"),
+        (["generate", "text.ckpt", "--prompt", "x"], "'text.ckpt' is not a checkpoint, or a truncated one"),
+        (["generate", "weights.ckpt", "--prompt", "x"], "is not a checkpoint of `mtp fit`"),
+        (["generate", "empty", "--prompt", "x"], "folder 'empty' holds no checkpoint"),
+        (["bench", "loss", "--dtype", "fp8"], "dtype is 'fp8'"),
+        (["bench", "loss", "--rounds", "many"], "mtp bench loss"),
+        (["grid", "plan", "nothing.yaml"], "nothing.yaml"),
+        (["ui"], "'runs' is not a folder"),
+    ],
+)
+def test_other_commands_refuse(args: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.ckpt")
+    (tmp_path / "empty").mkdir()
+    assert main(args) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(InputError):
+        main(["--debug", "grd"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_there(name: str) -> None:
+    assert callable(load(COMMANDS[name][0]))
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["grid"], ["--version"]])
+def test_help_is_no_error(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 0
+    assert "mtp" in capsys.readouterr().out
+
+
+def test_parsing_alone_makes_no_objects_and_leaves_random_state() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    cli = MTPCLI(BASE, parse_only=True)
+    assert not hasattr(cli, "trainer")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_full_disk_is_said_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(args: list[str]) -> int:
+        raise OSError(28, "No space left on device", "runs/fit/x.ckpt")
+
+    monkeypatch.setattr("mtp_lightning.lightning_cli.fit", full)
+    assert main(["fit"]) == 1
+    assert "No space left on device: runs/fit/x.ckpt" in capsys.readouterr().err
