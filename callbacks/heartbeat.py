@@ -1,6 +1,5 @@
 """What a run says of itself in its own folder: how far it is, that it finished, why it failed."""
 
-import json
 import os
 import socket
 import time
@@ -10,6 +9,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 from typing_extensions import override
+
+from mtp_lightning.files import write_json
 
 
 class Heartbeat(pl.Callback):
@@ -132,14 +133,3 @@ class Heartbeat(pl.Callback):
             "host": socket.gethostname(),
         }
         write_json(self._folder(trainer) / "progress.json", progress)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(json.dumps(content, indent=1))
-        scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise

@@ -47,6 +47,7 @@ FROM_YAML = ("fit", "validate")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning uses what is deprecated there
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
@@ -120,7 +121,7 @@ def call(function: Callable[..., Any], args: Sequence[str], prog: str) -> int:
     handed_in = {"tools": grid_tools()} if "tools" in inspect.signature(function).parameters else {}
     parser = Parser(prog=prog, description=(function.__doc__ or "").strip().split("\n")[0])
     parser.add_function_arguments(function, as_positional=True, skip=set(handed_in))
-    parsed = parser.instantiate_classes(parser.parse_args(list(args))).as_dict()
+    parsed = parser.instantiate(parser.parse_args(list(args))).as_dict()
     return function(**handed_in, **parsed) or 0
 
 
@@ -131,7 +132,10 @@ def grid_tools() -> "GridTools":
 
     def ui_command(runs: Path, grid: str) -> str:
         """As this very program was called: an environment need not be on the PATH."""
-        program = "mtp" if shutil.which("mtp") else os.path.relpath(sys.argv[0])
+        called = [os.path.relpath(sys.argv[0])]
+        if called[0].endswith("__main__.py"):
+            called = [os.path.relpath(sys.executable), "-m", "mtp_lightning"]
+        program = "mtp" if shutil.which("mtp") else " ".join(called)
         return program + default_ui_command(runs, grid).removeprefix("mtp")
 
     def resolve(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,11 +44,9 @@ class Parser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        cause: BaseException | None = ex
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, InputError):
-            raise cause
+        refused = input_error_behind(ex)
+        if refused is not None:
+            raise refused
         unknown = _UNKNOWN_KEY.search(message)
         if unknown is None:
             raise InputError(message.strip()) from ex
@@ -56,6 +54,13 @@ class Parser(LightningArgumentParser):
         if unknown["group"] and not key.startswith(unknown["group"]):
             key = f"{unknown['group']}.{key}"
         raise InputError(f"there is no key '{key}'{did_you_mean_key(key, self)}") from ex
+
+
+def input_error_behind(error: BaseException | None) -> InputError | None:
+    """The refusal that jsonargparse wrapped into one of its own errors, if that is what happened."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 _UNKNOWN_KEY = re.compile(
@@ -83,7 +88,7 @@ def _subclasses(cls: type) -> set[type]:
 
 def where_said(args: Sequence[str], message: str) -> str:
     """Where the key that `message` is about was set: a flag, or else the last configuration file that has it."""
-    quoted = re.search(r"no key '([\w./]+)'|Parser key \"([\w.]+)\"|^([\w.]+)( is |: )", message)
+    quoted = re.search(r"no key '([\w./]+)'|Parser key \"([\w.]+)\"|^(\w+(?:\.\w+)+)(?: is |: )", message)
     if quoted is None:
         return ""
     leaf = next(group for group in quoted.groups() if group).split(".")[-1]
@@ -140,8 +145,11 @@ class MTPCLI(LightningCLI):
                 run=False,
                 args=list(args),
             )
-        except InputError as error:
-            raise InputError(f"{error}{where_said(args, str(error))}") from error
+        except ValueError as error:
+            refused = input_error_behind(error)
+            if refused is None:
+                raise
+            raise InputError(f"{refused}{where_said(args, str(refused))}") from error
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -210,8 +218,14 @@ def check_objects(cli: MTPCLI) -> None:
     """
     config = cli.config.clone()
     config.trainer.logger, config.trainer.callbacks = False, None
-    with torch.device("meta"):
-        cli.parser.instantiate_classes(config)
+    try:
+        with torch.device("meta"):
+            cli.parser.instantiate(config)
+    except ValueError as error:
+        refused = input_error_behind(error)
+        if refused is None:
+            raise
+        raise refused from error
 
 
 def check_writable(folder: Path) -> None:
@@ -247,7 +261,9 @@ def validate(args: Sequence[str]) -> int:
     if cli.config.ckpt_path is None:
         raise InputError("mtp validate: --ckpt_path is missing: the checkpoint to validate")
     path = checkpoint_to_start_from(cli.config.ckpt_path, Path(cli.trainer.default_root_dir))
-    cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
+    for name, value in sorted(cli.trainer.callback_metrics.items()):
+        print(f"{name:<24}{float(value):.6f}")
     return 0
 
 

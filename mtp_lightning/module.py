@@ -101,6 +101,8 @@ class MTPModule(pl.LightningModule):
         self.loss_config, self.optimizer_config, self.schedule_config = loss, optimizer, schedule
         self.model = MTPModel(backbone, heads)
         self.val_metrics = HeadMetrics(heads.n_future)
+        self._since_step: list[LossOutput] = []
+        """Losses of the batches whose gradients wait for the next optimizer step."""
         if compile:
             for block in self.model.blocks():
                 block.compile()
@@ -138,21 +140,33 @@ class MTPModule(pl.LightningModule):
             )
 
         out: LossOutput = self.model.unembedding(h_NBTD, score)
-        self._log_training(out)
+        self.log("train/loss", out.total.detach(), prog_bar=True, logger=False)
+        self._since_step.append(out._replace(total=out.total.detach()))
         return out.total
-
-    def _log_training(self, out: LossOutput) -> None:
-        self.log("train/loss", out.total.detach(), prog_bar=True)
-        per_head = out.nll / out.n_valid.clamp(min=1)
-        self.log_dict({f"train/loss/head_{i}": nll for i, nll in enumerate(per_head, start=1)})
 
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The norm before clipping: n summed losses make it about n times larger, so the clip bites more often."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
-            self.log("train/lr", optimizer.param_groups[0]["lr"])
+        """Record the step that is about to be made, step k being the k-th, with the gradient's norm before clipping:
+        n summed losses make it about n times larger, so that the clip bites more often.
+
+        Recorded here and not through `self.log`, which reaches the loggers only behind `on_train_batch_end`: a
+        checkpoint taken there would come before its own step's record, and a run killed then would lack that step.
+        """
+        outs, self._since_step = self._since_step, []
+        step = self.trainer.global_step + 1
+        if step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        nll_N = sum(out.nll for out in outs) / sum(out.n_valid for out in outs).clamp(min=1)  # type: ignore[union-attr]
+        metrics = {f"train/loss/head_{i}": nll for i, nll in enumerate(nll_N.tolist(), start=1)}
+        metrics["train/loss"] = torch.stack([out.total for out in outs]).mean().item()
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        metrics["train/gradient_norm"] = torch.nn.utils.get_total_norm(gradients).item()
+        metrics["train/lr"] = optimizer.param_groups[0]["lr"]
+        self._record(metrics, step)
+
+    def _record(self, metrics: dict[str, float], step: int) -> None:
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=step)
 
     @override
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -166,12 +180,14 @@ class MTPModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         nll_N, accuracy_N = map(torch.atleast_1d, self.val_metrics.compute())
         self.val_metrics.reset()
+        metrics = {"val/loss": nll_N.nansum().item()}
         for i, (nll, accuracy) in enumerate(zip(nll_N.tolist(), accuracy_N.tolist()), start=1):
-            self.log_dict({f"val/loss/head_{i}": nll, f"val/accuracy/head_{i}": accuracy})
-        self.log("val/loss", nll_N.nansum().item())
+            metrics |= {f"val/loss/head_{i}": nll, f"val/accuracy/head_{i}": accuracy}
         bytes_per_token = getattr(self.trainer.datamodule, "bytes_per_token", None)  # type: ignore[attr-defined]
         if bytes_per_token:
-            self.log("val/bits_per_byte", nll_N[0].item() / math.log(2) / bytes_per_token)
+            metrics["val/bits_per_byte"] = nll_N[0].item() / math.log(2) / bytes_per_token
+        self.log_dict(metrics, logger=False)
+        self._record(metrics, self.trainer.global_step)
 
     @override
     def configure_optimizers(self) -> Any:

@@ -59,5 +59,5 @@ def make_adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> t
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     # Fused optimizers offer to undo float16 loss scaling themselves; Lightning then refuses to clip gradients, in
     # bfloat16 too, where nothing is scaled. Declining the offer leaves scaling to the scaler, before clipping.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = False
     return optimizer

@@ -1,5 +1,6 @@
 """Fixtures: the two-layer, 32-wide, 16-symbol models of the unit tests."""
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
 torch.set_num_threads(1)
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # Lightning uses what is deprecated there
 
 
 def tiny_backbone(**changes: object) -> BackboneConfig:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, Timing]:
+    contenders: Mapping[Name, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[Name, Timing]:
     """Time every contender once a round, in turn, after one uncounted round."""
-    wall: dict[str, list[float]] = {name: [] for name in contenders}
-    cpu: dict[str, list[float]] = {name: [] for name in contenders}
+    wall: dict[Name, list[float]] = {name: [] for name in contenders}
+    cpu: dict[Name, list[float]] = {name: [] for name in contenders}
     for counted in range(-1, rounds):
         for name, run in contenders.items():
             synchronize(device)

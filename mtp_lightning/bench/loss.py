@@ -112,7 +112,9 @@ def loss_command(
             bench_loss(counts, vocab_size, dim, positions, dtype == "bf16", threads, rounds, lambda t: status.update(t))
         )
     shape = f"V = {vocab_size}, D = {dim}, {positions} positions, {dtype}"
-    table = Table(title=f"Loss, forward and backward: {shape}", caption=", ".join(f"{k} {v}" for k, v in machine.items()))
+    table = Table(
+        title=f"Loss, forward and backward: {shape}", caption=", ".join(f"{k} {v}" for k, v in machine.items())
+    )
     for heading in ("n", "implementation", "cpu ms", "wall ms", "best ms", "time / naive", "peak MiB"):
         table.add_column(heading, justify="left" if heading == "implementation" else "right")
     table.add_column("peak / naive", justify="right")

@@ -4,7 +4,6 @@ Anything heavy is imported when a command runs, so `--help` is quick.
 """
 
 import json as json_module
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from mtp_lightning.data.corpora import SourceConfig, documents
 from mtp_lightning.data.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import write_text
 
 CorpusKind = Literal["python_stdlib", "text", "json", "parquet", "hub"]
 
@@ -158,13 +158,8 @@ def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """The whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, text)
     except OSError as error:
         raise InputError(f"cannot write '{path}': {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

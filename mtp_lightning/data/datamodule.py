@@ -47,6 +47,11 @@ class MTPDataModule(pl.LightningDataModule):
         return None
 
     @property
+    def fingerprint(self) -> str | None:
+        """What the data is, as a hash; None where it does not come from outside."""
+        return None
+
+    @property
     def n_train_batches(self) -> int:
         """The length of the one epoch of training.
 
@@ -191,6 +196,11 @@ class TokenDataModule(MTPDataModule):
     def bytes_per_token(self) -> float | None:
         return None if self._validation is None else self._validation.bytes_per_token
 
+    @property
+    @override
+    def fingerprint(self) -> str | None:
+        return None if self._train is None else self._train.meta.fingerprint
+
     @override
     def train_dataloader(self) -> ResumableLoader:
         order = TrainingOrder(len(self.train_store), self.context, self.n_future, self.seed)
@@ -202,11 +212,6 @@ class TokenDataModule(MTPDataModule):
         order = ValidationOrder(len(self.validation_store), self.context, self.n_future, self.val_windows)
         batches = ValidationWindows(self.validation_store, order, self.batch_size, *self.rank_and_world_size)
         return BatchLoader(batches, len(batches), self.num_workers)
-
-    @override
-    def test_dataloader(self) -> BatchLoader:
-        """There is no third split: whoever tests, gives the documents they want tested as the source."""
-        return self.val_dataloader()
 
     def heldout_prompts(self, count: int, length: int) -> list[Tensor]:
         """`count` pieces, (length,) int64 each, of validation documents: always the same, spread over the documents.
@@ -226,7 +231,7 @@ class TokenDataModule(MTPDataModule):
     def state_dict(self) -> dict[str, Any]:
         return {
             "tokenizer": self.text_tokenizer.state(),
-            "fingerprint": self.train_store.meta.fingerprint,
+            "fingerprint": self.fingerprint,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "context": self.context,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def generate_command(
     ckpt: str,
-    prompt: str,
+    prompt: str | None = None,
     max_new_tokens: int = 256,
     decoding: Literal["speculative", "greedy"] = "speculative",
     heads_used: int | None = None,
@@ -24,7 +24,7 @@ def generate_command(
 
     Args:
         ckpt: Checkpoint file, or the folder of a run, of which the newest checkpoint is taken.
-        prompt: Text to continue; `-` reads standard input.
+        prompt: Text to continue (needed); `-` reads standard input.
         max_new_tokens: Most tokens to add; an end-of-document token ends the text earlier.
         decoding: greedy: one token per forward. speculative: the same text, drafted by the further heads.
         heads_used: Heads that draft, at most the model's n_future (the default).
@@ -32,6 +32,8 @@ def generate_command(
     """
     from mtp_lightning.checkpoint import latest_checkpoint, load_model
 
+    if prompt is None:
+        raise InputError("--prompt is missing: the text to continue, or - to read it from standard input")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: it has to be at least 1")
     path: Path | None = Path(ckpt)

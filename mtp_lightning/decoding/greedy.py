@@ -76,7 +76,7 @@ def stream(
 ) -> Iterator[Step]:
     """`generate`, step by step."""
     if prompt_T.numel() == 0:
-        raise InputError("the prompt is empty: the model predicts a token from the ones before it, so give at least one")
+        raise InputError("the prompt is empty: a token is predicted from the ones before it, so give at least one")
     if not 1 <= heads_used <= model.n_future:
         raise InputError(f"heads_used is {heads_used}: this model has {model.n_future} prediction heads")
     row = _Row(model, prompt_T.numel() + max_new_tokens + heads_used, heads_used)

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import write_text
 from mtp_lightning.grid.display import open_display, summary
-from mtp_lightning.grid.files import write_text
 from mtp_lightning.grid.launch import Launched, LocalLauncher
 from mtp_lightning.grid.plan import Planned, plan_grid, plan_table, row_json, status_table
 from mtp_lightning.grid.process import child_environment, cores

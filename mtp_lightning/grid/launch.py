@@ -11,9 +11,9 @@ from types import FrameType
 from typing import Protocol, runtime_checkable
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import FileLock
 from mtp_lightning.grid.cells import Cell
 from mtp_lightning.grid.display import Display, Line
-from mtp_lightning.grid.files import FileLock
 from mtp_lightning.grid.process import (
     Attempt,
     Command,

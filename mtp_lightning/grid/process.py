@@ -15,8 +15,8 @@ from typing import IO, Any
 import yaml
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import FileLock, write_text
 from mtp_lightning.grid.cells import Cell
-from mtp_lightning.grid.files import FileLock, write_text
 from mtp_lightning.grid.state import CONFIG, LOG, Failure, Progress, Result, State, Status, process_token
 
 Materialise = Callable[[Cell], dict[str, Any]]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from mtp_lightning.files import read_json, write_json, write_text
 from mtp_lightning.grid.cells import Cell
-from mtp_lightning.grid.files import read_json, write_json, write_text
 from mtp_lightning.grid.report import Report, build_report
 from mtp_lightning.grid.spec import GridSpec
 from mtp_lightning.grid.state import RUN_ID

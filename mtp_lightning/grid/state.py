@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mtp_lightning.grid.files import read_json, write_json
+from mtp_lightning.files import read_json, write_json
 
 CONFIG, LOG, LOCK, RUN_ID, CHECKPOINTS = "config.yaml", "log.txt", "lock", "mlflow_run_id", "checkpoints"
 

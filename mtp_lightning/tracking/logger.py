@@ -1,6 +1,6 @@
 """Lightning's logger for MLflow: metrics in batches, and a restarted run goes on as the same MLflow run."""
 
-import os
+import logging
 import re
 import time
 from argparse import Namespace
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import write_text
 from mtp_lightning.tracking.provenance import provenance
 from mtp_lightning.tracking.store import connect, default_tracking_uri, ensure_experiment
 
@@ -81,9 +81,12 @@ class MLflowRunLogger(Logger):
         return self._run_id
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The `MlflowClient`; the first use starts or continues the run."""
+    def client(self) -> Any:
+        """The `MlflowClient`; the first use starts or continues the run.
+
+        Not called `experiment`: Lightning touches that before the data is looked at, and a run refused for its data
+        should leave no trace.
+        """
         if self._client is None:
             experiment_id = ensure_experiment(self.tracking_uri, self.experiment_name)
             self._client = connect(self.tracking_uri)
@@ -94,7 +97,7 @@ class MLflowRunLogger(Logger):
 
     @property
     def run_id(self) -> str:
-        _ = self.experiment
+        _ = self.client
         assert self._run_id is not None
         return self._run_id
 
@@ -103,10 +106,7 @@ class MLflowRunLogger(Logger):
         run_id = str(run.info.run_id)
         if self.directory:
             self.directory.mkdir(parents=True, exist_ok=True)
-            file = self.directory / RUN_FILE
-            scratch = file.with_name(f"{RUN_FILE}.{os.getpid()}")
-            scratch.write_text(run_id)
-            scratch.replace(file)
+            write_text(self.directory / RUN_FILE, run_id + "\n")
         return run_id
 
     def _continue_run(self) -> str | None:
@@ -143,7 +143,7 @@ class MLflowRunLogger(Logger):
         """
         from mlflow.entities import Metric
 
-        _ = self.experiment
+        _ = self.client
         now = int(time.time() * 1000)
         for name, value in metrics.items():
             if not _METRIC_NAME.fullmatch(name):
@@ -175,7 +175,7 @@ class MLflowRunLogger(Logger):
 
         given = vars(params) if isinstance(params, Namespace) else params
         flat = {key: str(value)[:MAX_PARAM_VAL_LENGTH] for key, value in flatten(given)}
-        known = self.experiment.get_run(self.run_id).data.params
+        known = self.client.get_run(self.run_id).data.params
         for key, value in flat.items():
             if known.get(key, value) != value:
                 raise InputError(
@@ -189,11 +189,11 @@ class MLflowRunLogger(Logger):
 
     @rank_zero_only
     def log_text_artifact(self, text: str, name: str) -> None:
-        self.experiment.log_text(self.run_id, text, name)
+        self.client.log_text(self.run_id, text, name)
 
     @rank_zero_only
     def log_file_artifact(self, path: Path, folder: str | None = None) -> None:
-        self.experiment.log_artifact(self.run_id, str(path), folder)
+        self.client.log_artifact(self.run_id, str(path), folder)
 
     @override
     @rank_zero_only
@@ -245,6 +245,7 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _start_monitor(run_id: str, uri: str, seconds: float) -> Any:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it announces every start and stop
     monitor: Any = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
         run_id, sampling_interval=seconds, resume_logging=True, tracking_uri=uri
     )

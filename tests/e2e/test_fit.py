@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from conftest import Mtp
+
 from mtp_lightning.tracking.read import history, read_run
 from mtp_lightning.tracking.store import default_tracking_uri
 
@@ -58,7 +58,7 @@ def test_killed_and_restarted_is_as_if_never_killed(mtp: Mtp, folder: Path) -> N
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
     uri = default_tracking_uri(folder / "runs")
-    ids = {name: (folder / "runs" / name / "mlflow_run_id").read_text() for name in ("whole", "killed")}
+    ids = {name: (folder / "runs" / name / "mlflow_run_id").read_text().strip() for name in ("whole", "killed")}
     record = read_run(uri, ids["killed"])
     assert record.status == "FINISHED"
     assert record.tags["mtp.attempt"] == "4"
@@ -77,7 +77,7 @@ def test_killed_and_restarted_is_as_if_never_killed(mtp: Mtp, folder: Path) -> N
 
 def test_trained_validated_generated(mtp: Mtp, folder: Path) -> None:
     mtp(*FIT)
-    run_id = (folder / "runs/fit/mlflow_run_id").read_text()
+    run_id = (folder / "runs/fit/mlflow_run_id").read_text().strip()
     record = read_run(default_tracking_uri(folder / "runs"), run_id)
     assert record.params["model.heads.n_future"] == "3"
     assert record.params["model.backbone.dim"] == "32"
@@ -111,7 +111,7 @@ def test_trained_validated_generated(mtp: Mtp, folder: Path) -> None:
     ("flags", "says"),
     [
         (("--data.source.path", "nowhere"), "data.source.path: there is no file or folder 'nowhere'"),
-        (("--data.context", "100000"), "100003"),
+        (("--data.context", "100000"), "context = 100000"),
         (("--model.backbone.vocab_size", "300"), "model.backbone.vocab_size"),
     ],
 )

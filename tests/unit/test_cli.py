@@ -62,7 +62,9 @@ def test_where_said_prefers_the_flag(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("lr: 3\n")
     assert where_said(["-c", str(file)], "model.optimizer.lr is 3: too much") == f" (in {file})"
-    assert "command line" in where_said(["-c", str(file), "--model.optimizer.lr=3"], "model.optimizer.lr is 3: too much")
+    assert "command line" in where_said(
+        ["-c", str(file), "--model.optimizer.lr=3"], "model.optimizer.lr is 3: too much"
+    )
 
 
 @pytest.mark.parametrize(

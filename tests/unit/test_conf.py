@@ -53,15 +53,16 @@ def test_sizes_agree_with_table_s14(name: str, n_future: int) -> None:
 
 @pytest.mark.parametrize("file", MODELS, ids=lambda p: p.stem)
 def test_models_resolve(file: Path) -> None:
-    config = resolve_config([CONF_DIR / "base.yaml", file, CONF_DIR / "data" / "python_stdlib.yaml"], {})
-    assert config["model"]["backbone"] | yaml.safe_load(file.read_text())["model"]["backbone"] == config["model"][
-        "backbone"
-    ]
+    byte_level = {"model.backbone.vocab_size": 256}  # the tokenizer of the data file below
+    config = resolve_config([CONF_DIR / "base.yaml", file, CONF_DIR / "data" / "python_stdlib.yaml"], byte_level)
+    backbone = config["model"]["backbone"]
+    assert backbone | yaml.safe_load(file.read_text())["model"]["backbone"] | {"vocab_size": 256} == backbone
 
 
 @pytest.mark.parametrize("file", sorted((CONF_DIR / "data").glob("*.yaml")), ids=lambda p: p.stem)
 def test_data_files_resolve(file: Path, tmp_path: Path) -> None:
-    config: dict[str, Any] = resolve_config([CONF_DIR / "base.yaml", file], {"model.heads.n_future": 2})
+    overrides = {"model.heads.n_future": 2, "data.tokenizer": "bytes"}  # a tokenizer is made by its user first
+    config: dict[str, Any] = resolve_config([CONF_DIR / "base.yaml", file], overrides)
     assert config["data"]["class_path"].endswith("TokenDataModule")
     assert config["model"]["heads"]["n_future"] == 2
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import tiny_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import tiny_backbone
 from mtp_lightning.decoding.greedy import generate
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig

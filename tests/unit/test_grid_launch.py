@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 from test_grid_fakes import DONE, ONE, Silent, cells_of, command, finish, launch, starts, states, tools, until
 
+from mtp_lightning.files import FileLock
 from mtp_lightning.grid.cells import Cell
 from mtp_lightning.grid.display import Line, PlainDisplay
-from mtp_lightning.grid.files import FileLock
 from mtp_lightning.grid.launch import LocalLauncher
 from mtp_lightning.grid.process import Pace, child_environment, log_tail
 from mtp_lightning.grid.state import LOCK, Progress, State, Status, cell_state

@@ -22,8 +22,8 @@ from test_grid_fakes import (
     until,
 )
 
+from mtp_lightning.files import FileLock
 from mtp_lightning.grid.display import Line
-from mtp_lightning.grid.files import FileLock
 from mtp_lightning.grid.launch import LocalLauncher
 from mtp_lightning.grid.state import LOCK, Progress, Status
 
