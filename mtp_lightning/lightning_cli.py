@@ -5,16 +5,12 @@ flag is merged, and `${model.heads.n_future}` means the same in a file and on th
 resolves file by file, and a later override silently never reaches an earlier file.)
 """
 
-import inspect
 import json
 import os
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -25,10 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from mtp_lightning.checkpoint import latest_checkpoint, read_checkpoint
-from mtp_lightning.data.corpora import SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
-from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.errors import InputError
 from mtp_lightning.module import MTPModule
+from mtp_lightning.parsing import Parser, input_error_behind, where_said
 from mtp_lightning.paths import find_config
 from mtp_lightning.precision import native_precision
 from mtp_lightning.tracking.logger import KeepRecord, MLflowRunLogger
@@ -37,68 +33,6 @@ OmegaConf.register_resolver("native_precision", native_precision, replace=True)
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints, below `trainer.default_root_dir`."""
-
-
-class Parser(LightningArgumentParser):
-    """Turns every complaint into an `InputError`, with the nearest valid key where one is unknown."""
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        refused = input_error_behind(ex)
-        if refused is not None:
-            raise refused
-        unknown = _UNKNOWN_KEY.search(message)
-        if unknown is None:
-            raise InputError(message.strip()) from ex
-        key = unknown["option"] or unknown["argument"]
-        if unknown["group"] and not key.startswith(unknown["group"]):
-            key = f"{unknown['group']}.{key}"
-        raise InputError(f"there is no key '{key}'{did_you_mean_key(key, self)}") from ex
-
-
-def input_error_behind(error: BaseException | None) -> InputError | None:
-    """The refusal that jsonargparse wrapped into one of its own errors, if that is what happened."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-_UNKNOWN_KEY = re.compile(
-    r"(Group '(?P<group>[^']*)' does not accept option|Option) '(?P<option>[^']*)'|"
-    r"[Uu]nrecognized arguments: --(?P<argument>[\w.]+)"
-)
-"""How jsonargparse says that a key is unknown."""
-
-
-def did_you_mean_key(key: str, parser: LightningArgumentParser) -> str:
-    """The nearest key of the configuration, or the nearest parameter of what `class_path` may name."""
-    known = [action.dest for action in parser._actions]
-    found = did_you_mean(key, known)
-    if found:
-        return found
-    parameters = {name for cls in _subclasses(MTPDataModule) for name in inspect.signature(cls).parameters}
-    parameters |= {field.name for field in fields(SourceConfig)} | {name.split(".")[-1] for name in known}
-    return did_you_mean(key.split(".")[-1], sorted(parameters))
-
-
-def _subclasses(cls: type) -> set[type]:
-    below: list[type] = cls.__subclasses__()
-    return {cls}.union(*map(_subclasses, below))
-
-
-def where_said(args: Sequence[str], message: str) -> str:
-    """Where the key that `message` is about was set: a flag, or else the last configuration file that has it."""
-    quoted = re.search(r"no key '([\w./]+)'|Parser key \"([\w.]+)\"|^(\w+(?:\.\w+)+)(?: is |: )", message)
-    if quoted is None:
-        return ""
-    leaf = next(group for group in quoted.groups() if group).split(".")[-1]
-    if any(arg.startswith("-") and re.search(rf"\b{re.escape(leaf)}\b", arg) for arg in args):
-        return " (on the command line)"
-    files = [after for before, after in pairwise(args) if before in ("-c", "--config")]
-    for file in reversed(files):
-        if re.search(rf"(^|[\s{{,]){re.escape(leaf)}\s*:", Path(file).read_text(encoding="utf-8"), re.MULTILINE):
-            return f" (in {file})"
-    return ""
 
 
 class RecordConfig(SaveConfigCallback):
@@ -210,12 +144,27 @@ def resolve_config(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dic
     return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))  # type: ignore[no-any-return]
 
 
+def check_schedule(cli: MTPCLI) -> None:
+    """A run has to get past its warm-up.
+
+    Raises:
+        InputError: it would not.
+    """
+    warmup, steps = cli.config.model.schedule.warmup_steps, cli.config.trainer.max_steps
+    if 0 < steps <= warmup:
+        raise InputError(
+            f"model.schedule.warmup_steps is {warmup} and trainer.max_steps is {steps}: the learning rate would never "
+            "reach its peak; give fewer steps of warm-up, or more in all"
+        )
+
+
 def check_objects(cli: MTPCLI) -> None:
     """Make model and data module, without weights and without data, so that their own checks run.
 
     Raises:
         InputError: what they refuse.
     """
+    check_schedule(cli)
     config = cli.config.clone()
     config.trainer.logger, config.trainer.callbacks = False, None
     try:
@@ -250,6 +199,7 @@ def flag_value(value: Any) -> str:
 def fit(args: Sequence[str]) -> int:
     """`mtp fit`: train, from the start or from `--ckpt_path`."""
     cli = MTPCLI(args, "mtp fit")
+    check_schedule(cli)
     start_from = checkpoint_to_start_from(cli.config.ckpt_path, Path(cli.trainer.default_root_dir))
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)
     return 0

@@ -7,7 +7,8 @@ import torch
 
 from mtp_lightning.cli import COMMANDS, load, main
 from mtp_lightning.errors import InputError
-from mtp_lightning.lightning_cli import MTPCLI, where_said
+from mtp_lightning.lightning_cli import MTPCLI
+from mtp_lightning.parsing import where_said
 
 BASE = ["-c", "conf/base.yaml", "-c", "conf/model/tiny.yaml", "-c", "conf/data/python_stdlib.yaml"]
 
@@ -31,6 +32,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--model.optimizer.lr", "-1"], "model.optimizer.lr is -1.0"),
         (["--model.schedule.decay_ratio", "2"], "model.schedule.decay_ratio is 2.0"),
         (["--model.loss.head_weights", "[1, 2]"], "2 weights, and model.heads.n_future is 1"),
+        (["--trainer.max_steps", "500"], "model.schedule.warmup_steps is 1000 and trainer.max_steps is 500"),
         (["--model.backbone.n_heads", "3"], "model.backbone.dim is 128"),
         (["-c", "conf/model/tny.yaml"], "did you mean 'conf/model/tiny.yaml'?"),
         (["--trainer.default_root_dir", "/proc/runs"], "trainer.default_root_dir: '/proc/runs' cannot be written to"),

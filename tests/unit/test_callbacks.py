@@ -1,0 +1,200 @@
+"""Callbacks on a real, tiny run: exactly what they log and write, and that training does not notice them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from conftest import tiny_backbone
+from lightning.pytorch.loggers.logger import Logger
+from typing_extensions import override
+
+from callbacks.checkpointing import PeriodicCheckpoint
+from callbacks.decoding import DecodingProbe
+from callbacks.heartbeat import Heartbeat
+from callbacks.throughput import ThroughputMonitor
+from mtp_lightning.data.datamodule import MTPDataModule
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.module import MTPModule
+from mtp_lightning.optimization import OptimizerConfig, ScheduleConfig
+
+Fit = Callable[..., tuple[pl.Trainer, MTPModule, "Recorder"]]
+
+
+class Recorder(Logger):
+    """Keeps every call."""
+
+    name, version = "recorder", "0"  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int | None, dict[str, float]]] = []
+
+    @override
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        self.calls.append((step, dict(metrics)))
+
+    @override
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        return
+
+    def steps(self, key: str) -> list[int | None]:
+        return [step for step, metrics in self.calls if key in metrics]
+
+
+class Counting(MTPDataModule):
+    """Windows that count upwards modulo 16: learned in no time."""
+
+    bytes_per_token = 1.0  # type: ignore[assignment]
+
+    def _loader(self, batches: int) -> list[dict[str, torch.Tensor]]:
+        window = torch.arange(12 + self.n_future)
+        return [{"tokens": (window + torch.arange(4)[:, None] + i) % 16} for i in range(batches)]
+
+    @override
+    def train_dataloader(self) -> Any:
+        return self._loader(self.n_train_batches)
+
+    @override
+    def val_dataloader(self) -> Any:
+        return self._loader(2)
+
+    def heldout_prompts(self, count: int, length: int) -> list[torch.Tensor]:
+        return [(torch.arange(length) + i) % 16 for i in range(count)]
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Fit:
+    def run(callbacks: list[pl.Callback], steps: int = 12, n_future: int = 2, **trainer: Any) -> Any:
+        pl.seed_everything(0, verbose=False)
+        module = MTPModule(
+            tiny_backbone(n_layers=3),
+            HeadsConfig(n_future=n_future),
+            optimizer=OptimizerConfig(lr=1e-2),
+            schedule=ScheduleConfig(warmup_steps=2),
+        )
+        recorder = Recorder()
+        settings = {
+            "max_steps": steps, "max_epochs": 1, "accelerator": "cpu", "logger": recorder, "callbacks": callbacks,
+            "val_check_interval": 6, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0,
+            "log_every_n_steps": 4, "enable_progress_bar": False, "enable_model_summary": False,
+            "enable_checkpointing": any(isinstance(c, PeriodicCheckpoint) for c in callbacks),
+            "gradient_clip_val": 1.0, "default_root_dir": tmp_path, "use_distributed_sampler": False,
+        }  # fmt: skip
+        trainer_ = pl.Trainer(**(settings | trainer))
+        trainer_.fit(module, datamodule=Counting(n_future=n_future, vocab_size=16))
+        return trainer_, module, recorder
+
+    return run
+
+
+def test_the_module_records_steps_and_validations(fit: Fit) -> None:
+    _, _, recorder = fit([])
+    assert recorder.steps("train/loss") == [4, 8, 12]
+    assert recorder.steps("val/loss/head_2") == [6, 12]
+    train = next(metrics for step, metrics in recorder.calls if step == 8 and "train/loss" in metrics)
+    assert set(train) == {"train/loss", "train/loss/head_1", "train/loss/head_2", "train/gradient_norm", "train/lr"}
+    assert train["train/loss"] == pytest.approx(train["train/loss/head_1"] + train["train/loss/head_2"], rel=1e-5)
+    val = [metrics for step, metrics in recorder.calls if "val/loss" in metrics]
+    heads = {f"val/{kind}/head_{i}" for kind in ("loss", "accuracy") for i in (1, 2)}
+    assert set(val[0]) == heads | {"val/loss", "val/bits_per_byte"}
+    assert val[-1]["val/loss/head_1"] < val[0]["val/loss/head_1"]
+    assert val[-1]["val/bits_per_byte"] == pytest.approx(val[-1]["val/loss/head_1"] / 0.6931472)
+
+
+def test_accumulated_batches_are_one_step(fit: Fit) -> None:
+    _, _, recorder = fit([], steps=4, accumulate_grad_batches=3, log_every_n_steps=1, val_check_interval=12)
+    assert recorder.steps("train/loss") == [1, 2, 3, 4]
+
+
+def test_throughput(fit: Fit) -> None:
+    trainer, _, recorder = fit([ThroughputMonitor(warmup_steps=1)])
+    assert recorder.steps("perf/tokens_seen") == [4, 8, 12]
+    assert [m["perf/tokens_seen"] for _, m in recorder.calls if "perf/tokens_seen" in m] == [192, 384, 576]
+    assert recorder.steps("model/flops_per_token") == [0]
+    assert recorder.steps("perf/tokens_per_second_median") == [12]
+    rates = [m["perf/tokens_per_second"] for _, m in recorder.calls if "perf/tokens_per_second" in m]
+    assert len(rates) == 3
+    assert all(rate > 0 for rate in rates)
+    assert float(trainer.callback_metrics["perf/peak_memory_bytes"]) > 50e6
+
+
+def test_a_slow_validation_does_not_count(fit: Fit) -> None:
+    import time
+
+    class Slow(pl.Callback):
+        @override
+        def on_validation_batch_start(self, *_: Any) -> None:
+            time.sleep(0.5)
+
+    _, _, recorder = fit([ThroughputMonitor(warmup_steps=1), Slow()])
+    seen = [m["perf/tokens_per_second"] for _, m in recorder.calls if "perf/tokens_per_second" in m]
+    assert min(seen) > 48 / 0.25, "a step of 48 tokens takes milliseconds, a validation a second"
+
+
+def test_heartbeat_writes_progress_and_then_the_result(fit: Fit, tmp_path: Path) -> None:
+    fit([ThroughputMonitor(), Heartbeat()])
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert progress["step"] == progress["max_steps"] == 12
+    assert progress["phase"] == "finishing"
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["state"] == "finished"
+    assert result["step"] == 12
+    assert result["tokens"] == 576
+    assert {"val/loss/head_1", "train/loss", "perf/tokens_per_second_median"} <= set(result["metrics"])
+
+
+def test_heartbeat_says_why_a_run_failed(fit: Fit, tmp_path: Path) -> None:
+    class Broken(pl.Callback):
+        @override
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fit([Broken(), Heartbeat()])
+    failure = json.loads((tmp_path / "failure.json").read_text())
+    assert failure["error"] == "OSError"
+    assert "No space left on device" in failure["message"]
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_checkpoints_come_in_time_and_old_ones_go(fit: Fit, tmp_path: Path) -> None:
+    saved: list[int] = []
+
+    class Watch(pl.Callback):
+        @override
+        def on_save_checkpoint(self, trainer: pl.Trainer, *_: Any) -> None:
+            saved.append(trainer.global_step)
+
+    fit([PeriodicCheckpoint(every_n_steps=3, keep=2), Watch()], steps=11)
+    assert saved == [3, 6, 9, 11]
+    files = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert files == ["step-00000009.ckpt", "step-00000011.ckpt"]
+    content = torch.load(tmp_path / "checkpoints" / files[-1], weights_only=True)
+    assert content["mtp_lightning"]["heads"]["n_future"] == 2
+
+
+def test_checkpoints_by_the_clock(fit: Fit, tmp_path: Path) -> None:
+    fit([PeriodicCheckpoint(every_n_steps=1000, every_n_seconds=1e-6, keep=100)], steps=5)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 5
+
+
+def test_periods_that_cannot_be() -> None:
+    with pytest.raises(InputError, match=r"PeriodicCheckpoint\.keep is 0"):
+        PeriodicCheckpoint(keep=0)
+
+
+def test_decoding_probe_measures_and_disturbs_nothing(fit: Fit) -> None:
+    _, plain, _ = fit([], steps=30)
+    _, probed, recorder = fit([DecodingProbe(prompts=3, prompt_tokens=8, new_tokens=20)], steps=30)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), probed.parameters()))
+    (metrics,) = [m for _, m in recorder.calls if "decode/speedup" in m]
+    assert set(metrics) == {"decode/tokens_per_forward", "decode/speedup", "decode/mismatches"}
+    assert metrics["decode/mismatches"] == 0
+    assert 1.0 <= metrics["decode/tokens_per_forward"] <= 2.0
+    assert metrics["decode/tokens_per_forward"] > 1.5, "counting is learned, so drafts are accepted"
+    assert probed.training
