@@ -17,6 +17,7 @@ from callbacks.decoding import DecodingProbe
 from callbacks.heartbeat import Heartbeat
 from callbacks.throughput import ThroughputMonitor
 from mtp_lightning.data.datamodule import MTPDataModule
+from mtp_lightning.data.loader import BatchLoader, ResumableLoader
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.module import MTPModule
@@ -51,17 +52,16 @@ class Counting(MTPDataModule):
 
     bytes_per_token = 1.0  # type: ignore[assignment]
 
-    def _loader(self, batches: int) -> list[dict[str, torch.Tensor]]:
-        window = torch.arange(12 + self.n_future)
-        return [{"tokens": (window + torch.arange(4)[:, None] + i) % 16} for i in range(batches)]
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"tokens": (torch.arange(12 + self.n_future) + torch.arange(4)[:, None] + index) % 16}
 
     @override
-    def train_dataloader(self) -> Any:
-        return self._loader(self.n_train_batches)
+    def train_dataloader(self) -> ResumableLoader:
+        return ResumableLoader(self, self.n_train_batches)
 
     @override
-    def val_dataloader(self) -> Any:
-        return self._loader(2)
+    def val_dataloader(self) -> BatchLoader:
+        return BatchLoader(self, 2)
 
     def heldout_prompts(self, count: int, length: int) -> list[torch.Tensor]:
         return [(torch.arange(length) + i) % 16 for i in range(count)]

@@ -6,8 +6,9 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
+import lightning.pytorch as pl
 import pytest
 
 from mtp_lightning.errors import InputError
@@ -38,6 +39,10 @@ def make_logger(uri: str, tmp_path: Path, **changes: object) -> MLflowRunLogger:
     return MLflowRunLogger(uri, "mtp/test", **(settings | changes))  # type: ignore[arg-type]
 
 
+def trainer_with(logger: MLflowRunLogger) -> Mock:
+    return Mock(spec=pl.Trainer, loggers=[logger])
+
+
 def test_metrics_go_out_in_batches(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = make_logger(uri, tmp_path)
     sizes: list[int] = []
@@ -49,7 +54,7 @@ def test_metrics_go_out_in_batches(uri: str, tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(logger.client, "log_batch", count)
     for step in range(300):
-        logger.log_metrics({"a": step, "b": -step, "c": 0.5}, step)
+        logger.log_metrics({"a": float(step), "b": -1.0, "c": 0.5}, step)
     logger.finalize("success")
     assert sum(sizes) == 900
     assert len(sizes) == 2
@@ -80,7 +85,7 @@ def test_metrics_are_written_before_a_checkpoint_is(uri: str, tmp_path: Path) ->
     logger = make_logger(uri, tmp_path)
     logger.log_metrics({"loss": 3.0}, 1)
     assert history(uri, logger.run_id, ["loss"]) == {}
-    KeepRecord().on_save_checkpoint(SimpleNamespace(loggers=[logger]), None, {})  # type: ignore[arg-type]
+    KeepRecord().on_save_checkpoint(trainer_with(logger), Mock(spec=pl.LightningModule), {})
     assert history(uri, logger.run_id, ["loss"]) == {"loss": [(1, 3.0)]}
 
 
@@ -91,7 +96,7 @@ def test_how_a_run_ended(uri: str, tmp_path: Path, exception: BaseException | No
     logger = make_logger(uri, tmp_path)
     logger.log_metrics({"loss": 3.0}, 1)
     if exception:
-        KeepRecord().on_exception(SimpleNamespace(loggers=[logger]), None, exception)  # type: ignore[arg-type]
+        KeepRecord().on_exception(trainer_with(logger), Mock(spec=pl.LightningModule), exception)
     logger.finalize("failed" if exception else "success")
     assert read_run(uri, logger.run_id).status == status
 
@@ -135,8 +140,8 @@ def test_a_run_of_another_store_is_not_continued(uri: str, tmp_path: Path) -> No
 
 
 def write_many(uri: str, directory: str, offset: int) -> None:
-    logger = MLflowRunLogger(uri, "mtp/many", directory=directory, system_metrics=False, flush_every_seconds=0.05)
-    for step in range(200):
+    logger = MLflowRunLogger(uri, "mtp/many", directory=directory, system_metrics=False, flush_every_seconds=0.1)
+    for step in range(60):
         logger.log_metrics({"a": step + offset, "b": step, "c": 1.0}, step)
     logger.finalize("success")
 
@@ -155,8 +160,8 @@ def test_four_processes_at_once_lose_nothing(uri: str, tmp_path: Path) -> None:
         assert writer.exitcode == 0
     for i, folder in enumerate(folders):
         points = history(uri, (folder / "mlflow_run_id").read_text().strip(), ["a", "b", "c"])
-        assert points["a"] == [(step, step + 1000.0 * i) for step in range(200)]
-        assert len(points["b"]) == len(points["c"]) == 200
+        assert points["a"] == [(step, step + 1000.0 * i) for step in range(60)]
+        assert len(points["b"]) == len(points["c"]) == 60
 
 
 @pytest.mark.parametrize("wrong", ["./mlruns", "file:///tmp/mlruns"])
