@@ -15,7 +15,7 @@ class PeriodicCheckpoint(Checkpoint):
     """Saves every `every_n_steps` steps or `every_n_seconds`, whichever comes first, and at the end of training.
 
     Files are `<default_root_dir>/checkpoints/step-00000200.ckpt`; the newest `keep` stay, and an older one goes only
-    once a newer one is whole (a file is renamed into place). Where a step ends in a validation, the checkpoint waits
+    once a newer one is whole: a file has its name only when it is complete. Where a step ends in a validation, the checkpoint waits
     for it: saved before it, a resumed run would never log that validation.
 
     Raises:
@@ -64,10 +64,18 @@ class PeriodicCheckpoint(Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         folder = Path(trainer.default_root_dir) / "checkpoints"
-        trainer.save_checkpoint(folder / f"step-{trainer.global_step:08d}.ckpt")
+        path = folder / f"step-{trainer.global_step:08d}.ckpt"
+        partial = path.with_suffix(".partial")  # Lightning writes elsewhere and moves, which another disk makes a copy
+        try:
+            trainer.save_checkpoint(partial, weights_only=False)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
-            for old in sorted(folder.glob("step-*.ckpt"))[: -self.keep]:
+            partial.replace(path)
+            stale = [*folder.glob("step-*.partial"), *sorted(folder.glob("step-*.ckpt"))[: -self.keep]]
+            for old in stale:
                 old.unlink()
 
 

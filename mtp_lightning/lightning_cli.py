@@ -8,6 +8,7 @@ resolves file by file, and a later override silently never reaches an earlier fi
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from mtp_lightning.parsing import Parser, input_error_behind, where_said
 from mtp_lightning.paths import find_config
 from mtp_lightning.precision import native_precision
 from mtp_lightning.tracking.logger import KeepRecord, MLflowRunLogger
+
+# Lightning 2.6 with torch 2.13; nothing a user could do about it.
+warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
 
 OmegaConf.register_resolver("native_precision", native_precision, replace=True)
 

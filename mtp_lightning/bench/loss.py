@@ -105,6 +105,8 @@ def loss_command(
     from rich.table import Table
 
     console, messages = Console(), Console(stderr=True)
+    if not console.is_terminal:
+        console.width = 120  # a file has no edge to wrap at
     machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"), threads)
     counts = n_future or [1, 2, 4, 8]
     with messages.status("") as status:

@@ -178,6 +178,20 @@ def test_checkpoints_come_in_time_and_old_ones_go(fit: Fit, tmp_path: Path) -> N
     assert content["mtp_lightning"]["heads"]["n_future"] == 2
 
 
+def test_a_checkpoint_that_could_not_be_written_leaves_nothing(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(trainer: pl.Trainer, path: Path, weights_only: bool) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", full)
+    with pytest.raises(OSError, match="step-00000003.ckpt"):
+        fit([PeriodicCheckpoint(every_n_steps=3)])
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 def test_checkpoints_by_the_clock(fit: Fit, tmp_path: Path) -> None:
     fit([PeriodicCheckpoint(every_n_steps=1000, every_n_seconds=1e-6, keep=100)], steps=5)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 5
