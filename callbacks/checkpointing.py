@@ -14,9 +14,9 @@ from mtp_lightning.errors import InputError
 class PeriodicCheckpoint(Checkpoint):
     """Saves every `every_n_steps` steps or `every_n_seconds`, whichever comes first, and at the end of training.
 
-    Files are `<default_root_dir>/checkpoints/step-00000200.ckpt`; the newest `keep` stay, and an older one goes only
-    once a newer one is whole: a file has its name only when it is complete. Where a step ends in a validation, the checkpoint waits
-    for it: saved before it, a resumed run would never log that validation.
+    Files are `<default_root_dir>/checkpoints/step-00000200.ckpt`, named so only when they are whole; the newest `keep`
+    stay. Where a step ends in a validation, the checkpoint waits for it: saved before it, a resumed run would never
+    log that validation.
 
     Raises:
         InputError: a period or `keep` below 1.

@@ -187,7 +187,7 @@ def test_a_checkpoint_that_could_not_be_written_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pl.Trainer, "save_checkpoint", full)
-    with pytest.raises(OSError, match="step-00000003.ckpt"):
+    with pytest.raises(OSError, match=r"step-00000003\.ckpt"):
         fit([PeriodicCheckpoint(every_n_steps=3)])
     assert not list((tmp_path / "checkpoints").iterdir())
 
