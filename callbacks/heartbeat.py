@@ -2,15 +2,20 @@
 
 import os
 import socket
+import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from mtp_lightning.files import write_json
+
+PROGRESS, RESULT, FAILURE = "progress.json", "result.json", "failure.json"
+SECONDS_BETWEEN = 1.0
 
 
 class Heartbeat(pl.Callback):
@@ -18,9 +23,11 @@ class Heartbeat(pl.Callback):
 
     - `progress.json` at most once a second: step, max_steps, phase, loss, tokens_per_second, updated_at, pid, host;
     - `result.json` when fit has succeeded: step, tokens, wall_seconds over all attempts, the data's fingerprint and
-      the last value of every metric. It comes in the last hook of a run, with the loggers flushed before it: where it
-      is, everything else is too;
-    - `failure.json` when it has not: the exception's class, message and place.
+      the last value of every metric (NaN and Infinity as Python's JSON writes them). Lightning reaches the hook
+      `teardown` only when nothing was raised; by then every other callback has logged what it had to, and the loggers
+      are flushed first: where this file is, everything else is too;
+    - `failure.json` when it has not: the exception's class, message and place. A run that somebody stopped did not
+      fail and leaves none.
 
     Only rank zero writes. What the result needs travels in checkpoints, so that a run which was killed between its
     last checkpoint and its result writes the same result when it is started again.
@@ -32,31 +39,34 @@ class Heartbeat(pl.Callback):
         self._earlier_seconds = 0.0
         self._started = time.monotonic()
         self._written = 0.0
-        self._succeeded = False
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
             self._started = time.monotonic()
-            for name in ("result.json", "failure.json"):
-                (self._folder(trainer) / name).unlink(missing_ok=True)
-            self._progress(trainer, "starting")
+            folder = self._folder(trainer)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (RESULT, FAILURE):
+                (folder / name).unlink(missing_ok=True)
+            self._progress(trainer, "starting", now=True)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if time.monotonic() - self._written >= 1.0:
-            self._progress(trainer, "training")
+        self._progress(trainer, "training")
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self._progress(trainer, "validating")
+        self._progress(trainer, "validating")
+
+    @override
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self._progress(trainer, "validating")
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._progress(trainer, "finishing")
+        self._progress(trainer, "finishing", now=True)
 
     @override
     def on_save_checkpoint(
@@ -74,18 +84,14 @@ class Heartbeat(pl.Callback):
         self._earlier_seconds = saved.get("wall_seconds", 0.0)
 
     @override
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._collect(trainer)
-        self._succeeded = True
-
-    @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage != "fit" or not self._succeeded or not trainer.is_global_zero:
+        if stage != "fit" or not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
             flush = getattr(logger, "flush", None)
             if flush is not None:
                 flush()
+        self._collect(trainer)
         result = {
             "state": "finished",
             "step": trainer.global_step,
@@ -94,30 +100,39 @@ class Heartbeat(pl.Callback):
             "wall_seconds": self._wall_seconds(),
             "data_fingerprint": getattr(trainer.datamodule, "fingerprint", None),  # type: ignore[attr-defined]
         }
-        write_json(self._folder(trainer) / "result.json", result)
+        write_json(self._folder(trainer) / RESULT, result)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if not trainer.is_global_zero or isinstance(exception, KeyboardInterrupt):
+        folder = self._folder(trainer)
+        if not trainer.is_global_zero or not folder.is_dir():
+            return
+        (folder / RESULT).unlink(missing_ok=True)  # what ends a run can still fail behind our teardown
+        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
             return
         frames = traceback.extract_tb(exception.__traceback__)
         where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
         failure = {"error": type(exception).__name__, "message": str(exception), "where": where}
-        write_json(self._folder(trainer) / "failure.json", failure)
+        try:
+            write_json(folder / FAILURE, failure)
+        except OSError as error:  # a full disk, for one: the exception under way matters more, and goes on
+            print(f"{folder / FAILURE} could not be written: {error}", file=sys.stderr)
 
     def _collect(self, trainer: pl.Trainer) -> None:
+        """Last values: those that some callback gave to a logger alone, then those that Lightning knows of."""
+        for logger in trainer.loggers:
+            self._metrics |= getattr(logger, "last_values", {})
         self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
 
     def _wall_seconds(self) -> float:
         return self._earlier_seconds + time.monotonic() - self._started
 
     def _folder(self, trainer: pl.Trainer) -> Path:
-        folder = self.directory or Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return self.directory or Path(trainer.default_root_dir)
 
-    def _progress(self, trainer: pl.Trainer, phase: str) -> None:
-        if not trainer.is_global_zero:
+    def _progress(self, trainer: pl.Trainer, phase: str, now: bool = False) -> None:
+        due = now or time.monotonic() - self._written >= SECONDS_BETWEEN
+        if not due or not trainer.is_global_zero or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._written = time.monotonic()
         metrics = trainer.callback_metrics
@@ -132,4 +147,4 @@ class Heartbeat(pl.Callback):
             "pid": os.getpid(),
             "host": socket.gethostname(),
         }
-        write_json(self._folder(trainer) / "progress.json", progress)
+        write_json(self._folder(trainer) / PROGRESS, progress)

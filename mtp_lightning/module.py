@@ -186,7 +186,7 @@ class MTPModule(pl.LightningModule):
         bytes_per_token = getattr(self.trainer.datamodule, "bytes_per_token", None)  # type: ignore[attr-defined]
         if bytes_per_token:
             metrics["val/bits_per_byte"] = nll_N[0].item() / math.log(2) / bytes_per_token
-        self.log_dict(metrics, logger=False)
+        self.log_dict(metrics, logger=False, sync_dist=True)
         self._record(metrics, self.trainer.global_step)
 
     @override

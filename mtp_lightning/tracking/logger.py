@@ -1,10 +1,7 @@
 """Lightning's logger for MLflow: metrics in batches, and a restarted run goes on as the same MLflow run."""
 
-import logging
-import re
-import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +12,32 @@ from typing_extensions import override
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
+from mtp_lightning.tracking.params import as_parameters
+from mtp_lightning.tracking.params import flatten as flatten
 from mtp_lightning.tracking.provenance import provenance
-from mtp_lightning.tracking.store import connect, default_tracking_uri, ensure_experiment
+from mtp_lightning.tracking.read import infinity_restored
+from mtp_lightning.tracking.store import (
+    check_uri,
+    check_writable,
+    connect,
+    default_tracking_uri,
+    ensure_experiment,
+    with_patience,
+)
+from mtp_lightning.tracking.writer import RunWriter
 
 RUN_FILE = "mlflow_run_id"
 """In a run's own folder: the id of its MLflow run."""
-BATCH = 1000
-"""Metrics MLflow takes in one call."""
-_METRIC_NAME = re.compile(r"[\w\-. :/]+")
+SYSTEM = "system/"
+"""Prefix of MLflow's own metrics of the machine, which count their own steps."""
 
 
 class MLflowRunLogger(Logger):
     """One MLflow run for one run of training, however often it is interrupted.
 
-    Metrics wait in memory (a call on SQLite costs 25 ms, whether it writes one or a thousand) and are written every
-    `flush_every_seconds`, before every checkpoint (`KeepRecord`) and at the end. When a run is continued from its
-    `directory`, points at or before the last recorded step of their metric are left out: no step stands twice.
+    Metrics wait in memory and are written every `flush_every_seconds`, before every checkpoint (`KeepRecord`) and at
+    the end. When a run is continued from its `directory`, points at or before the last recorded step of their metric
+    are left out: no step stands twice.
 
     Args:
         tracking_uri: an MLflow store; by default `runs/mlflow.db` in the working directory.
@@ -39,6 +46,9 @@ class MLflowRunLogger(Logger):
         directory: the run's own folder, which remembers the MLflow run. Without one, every start is a new run.
         tags: more tags, beside the provenance of the code and the machine.
         system_metrics: record CPU, memory, disk and GPU use every `system_metrics_seconds`.
+
+    Raises:
+        InputError: a store that MLflow does not take.
     """
 
     def __init__(
@@ -54,6 +64,7 @@ class MLflowRunLogger(Logger):
     ) -> None:
         super().__init__()
         self.tracking_uri = tracking_uri or default_tracking_uri()
+        check_uri(self.tracking_uri)
         self.experiment_name = experiment
         self.run_name = run_name
         self.directory = Path(directory) if directory else None
@@ -61,13 +72,14 @@ class MLflowRunLogger(Logger):
         self.system_metrics = system_metrics
         self.system_metrics_seconds = system_metrics_seconds
         self.flush_every_seconds = flush_every_seconds
+        self.last_values: dict[str, float] = {}
+        """Metric -> its newest value, those of earlier attempts included, the machine's excluded."""
         self.interrupted = False
         """Set by whoever knows that the run is being stopped, not failing."""
-        self._client: Any = None
-        self._run_id: str | None = None
-        self._waiting: list[Any] = []
-        self._flushed_at = time.monotonic()
-        self._recorded: dict[str, int] = {}
+        self._writer: RunWriter | None = None
+        self._params: dict[str, str] = {}
+        self._status_before: str | None = None
+        self._refused = False
         self._monitor: Any = None
 
     @property
@@ -78,7 +90,18 @@ class MLflowRunLogger(Logger):
     @property
     @override
     def version(self) -> str | None:
-        return self._run_id
+        """The id of the MLflow run, once it has begun."""
+        return self._writer.run_id if self._writer is not None else None
+
+    @property
+    @override
+    def save_dir(self) -> str | None:
+        return str(self.directory) if self.directory else None
+
+    @property
+    @override
+    def root_dir(self) -> str | None:
+        return self.save_dir
 
     @property
     def client(self) -> Any:
@@ -87,30 +110,44 @@ class MLflowRunLogger(Logger):
         Not called `experiment`: Lightning touches that before the data is looked at, and a run refused for its data
         should leave no trace.
         """
-        if self._client is None:
-            experiment_id = ensure_experiment(self.tracking_uri, self.experiment_name)
-            self._client = connect(self.tracking_uri)
-            self._run_id = self._continue_run() or self._start_run(experiment_id)
-            if self.system_metrics:
-                self._monitor = _start_monitor(self._run_id, self.tracking_uri, self.system_metrics_seconds)
-        return self._client
+        return self.writer.client
 
     @property
     def run_id(self) -> str:
-        _ = self.client
-        assert self._run_id is not None
-        return self._run_id
+        return self.writer.run_id
 
-    def _start_run(self, experiment_id: str) -> str:
-        run = self._client.create_run(experiment_id, tags=provenance() | self.tags, run_name=self.run_name)
+    @property
+    def writer(self) -> RunWriter:
+        if self._writer is None:
+            experiment_id = ensure_experiment(self.tracking_uri, self.experiment_name)
+            check_writable(self.tracking_uri)
+            client = connect(self.tracking_uri)
+            self._writer = self._continue_run(client) or self._start_run(client, experiment_id)
+            if self.system_metrics:
+                self._monitor = self._writer.start_monitor(self.system_metrics_seconds)
+        return self._writer
+
+    def _start_run(self, client: Any, experiment_id: str) -> RunWriter:
+        if self.directory:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise _unwritable(self.directory, error) from error
+        tags = {"mtp.attempt": "1"} | provenance() | self.tags
+        run = with_patience(
+            lambda: client.create_run(experiment_id, tags=tags, run_name=self.run_name), self.tracking_uri
+        )
         run_id = str(run.info.run_id)
         if self.directory:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_text(self.directory / RUN_FILE, run_id + "\n")
-        return run_id
+            try:
+                write_text(self.directory / RUN_FILE, run_id + "\n")
+            except OSError as error:
+                client.delete_run(run_id)
+                raise _unwritable(self.directory, error) from error
+        return RunWriter(client, run_id, self.tracking_uri, self.flush_every_seconds)
 
-    def _continue_run(self) -> str | None:
-        """The run that `directory` remembers, set running again; None where there is none in this store."""
+    def _continue_run(self, client: Any) -> RunWriter | None:
+        """The run that `directory` remembers, set running again; None where it remembers none."""
         file = self.directory / RUN_FILE if self.directory else None
         if file is None or not file.is_file():
             return None
@@ -118,74 +155,69 @@ class MLflowRunLogger(Logger):
 
         run_id = file.read_text().strip()
         try:
-            run = self._client.get_run(run_id)
+            run = with_patience(lambda: client.get_run(run_id), self.tracking_uri)
         except MlflowException as error:
             raise InputError(
                 f"trainer.logger.init_args.tracking_uri: '{self.tracking_uri}' does not hold the run of "
                 f"'{self.directory}' ({run_id}): give the store it was begun in, or a new folder"
             ) from error
-        self._client.update_run(run_id, status="RUNNING")
+        if run.info.lifecycle_stage != "active":
+            raise InputError(
+                f"the run of '{self.directory}' ({run_id}) was deleted in MLflow: restore it there or give a new folder"
+            )
+        self._params = dict(run.data.params)
+        values = {k: infinity_restored(v) for k, v in run.data.metrics.items() if not k.startswith(SYSTEM)}
+        self.last_values = values
+        recorded = {key: max(m.step for m in client.get_metric_history(run_id, key)) for key in values}
+        writer = RunWriter(client, run_id, self.tracking_uri, self.flush_every_seconds, recorded)
+        self._status_before = run.info.status
+        writer.set_status("RUNNING")
         attempt = int(run.data.tags.get("mtp.attempt", "1")) + 1
-        for key, value in (provenance() | self.tags | {"mtp.attempt": str(attempt)}).items():
-            self._client.set_tag(run_id, key, value)
-        keys = [key for key in run.data.metrics if not key.startswith("system/")]
-        for key in keys:
-            self._recorded[key] = max(point.step for point in self._client.get_metric_history(run_id, key))
-        return run_id
+        writer.set_tags({"mtp.attempt": str(attempt)} | provenance() | self.tags)
+        return writer
 
     @override
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Queue values of one step.
+        """Queue values of one step; a value that is not a number (NaN, infinity) is recorded as what it is.
 
         Raises:
             ValueError: a name MLflow does not take (`pass@1`); it is never changed silently.
         """
-        from mlflow.entities import Metric
-
-        _ = self.client
-        now = int(time.time() * 1000)
-        for name, value in metrics.items():
-            if not _METRIC_NAME.fullmatch(name):
-                raise ValueError(f"metric '{name}': MLflow takes letters, digits and _ - . / : and space in a name")
-            if name == "epoch" or (step or 0) <= self._recorded.get(name, -1):
-                continue  # training is one epoch of as many batches as steps; a recorded step is not repeated
-            self._waiting.append(Metric(name, float(value), now, step or 0))
-        if len(self._waiting) >= BATCH // 2 or time.monotonic() - self._flushed_at > self.flush_every_seconds:
-            self.flush()
+        # Lightning adds `epoch` to every step: training is one epoch of as many batches as steps.
+        kept = {name: value for name, value in metrics.items() if name != "epoch"}
+        self.last_values |= self.writer.log_metrics(kept, step or 0)
 
     @rank_zero_only
     def flush(self) -> None:
         """Write what waits."""
-        self._flushed_at = time.monotonic()
-        while self._waiting:
-            _patiently(lambda: self._client.log_batch(self._run_id, metrics=self._waiting[:BATCH]))
-            del self._waiting[:BATCH]
+        if self._writer is not None:
+            self._writer.flush()
 
     @override
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Record a configuration, flattened with dots.
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Record a configuration, flattened with dots; repeating it is fine.
 
         Raises:
             InputError: the run is being continued under another configuration: MLflow's parameters are for good.
         """
-        from mlflow.entities import Param
-        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
-
-        given = vars(params) if isinstance(params, Namespace) else params
-        flat = {key: str(value)[:MAX_PARAM_VAL_LENGTH] for key, value in flatten(given)}
-        known = self.client.get_run(self.run_id).data.params
+        writer, flat = self.writer, as_parameters(params)
         for key, value in flat.items():
-            if known.get(key, value) != value:
+            if self._params.get(key, value) != value:
+                if self._status_before:
+                    self._refused = True  # an attempt that never began does not change how the run ended
+                    self._close(self._status_before)
                 raise InputError(
-                    f"{key} is {value}, but the run in '{self.directory}' was begun with {known[key]}: "
+                    f"{key} is {value}, but the run in '{self.directory}' was begun with {self._params[key]}: "
                     "continue it as it was, or give a new folder"
                 )
-        new = [Param(key, value) for key, value in flat.items() if key not in known]
-        for start in range(0, len(new), 100):
-            batch = new[start : start + 100]
-            _patiently(lambda batch=batch: self._client.log_batch(self._run_id, params=batch))
+        writer.log_params({key: value for key, value in flat.items() if key not in self._params})
+        self._params |= flat
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.writer.set_tags(tags)
 
     @rank_zero_only
     def log_text_artifact(self, text: str, name: str) -> None:
@@ -199,14 +231,17 @@ class MLflowRunLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write the rest and close the run: FINISHED, FAILED, or KILLED where it was interrupted."""
-        if self._client is None:
+        if self._writer is None or self._refused:
             return
+        ended = {"success": "FINISHED", "finished": "FINISHED"}.get(status, "KILLED" if self.interrupted else "FAILED")
+        self._close(ended)
+
+    def _close(self, status: str) -> None:
         if self._monitor is not None:
             self._monitor.finish()
             self._monitor = None
-        self.flush()
-        ended = {"success": "FINISHED", "finished": "FINISHED"}.get(status, "KILLED" if self.interrupted else "FAILED")
-        _patiently(lambda: self._client.set_terminated(self._run_id, ended))
+        self.writer.flush()
+        self.writer.set_status(status)
 
 
 class KeepRecord(pl.Callback):
@@ -233,40 +268,5 @@ def _ours(trainer: pl.Trainer) -> list[MLflowRunLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, MLflowRunLogger)]
 
 
-def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf; lists are leaves."""
-    for key, value in params.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _start_monitor(run_id: str, uri: str, seconds: float) -> Any:
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it announces every start and stop
-    monitor: Any = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
-        run_id, sampling_interval=seconds, resume_logging=True, tracking_uri=uri
-    )
-    monitor.start()
-    return monitor
-
-
-def _patiently(write: Any, tries: int = 8) -> None:
-    """Run a write again while other processes hold the database, for about half a minute in all.
-
-    Raises:
-        MlflowException: whatever else went wrong, or still locked after the last try.
-    """
-    from mlflow.exceptions import MlflowException
-
-    for attempt in range(tries):
-        try:
-            write()
-        except MlflowException as error:
-            if "database is locked" not in str(error) or attempt == tries - 1:
-                raise
-            time.sleep(0.2 * 2**attempt)
-        else:
-            return
+def _unwritable(directory: Path, error: OSError) -> InputError:
+    return InputError(f"trainer.logger.init_args.directory: '{directory}' cannot be written to: {error.strerror}")

@@ -1,9 +1,16 @@
 """Recorded runs, read back for reports."""
 
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mtp_lightning.tracking.store import connect
+from mtp_lightning.errors import InputError
+from mtp_lightning.tracking.store import connect_existing
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 @dataclass(frozen=True)
@@ -19,13 +26,52 @@ class RunRecord:
 
 
 def read_run(uri: str, run_id: str) -> RunRecord:
-    run = connect(uri).get_run(run_id)
-    info, data = run.info, run.data
-    return RunRecord(run_id, info.run_name or "", info.status, dict(data.params), dict(data.tags), dict(data.metrics))
+    """One run, whatever its state.
+
+    Raises:
+        InputError: no such store, or no such run in it.
+    """
+    client = connect_existing(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _record(client.get_run(run_id))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise InputError(f"run '{run_id}' is not in '{uri}'") from error
 
 
 def history(uri: str, run_id: str, keys: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
     """Every (step, value) of the metrics named, in order of steps; keys that were never logged are left out."""
-    client = connect(uri)
-    found = {key: [(m.step, m.value) for m in client.get_metric_history(run_id, key)] for key in keys}
-    return {key: sorted(points) for key, points in found.items() if points}
+    client = connect_existing(uri)
+    found = {
+        key: [(m.step, infinity_restored(m.value)) for m in client.get_metric_history(run_id, key)] for key in keys
+    }
+    return {key: sorted(points, key=lambda point: point[0]) for key, points in found.items() if points}
+
+
+def find_runs(uri: str, experiment: str, tags: Mapping[str, str]) -> list[RunRecord]:
+    """The runs of an experiment that carry all of `tags`, oldest first; none where there is no such experiment."""
+    client = connect_existing(uri)
+    found = client.get_experiment_by_name(experiment)
+    runs: list[RunRecord] = []
+    token: str | None = None
+    while found is not None:
+        page = client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
+        runs += [record for record in map(_record, page) if tags.items() <= record.tags.items()]
+        token = page.token
+        if not token:
+            break
+    return runs
+
+
+def _record(run: "Run") -> RunRecord:
+    info, data = run.info, run.data
+    metrics = {key: infinity_restored(value) for key, value in data.metrics.items()}
+    return RunRecord(info.run_id, info.run_name or "", info.status, dict(data.params), dict(data.tags), metrics)
+
+
+def infinity_restored(value: float) -> float:
+    """MLflow's databases keep NaN as NaN, but an infinity as the largest float: the infinity comes back here."""
+    return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value

@@ -1,9 +1,13 @@
 """The store of a project's runs: a SQLite file below `runs/`, or a server; its schema is made once, under a lock."""
 
+import errno
+import logging
 import os
 import sqlite3
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mtp_lightning.errors import InputError
 
@@ -12,7 +16,17 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 """Default folder of everything that runs write, below the working directory."""
+KEY = "trainer.logger.init_args.tracking_uri"
 _SQLITE = "sqlite:///"
+_DISK_TROUBLE = {
+    "database or disk is full": errno.ENOSPC,
+    "disk I/O error": errno.EIO,
+    "readonly database": errno.EROFS,
+    "unable to open database file": errno.EACCES,
+}
+"""What SQLite says -> the error of the operating system behind it."""
+
+T = TypeVar("T")
 
 
 def default_tracking_uri(runs: Path = RUNS) -> str:
@@ -25,27 +39,59 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
+def artifact_root(uri: str) -> str | None:
+    """Where artifacts of a SQLite store lie: beside its file. A server knows its own place."""
+    file = sqlite_file(uri)
+    return (file.absolute().parent / "mlflow-artifacts").as_uri() if file else None
+
+
+def check_uri(uri: str) -> None:
+    """Refuse what MLflow does not take.
+
+    Raises:
+        InputError: a folder of files, which was MLflow's default for long.
+    """
+    if "://" not in uri or uri.startswith("file:"):
+        raise InputError(
+            f"{KEY} is '{uri}': MLflow keeps runs in a database or on a server, no longer in a folder of files; "
+            f"give sqlite:////path/mlflow.db or http://HOST:PORT, or leave it out for {default_tracking_uri()}"
+        )
+
+
 def connect(uri: str) -> "MlflowClient":
     """A client of the store, which is made if it is not there. Several processes may come at once.
 
     Raises:
         InputError: a store that MLflow does not take, or a folder that cannot be written.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    if "://" not in uri or uri.startswith("file:"):
-        raise InputError(
-            f"tracking_uri is '{uri}': MLflow keeps runs in a database or on a server; "
-            f"give sqlite:////path/mlflow.db or http://HOST:PORT, or leave it out for {default_tracking_uri()}"
-        )
+    check_uri(uri)
     ensure_store(uri)
     from mlflow import MlflowClient
 
+    # What goes wrong in the database is raised as well; a lock that we wait for is not worth a traceback.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri)
 
 
+def connect_existing(uri: str) -> "MlflowClient":
+    """A client for reading.
+
+    Raises:
+        InputError: nothing was ever recorded there; a question does not make a store.
+    """
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        raise InputError(f"no runs are recorded in '{file}': run something first, or name the folder of earlier runs")
+    return connect(uri)
+
+
 def ensure_store(uri: str) -> None:
-    """Make a SQLite store's schema, which takes seconds and must not run twice at once; others are left alone."""
+    """Make a SQLite store, which takes seconds, under a lock and aside: at its place there is a whole one or none,
+    also when its maker is killed. Stores of other kinds are left alone.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
     file = sqlite_file(uri)
     if file is None or _has_schema(file):
         return
@@ -53,44 +99,102 @@ def ensure_store(uri: str) -> None:
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{file}.lock")
-        lock.acquire()
+        with FileLock(f"{file}.lock"):
+            if not _has_schema(file):
+                _make_store(file, uri)
     except OSError as error:
-        raise InputError(f"tracking_uri: '{file.parent}' cannot be written to: {error.strerror}") from error
-    try:
-        if not _has_schema(file):
-            from mlflow import MlflowClient
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"{KEY}: '{file.parent}' cannot be written to: {error.strerror}") from error
 
-            MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    finally:
-        lock.release()
+
+def _make_store(file: Path, uri: str) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    scratch = file.with_name(f".{file.name}.new")
+    scratch.unlink(missing_ok=True)  # of a maker that was killed: the lock is ours
+    root = artifact_root(uri)
+    assert root is not None
+    make_store: Any = SqlAlchemyStore  # untyped
+    with_patience(lambda: make_store(f"{_SQLITE}{scratch.as_posix()}", root), uri).engine.dispose()
+    os.replace(scratch, file)
 
 
 def _has_schema(file: Path) -> bool:
     """Whether every migration has run: the last thing a new database gets is its default experiment."""
     if not file.is_file() or file.stat().st_size == 0:
         return False
+    connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
     try:
-        with sqlite3.connect(f"file:{file.as_posix()}?mode=ro", uri=True) as connection:
-            return bool(connection.execute("select count(*) from experiments").fetchone()[0])
-    except sqlite3.Error:
+        return bool(connection.execute("select count(*) from experiments").fetchone()[0])
+    except sqlite3.OperationalError:
         return False
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"{KEY}: '{file}' is not a database of MLflow ({error})") from error
+    finally:
+        connection.close()
+
+
+def check_writable(uri: str) -> None:
+    """Refuse a SQLite store that can only be read. SQLite writes a journal, so it needs the folder as well.
+
+    Raises:
+        InputError: names the file or folder.
+    """
+    file = sqlite_file(uri)
+    for path in (file, file.parent) if file is not None else ():
+        if not os.access(path, os.W_OK):
+            raise InputError(f"{KEY}: '{path}' cannot be written to")
 
 
 def ensure_experiment(uri: str, name: str) -> str:
-    """The id of the experiment, made if need be; its artifacts lie beside a SQLite store's file."""
+    """The id of the experiment, made if need be; its artifacts lie beside a SQLite store's file.
+
+    Raises:
+        InputError: it was deleted in MLflow, which keeps its name taken.
+    """
     client = connect(uri)
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    file = sqlite_file(uri)
-    artifacts = (file.parent / "mlflow-artifacts").as_uri() if file else None
     from mlflow.exceptions import MlflowException
 
-    try:
-        return str(client.create_experiment(name, artifact_location=f"{artifacts}/{name}" if artifacts else None))
-    except MlflowException:
-        found = client.get_experiment_by_name(name)  # another process was quicker
-        if found is None:
-            raise
-        return str(found.experiment_id)
+    found = with_patience(lambda: client.get_experiment_by_name(name), uri)
+    if found is None:
+        root = artifact_root(uri)
+        location = f"{root}/{name}" if root else None
+        try:
+            return str(with_patience(lambda: client.create_experiment(name, artifact_location=location), uri))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another process was quicker
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise InputError(
+            f"experiment '{name}' was deleted in '{uri}': restore it "
+            f"(mlflow experiments restore -x {found.experiment_id}) or choose another name"
+        )
+    return str(found.experiment_id)
+
+
+def with_patience(call: Callable[[], T], uri: str, tries: int = 8, first_wait: float = 0.2) -> T:
+    """Run a call on the store again while other processes hold its database: about half a minute in all, beside the
+    20 s that SQLite itself waits each time. A write that did arrive is not doubled: MLflow knows a point by its time.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written; names it.
+        MlflowException: anything else that MLflow refuses, or a database still locked after the last try.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    for attempt in range(tries):
+        try:
+            return call()
+        except (MlflowException, OperationalError) as error:
+            text = str(error)
+            for words, number in _DISK_TROUBLE.items():
+                if words in text:
+                    raise OSError(number, f"MLflow cannot write ({words})", str(sqlite_file(uri) or uri)) from error
+            if "database is locked" not in text or attempt == tries - 1:
+                raise
+            time.sleep(first_wait * 2**attempt)
+    raise AssertionError("unreachable")

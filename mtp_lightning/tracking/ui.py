@@ -5,14 +5,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 import webbrowser
 from pathlib import Path
+from typing import IO
 
 from mtp_lightning.errors import InputError, did_you_mean
-from mtp_lightning.tracking.store import connect, sqlite_file
+from mtp_lightning.tracking.store import artifact_root, connect_existing
 
 HOST = "127.0.0.1"
 
@@ -29,10 +31,9 @@ def find_experiment(uri: str, name: str | None) -> str:
     Raises:
         InputError: no such store or experiment.
     """
-    file = sqlite_file(uri)
-    if file is not None and not file.is_file():
-        raise InputError(f"no runs are recorded in '{file}': run something first, or give --runs FOLDER")
-    experiments = connect(uri).search_experiments(order_by=["creation_time DESC"])
+    if not uri.startswith(("sqlite:", "postgresql", "mysql", "mssql")):
+        raise InputError(f"uri: '{uri}' is not a database: a server has its own pages, open them in a browser")
+    experiments = connect_existing(uri).search_experiments(order_by=["creation_time DESC"])
     if name is None:
         return str(experiments[0].experiment_id)
     for experiment in experiments:
@@ -53,28 +54,22 @@ def serve(uri: str, experiment_id: str, port: int, open_browser: bool) -> int:
             probe.bind((HOST, port))
         except OSError as error:
             raise InputError(f"port {port} of {HOST} is taken ({error.strerror}); give another --port") from error
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        HOST,
-        "--port",
-        str(port),
-    ]
-    file = sqlite_file(uri)
-    if file is not None:
-        command += ["--default-artifact-root", (file.parent / "mlflow-artifacts").as_uri()]
+    with tempfile.TemporaryFile() as problems:
+        return _serve(uri, experiment_id, port, open_browser, problems)
+
+
+def _serve(uri: str, experiment_id: str, port: int, open_browser: bool, problems: IO[bytes]) -> int:
     server = subprocess.Popen(
-        [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        server_command(uri, port),
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # else two more processes of 250 MB
+        stdout=subprocess.DEVNULL,
+        stderr=problems,
+        start_new_session=True,
     )
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         print(f"starting MLflow on {uri} (some seconds) ...", file=sys.stderr, flush=True)
-        _wait_until_healthy(server, port)
+        _wait_until_healthy(server, port, problems)
         link = experiment_url(port, experiment_id)
         print(link, flush=True)
         print("Ctrl-C stops it.", file=sys.stderr, flush=True)
@@ -88,11 +83,24 @@ def serve(uri: str, experiment_id: str, port: int, open_browser: bool) -> int:
         _stop(server)
 
 
-def _wait_until_healthy(server: "subprocess.Popen[bytes]", port: int, seconds: float = 120.0) -> None:
+def server_command(uri: str, port: int) -> list[str]:
+    """MLflow's server on `HOST` alone. It answers only to requests for this very host: a page of another site whose
+    name is pointed at 127.0.0.1 reads nothing."""
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", uri]
+    command += ["--host", HOST, "--port", str(port), "--allowed-hosts", f"{HOST}:{port},localhost:{port}"]
+    root = artifact_root(uri)
+    return [*command, "--default-artifact-root", root] if root else command
+
+
+def _wait_until_healthy(
+    server: "subprocess.Popen[bytes]", port: int, problems: IO[bytes], seconds: float = 120.0
+) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise RuntimeError(f"the MLflow server ended with status {server.returncode} before it answered")
+            problems.seek(0)
+            said = problems.read().decode(errors="replace").strip().splitlines()[-5:]
+            raise RuntimeError("\n".join([f"the MLflow server ended with status {server.returncode}:", *said]))
         try:
             with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2) as answer:
                 if answer.status == 200:
