@@ -1,6 +1,5 @@
 """Callbacks on a real, tiny run: exactly what they log and write, and that training does not notice them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from typing_extensions import override
 
 from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.decoding import DecodingProbe
-from callbacks.heartbeat import Heartbeat
-from callbacks.throughput import ThroughputMonitor
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import BatchLoader, ResumableLoader
 from mtp_lightning.errors import InputError
@@ -109,57 +106,6 @@ def test_the_module_records_steps_and_validations(fit: Fit) -> None:
 def test_accumulated_batches_are_one_step(fit: Fit) -> None:
     _, _, recorder = fit([], steps=4, accumulate_grad_batches=3, log_every_n_steps=1, val_check_interval=12)
     assert recorder.steps("train/loss") == [1, 2, 3, 4]
-
-
-def test_throughput(fit: Fit) -> None:
-    trainer, _, recorder = fit([ThroughputMonitor(warmup_steps=1)])
-    assert recorder.steps("perf/tokens_seen") == [4, 8, 12]
-    assert [m["perf/tokens_seen"] for _, m in recorder.calls if "perf/tokens_seen" in m] == [192, 384, 576]
-    assert recorder.steps("model/flops_per_token") == [0]
-    assert recorder.steps("perf/tokens_per_second_median") == [12]
-    rates = [m["perf/tokens_per_second"] for _, m in recorder.calls if "perf/tokens_per_second" in m]
-    assert len(rates) == 3
-    assert all(rate > 0 for rate in rates)
-    assert float(trainer.callback_metrics["perf/peak_memory_bytes"]) > 50e6
-
-
-def test_a_slow_validation_does_not_count(fit: Fit) -> None:
-    import time
-
-    class Slow(pl.Callback):
-        @override
-        def on_validation_batch_start(self, *_: Any) -> None:
-            time.sleep(0.5)
-
-    _, _, recorder = fit([ThroughputMonitor(warmup_steps=1), Slow()])
-    seen = [m["perf/tokens_per_second"] for _, m in recorder.calls if "perf/tokens_per_second" in m]
-    assert min(seen) > 48 / 0.25, "a step of 48 tokens takes milliseconds, a validation a second"
-
-
-def test_heartbeat_writes_progress_and_then_the_result(fit: Fit, tmp_path: Path) -> None:
-    fit([ThroughputMonitor(), Heartbeat()])
-    progress = json.loads((tmp_path / "progress.json").read_text())
-    assert progress["step"] == progress["max_steps"] == 12
-    assert progress["phase"] == "finishing"
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["state"] == "finished"
-    assert result["step"] == 12
-    assert result["tokens"] == 576
-    assert {"val/loss/head_1", "train/loss", "perf/tokens_per_second_median"} <= set(result["metrics"])
-
-
-def test_heartbeat_says_why_a_run_failed(fit: Fit, tmp_path: Path) -> None:
-    class Broken(pl.Callback):
-        @override
-        def on_train_batch_end(self, *_: Any) -> None:
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        fit([Broken(), Heartbeat()])
-    failure = json.loads((tmp_path / "failure.json").read_text())
-    assert failure["error"] == "OSError"
-    assert "No space left on device" in failure["message"]
-    assert not (tmp_path / "result.json").exists()
 
 
 def test_checkpoints_come_in_time_and_old_ones_go(fit: Fit, tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""A configuration as MLflow's parameters: flat, text, short enough, and the same text for the same value."""
+
+import hashlib
+import posixpath
+import re
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
+from typing import Any
+
+VALUE_LIMIT = 6000
+NAME_LIMIT = 250
+"""What MLflow takes in a parameter's value, and in a name."""
+_NAME = re.compile(r"[\w\-. :/]+")
+
+
+@cache
+def checked_name(kind: str, name: str) -> str:
+    """`name`, if MLflow takes it as the name of a `kind` (metric or parameter).
+
+    Raises:
+        ValueError: it does not (`pass@1`). Names are an API: none is ever changed silently.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{kind} '{name}': MLflow takes letters, digits and _ - . / : and space in a name")
+    plain = posixpath.normpath(name)
+    if plain != name or name.startswith(("/", "..")) or name == ".":
+        raise ValueError(f"{kind} '{name}': MLflow reads a name as a path, and this one would be '{plain}'")
+    if len(name) > NAME_LIMIT:
+        raise ValueError(f"{kind} '{name[:60]}...': {len(name)} characters, and MLflow takes {NAME_LIMIT}")
+    return name
+
+
+def as_parameters(params: object) -> dict[str, str]:
+    """What MLflow is given for a configuration: `model.heads.n_future: "4"`.
+
+    Raises:
+        ValueError: a key MLflow does not take.
+    """
+    return {checked_name("parameter", key): shorten(_text(value)) for key, value in flatten(params)}
+
+
+def flatten(params: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of every leaf of nested mappings, dataclasses, namespaces and sequences.
+
+    {"model": {"heads": {"n_future": 4}}, "betas": [0.9, 0.95], "callbacks": [{"period": 5}]} ->
+    ("model.heads.n_future", 4), ("betas", [0.9, 0.95]), ("callbacks.0.period", 5): a sequence of plain values is one
+    leaf, since it is one setting.
+    """
+    children = _children(params)
+    if children:
+        for key, value in children.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix, params
+
+
+def shorten(text: str) -> str:
+    """`text` within MLflow's limit. What is cut leaves its digest, so that a change behind the cut still shows."""
+    if len(text) <= VALUE_LIMIT:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    note = f"... [cut: {len(text)} characters, sha256 {digest}]"
+    return text[: VALUE_LIMIT - len(note)] + note
+
+
+def _children(value: object) -> Mapping[Any, object] | None:
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, Namespace):
+        return vars(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, (list, tuple)) and any(_children(item) is not None for item in value):
+        return dict(enumerate(value))
+    return None
+
+
+def _text(value: object) -> str:
+    """Numbers as they are; a name for what would print its address in memory, which no restart repeats."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        return f"{value.__module__}.{value.__qualname__}"
+    text = str(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in text else text

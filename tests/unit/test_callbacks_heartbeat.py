@@ -1,0 +1,166 @@
+"""The files of a run: when each is there, and what it says."""
+
+import json
+import math
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from test_tracking_fakes import fresh_store
+from torch.utils.data import DataLoader
+
+import callbacks.heartbeat as heartbeat_module
+from callbacks.heartbeat import FAILURE, PROGRESS, RESULT, Heartbeat
+from mtp_lightning.grid.state import Failure, Progress, Result
+from mtp_lightning.tracking.logger import MLflowRunLogger
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+
+class Plain(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        loss = self.weight * batch.sum()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+class Data(pl.LightningDataModule):
+    fingerprint = "f1"
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(torch.ones(10, 1))  # type: ignore[arg-type]
+
+
+def fit(folder: Path, *callbacks: pl.Callback, logger: Any = False) -> pl.Trainer:
+    trainer = pl.Trainer(
+        max_steps=6, log_every_n_steps=2, logger=logger, callbacks=[Heartbeat(), *callbacks],
+        default_root_dir=str(folder), accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(Plain(), datamodule=Data())
+    return trainer
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} & {PROGRESS, RESULT, FAILURE}
+
+
+class Late(pl.Callback):
+    """Logs in the last hooks there are before `teardown`, to a logger alone and through Lightning."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert not (Path(trainer.default_root_dir) / RESULT).exists()
+        trainer.callback_metrics["probe/late"] = torch.tensor(3.0)
+        for logger in trainer.loggers:
+            logger.log_metrics({"probe/logger_only": math.nan}, step=trainer.global_step)
+
+
+def test_the_result_holds_everything_that_was_logged(tmp_path: Path) -> None:
+    """As the grid reads it; and by then MLflow holds it, too."""
+    logger = MLflowRunLogger(fresh_store(tmp_path), system_metrics=False, flush_every_seconds=1e9)
+    recorded: list[set[str]] = []
+
+    class Behind(pl.Callback):
+        def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+            assert (tmp_path / RESULT).exists()
+            recorded.append(set(logger.client.get_run(logger.run_id).data.metrics))
+
+    fit(tmp_path, Late(), Behind(), logger=logger)
+    result = Result.read(tmp_path)
+    assert result is not None
+    assert (result.step, result.tokens, result.data_fingerprint) == (6, None, "f1")
+    assert result.metrics.keys() == {"train/loss", "probe/late", "probe/logger_only"}
+    assert (result.metrics["train/loss"], result.metrics["probe/late"]) == (1.0, 3.0)
+    assert math.isnan(result.metrics["probe/logger_only"])
+    assert result.wall_seconds is not None
+    assert 0 < result.wall_seconds < 60
+    assert recorded == [{"train/loss", "probe/logger_only"}]
+
+
+def test_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, int]] = []
+
+    def remember(path: Path, content: dict[str, Any]) -> None:
+        if path.name == PROGRESS:
+            written.append((content["phase"], content["step"]))
+        write(path, content)
+
+    write = heartbeat_module.write_json
+    monkeypatch.setattr(heartbeat_module, "write_json", remember)
+    fit(tmp_path)
+    assert written == [("starting", 0), ("finishing", 6)]  # all within a second
+
+    written.clear()
+    monkeypatch.setattr(heartbeat_module, "SECONDS_BETWEEN", 0.0)
+    fit(tmp_path)
+    assert written == [("starting", 0), *[("training", step) for step in range(1, 7)], ("finishing", 6)]
+    progress = Progress.read(tmp_path)
+    assert progress is not None
+    assert (progress.loss, progress.pid, progress.host) == (1.0, os.getpid(), socket.gethostname())
+
+
+def test_the_files_of_an_earlier_attempt_go_first(tmp_path: Path) -> None:
+    for name in (RESULT, FAILURE):
+        (tmp_path / name).write_text("{}")
+    seen: list[set[str]] = []
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            seen.append(files(tmp_path))
+
+    fit(tmp_path, Look())
+    assert seen == [{PROGRESS}]
+    assert files(tmp_path) == {PROGRESS, RESULT}
+
+
+class Bang(pl.Callback):
+    """Raises in one hook."""
+
+    def __init__(self, hook: str, error: BaseException) -> None:
+        def bang(*args: Any, **kwargs: Any) -> None:
+            raise error
+
+        setattr(self, hook, bang)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_fit_end", "teardown"])
+def test_what_fails_leaves_its_reason_and_no_result(tmp_path: Path, hook: str) -> None:
+    """In the last hook as well, where the result is written already."""
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, Bang(hook, ZeroDivisionError("by 0")))
+    assert files(tmp_path) == {PROGRESS, FAILURE}
+    failure = Failure.read(tmp_path)
+    assert failure is not None
+    assert (failure.error, failure.message) == ("ZeroDivisionError", "by 0")
+    assert json.loads((tmp_path / FAILURE).read_text())["where"].startswith(__file__)
+
+
+def test_who_is_stopped_has_not_failed(tmp_path: Path) -> None:
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, Bang("on_train_batch_end", SIGTERMException()))
+    assert files(tmp_path) == {PROGRESS}
+
+
+def test_a_full_disk_does_not_hide_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, content: dict[str, Any]) -> None:
+        if path.name == FAILURE:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(heartbeat_module, "write_json", full)
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, Bang("on_train_end", ZeroDivisionError()))
+    assert "failure.json could not be written: [Errno 28]" in capsys.readouterr().err
