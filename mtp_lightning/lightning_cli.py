@@ -211,7 +211,7 @@ def fit(args: Sequence[str]) -> int:
 
 def validate(args: Sequence[str]) -> int:
     """`mtp validate`: the validation metrics of `--ckpt_path`."""
-    cli = MTPCLI(args, "mtp validate")
+    cli = MTPCLI([*args, "--trainer.logger=false", "--trainer.callbacks=null"], "mtp validate")  # writes nothing
     if cli.config.ckpt_path is None:
         raise InputError("mtp validate: --ckpt_path is missing: the checkpoint to validate")
     path = checkpoint_to_start_from(cli.config.ckpt_path, Path(cli.trainer.default_root_dir))

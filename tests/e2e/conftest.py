@@ -4,12 +4,10 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-Mtp = Callable[..., "subprocess.CompletedProcess[str]"]
+from processes import Mtp
 
 TINY = """
 model:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Mtp
+from processes import Mtp
 
 from mtp_lightning.tracking.read import history, read_run
 from mtp_lightning.tracking.store import default_tracking_uri

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from conftest import Mtp
+from processes import Mtp
 
 GRID = """
 name: heads

@@ -7,8 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import tiny_backbone
 from lightning.pytorch.loggers.logger import Logger
+from tiny import tiny_backbone
 from typing_extensions import override
 
 from callbacks.checkpointing import PeriodicCheckpoint

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import tiny_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_backbone
 from torch import Tensor
 
 from mtp_lightning.decoding.greedy import generate

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import tiny_backbone
+from tiny import tiny_backbone
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_llama import llama_config, to_llama_state_dict

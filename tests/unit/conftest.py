@@ -1,21 +1,17 @@
-"""Fixtures: the two-layer, 32-wide, 16-symbol models of the unit tests."""
+"""Fixtures: the models of the unit tests; one thread, as many tests run side by side with others."""
 
 import os
 from collections.abc import Callable
 
 import pytest
 import torch
+from tiny import tiny_backbone
 
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
 torch.set_num_threads(1)
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # Lightning uses what is deprecated there
-
-
-def tiny_backbone(**changes: object) -> BackboneConfig:
-    """16 symbols, width 32, two layers: enough for every property, and quick."""
-    return BackboneConfig(**{"vocab_size": 16, "dim": 32, "n_layers": 2, "n_heads": 2, "ffn_dim": 48} | changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture
