@@ -19,12 +19,10 @@ def experiment_name(grid: str) -> str:
 def record_report(uri: str, report: Report, files: Sequence[Path]) -> str:
     """Put `files` into the grid's experiment and refresh its note; the id of the experiment. Repeating it replaces
     the artifacts of the same run: a second report is not a second row among the cells."""
-    from mlflow import MlflowClient
-
-    from mtp_lightning.tracking.store import ensure_experiment
+    from mtp_lightning.tracking.store import connect, ensure_experiment
 
     experiment: str = ensure_experiment(uri, experiment_name(report.spec.name))
-    write_record(MlflowClient(tracking_uri=uri), experiment, report, files)
+    write_record(connect(uri), experiment, report, files)
     return experiment
 
 
