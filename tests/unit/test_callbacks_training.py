@@ -1,5 +1,6 @@
 """Callbacks on a real, tiny run: exactly what they log and write, and that training does not notice them."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,12 @@ def test_the_module_records_steps_and_validations(fit: Fit) -> None:
 def test_accumulated_batches_are_one_step(fit: Fit) -> None:
     _, _, recorder = fit([], steps=4, accumulate_grad_batches=3, log_every_n_steps=1, val_check_interval=12)
     assert recorder.steps("train/loss") == [1, 2, 3, 4]
+    losses = [metrics["train/loss"] for _, metrics in recorder.calls if "train/loss" in metrics]
+    # a new model's first step: ln 16 nats a head, whatever it is averaged over; later steps know nothing of it
+    assert losses[0] == pytest.approx(2 * math.log(16), rel=0.05)
+    _, _, sparse = fit([], steps=4, accumulate_grad_batches=3, log_every_n_steps=4, val_check_interval=12)
+    (last,) = [metrics["train/loss"] for _, metrics in sparse.calls if "train/loss" in metrics]
+    assert last == losses[-1], "a record is of its own step, however many went unrecorded before it"
 
 
 def test_checkpoints_come_in_time_and_old_ones_go(fit: Fit, tmp_path: Path) -> None:
@@ -122,6 +129,22 @@ def test_checkpoints_come_in_time_and_old_ones_go(fit: Fit, tmp_path: Path) -> N
     assert files == ["step-00000009.ckpt", "step-00000011.ckpt"]
     content = torch.load(tmp_path / "checkpoints" / files[-1], weights_only=True)
     assert content["mtp_lightning"]["heads"]["n_future"] == 2
+
+
+def test_a_checkpoint_waits_for_the_validation_of_its_step(fit: Fit) -> None:
+    events: list[tuple[str, int]] = []
+
+    class Watch(pl.Callback):
+        @override
+        def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            events.append(("validate", trainer.global_step))
+
+        @override
+        def on_save_checkpoint(self, trainer: pl.Trainer, *_: Any) -> None:
+            events.append(("save", trainer.global_step))
+
+    fit([PeriodicCheckpoint(every_n_steps=3), Watch()], steps=7)
+    assert events == [("save", 3), ("validate", 6), ("save", 6), ("save", 7)]
 
 
 def test_a_checkpoint_that_could_not_be_written_leaves_nothing(

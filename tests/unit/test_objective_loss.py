@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtp_lightning.model.mtp import MTPModel, Unembedding
-from mtp_lightning.objective.chunked import chunked_scores
+from mtp_lightning.objective.chunked import _Buffers, chunked_scores
 from mtp_lightning.objective.loss import multi_token_loss, score_heads
 
 IMPLEMENTATIONS = ["chunked", "checkpointed", "naive"]
@@ -145,11 +145,17 @@ def test_bfloat16_chunks_err_no_more_than_plain_bfloat16() -> None:
     assert errors["chunked"] < 1.5 * errors["naive"] < 0.05
 
 
-def test_no_gradient_buffers_under_no_grad() -> None:
+def test_no_gradient_is_formed_under_no_grad(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`needs_input_grad` is True there all the same."""
     h, weight, targets, valid = random_problem(2, 4)
     h.requires_grad_(), weight.requires_grad_()
+    formed: list[object] = []
+    monkeypatch.setattr(_Buffers, "accumulate_outer", lambda *args: formed.append(args))
     with torch.no_grad():
         assert not multi_token_loss(h, weight, targets, valid).total.requires_grad
+    assert not formed
+    multi_token_loss(h, weight, targets, valid)
+    assert formed
 
 
 def test_backward_twice_through_a_retained_graph_gives_the_same_gradient() -> None:
