@@ -105,7 +105,8 @@ def test_the_module_records_steps_and_validations(fit: Fit) -> None:
 
 
 def test_accumulated_batches_are_one_step(fit: Fit) -> None:
-    _, _, recorder = fit([], steps=4, accumulate_grad_batches=3, log_every_n_steps=1, val_check_interval=12)
+    _, module, recorder = fit([], steps=4, accumulate_grad_batches=3, log_every_n_steps=1, val_check_interval=12)
+    assert not module._since_step, "a step takes its batches along"
     assert recorder.steps("train/loss") == [1, 2, 3, 4]
     losses = [metrics["train/loss"] for _, metrics in recorder.calls if "train/loss" in metrics]
     # a new model's first step: ln 16 nats a head, whatever it is averaged over; later steps know nothing of it
