@@ -40,7 +40,8 @@ class PeriodicCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not _validation_follows(trainer, batch_idx):
+        inside_a_step = (batch_idx + 1) % trainer.accumulate_grad_batches
+        if not inside_a_step and not _validation_follows(trainer, batch_idx):
             self._save_if_due(trainer)
 
     @override
@@ -57,6 +58,8 @@ class PeriodicCheckpoint(Checkpoint):
         step = trainer.global_step
         if step == self._saved_step or trainer.sanity_checking:
             return
+        if step >= trainer.max_steps > 0:
+            return  # the last one comes behind what other callbacks still measure, or a resumed run would lack that
         by_step = step % self.every_n_steps == 0
         by_time = time.monotonic() - self._saved_at >= self.every_n_seconds
         if trainer.strategy.broadcast(by_step or by_time):  # clocks differ between ranks, and saving is collective

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mtp_lightning.decoding.greedy import Generation, generate
+from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 
 
@@ -24,22 +25,35 @@ class DecodingProbe(pl.Callback):
     """
 
     def __init__(self, prompts: int = 8, prompt_tokens: int = 64, new_tokens: int = 128) -> None:
+        for key, value, least in (
+            ("prompts", prompts, 1),
+            ("prompt_tokens", prompt_tokens, 1),
+            ("new_tokens", new_tokens, 2),
+        ):
+            if value < least:
+                raise InputError(f"DecodingProbe.{key} is {value}: it has to be at least {least}")
         self.prompts = prompts
         self.prompt_tokens = prompt_tokens
         self.new_tokens = new_tokens
+        self._heldout: list[Tensor] = []
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Fetched before training: data without room for a prompt are refused here, not hours later."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and hasattr(datamodule, "heldout_prompts"):
+            self._heldout = datamodule.heldout_prompts(self.prompts, self.prompt_tokens)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if not trainer.is_global_zero or not hasattr(datamodule, "heldout_prompts"):
+        if not self._heldout:
             return
-        prompts = datamodule.heldout_prompts(self.prompts, self.prompt_tokens)
         model = pl_module.model
         assert isinstance(model, MTPModel)
         was_training = model.training
         model.eval()
         try:
-            metrics = self.measure(model, [prompt.to(pl_module.device) for prompt in prompts])
+            metrics = self.measure(model, [prompt.to(pl_module.device) for prompt in self._heldout])
         finally:
             model.train(was_training)
         for logger in trainer.loggers:

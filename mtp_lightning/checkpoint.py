@@ -8,7 +8,7 @@ import torch
 
 from mtp_lightning.data.tokenizer import Tokenizer, tokenizer_from_state
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import CHECKPOINT_KEY, BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
 
@@ -34,6 +34,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"'{path}' is not a checkpoint, or a truncated one") from error
     if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
         raise InputError(f"'{path}' is not a checkpoint of `mtp fit`: it has no '{CHECKPOINT_KEY}' entry")
+    if content[CHECKPOINT_KEY].get("format") != CHECKPOINT_FORMAT:
+        raise InputError(
+            f"'{path}' is a checkpoint of format {content[CHECKPOINT_KEY].get('format')}, and this version reads "
+            f"{CHECKPOINT_FORMAT}"
+        )
     return content
 
 

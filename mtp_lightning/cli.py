@@ -2,7 +2,7 @@
 
 Every command is a plain function with typed parameters; jsonargparse makes its flags. Only the chosen function's
 module is imported, so help is quick. Exit status: 0 all went well, 1 something failed while running, 2 bad input
-(one message on standard error, no traceback; `--debug` shows it), 130 interrupted.
+(one message on standard error, no traceback; `--debug` shows it), 130 interrupted (`fit`: 1, Lightning's own).
 """
 
 import copy
@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mtp: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
@@ -64,9 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def dispatch(args: list[str]) -> int:

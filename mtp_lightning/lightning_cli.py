@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
@@ -108,8 +109,6 @@ class MTPCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except OmegaConfBaseException as error:
             raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-        if not self.parse_only:
-            check_writable(Path(self.config.trainer.default_root_dir or "."))
 
     @override
     def _set_seed(self) -> None:
@@ -149,17 +148,37 @@ def resolve_config(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dic
 
 
 def check_schedule(cli: MTPCLI) -> None:
-    """A run has to get past its warm-up.
+    """A run has to get past its warm-up, and to validate what it has trained.
 
     Raises:
         InputError: it would not.
     """
-    warmup, steps = cli.config.model.schedule.warmup_steps, cli.config.trainer.max_steps
+    trainer = cli.config.trainer
+    warmup, steps = cli.config.model.schedule.warmup_steps, trainer.max_steps
+    every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
+        raise InputError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}: it has to be at least 1")
     if 0 < steps <= warmup:
         raise InputError(
             f"model.schedule.warmup_steps is {warmup} and trainer.max_steps is {steps}: the learning rate would never "
             "reach its peak; give fewer steps of warm-up, or more in all"
         )
+    if isinstance(every, int) and steps > 0:
+        if every > steps * accumulated:
+            raise InputError(
+                f"trainer.val_check_interval is {every} and trainer.max_steps is {steps}: "
+                "the run would never validate; give a smaller interval"
+            )
+        if every % accumulated:
+            raise InputError(
+                f"trainer.val_check_interval is {every} batches and trainer.accumulate_grad_batches {accumulated}: "
+                "a validation, and the checkpoint behind it, would fall inside a step; give a multiple"
+            )
+        if steps * accumulated % every and not cli.parse_only:
+            rank_zero_warn(
+                f"trainer.max_steps = {steps} is no multiple of trainer.val_check_interval = {every}: "
+                "the last steps are not validated"
+            )
 
 
 def check_objects(cli: MTPCLI) -> None:
@@ -204,17 +223,19 @@ def fit(args: Sequence[str]) -> int:
     """`mtp fit`: train, from the start or from `--ckpt_path`."""
     cli = MTPCLI(args, "mtp fit")
     check_schedule(cli)
+    check_writable(Path(cli.trainer.default_root_dir))
     start_from = checkpoint_to_start_from(cli.config.ckpt_path, Path(cli.trainer.default_root_dir))
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)
     return 0
 
 
 def validate(args: Sequence[str]) -> int:
-    """`mtp validate`: the validation metrics of `--ckpt_path`."""
-    cli = MTPCLI([*args, "--trainer.logger=false", "--trainer.callbacks=null"], "mtp validate")  # writes nothing
+    """`mtp validate`: the validation metrics of `--ckpt_path`, printed and not recorded."""
+    cli = MTPCLI([*args, "--trainer.logger=false", "--trainer.callbacks=null"], "mtp validate")
     if cli.config.ckpt_path is None:
         raise InputError("mtp validate: --ckpt_path is missing: the checkpoint to validate")
-    path = checkpoint_to_start_from(cli.config.ckpt_path, Path(cli.trainer.default_root_dir))
+    path = cli.config.ckpt_path
+    read_checkpoint(Path(path))
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
     for name, value in sorted(cli.trainer.callback_metrics.items()):
         print(f"{name:<24}{float(value):.6f}")
@@ -232,10 +253,10 @@ def checkpoint_to_start_from(ckpt_path: str | None, directory: Path) -> str | No
         return str(newest) if newest else None
     if ckpt_path is not None:
         read_checkpoint(Path(ckpt_path))
-        return ckpt_path
-    if newest is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+    same = newest is not None and ckpt_path is not None and newest.resolve() == Path(ckpt_path).resolve()
+    if newest is not None and not same and os.environ.get("LOCAL_RANK", "0") == "0":
         raise InputError(
             f"trainer.default_root_dir: '{directory}' already holds a run ({newest.name}); "
             "give a new folder, or --ckpt_path auto to continue that run"
         )
-    return None
+    return ckpt_path

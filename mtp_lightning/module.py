@@ -12,14 +12,12 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import CHECKPOINT_KEY, BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_parameters, flops_per_token
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.loss import HeadScores, Implementation, LossOutput, multi_token_loss, score_heads
 from mtp_lightning.objective.targets import Targets, make_targets
 from mtp_lightning.optimization import OptimizerConfig, ScheduleConfig, learning_rate_factor, make_adamw
-
-CHECKPOINT_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,8 @@ class MTPModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         nll_N, accuracy_N = map(torch.atleast_1d, self.val_metrics.compute())
         self.val_metrics.reset()
-        metrics = {"val/loss": nll_N.nansum().item()}
+        measured_N = nll_N[~nll_N.isnan()]  # a head without a valid target adds nothing
+        metrics = {"val/loss": measured_N.sum().item() if len(measured_N) else math.nan}
         for i, (nll, accuracy) in enumerate(zip(nll_N.tolist(), accuracy_N.tolist()), start=1):
             metrics |= {f"val/loss/head_{i}": nll, f"val/accuracy/head_{i}": accuracy}
         bytes_per_token = getattr(self.trainer.datamodule, "bytes_per_token", None)  # type: ignore[attr-defined]

@@ -24,6 +24,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise InputError(f"model.optimizer.lr is {self.lr}: it has to be above 0")
+        if self.weight_decay < 0:
+            raise InputError(f"model.optimizer.weight_decay is {self.weight_decay}: it has to be at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"model.optimizer.betas is {list(self.betas)}: each has to be at least 0 and below 1")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`bf16-mixed` where the processor computes bfloat16 natively, `32-true` elsewhere: what `precision: auto` means."""
+"""`bf16-mixed` where the processor computes bfloat16 natively, `32-true` elsewhere: `${native_precision:}`."""
 
 
 def native_precision() -> str:

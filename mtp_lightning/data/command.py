@@ -58,7 +58,7 @@ def prepare_command(
     )  # fmt: skip
     directory = Path(out)
     if directory.exists():
-        raise InputError(f"--out: '{out}' exists already; remove it, or choose another folder")
+        raise InputError(f"out: '{out}' exists already; remove it, or choose another folder")
 
     from mtp_lightning.data.prepare import ShardSettings, prepare_source
 
@@ -117,7 +117,7 @@ def train_tokenizer_command(
     if vocab_size < 257:
         raise InputError(f"--vocab_size is {vocab_size}: the 256 bytes and the end of a document make 257 at least")
     if Path(out).exists():
-        raise InputError(f"--out: '{out}' exists already; remove it, or choose another file")
+        raise InputError(f"out: '{out}' exists already; remove it, or choose another file")
     serialized = train_bpe((document.text for document in documents(source)), vocab_size)
     tokenizer = HuggingFaceTokenizer(serialized, origin=out)
     _write_whole(Path(out), serialized)

@@ -43,7 +43,7 @@ def generate_command(
             raise InputError(f"folder '{ckpt}' holds no checkpoint, nor does its folder checkpoints/")
     assert path is not None
     model, tokenizer, _ = load_model(path)
-    k = 1 if decoding == "greedy" else heads_used or model.n_future
+    k = 1 if decoding == "greedy" else model.n_future if heads_used is None else heads_used
 
     import torch
 
@@ -51,7 +51,7 @@ def generate_command(
 
     text = sys.stdin.read() if prompt == "-" else prompt
     ids = torch.tensor(tokenizer.encode(text), dtype=torch.long)
-    printer = _Printer(tokenizer)
+    printer = _Printer(tokenizer, ids.tolist())
     sys.stdout.write(text)
     started = time.perf_counter()
     steps: list[Step] = []
@@ -59,12 +59,12 @@ def generate_command(
         steps.append(step)
         printer.write([token for token in step.tokens if token != tokenizer.eos_id])
     seconds = time.perf_counter() - started
-    sys.stdout.write("\n")
+    printer.finish()
     out = Generation([token for step in steps for token in step.tokens], [step for step in steps if step.block])
     figures = {
         "tokens": len(out.tokens),
         "forwards": len(out.steps),
-        "tokens_per_forward": out.tokens_per_forward,
+        "tokens_per_forward": out.tokens_per_forward if out.steps else None,
         "tokens_per_second": len(out.tokens) / seconds,
         "heads_used": k,
     }
@@ -80,15 +80,23 @@ def generate_command(
 class _Printer:
     """Prints tokens as text as soon as the text is settled: half a UTF-8 character waits for its other half."""
 
-    def __init__(self, tokenizer: "Tokenizer") -> None:
+    def __init__(self, tokenizer: "Tokenizer", prompt: list[int]) -> None:
         self.tokenizer = tokenizer
-        self.ids: list[int] = []
+        self.ids = prompt  # decoded along: a tokenizer may treat the first word of a text in a way of its own
+        self.start = len(tokenizer.decode(prompt))
         self.text = ""
 
     def write(self, ids: list[int]) -> None:
         self.ids += ids
         whole = self.tokenizer.decode(self.ids)
-        settled = whole[:-1] if whole.endswith("\ufffd") else whole
-        sys.stdout.write(settled[len(self.text) :])
+        self._print(whole[:-1] if whole.endswith("\ufffd") else whole)
+
+    def finish(self) -> None:
+        """Print what never settled, and end the line."""
+        self._print(self.tokenizer.decode(self.ids))
+        sys.stdout.write("\n")
+
+    def _print(self, whole: str) -> None:
+        sys.stdout.write(whole[self.start + len(self.text) :])
         sys.stdout.flush()
-        self.text = settled
+        self.text = whole[self.start :]

@@ -31,6 +31,7 @@ FAMILIES: tuple[str, ...] = (
     r"perf/peak_memory_bytes",
     r"decode/tokens_per_forward",
     r"decode/speedup",
+    r"decode/mismatches",
     r"model/parameters",
     r"model/flops_per_token",
 )

@@ -55,6 +55,8 @@ def _reference(report: Report, ranked: Sequence[tuple[Group, Summary]]) -> tuple
 def _compared(metric: str, superlative: str, best: Group, other: Group, other_is_baseline: bool) -> str:
     mine, theirs, gap = best.summary(metric), other.summary(metric), difference(best, other, metric)
     assert mine and theirs and gap  # noqa: PT018 - ranked settings all have the metric
+    if gap.mean and (gap.mean < 0) != (mine.mean < theirs.mean):
+        return f"No verdict: {best.label} and {other.label} have {metric} of different seeds."
     name = f"{best.label}, the baseline," if best.baseline == best.signature else best.label
     rival = f"the baseline {other.label}" if other_is_baseline else f"the next, {other.label}"
     amount = shown(metric, abs(gap.mean), like=mine.mean)

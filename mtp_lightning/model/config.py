@@ -7,6 +7,7 @@ from mtp_lightning.errors import InputError
 
 CHECKPOINT_KEY = "mtp_lightning"
 """Entry of a checkpoint that describes its model: the two dataclasses below as plain dicts."""
+CHECKPOINT_FORMAT = 1
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 L = sum_i w_i / |valid_i| sum_t -log softmax(W h_i,t)[x_{t+i}]  (paper, equation 2, with w_i = 1; the paper does not
 state a normalisation: mean over valid positions per head, then the sum over heads, gives every head weight 1).
 
-`chunked` forms logits and their gradient for a few hundred positions at a time, inside forward, and keeps one V x D
-accumulator for the unembedding's gradient: memory O(chunk x V), whatever n and T. `checkpointed` recomputes one
-head's logits at a time in backward, `naive` holds all n (B, T, V) tensors: oracles, and arms of an ablation.
+`chunked` forms logits and their gradient for a few hundred positions at a time (thousands on a GPU), inside forward,
+and keeps one V x D accumulator for the unembedding's gradient: memory O(chunk x V), whatever n and T, beside the
+gradient of h itself. `checkpointed` recomputes one head's logits at a time in backward, `naive` holds all n (B, T, V)
+tensors: oracles, and arms of an ablation.
 All of them are passed to `Unembedding.forward` as its `score`, so that sharding hooks have gathered the weight.
 """
 

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.decoding import DecodingProbe
+from callbacks.heartbeat import Heartbeat
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import BatchLoader, ResumableLoader
 from mtp_lightning.errors import InputError
@@ -160,6 +161,45 @@ def test_a_checkpoint_that_could_not_be_written_leaves_nothing(
     with pytest.raises(OSError, match=r"step-00000003\.ckpt"):
         fit([PeriodicCheckpoint(every_n_steps=3)])
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_no_checkpoint_inside_a_step(fit: Fit) -> None:
+    batches: list[int] = []
+
+    class Watch(pl.Callback):
+        @override
+        def on_save_checkpoint(self, trainer: pl.Trainer, *_: Any) -> None:
+            batches.append(trainer.fit_loop.epoch_loop.batch_progress.current.processed)
+
+    settings = {"accumulate_grad_batches": 2, "val_check_interval": 4}
+    fit([PeriodicCheckpoint(every_n_steps=1000, every_n_seconds=1e-6, keep=9), Watch()], steps=5, **settings)
+    assert batches
+    assert all(number % 2 == 0 for number in batches)
+
+
+def test_the_last_checkpoint_holds_what_the_probes_measured(fit: Fit, tmp_path: Path) -> None:
+    """A run killed behind it has nothing left to measure when it is started again."""
+    probe = DecodingProbe(prompts=2, prompt_tokens=8, new_tokens=8)
+    fit([probe, Heartbeat(), PeriodicCheckpoint(every_n_steps=6)], steps=6)
+    (file,) = (tmp_path / "checkpoints").iterdir()
+    assert "decode/speedup" in torch.load(file, weights_only=True)["heartbeat"]["metrics"]
+
+
+def test_a_probe_that_cannot_run_is_refused_before_training(fit: Fit) -> None:
+    with pytest.raises(InputError, match=r"DecodingProbe\.new_tokens is 1"):
+        DecodingProbe(new_tokens=1)
+
+    class NoRoom(Counting):
+        @override
+        def heldout_prompts(self, count: int, length: int) -> list[torch.Tensor]:
+            raise InputError("a prompt of 64 tokens is longer than the validation split")
+
+    recorder = Recorder()
+    trainer = pl.Trainer(max_steps=3, accelerator="cpu", logger=recorder, callbacks=[DecodingProbe()],
+                         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)  # fmt: skip
+    with pytest.raises(InputError, match="longer than the validation split"):
+        trainer.fit(MTPModule(tiny_backbone(n_layers=3)), datamodule=NoRoom(vocab_size=16))
+    assert trainer.global_step == 0
 
 
 def test_checkpoints_by_the_clock(fit: Fit, tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--model.schedule.decay_ratio", "2"], "model.schedule.decay_ratio is 2.0"),
         (["--model.loss.head_weights", "[1, 2]"], "2 weights, and model.heads.n_future is 1"),
         (["--trainer.max_steps", "500"], "model.schedule.warmup_steps is 1000 and trainer.max_steps is 500"),
+        (["--trainer.max_steps", "1500", "--trainer.val_check_interval", "2000"], "the run would never validate"),
+        (["--trainer.accumulate_grad_batches", "3"], "give a multiple"),
+        (["--trainer.log_every_n_steps", "0"], "trainer.log_every_n_steps is 0"),
+        (["--model.optimizer.weight_decay", "-1"], "model.optimizer.weight_decay is -1.0"),
         (["--model.backbone.n_heads", "3"], "model.backbone.dim is 128"),
         (["-c", "conf/model/tny.yaml"], "did you mean 'conf/model/tiny.yaml'?"),
         (["--trainer.default_root_dir", "/proc/runs"], "trainer.default_root_dir: '/proc/runs' cannot be written to"),
@@ -127,3 +131,38 @@ def test_a_full_disk_is_said_without_a_traceback(
     monkeypatch.setattr("mtp_lightning.lightning_cli.fit", full)
     assert main(["fit"]) == 1
     assert "No space left on device: runs/fit/x.ckpt" in capsys.readouterr().err
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_readmes_grid_is_a_grid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(README.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0])
+    assert main(["grid", "plan", "grid.yaml"]) == 0
+    assert "6 to run" in capsys.readouterr().out
+
+
+def test_the_readmes_data_commands_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    for i in range(4):
+        (tmp_path / "corpus" / f"{i}.txt").write_text(f"story number {i}, " * 50)
+    lines = [line.split("#")[0].split() for line in README.read_text(encoding="utf-8").splitlines()]
+    commands = [line[1:] for line in lines if line[:2] == ["mtp", "data"]]
+    assert len(commands) == 2
+    for command in commands:
+        size = ["--vocab_size", "300"] if "train-tokenizer" in command else []
+        assert main([*command, *size]) == 0
+    assert (tmp_path / "shards/corpus/meta.json").is_file()
+    assert (tmp_path / "tokenizer.json").is_file()
+
+
+def test_a_reader_that_leaves_early_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(args: list[str]) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("mtp_lightning.lightning_cli.fit", gone)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    assert main(["fit"]) == 1
+    assert not capsys.readouterr().err

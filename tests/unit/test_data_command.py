@@ -48,9 +48,9 @@ def test_train_a_tokenizer_and_prepare_with_it(
 
 
 def test_commands_never_overwrite(corpus: Path) -> None:
-    with pytest.raises(InputError, match=r"--out: '.*' exists already"):
+    with pytest.raises(InputError, match=r"out: '.*' exists already"):
         prepare_command(out=str(corpus.parent))
-    with pytest.raises(InputError, match=r"--out: '.*' exists already"):
+    with pytest.raises(InputError, match=r"out: '.*' exists already"):
         train_tokenizer_command(out=str(corpus))
 
 
