@@ -13,7 +13,6 @@ from typing_extensions import override
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
 from mtp_lightning.tracking.params import as_parameters
-from mtp_lightning.tracking.params import flatten as flatten
 from mtp_lightning.tracking.provenance import provenance
 from mtp_lightning.tracking.read import infinity_restored
 from mtp_lightning.tracking.store import (
