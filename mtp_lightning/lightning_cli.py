@@ -236,6 +236,7 @@ def validate(args: Sequence[str]) -> int:
         raise InputError("mtp validate: --ckpt_path is missing: the checkpoint to validate")
     path = cli.config.ckpt_path
     read_checkpoint(Path(path))
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # left out on purpose, above
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
     for name, value in sorted(cli.trainer.callback_metrics.items()):
         print(f"{name:<24}{float(value):.6f}")
