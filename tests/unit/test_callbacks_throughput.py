@@ -7,34 +7,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.loggers.logger import Logger
+from tiny import Recorder
 from torch import Tensor
-from typing_extensions import override
 
 from callbacks.throughput import ThroughputMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 STEP, PROBE, SAVE, VALIDATION, DATA = 0.01, 0.05, 0.06, 0.2, 0.01
-
-
-class Calls(Logger):
-    name, version = "calls", "0"  # type: ignore[assignment]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[int | None, dict[str, float]]] = []
-
-    @override
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
-        self.calls.append((step, dict(metrics)))
-
-    @override
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        return
-
-    @property
-    def last(self) -> dict[str, float]:
-        return {key: value for _, metrics in self.calls for key, value in metrics.items()}
 
 
 class Timed(pl.LightningModule):
@@ -79,8 +58,10 @@ class SlowData(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
             yield {"tokens": torch.zeros(3, 12, dtype=torch.int64)}
 
 
-def fit(folder: Path, monitor: ThroughputMonitor, *others: pl.Callback, ckpt: Path | None = None, **more: Any) -> Calls:
-    calls = Calls()
+def fit(
+    folder: Path, monitor: ThroughputMonitor, *others: pl.Callback, ckpt: Path | None = None, **more: Any
+) -> Recorder:
+    calls = Recorder()
     loader = torch.utils.data.DataLoader(SlowData(), batch_size=None)
     settings = {
         "max_steps": 10, "val_check_interval": 5, "limit_val_batches": 1, "log_every_n_steps": 4, "logger": calls,

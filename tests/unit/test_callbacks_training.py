@@ -8,8 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.loggers.logger import Logger
-from tiny import tiny_backbone
+from tiny import Recorder, tiny_backbone
 from typing_extensions import override
 
 from callbacks.checkpointing import PeriodicCheckpoint
@@ -23,27 +22,6 @@ from mtp_lightning.module import MTPModule
 from mtp_lightning.optimization import OptimizerConfig, ScheduleConfig
 
 Fit = Callable[..., tuple[pl.Trainer, MTPModule, "Recorder"]]
-
-
-class Recorder(Logger):
-    """Keeps every call."""
-
-    name, version = "recorder", "0"  # type: ignore[assignment]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[int | None, dict[str, float]]] = []
-
-    @override
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
-        self.calls.append((step, dict(metrics)))
-
-    @override
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        return
-
-    def steps(self, key: str) -> list[int | None]:
-        return [step for step, metrics in self.calls if key in metrics]
 
 
 class Counting(MTPDataModule):

@@ -57,6 +57,12 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+def test_another_format_is_named(tmp_path: Path) -> None:
+    torch.save({"mtp_lightning": {"format": 99}}, tmp_path / "later.ckpt")
+    with pytest.raises(InputError, match="of format 99, and this version reads 1"):
+        read_checkpoint(tmp_path / "later.ckpt")
+
+
 def test_the_newest_good_one_is_taken(tmp_path: Path, model: MTPModel) -> None:
     assert latest_checkpoint(tmp_path) is None
     good = save(tmp_path / "step-1.ckpt", model)

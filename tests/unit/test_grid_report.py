@@ -194,6 +194,13 @@ def test_verdicts_say_what_the_numbers_do(
     assert verdict(filled(tmp_path, losses)) == sentence
 
 
+def test_no_verdict_where_means_and_paired_differences_disagree(tmp_path: Path) -> None:
+    """n_future=2 looks better only because it lacks the seed that is bad for all."""
+    losses = {(1, 0): 1.0, (1, 1): 2.0, (2, 0): 1.1}
+    said = verdict(filled(tmp_path, losses))
+    assert said.startswith("No verdict: n_future=2 and n_future=1 have val/loss/head_1 of different seeds.")
+
+
 def test_verdicts_know_which_way_is_better(tmp_path: Path) -> None:
     text = GRID.replace("[val/loss/head_1, decode/speedup]", "[val/accuracy/head_1]")
     cells = cells_of(tmp_path, text)
