@@ -16,7 +16,8 @@ from mtp_lightning.model.mtp import MTPModel
 class DecodingProbe(pl.Callback):
     """Decodes held-out prompts greedily, plainly and self-speculatively with all heads, in float32, and logs
 
-    - `decode/tokens_per_forward`: accepted tokens per forward (table S2; 1 for n_future = 1);
+    - `decode/tokens_per_forward`: accepted tokens per forward (table S2; 1 for n_future = 1, and for heads that
+      do not draft);
     - `decode/speedup`: plain seconds over self-speculative seconds, the median over prompts, the two in turns, each
       first as often as the other; seconds of the processor where torch has one CPU thread, else of the clock;
     - `decode/mismatches`: prompts whose two texts differ, which in float32 has to be 0.
@@ -62,13 +63,14 @@ class DecodingProbe(pl.Callback):
 
     def measure(self, model: MTPModel, prompts: list[Tensor]) -> dict[str, float]:
         """The three metrics over `prompts`; a warm-up decode comes first, uncounted."""
-        for heads_used in (1, model.n_future):
+        for heads_used in (1, model.heads_config.max_heads_used):
             generate(model, prompts[0], self.new_tokens, heads_used)
+        drafting = model.heads_config.max_heads_used
         ratios, accepted, forwards, mismatches = [], 0, 0, 0
         for i, prompt in enumerate(prompts):
             runs = {}
             for name in ("plain", "drafted") if i % 2 else ("drafted", "plain"):
-                runs[name] = self._timed(model, prompt, heads_used=1 if name == "plain" else model.n_future)
+                runs[name] = self._timed(model, prompt, heads_used=1 if name == "plain" else drafting)
             (plain, plain_seconds), (drafted, drafted_seconds) = runs["plain"], runs["drafted"]
             ratios.append(plain_seconds / drafted_seconds)
             accepted += sum(len(step.tokens) for step in drafted.steps)

@@ -61,7 +61,7 @@ class ThroughputMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == 0 and self._batches == 0:
-            context = batch["tokens"].shape[1] - pl_module.n_future
+            context = batch["tokens"].shape[1] - pl_module.horizon
             self._log(trainer, {name: float(value) for name, value in pl_module.describe(context).items()}, step=0)  # type: ignore[operator]
         self._began = time.perf_counter() if self._idle_since is None else self._idle_since
 
@@ -70,7 +70,7 @@ class ThroughputMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         rows, length = batch["tokens"].shape
-        tokens = rows * (length - pl_module.n_future) * trainer.world_size
+        tokens = rows * (length - pl_module.horizon) * trainer.world_size
         stepped = trainer.global_step > self._stepped
         logs = stepped and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if logs:

@@ -98,7 +98,9 @@ class MTPCLI(LightningCLI):
             default=None,
             help="Checkpoint to start from; `auto`: the newest good one of trainer.default_root_dir, if there is one.",
         )
-        parser.link_arguments("model.heads.n_future", "data.init_args.n_future")
+        parser.link_arguments(
+            ("model.heads.n_future", "model.heads.offsets"), "data.init_args.horizon", compute_fn=_horizon
+        )
         parser.link_arguments("model.backbone.vocab_size", "data.init_args.vocab_size")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -119,6 +121,11 @@ class MTPCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         if not self.parse_only:
             super().instantiate_classes()
+
+
+def _horizon(n_future: int, offsets: Sequence[int] | None) -> int:
+    """Tokens a window carries behind its inputs. What is wrong with the two, `HeadsConfig` says."""
+    return max(offsets) if offsets else max(1, n_future)
 
 
 def resolve_config_paths(args: Sequence[str]) -> list[str]:

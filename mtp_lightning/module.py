@@ -1,7 +1,6 @@
 """The LightningModule: windows -> targets -> trunk and heads -> one loss, one backward."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,41 +14,32 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_parameters, flops_per_token
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.objective.loss import HeadScores, Implementation, LossOutput, multi_token_loss, score_heads
-from mtp_lightning.objective.targets import Targets, make_targets
+from mtp_lightning.objective.heads import Question, ask, check_options, model_loss, model_scores
+from mtp_lightning.objective.loss import HeadScores, LossOptions, LossOutput
+from mtp_lightning.objective.weights import WeightsConfig, complete, head_weights
 from mtp_lightning.optimization import OptimizerConfig, ScheduleConfig, learning_rate_factor, make_adamw
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """How the n losses are weighed and computed."""
+class LossConfig(LossOptions):
+    """How the losses of the heads are weighed and computed."""
 
-    head_weights: Sequence[float] | None = None
-    """One weight per head; all 1 by default, as in the paper."""
-    implementation: Implementation = "chunked"
-    """`chunked` is the one to train with; `checkpointed` and `naive` are oracles and ablation arms."""
-    chunk_rows: int | None = None
-    """Positions whose logits are alive at once; by default what suits the device."""
-
-    def __post_init__(self) -> None:
-        if self.chunk_rows is not None and self.chunk_rows < 1:
-            raise InputError(f"model.loss.chunk_rows is {self.chunk_rows}: it has to be at least 1, or null")
-        if self.head_weights is not None and min(self.head_weights, default=-1) < 0:
-            raise InputError(f"model.loss.head_weights is {list(self.head_weights)}: weights cannot be negative")
+    weights: WeightsConfig = WeightsConfig()
+    """w_i, and how they move during training; all 1 by default for the paper's heads."""
 
 
 class HeadMetrics(Metric):
-    """Negative log-likelihood and accuracy per head: exact over any split into batches and ranks."""
+    """Negative log-likelihood and accuracy per loss (one a head): exact over any split into batches and ranks."""
 
     full_state_update = False
     nll: Tensor
     correct: Tensor
     n_valid: Tensor
 
-    def __init__(self, n_future: int) -> None:
+    def __init__(self, terms: int) -> None:
         super().__init__()
         for name in ("nll", "correct", "n_valid"):
-            self.add_state(name, torch.zeros(n_future, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(terms, dtype=torch.float64), dist_reduce_fx="sum")
 
     @override
     def update(self, scores: HeadScores) -> None:
@@ -59,9 +49,9 @@ class HeadMetrics(Metric):
 
     @override
     def compute(self) -> tuple[Tensor, Tensor]:
-        """(nats per token, accuracy) per head; NaN for a head that never had a valid target.
+        """(nats per token, accuracy) per loss; NaN for one that never had a valid target.
 
-        Each is (N,), or a scalar for one head: torchmetrics squeezes what it returns.
+        Each is (M,), or a scalar for a single one: torchmetrics squeezes what it returns.
         """
         return self.nll / self.n_valid, self.correct / self.n_valid
 
@@ -70,7 +60,7 @@ class MTPModule(pl.LightningModule):
     """Trains an `MTPModel`; logs `train/loss`, `val/loss/head_i`, `val/accuracy/head_i`, `val/bits_per_byte`.
 
     A batch is a dict: `tokens` (B, L) int64, `documents` (B, L) ids or absent, `loss_mask` (B, L) bool or absent,
-    with L = T + n_future.
+    with L = T + horizon, which is n_future but for heads that leap.
 
     Args:
         backbone: the trunk's dimensions.
@@ -91,14 +81,11 @@ class MTPModule(pl.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if loss.head_weights is not None and len(loss.head_weights) != heads.n_future:
-            raise InputError(
-                f"model.loss.head_weights has {len(loss.head_weights)} weights, and "
-                f"model.heads.n_future is {heads.n_future}: there has to be one for each head"
-            )
+        complete(loss.weights, heads)  # both refuse what does not go together
+        check_options(loss, heads)
         self.loss_config, self.optimizer_config, self.schedule_config = loss, optimizer, schedule
         self.model = MTPModel(backbone, heads)
-        self.val_metrics = HeadMetrics(heads.n_future)
+        self.val_metrics = HeadMetrics(len(heads.terms))
         self._since_step: list[LossOutput] = []
         """Losses of the batches whose gradients wait for the next optimizer step."""
         if compile:
@@ -106,8 +93,13 @@ class MTPModule(pl.LightningModule):
                 block.compile()
 
     @property
-    def n_future(self) -> int:
-        return self.model.n_future
+    def heads_config(self) -> HeadsConfig:
+        return self.model.heads_config
+
+    @property
+    def horizon(self) -> int:
+        """Tokens that a window carries behind its last input."""
+        return self.heads_config.horizon
 
     def describe(self, context: int) -> dict[str, int]:
         """Parameters and training FLOPs per token at `context` positions, for the log."""
@@ -119,25 +111,21 @@ class MTPModule(pl.LightningModule):
             "model/flops_per_token": flops,
         }
 
-    def targets(self, batch: dict[str, Tensor]) -> Targets:
-        return make_targets(batch["tokens"], self.n_future, batch.get("documents"), batch.get("loss_mask"))
-
-    def hidden(self, batch: dict[str, Tensor], inputs_BT: Tensor) -> Tensor:
+    def ask(self, batch: dict[str, Tensor]) -> tuple[Question, Tensor | None]:
+        """(inputs and targets, the inputs' document ids)."""
         documents = batch.get("documents")
-        return self.model(inputs_BT, None if documents is None else documents[:, : inputs_BT.shape[1]])  # type: ignore[no-any-return]
+        question = ask(self.heads_config, batch["tokens"], documents, batch.get("loss_mask"))
+        return question, None if documents is None else documents[:, : question.inputs.shape[1]]
+
+    def head_weights(self) -> tuple[float, ...]:
+        """The losses' weights at this step."""
+        progress = self.trainer.global_step / max(1, self.trainer.max_steps)
+        return head_weights(self.loss_config.weights, self.heads_config, progress)
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        inputs_BT, targets_NBT, valid_NBT = self.targets(batch)
-        h_NBTD = self.hidden(batch, inputs_BT)
-
-        def score(h: Tensor, weight: Tensor) -> LossOutput:
-            config = self.loss_config
-            return multi_token_loss(
-                h, weight, targets_NBT, valid_NBT, config.head_weights, config.implementation, config.chunk_rows
-            )
-
-        out: LossOutput = self.model.unembedding(h_NBTD, score)
+        question, documents_BT = self.ask(batch)
+        out = model_loss(self.model, question, documents_BT, self.head_weights(), self.loss_config)
         self.log("train/loss", out.total.detach(), prog_bar=True, logger=False)
         self._since_step.append(out._replace(total=out.total.detach()))
         return out.total
@@ -155,7 +143,8 @@ class MTPModule(pl.LightningModule):
         if step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         nll_N = sum(out.nll for out in outs) / sum(out.n_valid for out in outs).clamp(min=1)  # type: ignore[union-attr]
-        metrics = {f"train/loss/head_{i}": nll for i, nll in enumerate(nll_N.tolist(), start=1)}
+        metrics = {f"train/loss/{term}": nll for term, nll in zip(self.heads_config.terms, nll_N.tolist())}
+        metrics |= {f"train/weight/{term}": w for term, w in zip(self.heads_config.terms, self.head_weights())}
         metrics["train/loss"] = torch.stack([out.total for out in outs]).mean().item()
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         metrics["train/gradient_norm"] = torch.nn.utils.get_total_norm(gradients).item()
@@ -168,11 +157,8 @@ class MTPModule(pl.LightningModule):
 
     @override
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        inputs_BT, targets_NBT, valid_NBT = self.targets(batch)
-        h_NBTD = self.hidden(batch, inputs_BT)
-        self.val_metrics.update(
-            self.model.unembedding(h_NBTD, lambda h, weight: score_heads(h, weight, targets_NBT, valid_NBT))
-        )
+        question, documents_BT = self.ask(batch)
+        self.val_metrics.update(model_scores(self.model, question, documents_BT))
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -180,8 +166,8 @@ class MTPModule(pl.LightningModule):
         self.val_metrics.reset()
         measured_N = nll_N[~nll_N.isnan()]  # a head without a valid target adds nothing
         metrics = {"val/loss": measured_N.sum().item() if len(measured_N) else math.nan}
-        for i, (nll, accuracy) in enumerate(zip(nll_N.tolist(), accuracy_N.tolist()), start=1):
-            metrics |= {f"val/loss/head_{i}": nll, f"val/accuracy/head_{i}": accuracy}
+        for term, nll, accuracy in zip(self.heads_config.terms, nll_N.tolist(), accuracy_N.tolist()):
+            metrics |= {f"val/loss/{term}": nll, f"val/accuracy/{term}": accuracy}
         bytes_per_token = getattr(self.trainer.datamodule, "bytes_per_token", None)  # type: ignore[attr-defined]
         if bytes_per_token:
             metrics["val/bits_per_byte"] = nll_N[0].item() / math.log(2) / bytes_per_token

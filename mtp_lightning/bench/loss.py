@@ -10,7 +10,7 @@ import torch
 
 from mtp_lightning.bench.harness import describe_machine, interleaved, peak_memory_bytes, pin_threads
 from mtp_lightning.errors import InputError
-from mtp_lightning.objective.loss import Implementation, multi_token_loss
+from mtp_lightning.objective.loss import Implementation, LossOptions, multi_token_loss
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("chunked", "checkpointed", "naive")
 
@@ -56,7 +56,7 @@ def loss_step(
     def step(rows: slice = slice(None)) -> None:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
             out = multi_token_loss(
-                h[:, :, rows], weight, targets[:, :, rows], valid[:, :, rows], implementation=implementation
+                h[:, :, rows], weight, targets[:, :, rows], valid[:, :, rows], options=LossOptions(implementation)
             )
         out.total.backward()  # type: ignore[no-untyped-call]
 

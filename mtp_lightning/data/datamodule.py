@@ -19,9 +19,9 @@ from mtp_lightning.errors import InputError
 
 
 class MTPDataModule(pl.LightningDataModule):
-    """The base of all data modules; `n_future` and `vocab_size` are the model's, linked by the command line.
+    """The base of all data modules; `horizon` and `vocab_size` are the model's, linked by the command line.
 
-    Batches are dicts of windows of L = T + n_future tokens: `tokens` (B, L) int64, `documents` (B, L) int32 ids or
+    Batches are dicts of windows of L = T + horizon tokens: `tokens` (B, L) int64, `documents` (B, L) int32 ids or
     absent, `loss_mask` (B, L) bool or absent.
 
     Training is one epoch of as many batches as the run has steps: how long a run is, is said once, in steps. Passes
@@ -35,11 +35,11 @@ class MTPDataModule(pl.LightningDataModule):
     tokenizer: Tokenizer | None = None
     """None for data that is not text."""
 
-    def __init__(self, n_future: int = 1, vocab_size: int = 256) -> None:
+    def __init__(self, horizon: int = 1, vocab_size: int = 256) -> None:
         super().__init__()
-        check_at_least_one("model.heads.n_future", n_future)
+        check_at_least_one("data.horizon", horizon)
         check_at_least_one("model.backbone.vocab_size", vocab_size)
-        self.n_future, self.vocab_size = n_future, vocab_size
+        self.horizon, self.vocab_size = horizon, vocab_size
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -93,7 +93,7 @@ class TokenDataModule(MTPDataModule):
         tokenizer: `bytes`, or the path of a tokenizer.json.
         context: T, the input tokens of a window.
         batch_size: windows of a batch, over all processes together.
-        n_future: prediction heads of the model; a window has so many tokens more than T.
+        horizon: how many tokens ahead the model looks at most; a window has so many tokens more than T.
         vocab_size: vocabulary of the model; has to be the tokenizer's.
         seed: of the order of the training windows.
         validation_fraction: part of the documents, in expectation, that is for validation.
@@ -112,7 +112,7 @@ class TokenDataModule(MTPDataModule):
         tokenizer: str = "bytes",
         context: int = 256,
         batch_size: int = 32,
-        n_future: int = 1,
+        horizon: int = 1,
         vocab_size: int = 256,
         seed: int = 0,
         validation_fraction: float = 0.05,
@@ -121,7 +121,7 @@ class TokenDataModule(MTPDataModule):
         num_workers: int = 0,
         directory: str = "runs/data",
     ) -> None:
-        super().__init__(n_future=n_future, vocab_size=vocab_size)
+        super().__init__(horizon=horizon, vocab_size=vocab_size)
         check_at_least_one("data.context", context)
         check_at_least_one("data.batch_size", batch_size)
         if val_windows is not None:
@@ -161,7 +161,7 @@ class TokenDataModule(MTPDataModule):
         self._check_tokenizer(read_meta(directory))
         self._train, self._validation = TokenStore(directory, "train"), TokenStore(directory, "validation")
         for store in (self._train, self._validation):
-            needed = tokens_needed(self.context, self.n_future)
+            needed = tokens_needed(self.context, self.horizon)
             if len(store) < needed:
                 raise InputError(
                     f"data.source: the {store.split} split of '{directory}' has {len(store)} tokens, and one window "
@@ -203,13 +203,13 @@ class TokenDataModule(MTPDataModule):
 
     @override
     def train_dataloader(self) -> ResumableLoader:
-        order = TrainingOrder(len(self.train_store), self.context, self.n_future, self.seed)
+        order = TrainingOrder(len(self.train_store), self.context, self.horizon, self.seed)
         batches = TrainingWindows(self.train_store, order, self.batch_size, *self.rank_and_world_size)
         return ResumableLoader(batches, self.n_train_batches, self.num_workers)
 
     @override
     def val_dataloader(self) -> BatchLoader:
-        order = ValidationOrder(len(self.validation_store), self.context, self.n_future, self.val_windows)
+        order = ValidationOrder(len(self.validation_store), self.context, self.horizon, self.val_windows)
         batches = ValidationWindows(self.validation_store, order, self.batch_size, *self.rank_and_world_size)
         return BatchLoader(batches, len(batches), self.num_workers)
 

@@ -39,7 +39,7 @@ class TrainingWindows(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         samples = np.arange(index * self.batch_size + self.rank, (index + 1) * self.batch_size, self.world_size)
-        return read_windows(self.store, self.order.starts(samples), self.order.context + self.order.n_future)
+        return read_windows(self.store, self.order.starts(samples), self.order.context + self.order.horizon)
 
 
 class ValidationWindows(Dataset[Batch]):
@@ -62,7 +62,7 @@ class ValidationWindows(Dataset[Batch]):
         padded = -(-n_rows // self.world_size) * self.world_size
         samples = index * self.batch_size + np.arange(self.rank, padded, self.world_size)
         starts = self.order.starts(np.minimum(samples, n_windows - 1))
-        batch = read_windows(self.store, starts, self.order.context + self.order.n_future)
+        batch = read_windows(self.store, starts, self.order.context + self.order.horizon)
         if padded > n_rows:
             real_B = torch.from_numpy(samples < n_windows)
             batch["loss_mask"] = real_B[:, None].expand_as(batch["tokens"]).contiguous()

@@ -1,13 +1,13 @@
 """Which window of a split is looked at when: pure functions of (seed, epoch, index), in constant memory.
 
-A window is T + n_future tokens. In an epoch the windows start at phase, phase + T, phase + 2T, ...: each token is an
-input once, whatever n_future is. The phase is drawn anew each epoch, so that windows are not always cut at the same
+A window is T + horizon tokens. In an epoch the windows start at phase, phase + T, phase + 2T, ...: each token is an
+input once, whatever the horizon is. The phase is drawn anew each epoch, so that windows are not always cut at the same
 places, and the order of the windows is a keyed bijection of [0, n), so no list of n indices is ever made.
 
-Windows are counted as if n_future were `HORIZON_RESERVE`. So runs with 1, 2, 4 or 8 heads and the same seed see the
+Windows are counted as if the horizon were `HORIZON_RESERVE`. So runs with 1, 2, 4 or 8 heads and the same seed see the
 same inputs in the same order, and only the targets beyond the window's T inputs differ.
 
-Example with T = 4, n_future = 2, phase 1 and windows in the order 1, 0:
+Example with T = 4, horizon = 2, phase 1 and windows in the order 1, 0:
 
     tokens    0 1 2 3 4 5 6 7 8 9 10 ...
     sample 0            [5 6 7 8 9 10]
@@ -23,15 +23,15 @@ import numpy as np
 from mtp_lightning.shapes import Int
 
 HORIZON_RESERVE = 16
-"""Heads that every window has room for, used or not."""
+"""Tokens behind its inputs that every window has room for, used or not."""
 _ROUNDS = 6
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 
-def tokens_needed(context: int, n_future: int) -> int:
+def tokens_needed(context: int, horizon: int) -> int:
     """The tokens a split must have for one window."""
-    return context + max(n_future, HORIZON_RESERVE)
+    return context + max(horizon, HORIZON_RESERVE)
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class TrainingOrder:
 
     n_tokens: int
     context: int
-    n_future: int
+    horizon: int
     seed: int
 
     def __post_init__(self) -> None:
-        assert self.n_tokens >= tokens_needed(self.context, self.n_future)
+        assert self.n_tokens >= tokens_needed(self.context, self.horizon)
 
     @property
     def phases(self) -> int:
@@ -58,7 +58,7 @@ class TrainingOrder:
 
     @property
     def _spare(self) -> int:
-        return self.n_tokens - tokens_needed(self.context, self.n_future)
+        return self.n_tokens - tokens_needed(self.context, self.horizon)
 
     def starts(self, samples: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
         """Where the windows of these samples start."""
@@ -79,7 +79,7 @@ class ValidationOrder:
 
     n_tokens: int
     context: int
-    n_future: int
+    horizon: int
     limit: int | None
 
     @property
@@ -88,7 +88,7 @@ class ValidationOrder:
 
     @property
     def _fitting(self) -> int:
-        return (self.n_tokens - tokens_needed(self.context, self.n_future)) // self.context + 1
+        return (self.n_tokens - tokens_needed(self.context, self.horizon)) // self.context + 1
 
     def starts(self, samples: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
         """Where the windows of these samples, all below `n_windows`, start."""

@@ -27,7 +27,7 @@ def generate_command(
         prompt: Text to continue (needed); `-` reads standard input.
         max_new_tokens: Most tokens to add; an end-of-document token ends the text earlier.
         decoding: greedy: one token per forward. speculative: the same text, drafted by the further heads.
-        heads_used: Heads that draft, at most the model's n_future (the default).
+        heads_used: Heads that draft, at most the model's n_future (the default, where they can).
         json: File to write the text and the figures to as well.
     """
     from mtp_lightning.checkpoint import latest_checkpoint, load_model
@@ -43,7 +43,8 @@ def generate_command(
             raise InputError(f"folder '{ckpt}' holds no checkpoint, nor does its folder checkpoints/")
     assert path is not None
     model, tokenizer, _ = load_model(path)
-    k = 1 if decoding == "greedy" else model.n_future if heads_used is None else heads_used
+    most = model.heads_config.max_heads_used
+    k = 1 if decoding == "greedy" else most if heads_used is None else heads_used
 
     import torch
 

@@ -79,6 +79,11 @@ def stream(
         raise InputError("the prompt is empty: a token is predicted from the ones before it, so give at least one")
     if not 1 <= heads_used <= model.n_future:
         raise InputError(f"heads_used is {heads_used}: this model has {model.n_future} prediction heads")
+    if heads_used > model.heads_config.max_heads_used:
+        raise InputError(
+            f"heads_used is {heads_used}: heads of kind '{model.heads_config.kind}' looking "
+            f"{list(model.heads_config.places)} places ahead do not draft so far; use 1"
+        )
     row = _Row(model, prompt_T.numel() + max_new_tokens + heads_used, heads_used)
     certain, drafts = row.read(prompt_T.tolist())
     left = max_new_tokens
@@ -117,7 +122,7 @@ class _Row:
     def read(self, tokens: list[int]) -> tuple[int, list[int]]:
         """Take tokens that are given, the prompt; returns the certain next token and the drafts behind it."""
         z = self._trunk(tokens)
-        best = self._best(self._head(0, z, self.length)[:, -1:])
+        best = self._best(self._first(z)[:, -1:])
         self.length += len(tokens)
         return best[-1], self._draft(z)
 
@@ -125,12 +130,12 @@ class _Row:
     def verify(self, block: list[int]) -> tuple[int, int, list[int]]:
         """(how many tokens of the block are accepted, the next certain token, the drafts behind it)."""
         z = self._trunk(block)
-        best = self._best(self._head(0, z, self.length))
+        best = self._best(self._first(z))
         accepted = 1
         while accepted < len(block) and block[accepted] == best[accepted - 1]:
             accepted += 1
         self.length += accepted
-        for cache in [*self.cache.trunk, self.cache.heads[0]]:
+        for cache in [*self.cache.trunk, *self.cache.heads[0]]:
             cache.truncate(self.length)
         return accepted, best[accepted - 1], self._draft(z[:, :accepted])
 
@@ -139,8 +144,10 @@ class _Row:
         if self.heads_used == 1:
             return []
         start = self.length - z_BTD.shape[1]
-        h = torch.cat([self._head(i, z_BTD, start)[:, -1:] for i in range(1, self.heads_used)], dim=1)
-        return self._best(h)
+        rotary = self._positions(start, z_BTD.shape[1])
+        heads, caches = self.model.heads, self.cache.heads
+        h = [heads[i](z_BTD, rotary, None, caches[i])[:, -1:] for i in range(1, self.heads_used)]
+        return self._best(torch.cat(h, dim=1), heads=slice(1, self.heads_used))
 
     def _positions(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         return self.rotary[0][start : start + count], self.rotary[1][start : start + count]
@@ -149,11 +156,17 @@ class _Row:
         ids = torch.tensor([tokens], device=self.model.embedding.weight.device)
         return self.model.run_trunk(ids, self._positions(self.length, len(tokens)), caches=self.cache.trunk)
 
-    def _head(self, index: int, z_BTD: Float[Tensor, "1 T D"], start: int) -> Float[Tensor, "1 T D"]:
-        rotary = self._positions(start, z_BTD.shape[1])
-        return self.model.heads[index](z_BTD, rotary, None, self.cache.heads[index])  # type: ignore[no-any-return]
+    def _first(self, z_BTD: Float[Tensor, "1 T D"]) -> Float[Tensor, "1 T D"]:
+        """Head 1 at the newest positions, behind `length` others."""
+        return self.model.heads.first(z_BTD, self._positions(self.length, z_BTD.shape[1]), self.cache.heads)
 
-    def _best(self, h_BTD: Float[Tensor, "1 T D"]) -> list[int]:
-        """The best token at each position; the first of equals, everywhere alike."""
-        logits = self.model.unembedding(self.model.norm(h_BTD[0]))
-        return logits.argmax(-1).tolist()  # type: ignore[no-any-return]
+    def _best(self, h_BTD: Float[Tensor, "1 T D"], heads: slice = slice(1)) -> list[int]:
+        """The best token of each hidden state, of head 1 or one of each of `heads`; the first of equals, everywhere
+        alike."""
+        h_TD = self.model.norm(h_BTD[0])
+        own = self.model.further_unembeddings
+        if heads != slice(1) and len(own):
+            logits = torch.stack([own[i](h) for i, h in enumerate(h_TD, start=heads.start - 1)])
+        else:
+            logits = self.model.unembedding(h_TD)
+        return logits.argmax(-1).tolist()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig
+from mtp_lightning.model.counts import trunk_widths
 from mtp_lightning.model.mtp import MTPModel
 
 _LAYER = {
@@ -29,7 +30,7 @@ _TOP = {
     "norm.weight": "model.norm.weight",
     "unembedding.weight": "lm_head.weight",
 }
-_BLOCK = re.compile(r"(trunk|heads)\.(\d+)\.(.+)\.weight")
+_BLOCK = re.compile(r"trunk\.(\d+)\.(.+)\.weight|heads\.0\.(\d+)\.(.+)\.weight")
 
 
 def llama_config(config: BackboneConfig, n_layers: int) -> dict[str, Any]:
@@ -53,8 +54,15 @@ def to_llama_state_dict(model: MTPModel, drop_heads: bool = False) -> dict[str, 
     """Trunk + head 1 under Llama's names.
 
     Raises:
-        InputError: the model has further heads and `drop_heads` was not asked for.
+        InputError: the model has further heads and `drop_heads` was not asked for; or the path to its next token is
+            not a Llama.
     """
+    widths = set(trunk_widths(model.config, model.heads_config))
+    if model.heads_config.kind in ("linear", "anticausal") or widths != {model.config.ffn}:
+        raise InputError(
+            f"heads of kind '{model.heads_config.kind}' do not leave a Llama: head 1 has to be a transformer layer on "
+            "the trunk, and every layer equally wide"
+        )
     if model.n_future > 1 and not drop_heads:
         raise InputError(
             f"this model has {model.n_future} prediction heads and Llama has room for one: "
@@ -62,13 +70,12 @@ def to_llama_state_dict(model: MTPModel, drop_heads: bool = False) -> dict[str, 
         )
     renamed = {}
     for name, tensor in model.state_dict().items():
+        if (name.startswith("heads.") and not name.startswith("heads.0.")) or name.startswith("further_unembeddings."):
+            continue
         match = _BLOCK.fullmatch(name)
         if match is None:
             renamed[_TOP[name]] = tensor
             continue
-        stack, index, part = match[1], int(match[2]), match[3]
-        if stack == "heads" and index > 0:
-            continue
-        layer = index if stack == "trunk" else len(model.trunk)
-        renamed[f"model.layers.{layer}.{_LAYER[part]}.weight"] = tensor
+        layer = int(match[1]) if match[1] else len(model.trunk) + int(match[3])
+        renamed[f"model.layers.{layer}.{_LAYER[match[2] or match[4]]}.weight"] = tensor
     return renamed

@@ -11,11 +11,11 @@ from mtp_lightning.shapes import Bool, Float
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020), as in Llama."""
 
-    def __init__(self, config: BackboneConfig, out_std: float) -> None:
+    def __init__(self, config: BackboneConfig, ffn: int, out_std: float) -> None:
         super().__init__()
-        self.gate = Projection(config.dim, config.ffn, config.init_std)
-        self.up = Projection(config.dim, config.ffn, config.init_std)
-        self.down = Projection(config.ffn, config.dim, out_std)
+        self.gate = Projection(config.dim, ffn, config.init_std)
+        self.up = Projection(config.dim, ffn, config.init_std)
+        self.down = Projection(ffn, config.dim, out_std)
 
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))  # type: ignore[no-any-return]
@@ -26,15 +26,18 @@ class Block(nn.Module):
 
     The two projections into the residual stream start smaller by sqrt(2 n_layers) (GPT-2), so that the stream's
     variance does not grow with depth; n_layers is the n_future = 1 model's, the same for every arm of a grid.
+
+    Args:
+        ffn: hidden width of the SwiGLU; by default the configuration's. Parameter matching narrows or widens it.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, ffn: int | None = None) -> None:
         super().__init__()
         out_std = config.init_std / (2 * config.n_layers) ** 0.5
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config, out_std)
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn = SwiGLU(config, out_std)
+        self.ffn = SwiGLU(config, config.ffn if ffn is None else ffn, out_std)
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """What a model is: the backbone's dimensions and its prediction heads. Plain frozen dataclasses, checked when made."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,7 +8,7 @@ from mtp_lightning.errors import InputError
 
 CHECKPOINT_KEY = "mtp_lightning"
 """Entry of a checkpoint that describes its model: the two dataclasses below as plain dicts."""
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -63,40 +64,100 @@ class BackboneConfig:
         return self.ffn_dim or -(-8 * self.dim // (3 * 256)) * 256
 
 
+HeadKind = Literal["parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order"]
+ONE_STREAM: tuple[HeadKind, ...] = ("none", "order")
+"""Kinds without further heads: one hidden state answers for all future tokens."""
+TEACHER_FORCED: tuple[HeadKind, ...] = ("sequential", "recurrent")
+"""Kinds whose further heads read the true tokens between their position and their target."""
+
+
 @dataclass(frozen=True)
 class HeadsConfig:
-    """The prediction heads: head i (1-based) predicts the token i places ahead.
+    """The prediction heads: head i (1-based) predicts the token `offsets[i - 1]` places ahead, by default i.
 
     Raises:
-        InputError: `n_future` below 1.
+        InputError: numbers that cannot be, or settings that do not go together; the message names the key.
     """
 
     n_future: int = 1
     """Number of predicted future tokens, which is the number of prediction heads."""
-    kind: Literal["parallel"] = "parallel"
-    """`parallel`: one transformer layer per head, each on the trunk's output (paper, section 2)."""
+    kind: HeadKind = "parallel"
+    """With z the trunk's output and H_i head i's transformer layers:
+
+    - `parallel`: h_i = H_i(z) (paper, section 2);
+    - `linear`: h_i = A_i z, one matrix a head (paper, appendix B);
+    - `causal`: h_i = H_i(h_{i-1}), h_0 = z (appendix B);
+    - `anticausal`: h_i = H_i(h_{i+1}), h_{n+1} = z: head 1 is the deepest (appendix B);
+    - `sequential`: h_1 = H_1(z), h_i = H_i(M_i [norm(h_{i-1}); norm(embedding of the true token i - 1 ahead)])
+      (DeepSeek-V3, arXiv 2412.19437, equations 21-23);
+    - `recurrent`: `sequential` with one module for all i > 1 (FastMTP, arXiv 2509.18362);
+    - `none`: h_1 = H_1(z), whose one distribution is scored against every future token (modded-nanogpt);
+    - `order`: h_1 = H_1(z), and a second unembedding of it ranks the tokens by how soon they come, among the next
+      `n_future` (token-order prediction, arXiv 2508.19228; W = n_future).
+    """
     match: Literal["parameters", "none"] = "parameters"
-    """`parameters`: every further head takes a layer off the trunk (paper, section 3); `none`: the trunk keeps its
-    n_layers - 1 layers, the paper's "+ layers" arm (table S4)."""
+    """`parameters`: every arm has the parameters of the n_future = 1 model, the trunk giving up layers and, for what
+    is no whole layer, columns of its SwiGLUs (paper, section 3); `none`: the trunk stays as it is, the paper's
+    "+ layers" arm (table S4)."""
+    layers: int = 1
+    """Transformer layers of each head."""
+    offsets: tuple[int, ...] | None = None
+    """How many places ahead each head looks, strictly increasing from 1; by default 1 .. n_future. With gaps it is
+    leap multi-token prediction (L-MTP, arXiv 2505.17505: 1, 3, 5, 7)."""
+    replicate_unembedding: bool = False
+    """An unembedding matrix for each head instead of one for all (appendix B; the paper's byte models)."""
 
     def __post_init__(self) -> None:
         if self.n_future < 1:
             raise InputError(
                 f"model.heads.n_future is {self.n_future}: it has to be at least 1 (1 is a plain next-token model)"
             )
+        if self.layers < 1:
+            raise InputError(f"model.heads.layers is {self.layers}: it has to be at least 1")
+        if self.layers > 1 and self.kind in ("linear", *ONE_STREAM):
+            raise InputError(f"model.heads.layers is {self.layers}: heads of kind '{self.kind}' have no layers to set")
+        if self.replicate_unembedding and self.kind in ONE_STREAM:
+            raise InputError(
+                f"model.heads.replicate_unembedding: kind '{self.kind}' has one hidden state for all future tokens, "
+                "and nothing to replicate the unembedding for"
+            )
+        if self.offsets is not None:
+            object.__setattr__(self, "offsets", tuple(self.offsets))  # YAML and JSON give lists
+            self._check_offsets(self.offsets)
 
+    def _check_offsets(self, offsets: tuple[int, ...]) -> None:
+        if len(offsets) != self.n_future:
+            raise InputError(
+                f"model.heads.offsets has {len(offsets)} entries, and model.heads.n_future is {self.n_future}: "
+                "there has to be one for each head"
+            )
+        if offsets[0] != 1 or any(a >= b for a, b in itertools.pairwise(offsets)):
+            raise InputError(f"model.heads.offsets is {list(offsets)}: it has to begin with 1 and increase strictly")
+        if self.kind == "order" and offsets[-1] != self.n_future:
+            raise InputError(
+                f"model.heads.offsets is {list(offsets)}: kind 'order' ranks all of the next n_future tokens; "
+                "leave offsets out"
+            )
 
-def n_trunk_layers(backbone: BackboneConfig, heads: HeadsConfig) -> int:
-    """Layers left to the trunk: L - n under parameter matching, L - 1 without.
+    @property
+    def places(self) -> tuple[int, ...]:
+        """How many places ahead each of the n_future tokens lies."""
+        return self.offsets or tuple(range(1, self.n_future + 1))
 
-    Raises:
-        InputError: no layer would be left.
-    """
-    taken = heads.n_future if heads.match == "parameters" else 1
-    if taken >= backbone.n_layers:
-        raise InputError(
-            f"model.heads.n_future is {heads.n_future} and model.backbone.n_layers is {backbone.n_layers}: "
-            f"with model.heads.match '{heads.match}' the heads take {taken} layers and leave the trunk none; "
-            f"n_future has to be below n_layers, or model.heads.match 'none'"
-        )
-    return backbone.n_layers - taken
+    @property
+    def horizon(self) -> int:
+        """Tokens that a window carries behind its last input: L = T + horizon."""
+        return self.places[-1]
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the summed losses, in metrics: `head_1` .. `head_n`, or `head_1` and `order`."""
+        if self.kind == "order":
+            return ("head_1", "order")
+        return tuple(f"head_{i}" for i in range(1, self.n_future + 1))
+
+    @property
+    def max_heads_used(self) -> int:
+        """How many heads can draft and verify text so far; 1 is plain decoding."""
+        drafts = self.kind in ("parallel", "linear") and self.horizon == self.n_future
+        return self.n_future if drafts else 1

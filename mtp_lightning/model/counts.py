@@ -1,8 +1,13 @@
-"""Parameters and FLOPs of a configuration, by formula: no weight is allocated (table S14 of the paper)."""
+"""Parameters and FLOPs of a configuration, by formula: no weight is allocated (table S14 of the paper).
+
+Parameter matching is decided here too: `trunk_widths` says how many layers the trunk keeps and how wide their SwiGLUs
+are, so that every kind of head and every n has the parameters of the n_future = 1 model.
+"""
 
 from typing import NamedTuple
 
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig, n_trunk_layers
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 
 
 class ModelCounts(NamedTuple):
@@ -10,33 +15,112 @@ class ModelCounts(NamedTuple):
 
     non_embedding: int
     embedding: int
+    """Embedding and unembeddings, further ones included."""
     total: int
 
 
-def count_layers(backbone: BackboneConfig, heads: HeadsConfig) -> int:
-    """Transformer layers of trunk and heads together: n_layers for every n under parameter matching."""
-    return n_trunk_layers(backbone, heads) + heads.n_future
-
-
-def layer_matmul_parameters(backbone: BackboneConfig) -> int:
+def layer_matmul_parameters(backbone: BackboneConfig, ffn: int | None = None) -> int:
     """Weights of one layer that take part in a matrix product: 2 d^2 + 2 d d_kv + 3 d d_ffn."""
     d, kv = backbone.dim, backbone.kv_heads * backbone.head_dim
-    return 2 * d * d + 2 * d * kv + 3 * d * backbone.ffn
+    return 2 * d * d + 2 * d * kv + 3 * d * (backbone.ffn if ffn is None else ffn)
+
+
+def layer_parameters(backbone: BackboneConfig, ffn: int | None = None) -> int:
+    """A layer with its two norms."""
+    return layer_matmul_parameters(backbone, ffn) + 2 * backbone.dim
+
+
+class HeadCounts(NamedTuple):
+    """What the heads of a kind consist of. A `join` is DeepSeek-V3's M (d x 2d) with the norms of its two inputs."""
+
+    layers: int
+    """Transformer layers held."""
+    layers_run: int
+    """Transformer layers run per position: more than held where one module serves several heads."""
+    joins: int
+    joins_run: int
+    linears: int
+    """d x d matrices."""
+    further_unembeddings: int
+    unembeddings_run: int
+
+
+def count_heads(heads: HeadsConfig) -> HeadCounts:
+    """The parts of `model.heads.Heads`, by kind."""
+    n, m = heads.n_future, heads.layers
+    further = n - 1 if heads.replicate_unembedding else 0
+    if heads.kind == "linear":
+        return HeadCounts(0, 0, 0, 0, n, further, n)
+    if heads.kind == "sequential":
+        return HeadCounts(n * m, n * m, n - 1, n - 1, 0, further, n)
+    if heads.kind == "recurrent":
+        held = min(n, 2)
+        return HeadCounts(held * m, n * m, held - 1, n - 1, 0, further, n)
+    if heads.kind == "none":
+        return HeadCounts(m, m, 0, 0, 0, 0, 1)
+    if heads.kind == "order":
+        return HeadCounts(m, m, 0, 0, 0, 1, 2)
+    return HeadCounts(n * m, n * m, 0, 0, 0, further, n)
+
+
+def head_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
+    """Weights of the heads without unembeddings."""
+    d, counts = backbone.dim, count_heads(heads)
+    return counts.layers * layer_parameters(backbone) + counts.joins * (2 * d * d + 2 * d) + counts.linears * d * d
+
+
+def trunk_widths(backbone: BackboneConfig, heads: HeadsConfig) -> tuple[int, ...]:
+    """SwiGLU width of each layer of the trunk.
+
+    Without matching, all of the n_future = 1 model's layers but head 1's own. With it, what `n_layers` layers have
+    less the heads and further unembeddings: a whole number of layers, and the rest, within half a layer, spread over
+    their SwiGLUs a column (3 d weights) at a time. For transformer heads on a shared unembedding there is no rest,
+    and the trunk has the paper's L - n layers.
+
+    Raises:
+        InputError: no layer would be left.
+    """
+    own = 0 if heads.kind == "linear" else heads.layers
+    if heads.match == "none":
+        if own >= backbone.n_layers:
+            raise InputError(
+                f"model.heads.layers is {heads.layers} and model.backbone.n_layers {backbone.n_layers}: head 1 takes "
+                "its layers off the trunk and leaves it none"
+            )
+        return (backbone.ffn,) * (backbone.n_layers - own)
+    d, layer = backbone.dim, layer_parameters(backbone)
+    taken = head_parameters(backbone, heads) + count_heads(heads).further_unembeddings * backbone.vocab_size * d
+    left = backbone.n_layers * layer - taken
+    n_layers = round(left / layer)
+    if n_layers < 1:
+        raise InputError(
+            f"model.heads.n_future is {heads.n_future} and model.backbone.n_layers is {backbone.n_layers}: with "
+            f"model.heads.match 'parameters' heads of kind '{heads.kind}'"
+            f"{' and their own unembeddings' if count_heads(heads).further_unembeddings else ''} take "
+            f"{taken / layer:.3g} layers and leave the trunk none; n_future has to be smaller, n_layers larger, or "
+            "model.heads.match 'none'"
+        )
+    columns = round((left - n_layers * layer) / (3 * d))
+    each, rest = divmod(columns, n_layers)
+    return tuple(backbone.ffn + each + (i < rest) for i in range(n_layers))
 
 
 def count_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> ModelCounts:
     """Exact counts of `MTPModel(backbone, heads)`."""
-    layers = count_layers(backbone, heads) * (layer_matmul_parameters(backbone) + 2 * backbone.dim)
-    non_embedding = layers + backbone.dim
-    matrices = 1 if backbone.tie_embeddings else 2
+    trunk = sum(layer_parameters(backbone, ffn) for ffn in trunk_widths(backbone, heads))
+    non_embedding = trunk + head_parameters(backbone, heads) + backbone.dim
+    matrices = (1 if backbone.tie_embeddings else 2) + count_heads(heads).further_unembeddings
     embedding = matrices * backbone.vocab_size * backbone.dim
     return ModelCounts(non_embedding, embedding, non_embedding + embedding)
 
 
 def flops_per_token(backbone: BackboneConfig, heads: HeadsConfig, context: int) -> int:
-    """Training FLOPs per input token: 6 per weight of a matrix product, the unembedding counted once per head,
-    plus causal attention's 6 T d per layer (forward 2 T d, half of the 4 T d of full attention; backward twice)."""
-    layers = count_layers(backbone, heads)
-    matmuls = layers * layer_matmul_parameters(backbone)
-    unembeddings = heads.n_future * backbone.vocab_size * backbone.dim
-    return 6 * (matmuls + unembeddings) + 6 * layers * context * backbone.dim
+    """Training FLOPs per input token: 6 per weight of a matrix product and time it is used (the unembedding once per
+    hidden state that goes through it), plus causal attention's 6 T d per layer (forward 2 T d, half of the 4 T d of
+    full attention; backward twice)."""
+    d, counts, widths = backbone.dim, count_heads(heads), trunk_widths(backbone, heads)
+    matmuls = sum(layer_matmul_parameters(backbone, ffn) for ffn in widths)
+    matmuls += counts.layers_run * layer_matmul_parameters(backbone)
+    matmuls += counts.joins_run * 2 * d * d + counts.linears * d * d
+    matmuls += counts.unembeddings_run * backbone.vocab_size * d
+    return 6 * matmuls + 6 * (len(widths) + counts.layers_run) * context * d

@@ -1,8 +1,9 @@
-"""The model: trunk -> n parallel heads -> shared norm -> shared unembedding (paper, section 2).
+"""The model: trunk -> n prediction heads -> shared norm -> unembedding (paper, section 2).
 
-    tokens (B, T) -> embedding -> trunk z (B, T, D) -> head_i(z) -> norm -> h (N, B, T, D) -> unembedding
+    tokens (B, T) -> embedding -> trunk z (B, T, D) -> heads -> norm -> h (S, B, T, D) -> unembedding
 
-With n_future = 1 it is exactly Llama: the trunk's L - 1 layers and the one head are its L layers.
+S, the number of hidden states, is N, or 1 for the kinds without further heads. With n_future = 1 it is exactly Llama,
+whatever the kind (but `linear`): the trunk's layers and the one head's are its L layers.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from torch.nn import functional as F
 
 from mtp_lightning.model.attention import LayerCache, Rotary, causal_mask
 from mtp_lightning.model.block import Block
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig, n_trunk_layers
+from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
+from mtp_lightning.model.counts import count_heads, trunk_widths
+from mtp_lightning.model.heads import HeadCaches, make_heads
 from mtp_lightning.shapes import Bool, Float, Int
 
 
@@ -40,11 +43,17 @@ class ModelCache:
     def __init__(self, model: "MTPModel", batch: int, size: int) -> None:
         weight = model.embedding.weight
         self.trunk = [LayerCache(batch, model.config, size, weight) for _ in model.trunk]
-        self.heads = [LayerCache(batch, model.config, size, weight) for _ in model.heads]
+        self.heads: HeadCaches = [
+            [LayerCache(batch, model.config, size, weight) for part in head.modules() if isinstance(part, Block)]
+            for head in model.heads
+        ]
 
 
 class MTPModel(nn.Module):
-    """Shared trunk, n prediction heads of one transformer layer each, one norm and one unembedding for all.
+    """Shared trunk, n prediction heads, one norm and one unembedding for all.
+
+    `further_unembeddings` holds what some kinds have beside the shared one: a matrix for each head from the second on
+    (`replicate_unembedding`; with tied embeddings only head 1's is tied), or the one that ranks (`order`).
 
     Raises:
         InputError: the heads would take all layers of the trunk.
@@ -60,10 +69,14 @@ class MTPModel(nn.Module):
             _weight=torch.empty(backbone.vocab_size, backbone.dim).normal_(std=backbone.init_std),
         )
         self.rotary = Rotary(backbone.head_dim, backbone.rope_theta)
-        self.trunk = nn.ModuleList(Block(backbone) for _ in range(n_trunk_layers(backbone, heads)))
-        self.heads = nn.ModuleList(Block(backbone) for _ in range(heads.n_future))
+        self.trunk = nn.ModuleList(Block(backbone, ffn) for ffn in trunk_widths(backbone, heads))
+        self.heads = make_heads(backbone, heads)
         self.norm = nn.RMSNorm(backbone.dim, eps=backbone.norm_eps)
-        self.unembedding = Unembedding(backbone.vocab_size, backbone.dim, backbone.init_std)
+        self.unembedding, *further = (
+            Unembedding(backbone.vocab_size, backbone.dim, backbone.init_std)
+            for _ in range(1 + count_heads(heads).further_unembeddings)
+        )
+        self.further_unembeddings = nn.ModuleList(further)
         if backbone.tie_embeddings:
             self.unembedding.weight = self.embedding.weight  # type: ignore[assignment]
 
@@ -72,13 +85,22 @@ class MTPModel(nn.Module):
         return self.heads_config.n_future
 
     def forward(
-        self, tokens_BT: Int[Tensor, "B T"], documents_BT: Int[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "N B T D"]:
+        self,
+        tokens_BT: Int[Tensor, "B T"],
+        documents_BT: Int[Tensor, "B T"] | None = None,
+        ahead_NBT: Int[Tensor, "N B T"] | None = None,
+        detach_further: bool = False,
+    ) -> Float[Tensor, "S B T D"]:
         """Normed hidden states of every head; head i's (index i - 1) predict the token i places ahead.
 
         Args:
             documents_BT: document ids. Used only with `attend_across_documents` off: then a position sees its own
                 document alone.
+            ahead_NBT: the true token of every target; `sequential` and `recurrent` heads read all but the last.
+            detach_further: keep the gradient of heads 2 .. N out of the trunk.
+
+        Raises:
+            ValueError: a kind that reads true tokens did not get them.
         """
         mask = None
         if documents_BT is not None and not self.config.attend_across_documents:
@@ -86,7 +108,12 @@ class MTPModel(nn.Module):
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         rotary = self.rotary(positions)
         z_BTD = self.run_trunk(tokens_BT, rotary, mask)
-        return self.norm(torch.stack([head(z_BTD, rotary, mask) for head in self.heads]))  # type: ignore[no-any-return]
+        e_MBTD = None
+        if self.heads_config.kind in TEACHER_FORCED and self.n_future > 1:
+            if ahead_NBT is None:
+                raise ValueError(f"heads of kind '{self.heads_config.kind}' read the true tokens ahead: give ahead_NBT")
+            e_MBTD = self.embedding(ahead_NBT[:-1])
+        return self.norm(self.heads(z_BTD, rotary, mask, e_MBTD, detach_further))  # type: ignore[no-any-return]
 
     def run_trunk(
         self,
@@ -102,14 +129,21 @@ class MTPModel(nn.Module):
         return x_BTD  # type: ignore[no-any-return]
 
     def logits(
-        self, tokens_BT: Int[Tensor, "B T"], documents_BT: Int[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "N B T V"]:
+        self,
+        tokens_BT: Int[Tensor, "B T"],
+        documents_BT: Int[Tensor, "B T"] | None = None,
+        ahead_NBT: Int[Tensor, "N B T"] | None = None,
+    ) -> Float[Tensor, "S B T V"]:
         """Logits of every head at every position: for small models and tests; training never makes this tensor."""
-        return self.unembedding(self(tokens_BT, documents_BT))  # type: ignore[no-any-return]
+        h_SBTD = self(tokens_BT, documents_BT, ahead_NBT)
+        if not self.heads_config.replicate_unembedding:
+            return self.unembedding(h_SBTD)  # type: ignore[no-any-return]
+        unembeddings = [self.unembedding, *self.further_unembeddings]
+        return torch.stack([unembed(h) for unembed, h in zip(unembeddings, h_SBTD)])
 
     def blocks(self) -> list[Block]:
         """Every transformer layer, the trunk's first."""
-        return [*self.trunk, *self.heads]
+        return [part for part in self.modules() if isinstance(part, Block)]
 
 
 def document_mask(documents_BT: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:

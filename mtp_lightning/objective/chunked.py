@@ -1,10 +1,14 @@
 """Cross-entropy of many rows through one unembedding, a chunk of rows at a time, gradients formed in forward.
 
-For a chunk h (C, D): logits = h W^T, p = softmax(logits), G = p - onehot(target), dh = s G W, dW += G^T (s h), where
-s is the row's weight in the total. Logits, p and G are one or two (C, V) buffers that every chunk reuses; dW is one
-accumulator for all heads, in float32. Backward multiplies both by the incoming gradient. Once differentiable.
+A row is a hidden state h (D) with K targets and their weights s_k: K = 1 for a head of its own, K = n where one
+distribution is scored against n tokens. With s = sum_k s_k, for a chunk h (C, D): logits = h W^T, p = softmax(logits),
 
-The row weights are carried divided by the largest, so that they do not underflow in half precision.
+    total  = sum_rows s (sum_k s_k/s nll_k + z lse^2)              z: the weight of the z-loss (PaLM), 0 for none
+    G      = (1 + 2 z lse) p - sum_k s_k/s onehot(target_k),       dh = s G W,       dW += G^T (s h)
+
+Logits, p and G are one or two (C, V) buffers that every chunk reuses; dW is one accumulator for all heads, in float32.
+Backward multiplies both by the incoming gradient. Once differentiable. The row weights s are carried divided by the
+largest, so that they do not underflow in half precision.
 """
 
 from typing import Any
@@ -33,21 +37,22 @@ def compute_dtype(h: Tensor) -> torch.dtype:
 def chunked_linear_nll(
     h_RD: Float[Tensor, "R D"],
     weight_VD: Float[Tensor, "V D"],
-    targets_R: Int[Tensor, "R"],
-    scale_R: Float[Tensor, "R"],
+    targets_RK: Int[Tensor, "R K"],
+    scale_RK: Float[Tensor, "R K"],
+    z_loss: float = 0.0,
     chunk_rows: int | None = None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "R"]]:
-    """(sum_r scale_r nll_r, nll_R): only the total carries a gradient. Rows of scale 0 cost nothing and give none.
+) -> tuple[Float[Tensor, ""], Float[Tensor, "R K"]]:
+    """(the total above, nll_RK): only the total carries a gradient. Targets of scale 0 cost nothing and give none.
 
     Args:
-        scale_R: not negative.
+        scale_RK: s_k of every row, not negative.
     """
     rows = chunk_rows or default_chunk_rows(weight_VD.shape[0], h_RD.device)
     dtype = compute_dtype(h_RD)
     # needs_input_grad is True under no_grad too, so whether gradients are wanted has to come from outside
     wanted = torch.is_grad_enabled()
     with torch.autocast(h_RD.device.type, enabled=False):
-        return _ChunkedNLL.apply(h_RD, weight_VD, targets_R, scale_R, rows, dtype, wanted)  # type: ignore[no-any-return, no-untyped-call]
+        return _ChunkedNLL.apply(h_RD, weight_VD, targets_RK, scale_RK, z_loss, rows, dtype, wanted)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _ChunkedNLL(torch.autograd.Function):
@@ -56,8 +61,9 @@ class _ChunkedNLL(torch.autograd.Function):
         ctx: Any,
         h_RD: Tensor,
         weight_VD: Tensor,
-        targets_R: Tensor,
-        scale_R: Tensor,
+        targets_RK: Tensor,
+        scale_RK: Tensor,
+        z_loss: float,
         chunk_rows: int,
         dtype: torch.dtype,
         wanted: bool,
@@ -65,18 +71,24 @@ class _ChunkedNLL(torch.autograd.Function):
         R, V = h_RD.shape[0], weight_VD.shape[0]
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         weight = weight_VD.to(dtype)
-        nll_R = h_RD.new_empty(R, dtype=accumulate)
+        nll_RK = h_RD.new_empty(targets_RK.shape, dtype=accumulate)
+        lse_R = h_RD.new_empty(R, dtype=accumulate)
         dh_RD = torch.zeros_like(h_RD) if wanted and ctx.needs_input_grad[0] else None
         dw_VD = None
         if wanted and ctx.needs_input_grad[1]:
             dw_VD = torch.zeros_like(weight_VD, dtype=accumulate)
-        largest = scale_R.max().clamp(min=torch.finfo(torch.float32).tiny).to(accumulate)
-        relative_R = scale_R.to(accumulate) / largest
+        scale_R = scale_RK.sum(1, dtype=accumulate)
+        largest = scale_R.max().clamp(min=torch.finfo(torch.float32).tiny)
+        relative_R = scale_R / largest
+        # a row's weights sum to 1; rows without any get none
+        share_RK = torch.where(scale_R[:, None] > 0, scale_RK / scale_R[:, None], 0.0).to(accumulate)
         buffers = _Buffers(min(chunk_rows, R), V, weight, dtype, accumulate, dw_VD is not None)
         for start in range(0, R, chunk_rows):
             rows = slice(start, min(start + chunk_rows, R))
             h = h_RD[rows].to(dtype)
-            nll_R[rows], residual = buffers.nll_and_residual(h, weight, targets_R[rows])
+            nll_RK[rows], lse_R[rows], residual = buffers.nll_and_residual(
+                h, weight, targets_RK[rows], share_RK[rows], z_loss
+            )
             relative = relative_R[rows, None]
             if dh_RD is not None:
                 dh_RD[rows] = (residual @ weight).mul_(relative)
@@ -84,10 +96,12 @@ class _ChunkedNLL(torch.autograd.Function):
                 buffers.accumulate_outer(dw_VD, residual, (h * relative).to(dtype))
         ctx.save_for_backward(dh_RD, dw_VD, largest)
         ctx.weight_dtype = weight_VD.dtype
-        ctx.mark_non_differentiable(nll_R)
+        ctx.mark_non_differentiable(nll_RK)
         # a weight of exactly 0 must give exactly 0, also where a masked row's likelihood is not finite
-        total = torch.where(scale_R > 0, nll_R * scale_R, 0.0).sum()
-        return total, nll_R
+        total = torch.where(scale_RK > 0, nll_RK * scale_RK, 0.0).sum()
+        if z_loss:
+            total += z_loss * torch.where(scale_R > 0, lse_R.square() * scale_R, 0.0).sum()
+        return total, nll_RK
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -96,7 +110,7 @@ class _ChunkedNLL(torch.autograd.Function):
         factor = d_total * largest
         dh = None if dh_RD is None else dh_RD * factor.to(dh_RD.dtype)
         dw = None if dw_VD is None else (dw_VD * factor).to(ctx.weight_dtype)
-        return dh, dw, None, None, None, None, None
+        return dh, dw, None, None, None, None, None, None
 
 
 class _Buffers:
@@ -110,8 +124,10 @@ class _Buffers:
         self.outer_VD = like.new_empty(like.shape, dtype=dtype) if outer and dtype != accumulate else None
         self.in_place = like.device.type == "cpu"
 
-    def nll_and_residual(self, h: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Row likelihoods, and softmax - onehot in the compute dtype, living in a buffer until the next call.
+    def nll_and_residual(
+        self, h: Tensor, weight: Tensor, targets: Tensor, share: Tensor, z_loss: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Likelihoods (C, K), log-sum-exp (C,), and G in the compute dtype, in a buffer, good until the next call.
 
         log-sum-exp is read back as max - log(max p), exact where p of the target has long underflowed.
         """
@@ -120,15 +136,19 @@ class _Buffers:
         torch.mm(h, weight.t(), out=logits)
         if wide.data_ptr() != logits.data_ptr():
             wide.copy_(logits)
-        target_logit = wide.gather(1, targets[:, None]).squeeze(1)
-        gap = wide.amax(1) - target_logit
+        target_logits = wide.gather(1, targets)
+        largest = wide.amax(1)
         # torch's CPU softmax finishes reading a row before it writes it; CUDA's makes no such promise
         p = torch.softmax(wide, 1, out=wide) if self.in_place else torch.softmax(wide, 1)
-        nll = gap - p.amax(1).log()
-        p.scatter_add_(1, targets[:, None], p.new_full((C, 1), -1.0))
+        rest = p.amax(1).log()
+        lse = largest - rest
+        nll = (largest[:, None] - target_logits) - rest[:, None]
+        if z_loss:
+            p.mul_((1 + 2 * z_loss * lse)[:, None])
+        p.scatter_add_(1, targets, -share)
         if logits.dtype == p.dtype:
-            return nll, p
-        return nll, logits.copy_(p)
+            return nll, lse, p
+        return nll, lse, logits.copy_(p)
 
     def accumulate_outer(self, dw_VD: Tensor, residual: Tensor, h: Tensor) -> None:
         """dW += residual^T h, summed over chunks in the accumulator's dtype."""
@@ -141,19 +161,19 @@ class _Buffers:
 def chunked_scores(
     h_RD: Float[Tensor, "R D"],
     weight_VD: Float[Tensor, "V D"],
-    targets_R: Int[Tensor, "R"],
+    targets_RK: Int[Tensor, "R K"],
     chunk_rows: int | None = None,
-) -> tuple[Float[Tensor, "R"], Bool[Tensor, "R"]]:
-    """Likelihood of every row's target, and whether it is the row's best token (the first of equals)."""
+) -> tuple[Float[Tensor, "R K"], Bool[Tensor, "R K"]]:
+    """Likelihood of every target, and whether it is its row's best token (the first of equals)."""
     rows = chunk_rows or default_chunk_rows(weight_VD.shape[0], h_RD.device)
     dtype = compute_dtype(h_RD)
     nll, correct = [], []
     with torch.no_grad(), torch.autocast(h_RD.device.type, enabled=False):
         weight = weight_VD.to(dtype)
         for start in range(0, h_RD.shape[0], rows):
-            targets = targets_R[start : start + rows]
+            targets = targets_RK[start : start + rows]
             logits = h_RD[start : start + rows].to(dtype) @ weight.t()
-            correct.append(logits.argmax(1) == targets)
+            correct.append(logits.argmax(1, keepdim=True) == targets)
             wide = logits if dtype == torch.float64 else logits.float()
-            nll.append(wide.logsumexp(1) - wide.gather(1, targets[:, None]).squeeze(1))
+            nll.append(wide.logsumexp(1, keepdim=True) - wide.gather(1, targets))
     return torch.cat(nll), torch.cat(correct)

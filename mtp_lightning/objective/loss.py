@@ -1,16 +1,22 @@
-"""The cross-entropy of all heads through one shared unembedding: one scalar, one backward.
+"""The cross-entropy of all heads: one scalar, one backward.
 
 L = sum_i w_i / |valid_i| sum_t -log softmax(W h_i,t)[x_{t+i}]  (paper, equation 2, with w_i = 1; the paper does not
 state a normalisation: mean over valid positions per head, then the sum over heads, gives every head weight 1).
 
+Kind `none` has one hidden state for all i: h_i,t = h_t. Kind `order` sums two losses over its one hidden state: the
+next token's, and -sum_v softmax(y_t)_v log softmax(U h_t)_v with a second unembedding U, where y_t,v = W - distance to
+the next v within W tokens, and -inf without one (ListNet; TOP, arXiv 2508.19228).
+
 `chunked` forms logits and their gradient for a few hundred positions at a time (thousands on a GPU), inside forward,
 and keeps one V x D accumulator for the unembedding's gradient: memory O(chunk x V), whatever n and T, beside the
-gradient of h itself. `checkpointed` recomputes one head's logits at a time in backward, `naive` holds all n (B, T, V)
-tensors: oracles, and arms of an ablation.
-All of them are passed to `Unembedding.forward` as its `score`, so that sharding hooks have gathered the weight.
+gradient of h itself. `fused` is cut-cross-entropy's kernel on a GPU that has the package, and `chunked` elsewhere.
+`checkpointed` recomputes one head's logits at a time in backward, `naive` holds all n (B, T, V) tensors: oracles, and
+arms of an ablation.
+All of them run inside `Unembedding.forward`, as its `score`, so that sharding hooks have gathered the weight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,103 +24,219 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mtp_lightning.errors import InputError
 from mtp_lightning.objective.chunked import chunked_linear_nll, chunked_scores
+from mtp_lightning.objective.fused import fused_linear_nll
 from mtp_lightning.shapes import Bool, Float, Int
 
-Implementation = Literal["chunked", "checkpointed", "naive"]
+Implementation = Literal["chunked", "fused", "checkpointed", "naive"]
+CountOverRanks = Callable[[Tensor], Tensor]
+"""Valid targets per head on this rank (N,) -> their mean over all ranks (N,), float, above 0 where there are any."""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How losses are computed.
+
+    Raises:
+        InputError: a number that cannot be.
+    """
+
+    implementation: Implementation = "chunked"
+    """`chunked` is the one to train with, `fused` on a GPU; `checkpointed` and `naive` are oracles and ablation
+    arms."""
+    chunk_rows: int | None = None
+    """Positions whose logits are alive at once; by default what suits the device."""
+    z_loss: float = 0.0
+    """Weight of the mean squared log-sum-exp of each head's logits, which keeps them from drifting (PaLM: 1e-4)."""
+    stop_gradient: Literal["trunk", "unembedding", "both"] | None = None
+    """Where the gradient of the heads from the second on stops: they then learn beside the next-token model instead
+    of shaping it. `trunk` includes head 1 and the embedding, where further heads read those."""
+
+    def __post_init__(self) -> None:
+        if self.chunk_rows is not None and self.chunk_rows < 1:
+            raise InputError(f"model.loss.chunk_rows is {self.chunk_rows}: it has to be at least 1, or null")
+        if self.z_loss < 0:
+            raise InputError(f"model.loss.z_loss is {self.z_loss}: it cannot be negative")
 
 
 class LossOutput(NamedTuple):
     """The objective of one batch."""
 
     total: Float[Tensor, ""]
-    """What to call backward on: the weighted sum over heads of the mean negative log-likelihood, in nats."""
-    nll: Float[Tensor, "N"]
-    """Per head, the sum over valid positions, detached, in nats."""
-    n_valid: Int[Tensor, "N"]
-    """Per head, the number of valid positions."""
+    """What to call backward on: the weighted sum over heads of the mean negative log-likelihood, in nats, and of the
+    z-losses where there are any."""
+    nll: Float[Tensor, "M"]
+    """Per loss, the sum over valid positions, detached, in nats."""
+    n_valid: Int[Tensor, "M"]
+    """Per loss, the number of valid positions."""
 
 
 class HeadScores(NamedTuple):
-    """What evaluation counts per head: sums over valid positions, to be divided by `n_valid` at the very end."""
+    """What evaluation counts per loss: sums over valid positions, to be divided by `n_valid` at the very end."""
 
-    nll: Float[Tensor, "N"]
-    correct: Int[Tensor, "N"]
-    """Positions where the head's best token is the target."""
-    n_valid: Int[Tensor, "N"]
+    nll: Float[Tensor, "M"]
+    correct: Int[Tensor, "M"]
+    """Positions where the best token is the target (of a ranking: the next token)."""
+    n_valid: Int[Tensor, "M"]
 
 
 def multi_token_loss(
-    h_NBTD: Float[Tensor, "N B T D"],
+    h_SBTD: Float[Tensor, "S B T D"],
     weight_VD: Float[Tensor, "V D"],
     targets_NBT: Int[Tensor, "N B T"],
     valid_NBT: Bool[Tensor, "N B T"],
-    head_weights: Sequence[float] | None = None,
-    implementation: Implementation = "chunked",
-    chunk_rows: int | None = None,
+    weights: Sequence[float] | None = None,
+    options: LossOptions = LossOptions(),
+    count_over_ranks: CountOverRanks | None = None,
 ) -> LossOutput:
-    """The n-token objective. A head without a valid target contributes exactly 0, and a gradient of 0.
+    """The n-token objective through one unembedding. A head without a valid target contributes exactly 0.
 
     Args:
-        head_weights: w_i; all 1 by default, as in the paper.
-        chunk_rows: positions per chunk of `chunked`; by default what keeps a chunk's logits in cache.
+        h_SBTD: S = N, a hidden state for each target, or S = 1, one for all of them.
+        weights: w_i; all 1 by default, as in the paper.
+        count_over_ranks: makes the mean one over the tokens of all ranks, where ranks average their gradients.
     """
     count_N = valid_NBT.sum((1, 2))
-    dtype = torch.promote_types(h_NBTD.dtype, torch.float32)
-    weights_N = torch.ones_like(count_N, dtype=dtype)
-    if head_weights is not None:
-        weights_N = torch.tensor(head_weights, dtype=dtype, device=count_N.device)
-    scale_N = weights_N / count_N.clamp(min=1)
+    weights_N = torch.ones(len(count_N)) if weights is None else torch.tensor(weights)
+    scale_N = weights_N.to(_wide(h_SBTD)) / _normaliser(count_N, count_over_ranks)
     scale_NBT = torch.where(valid_NBT, scale_N[:, None, None], 0.0)
-    if implementation == "chunked":
-        total, nll_rows = chunked_linear_nll(
-            h_NBTD.flatten(0, 2),
-            weight_VD,
-            targets_NBT.flatten(),
-            scale_NBT.flatten(),
-            chunk_rows=chunk_rows,
-        )
-        nll_NBT = nll_rows.view_as(scale_NBT)
-    else:
-        nll_NBT = _nll_with_autograd(h_NBTD, weight_VD, targets_NBT, implementation)
-        total = (nll_NBT * scale_NBT).sum()
-    nll_N = torch.where(valid_NBT, nll_NBT.detach(), 0.0).sum((1, 2))
+    total, nll_NBT = _losses(h_SBTD, weight_VD, targets_NBT, scale_NBT, options)
+    nll_N = torch.where(valid_NBT, nll_NBT, 0.0).sum((1, 2))
     return LossOutput(total, nll_N, count_N)
 
 
-def _nll_with_autograd(
-    h_NBTD: Tensor, weight_VD: Tensor, targets_NBT: Tensor, implementation: Implementation
-) -> Tensor:
-    """Negative log-likelihood of every target, by torch's own cross-entropy: head by head, or all at once."""
-    if implementation == "naive":
-        return _cross_entropy(h_NBTD, weight_VD, targets_NBT)
-    return torch.stack(
-        [
-            checkpoint(_cross_entropy, h, weight_VD, targets, use_reentrant=False)
-            for h, targets in zip(h_NBTD, targets_NBT)
+def order_loss(
+    h_SBTD: Float[Tensor, "1 B T D"],
+    weight_VD: Float[Tensor, "V D"],
+    targets_NBT: Int[Tensor, "N B T"],
+    first_NBT: Bool[Tensor, "N B T"],
+    weight: float = 1.0,
+    options: LossOptions = LossOptions(),
+    count_over_ranks: CountOverRanks | None = None,
+) -> LossOutput:
+    """Token-order prediction: a token i places ahead has the target probability ~ exp(-i), if it is the next of its
+    kind. (TOP's softmax of W - distance, whose other entries are exactly 0.)
+
+    Args:
+        first_NBT: True where a target is valid and the next of its kind (`first_ahead`).
+    """
+    share_NBT, listed_BT = order_shares(first_NBT)
+    count_M = listed_BT.sum()[None]
+    scale_M = weight / _normaliser(count_M, count_over_ranks).to(_wide(h_SBTD))
+    total, nll_NBT = _losses(h_SBTD, weight_VD, targets_NBT, share_NBT.to(_wide(h_SBTD)) * scale_M, options)
+    nll_BT = torch.where(share_NBT > 0, nll_NBT * share_NBT, 0.0).sum(0)
+    return LossOutput(total, nll_BT.sum()[None], count_M)
+
+
+def order_shares(first_NBT: Bool[Tensor, "N B T"]) -> tuple[Float[Tensor, "N B T"], Bool[Tensor, "B T"]]:
+    """Target probability of each listed token, and which positions list any."""
+    places = torch.arange(len(first_NBT), device=first_NBT.device, dtype=torch.float64)
+    share_NBT = torch.where(first_NBT, -places[:, None, None], float("-inf")).softmax(0)
+    listed_BT = first_NBT.any(0)
+    return torch.where(listed_BT, share_NBT, 0.0).float(), listed_BT
+
+
+def _wide(h: Tensor) -> torch.dtype:
+    return torch.promote_types(h.dtype, torch.float32)
+
+
+def _normaliser(count_N: Tensor, count_over_ranks: CountOverRanks | None) -> Tensor:
+    if count_over_ranks is None:
+        return count_N.clamp(min=1)
+    mean_N = count_over_ranks(count_N)
+    return torch.where(mean_N > 0, mean_N, 1.0)
+
+
+def _losses(
+    h_SBTD: Tensor, weight_VD: Tensor, targets_NBT: Tensor, scale_NBT: Tensor, options: LossOptions
+) -> tuple[Tensor, Tensor]:
+    """(total, nll_NBT detached), split where the further heads must not move the unembedding."""
+    if len(h_SBTD) > 1 and options.stop_gradient in ("unembedding", "both"):
+        parts = [
+            _rows(h_SBTD[part], weight, targets_NBT[part], scale_NBT[part], options)
+            for part, weight in ((slice(1), weight_VD), (slice(1, None), weight_VD.detach()))
         ]
-    )
+        return parts[0][0] + parts[1][0], torch.cat([nll for _, nll in parts])
+    return _rows(h_SBTD, weight_VD, targets_NBT, scale_NBT, options)
 
 
-def _cross_entropy(h: Tensor, weight_VD: Tensor, targets: Tensor) -> Tensor:
-    logits = F.linear(h, weight_VD)
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)
+def _rows(
+    h_SBTD: Tensor, weight_VD: Tensor, targets_NBT: Tensor, scale_NBT: Tensor, options: LossOptions
+) -> tuple[Tensor, Tensor]:
+    """Lay positions out as rows of one or of N targets, and hand them to the implementation."""
+    h_RD = h_SBTD.flatten(0, 2)
+    targets_RK, scale_RK = (_as_rows(x, len(h_SBTD)) for x in (targets_NBT, scale_NBT))
+    if options.implementation in ("checkpointed", "naive"):
+        total, nll_RK = _with_autograd(h_RD, weight_VD, targets_RK, scale_RK, options, len(h_SBTD))
+    else:
+        compute = fused_linear_nll if options.implementation == "fused" else chunked_linear_nll
+        total, nll_RK = compute(h_RD, weight_VD, targets_RK, scale_RK, options.z_loss, options.chunk_rows)
+    if len(h_SBTD) == len(targets_NBT):
+        return total, nll_RK.detach().view(targets_NBT.shape)
+    return total, nll_RK.detach().view(*targets_NBT.shape[1:], -1).movedim(-1, 0)
+
+
+def _as_rows(x_NBT: Tensor, streams: int) -> Tensor:
+    """(R, 1) where every target has a hidden state of its own, (B T, N) where one answers for all."""
+    return x_NBT.flatten()[:, None] if streams == len(x_NBT) else x_NBT.flatten(1).t()
+
+
+def _with_autograd(
+    h_RD: Tensor, weight_VD: Tensor, targets_RK: Tensor, scale_RK: Tensor, options: LossOptions, streams: int
+) -> tuple[Tensor, Tensor]:
+    """By torch's own log-sum-exp and autograd: all rows at once, or one head after the other, recomputed."""
+
+    def rows(h: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        logits = F.linear(h, weight_VD)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        lse = logits.logsumexp(1, keepdim=True)
+        nll = lse - logits.gather(1, targets)
+        total = torch.where(scale > 0, nll * scale, 0.0).sum()
+        if options.z_loss:
+            total = total + options.z_loss * torch.where(scale > 0, lse.square() * scale, 0.0).sum()
+        return total, nll
+
+    if options.implementation == "naive":
+        return rows(h_RD, targets_RK, scale_RK)
+    pieces = [x.chunk(streams) for x in (h_RD, targets_RK, scale_RK)]
+    results = [checkpoint(rows, *piece, use_reentrant=False) for piece in zip(*pieces)]
+    return torch.stack([total for total, _ in results]).sum(), torch.cat([nll for _, nll in results])
 
 
 @torch.no_grad()
 def score_heads(
-    h_NBTD: Float[Tensor, "N B T D"],
+    h_SBTD: Float[Tensor, "S B T D"],
     weight_VD: Float[Tensor, "V D"],
     targets_NBT: Int[Tensor, "N B T"],
     valid_NBT: Bool[Tensor, "N B T"],
 ) -> HeadScores:
     """Likelihood and accuracy of every head, in chunks, without gradients."""
-    nll, correct = chunked_scores(h_NBTD.flatten(0, 2), weight_VD, targets_NBT.flatten())
-    nll_NBT, correct_NBT = nll.view_as(valid_NBT), correct.view_as(valid_NBT)
+    nll_NBT, correct_NBT = _scores(h_SBTD, weight_VD, targets_NBT)
     return HeadScores(
         torch.where(valid_NBT, nll_NBT, 0.0).sum((1, 2)),
         (correct_NBT & valid_NBT).sum((1, 2)),
         valid_NBT.sum((1, 2)),
     )
+
+
+@torch.no_grad()
+def score_order(
+    h_SBTD: Float[Tensor, "1 B T D"],
+    weight_VD: Float[Tensor, "V D"],
+    targets_NBT: Int[Tensor, "N B T"],
+    first_NBT: Bool[Tensor, "N B T"],
+) -> HeadScores:
+    """The listwise loss, and whether the token ranked first is the next one, over the positions that list any."""
+    nll_NBT, correct_NBT = _scores(h_SBTD, weight_VD, targets_NBT)
+    share_NBT, listed_BT = order_shares(first_NBT)
+    nll = torch.where(share_NBT > 0, nll_NBT * share_NBT, 0.0).sum()
+    return HeadScores(nll[None], (correct_NBT[0] & first_NBT[0]).sum()[None], listed_BT.sum()[None])
+
+
+def _scores(h_SBTD: Tensor, weight_VD: Tensor, targets_NBT: Tensor) -> tuple[Tensor, Tensor]:
+    nll_RK, correct_RK = chunked_scores(h_SBTD.flatten(0, 2), weight_VD, _as_rows(targets_NBT, len(h_SBTD)))
+    if len(h_SBTD) == len(targets_NBT):
+        return nll_RK.view(targets_NBT.shape), correct_RK.view(targets_NBT.shape)
+    return tuple(x.view(*targets_NBT.shape[1:], -1).movedim(-1, 0) for x in (nll_RK, correct_RK))  # type: ignore[return-value]

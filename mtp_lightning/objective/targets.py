@@ -1,6 +1,6 @@
 """Windows to inputs and targets: the only code of the platform that shifts tokens.
 
-Example with n_future = 2, T = 3 and a border after the third token:
+Example with places (1, 2), T = 3 and a border after the third token:
 
     window     a0 a1 a2 b0 b1          documents  0 0 0 1 1
     inputs     a0 a1 a2
@@ -8,6 +8,7 @@ Example with n_future = 2, T = 3 and a border after the third token:
     targets 2  a2 b0 b1                valid      1 0 0
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,43 +18,64 @@ from mtp_lightning.shapes import Bool, Int
 
 
 class Targets(NamedTuple):
-    """What a window of L = T + N tokens asks of the model."""
+    """What a window of L = T + horizon tokens asks of the model."""
 
     inputs: Int[Tensor, "B T"]
     targets: Int[Tensor, "N B T"]
-    """Head i's (index i - 1) target at position t is the window's token t + i."""
+    """Head i's (index i - 1) target at position t is the window's token t + places[i - 1]."""
     valid: Bool[Tensor, "N B T"]
     """False where the target lies in another document, or outside the loss mask."""
 
 
 def make_targets(
     window_BL: Int[Tensor, "B L"],
-    n_future: int,
+    places: Sequence[int],
     documents_BL: Int[Tensor, "B L"] | None = None,
     loss_mask_BL: Bool[Tensor, "B L"] | None = None,
 ) -> Targets:
-    """Inputs, targets and validity of a window of T + n_future tokens; no head loses targets at the window's edge.
+    """Inputs, targets and validity of a window of T + max(places) tokens; no head loses targets at the window's edge.
 
     Args:
+        places: how many places ahead each head looks, increasing from 1 (`HeadsConfig.places`).
         documents_BL: ids that change at every border; a target in another document than its input is not valid.
         loss_mask_BL: True for tokens that may be a target (for example an answer, not its prompt).
 
     Raises:
         ValueError: a window without an input position.
     """
-    T = window_BL.shape[1] - n_future
+    T = window_BL.shape[1] - places[-1]
     if T < 1:
-        raise ValueError(f"a window of {window_BL.shape[1]} tokens leaves no input for n_future = {n_future}")
-    targets_NBT = ahead(window_BL, n_future)
+        raise ValueError(f"a window of {window_BL.shape[1]} tokens leaves no input to look {places[-1]} tokens ahead")
+    targets_NBT = ahead(window_BL, places)
     valid_NBT = torch.ones_like(targets_NBT, dtype=torch.bool)
     if documents_BL is not None:
-        valid_NBT &= ahead(documents_BL, n_future) == documents_BL[:, :T]
+        valid_NBT &= ahead(documents_BL, places) == documents_BL[:, :T]
     if loss_mask_BL is not None:
-        valid_NBT &= ahead(loss_mask_BL, n_future)
+        valid_NBT &= ahead(loss_mask_BL, places)
     return Targets(window_BL[:, :T], targets_NBT, valid_NBT)
 
 
-def ahead(x_BL: Tensor, n_future: int) -> Tensor:
-    """(N, B, T): what stands 1, 2, ... n_future places after each of the first T = L - n_future places (a view)."""
-    T = x_BL.shape[1] - n_future
-    return x_BL[:, 1:].unfold(1, T, 1).movedim(1, 0)
+def first_ahead(window_BL: Int[Tensor, "B L"], places: Sequence[int]) -> Bool[Tensor, "N B T"]:
+    """True where the token so many places ahead of a position is the next of its kind: it did not come between.
+
+    Example: in a b b a, one and two places ahead of the first: b is the next b, and the second b is not.
+    """
+    L = window_BL.shape[1]
+    order_BL = window_BL.argsort(dim=1, stable=True)  # equal tokens stand together, in the order of their places
+    ordered_BL = window_BL.gather(1, order_BL)
+    again = torch.zeros_like(window_BL, dtype=torch.bool)
+    again[:, 1:] = ordered_BL[:, 1:] == ordered_BL[:, :-1]
+    before = torch.full_like(order_BL, -1)
+    before[:, 1:] = torch.where(again[:, 1:], order_BL[:, :-1], -1)
+    previous_BL = torch.empty_like(order_BL).scatter_(1, order_BL, before)  # where the same token last stood
+    T = L - places[-1]
+    return ahead(previous_BL, places) <= torch.arange(T, device=window_BL.device)
+
+
+def ahead(x_BL: Tensor, places: Sequence[int]) -> Tensor:
+    """(N, B, T): what stands `places` places after each of the first T = L - max(places) places."""
+    T = x_BL.shape[1] - places[-1]
+    every = x_BL[:, 1:].unfold(1, T, 1).movedim(1, 0)  # a view: places 1, 2, ... max(places)
+    if len(places) == places[-1]:
+        return every
+    return every[[place - 1 for place in places]]

@@ -19,7 +19,7 @@ STEP, PROBE, SAVE, VALIDATION, DATA = 0.01, 0.05, 0.06, 0.2, 0.01
 class Timed(pl.LightningModule):
     """A step takes `STEP` seconds; everything beside training takes longer."""
 
-    n_future = 2
+    horizon = 2
 
     def __init__(self) -> None:
         super().__init__()

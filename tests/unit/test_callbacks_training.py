@@ -30,7 +30,7 @@ class Counting(MTPDataModule):
     bytes_per_token = 1.0  # type: ignore[assignment]
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"tokens": (torch.arange(12 + self.n_future) + torch.arange(4)[:, None] + index) % 16}
+        return {"tokens": (torch.arange(12 + self.horizon) + torch.arange(4)[:, None] + index) % 16}
 
     @override
     def train_dataloader(self) -> ResumableLoader:
@@ -63,7 +63,7 @@ def fit(tmp_path: Path) -> Fit:
             "gradient_clip_val": 1.0, "default_root_dir": tmp_path, "use_distributed_sampler": False,
         }  # fmt: skip
         trainer_ = pl.Trainer(**(settings | trainer))
-        trainer_.fit(module, datamodule=Counting(n_future=n_future, vocab_size=16))
+        trainer_.fit(module, datamodule=Counting(horizon=n_future, vocab_size=16))
         return trainer_, module, recorder
 
     return run
@@ -74,7 +74,8 @@ def test_the_module_records_steps_and_validations(fit: Fit) -> None:
     assert recorder.steps("train/loss") == [4, 8, 12]
     assert recorder.steps("val/loss/head_2") == [6, 12]
     train = next(metrics for step, metrics in recorder.calls if step == 8 and "train/loss" in metrics)
-    assert set(train) == {"train/loss", "train/loss/head_1", "train/loss/head_2", "train/gradient_norm", "train/lr"}
+    per_head = {f"train/{what}/head_{i}" for what in ("loss", "weight") for i in (1, 2)}
+    assert set(train) == {"train/loss", "train/gradient_norm", "train/lr"} | per_head
     assert train["train/loss"] == pytest.approx(train["train/loss/head_1"] + train["train/loss/head_2"], rel=1e-5)
     val = [metrics for step, metrics in recorder.calls if "val/loss" in metrics]
     heads = {f"val/{kind}/head_{i}" for kind in ("loss", "accuracy") for i in (1, 2)}

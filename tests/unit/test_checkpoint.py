@@ -28,7 +28,7 @@ def save(path: Path, model: MTPModel, step: int = 7) -> Path:
     from dataclasses import asdict
 
     described = {
-        "format": 1,
+        "format": 2,
         "backbone": asdict(model.config),
         "heads": asdict(model.heads_config),
         "tokenizer": ByteTokenizer().state(),
@@ -59,7 +59,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
 
 def test_another_format_is_named(tmp_path: Path) -> None:
     torch.save({"mtp_lightning": {"format": 99}}, tmp_path / "later.ckpt")
-    with pytest.raises(InputError, match="of format 99, and this version reads 1"):
+    with pytest.raises(InputError, match="of format 99, and this version reads 2"):
         read_checkpoint(tmp_path / "later.ckpt")
 
 

@@ -76,7 +76,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def test_a_run_sees_the_batches_of_its_steps(stories: SourceConfig, tmp_path: Path) -> None:
-    data, recorder = module(stories, tmp_path, n_future=4), Recorder()
+    data, recorder = module(stories, tmp_path, horizon=4), Recorder()
     run = trainer(3, accumulate_grad_batches=2, val_check_interval=4)
     run.fit(recorder, datamodule=data)
     assert (run.global_step, run.current_epoch) == (3, 1)
@@ -117,7 +117,7 @@ def test_a_longer_run_goes_on_after_the_end(stories: SourceConfig, tmp_path: Pat
 
 
 def test_heads_are_compared_on_the_same_inputs(stories: SourceConfig, tmp_path: Path) -> None:
-    one, many = (module(stories, tmp_path, n_future=n) for n in (1, 8))
+    one, many = (module(stories, tmp_path, horizon=n) for n in (1, 8))
     for data in (one, many):
         data.trainer = trainer(5)
         data.prepare_data()
@@ -187,7 +187,7 @@ def test_evaluation_on_other_data_is_allowed(stories: SourceConfig, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_future": 0}, r"model\.heads\.n_future is 0: it has to be at least 1"),
+        ({"horizon": 0}, r"data\.horizon is 0: it has to be at least 1"),
         ({"context": 0}, r"data\.context is 0"),
         ({"batch_size": 0}, r"data\.batch_size is 0"),
         ({"val_windows": 0}, r"data\.val_windows is 0"),
@@ -240,6 +240,6 @@ def test_shipped_configurations_fit_the_signature(path: Path) -> None:
 
 
 def test_the_base_asks_for_no_text() -> None:
-    base = MTPDataModule(n_future=2, vocab_size=16)
+    base = MTPDataModule(horizon=2, vocab_size=16)
     assert (base.tokenizer, base.bytes_per_token) == (None, None)
     assert base.rank_and_world_size == (0, 1)

@@ -33,13 +33,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def training(
-    store: TokenStore, n_future: int = 2, batch_size: int = 6, rank: int = 0, world: int = 1
+    store: TokenStore, horizon: int = 2, batch_size: int = 6, rank: int = 0, world: int = 1
 ) -> TrainingWindows:
-    return TrainingWindows(store, TrainingOrder(len(store), T, n_future, seed=0), batch_size, rank, world)
+    return TrainingWindows(store, TrainingOrder(len(store), T, horizon, seed=0), batch_size, rank, world)
 
 
-def starts(n_tokens: int, n_future: int, seed: int, count: int) -> list[int]:
-    return TrainingOrder(n_tokens, T, n_future, seed).starts(np.arange(count)).tolist()
+def starts(n_tokens: int, horizon: int, seed: int, count: int) -> list[int]:
+    return TrainingOrder(n_tokens, T, horizon, seed).starts(np.arange(count)).tolist()
 
 
 @given(st.integers(1, 3000), st.lists(st.integers(0, 2**64 - 1), min_size=6, max_size=6))
@@ -65,25 +65,25 @@ def test_permute_looks_random() -> None:
 
 
 @given(st.integers(T + HORIZON_RESERVE, 2000), st.sampled_from([1, 2, 8, 16, 20]), st.integers(0, 5))
-def test_an_epoch_sees_every_window_once(n_tokens: int, n_future: int, seed: int) -> None:
-    if n_tokens < tokens_needed(T, n_future):
+def test_an_epoch_sees_every_window_once(n_tokens: int, horizon: int, seed: int) -> None:
+    if n_tokens < tokens_needed(T, horizon):
         return
-    order = TrainingOrder(n_tokens, T, n_future, seed)
+    order = TrainingOrder(n_tokens, T, horizon, seed)
     n = order.windows_per_epoch
     for epoch in range(3):
         found = np.sort(order.starts(epoch * n + np.arange(n)))
         assert (np.diff(found) == T).all()
         assert 0 <= found[0] < T
-        assert found[-1] + T + n_future <= n_tokens
+        assert found[-1] + T + horizon <= n_tokens
         # Nothing is left out but what a phase or the reserve can be responsible for.
-        assert n_tokens - (found[-1] - found[0]) < 3 * T + max(n_future, HORIZON_RESERVE)
+        assert n_tokens - (found[-1] - found[0]) < 3 * T + max(horizon, HORIZON_RESERVE)
 
 
 def test_starts_are_the_same_for_every_number_of_heads() -> None:
-    for n_future in (2, 4, 8, HORIZON_RESERVE):
-        assert starts(999, n_future, 3, 500) == starts(999, 1, 3, 500)
+    for horizon in (2, 4, 8, HORIZON_RESERVE):
+        assert starts(999, horizon, 3, 500) == starts(999, 1, 3, 500)
         for limit in (None, 7):
-            one, many = ValidationOrder(999, T, 1, limit), ValidationOrder(999, T, n_future, limit)
+            one, many = ValidationOrder(999, T, 1, limit), ValidationOrder(999, T, horizon, limit)
             assert one.n_windows == many.n_windows
             assert (one.starts(np.arange(one.n_windows)) == many.starts(np.arange(one.n_windows))).all()
 

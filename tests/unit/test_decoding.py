@@ -66,7 +66,7 @@ def trained() -> dict[int, MTPModel]:
         text = (torch.arange(4000) * torch.arange(4000) // 7) % 16
         for step in range(60):
             starts = torch.randint(0, 3900, (8, 1), generator=torch.Generator().manual_seed(step))
-            targets = make_targets(text[starts + torch.arange(24 + n)], n)
+            targets = make_targets(text[starts + torch.arange(24 + n)], range(1, n + 1))
             loss = model.unembedding(
                 model(targets.inputs), lambda h, w, t=targets: multi_token_loss(h, w, t.targets, t.valid).total
             )

@@ -15,8 +15,8 @@ from mtp_lightning.model.attention import (
     causal_attention,
     causal_mask,
 )
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig, n_trunk_layers
-from mtp_lightning.model.counts import count_parameters, flops_per_token
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.counts import count_parameters, flops_per_token, trunk_widths
 from mtp_lightning.model.mtp import ModelCache, MTPModel
 
 MakeModel = Callable[..., MTPModel]
@@ -134,8 +134,8 @@ def test_flops_against_a_count_by_hand() -> None:
 
 
 def test_without_matching_the_trunk_keeps_its_layers() -> None:
-    assert n_trunk_layers(tiny_backbone(n_layers=32), HeadsConfig(n_future=4)) == 28
-    assert n_trunk_layers(tiny_backbone(n_layers=32), HeadsConfig(n_future=4, match="none")) == 31
+    assert len(trunk_widths(tiny_backbone(n_layers=32), HeadsConfig(n_future=4))) == 28
+    assert len(trunk_widths(tiny_backbone(n_layers=32), HeadsConfig(n_future=4, match="none"))) == 31
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_without_matching_the_trunk_keeps_its_layers() -> None:
         (lambda: HeadsConfig(n_future=0), r"model\.heads\.n_future is 0"),
         (
             lambda: MTPModel(tiny_backbone(n_layers=4), HeadsConfig(n_future=4)),
-            "n_future has to be below n_layers",
+            "take 4 layers and leave the trunk none",
         ),
         (lambda: tiny_backbone(dim=30, n_heads=4), r"model\.backbone\.dim is 30"),
         (lambda: tiny_backbone(n_heads=4, n_kv_heads=3), r"n_kv_heads is 3"),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mtp_lightning.model.mtp import MTPModel, Unembedding
 from mtp_lightning.objective.chunked import _Buffers, chunked_scores
-from mtp_lightning.objective.loss import multi_token_loss, score_heads
+from mtp_lightning.objective.loss import LossOptions, multi_token_loss, score_heads
 
 IMPLEMENTATIONS = ["chunked", "checkpointed", "naive"]
 
@@ -62,7 +62,7 @@ def test_loss_and_gradients_equal_the_definition(
     if expected.requires_grad:
         (outer * expected).backward()
     h.requires_grad_(), weight.requires_grad_()
-    out = multi_token_loss(h, weight, targets, valid, head_weights, implementation, chunk_rows=chunk)  # type: ignore[arg-type]
+    out = multi_token_loss(h, weight, targets, valid, head_weights, LossOptions(implementation, chunk))  # type: ignore[arg-type]
     (outer * out.total).backward()
     torch.testing.assert_close(out.total, expected.detach(), rtol=1e-10, atol=1e-10)
     for ours, theirs in ((h.grad, expected_h.grad), (weight.grad, expected_w.grad)):
@@ -104,7 +104,8 @@ def test_every_parameter_gradient_equals_the_papers_loop(
     expected = paper_loop(reference, tokens, targets, valid)
     h = model(tokens)
     out = model.unembedding(
-        h, lambda h, w: multi_token_loss(h, w, targets, valid, implementation=implementation, chunk_rows=5)
+        h,
+        lambda h, w: multi_token_loss(h, w, targets, valid, options=LossOptions(implementation, 5)),  # type: ignore[arg-type]
     )
     out.total.backward()
     assert out.total.item() == pytest.approx(expected, rel=1e-10)
@@ -119,7 +120,7 @@ def test_nothing_valid_gives_zero_not_nan(implementation: str) -> None:
     h.requires_grad_(), weight.requires_grad_()
     if implementation != "chunked":
         h = h.detach().nan_to_num().requires_grad_()
-    out = multi_token_loss(h, weight, targets, valid, implementation=implementation)  # type: ignore[arg-type]
+    out = multi_token_loss(h, weight, targets, valid, options=LossOptions(implementation))  # type: ignore[arg-type]
     assert out.total.item() == 0.0
     assert out.nll.tolist() == [0.0] * 3
 
@@ -134,12 +135,12 @@ def test_likelihood_is_exact_where_the_probability_underflows() -> None:
 def test_bfloat16_chunks_err_no_more_than_plain_bfloat16() -> None:
     h, weight, targets, valid = random_problem(2, 64, V=50, D=32, seed=3)
     exact_h = h.clone().requires_grad_()
-    multi_token_loss(exact_h, weight, targets, valid, implementation="naive").total.backward()
+    multi_token_loss(exact_h, weight, targets, valid, options=LossOptions("naive")).total.backward()
     errors = {}
     for implementation in ("naive", "chunked"):
         x = h.float().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = multi_token_loss(x, weight.float(), targets, valid, implementation=implementation, chunk_rows=48)  # type: ignore[arg-type]
+            out = multi_token_loss(x, weight.float(), targets, valid, options=LossOptions(implementation, 48))  # type: ignore[arg-type]
         out.total.backward()
         errors[implementation] = (x.grad - exact_h.grad).norm() / exact_h.grad.norm()
     assert errors["chunked"] < 1.5 * errors["naive"] < 0.05
@@ -179,8 +180,8 @@ def test_scores_count_what_the_loss_sums_and_what_argmax_hits() -> None:
 
 def test_scores_break_ties_as_argmax_does() -> None:
     h, weight = torch.ones(2, 3), torch.ones(5, 3)
-    _, correct = chunked_scores(h, weight, torch.tensor([0, 4]))
-    assert correct.tolist() == [True, False]
+    _, correct = chunked_scores(h, weight, torch.tensor([[0], [4]]))
+    assert correct.tolist() == [[True], [False]]
 
 
 def test_torchs_own_fused_loss_agrees() -> None:
@@ -189,7 +190,7 @@ def test_torchs_own_fused_loss_agrees() -> None:
         pytest.skip("torch.nn.functional.linear_cross_entropy came with torch 2.13")
     h, weight, targets, _ = random_problem(1, 12, seed=7)
     valid = torch.ones_like(targets, dtype=torch.bool)
-    ours = multi_token_loss(h, weight, targets, valid, chunk_rows=5).total
+    ours = multi_token_loss(h, weight, targets, valid, options=LossOptions(chunk_rows=5)).total
     torch.testing.assert_close(ours, F.linear_cross_entropy(h.flatten(0, 2), weight, targets.flatten()))
 
 

@@ -1,0 +1,192 @@
+"""The prediction heads: z (B, T, D) of the trunk -> one hidden state per head, (S, B, T, D), S = N or 1.
+
+One class per way to connect heads; `make_heads` picks it by `model.heads.kind`, where the equations are. Hidden states
+leave here before the final norm, which all heads share, as they share the unembedding unless it is replicated.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mtp_lightning.model.attention import LayerCache, Projection
+from mtp_lightning.model.block import Block
+from mtp_lightning.model.config import BackboneConfig, HeadKind, HeadsConfig
+from mtp_lightning.shapes import Bool, Float
+
+RotaryAngles = tuple[Tensor, Tensor]
+Where = tuple[RotaryAngles, Tensor | None]
+"""What every layer wants to know of the positions: angles and mask."""
+HeadCaches = list[list[LayerCache]]
+"""Of every head, a cache for each of its layers."""
+
+
+class Stack(nn.ModuleList):
+    """The transformer layers of one head."""
+
+    def __init__(self, config: BackboneConfig, layers: int) -> None:
+        super().__init__(Block(config) for _ in range(layers))
+
+    def forward(
+        self,
+        x_BTD: Float[Tensor, "B T D"],
+        rotary: RotaryAngles,
+        mask: Bool[Tensor, "..."] | None = None,
+        caches: list[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        for i, block in enumerate(self):
+            x_BTD = block(x_BTD, rotary, mask, caches[i] if caches else None)
+        return x_BTD
+
+
+class LinearHead(nn.Module):
+    """A z: a single matrix, no non-linearity (paper, appendix B)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.projection = Projection(config.dim, config.dim, config.init_std)
+
+    def forward(
+        self,
+        x_BTD: Float[Tensor, "B T D"],
+        rotary: RotaryAngles,
+        mask: Bool[Tensor, "..."] | None = None,
+        caches: list[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        return self.projection(x_BTD)  # type: ignore[no-any-return]
+
+
+class Join(nn.Module):
+    """H(M [norm(h); norm(e)]): a hidden state meets the embedding of a token behind it (DeepSeek-V3, equation 21)."""
+
+    def __init__(self, config: BackboneConfig, layers: int) -> None:
+        super().__init__()
+        self.hidden_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.embedding_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.projection = Projection(2 * config.dim, config.dim, config.init_std)
+        self.stack = Stack(config, layers)
+
+    def forward(
+        self,
+        h_BTD: Float[Tensor, "B T D"],
+        e_BTD: Float[Tensor, "B T D"],
+        rotary: RotaryAngles,
+        mask: Bool[Tensor, "..."] | None = None,
+        caches: list[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        joined = torch.cat((self.hidden_norm(h_BTD), self.embedding_norm(e_BTD)), dim=-1)
+        return self.stack(self.projection(joined), rotary, mask, caches)  # type: ignore[no-any-return]
+
+
+class Heads(nn.ModuleList):
+    """The base of all kinds; `self[i]` is head i + 1, or the module that several heads share."""
+
+    def forward(
+        self,
+        z_BTD: Float[Tensor, "B T D"],
+        rotary: RotaryAngles,
+        mask: Bool[Tensor, "..."] | None = None,
+        e_MBTD: Float[Tensor, "M B T D"] | None = None,
+        detach: bool = False,
+    ) -> Float[Tensor, "S B T D"]:
+        """Hidden states of all heads, before the norm.
+
+        Args:
+            e_MBTD: embeddings of the true tokens that heads 2 .. N may see, M = N - 1: for head i, of the token that
+                head i - 1 predicts. For kinds in TEACHER_FORCED alone.
+            detach: keep the further heads' gradient out of the trunk (and of head 1, where they read its output).
+        """
+        return torch.stack(self.states(z_BTD, (rotary, mask), e_MBTD, detach))
+
+    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+        raise NotImplementedError
+
+    def first(self, z_BTD: Float[Tensor, "B T D"], rotary: RotaryAngles, caches: HeadCaches) -> Float[Tensor, "B T D"]:
+        """Head 1 alone, which is all that plain decoding runs."""
+        return self[0](z_BTD, rotary, None, caches[0])  # type: ignore[no-any-return]
+
+
+class ParallelHeads(Heads):
+    """h_i = H_i(z): every head reads the trunk's output (paper, section 2; linear heads: appendix B)."""
+
+    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+        read = z_BTD.detach() if detach else z_BTD
+        return [head(read if i else z_BTD, *where) for i, head in enumerate(self)]
+
+
+class CausalHeads(Heads):
+    """h_i = H_i(h_{i-1}), h_0 = z: later heads sit on earlier ones (paper, appendix B)."""
+
+    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+        h_BTD, states = z_BTD, []
+        for i, head in enumerate(self):
+            h_BTD = head(h_BTD.detach() if detach and i == 1 else h_BTD, *where)
+            states.append(h_BTD)
+        return states
+
+
+class AnticausalHeads(Heads):
+    """h_i = H_i(h_{i+1}), h_{n+1} = z: the furthest token first, head 1 on top of all (paper, appendix B)."""
+
+    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+        assert not detach, "head 1 reads the further heads, so no gradient of theirs can be told apart"
+        h_BTD, states = z_BTD, []
+        for head in reversed(self):
+            h_BTD = head(h_BTD, *where)
+            states.append(h_BTD)
+        return states[::-1]
+
+    def first(self, z_BTD: Float[Tensor, "B T D"], rotary: RotaryAngles, caches: HeadCaches) -> Float[Tensor, "B T D"]:
+        for head, cache in zip(reversed(self), reversed(caches)):
+            z_BTD = head(z_BTD, rotary, None, cache)
+        return z_BTD
+
+
+class SequentialHeads(Heads):
+    """h_1 = H_1(z), h_i = Join_i(h_{i-1}, e_{i-1}): the true tokens enter one by one (DeepSeek-V3, equations 21-23).
+
+    `recurrent` is the same with two modules only: `self[1]` serves every further head (FastMTP).
+    """
+
+    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+        h_BTD = self[0](z_BTD, *where)
+        states = [h_BTD]
+        for i, e_BTD in enumerate([] if e_MBTD is None else e_MBTD, start=1):
+            read = h_BTD.detach() if detach and i == 1 else h_BTD
+            h_BTD = self[min(i, len(self) - 1)](read, e_BTD.detach() if detach else e_BTD, *where)
+            states.append(h_BTD)
+        return states
+
+
+class OneStream(Heads):
+    """h_1 = H_1(z) alone, for kinds whose one hidden state answers for every future token."""
+
+    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+        return [self[0](z_BTD, *where)]
+
+
+def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
+    """The heads of `model.heads.kind`."""
+    n, layers = heads.n_future, heads.layers
+
+    def linear() -> nn.Module:
+        return LinearHead(config)
+
+    def stack() -> nn.Module:
+        return Stack(config, layers)
+
+    def join() -> nn.Module:
+        return Join(config, layers)
+
+    makers: dict[HeadKind, tuple[type[Heads], list[Callable[[], nn.Module]]]] = {
+        "parallel": (ParallelHeads, [stack] * n),
+        "linear": (ParallelHeads, [linear] * n),
+        "causal": (CausalHeads, [stack] * n),
+        "anticausal": (AnticausalHeads, [stack] * n),
+        "sequential": (SequentialHeads, [stack, *[join] * (n - 1)]),
+        "recurrent": (SequentialHeads, [stack, join][:n]),
+        "none": (OneStream, [stack]),
+        "order": (OneStream, [stack]),
+    }
+    make, modules = makers[heads.kind]
+    return make(module() for module in modules)

@@ -1,0 +1,142 @@
+"""The objective of a model, whatever its kind of heads: which hidden states go through which unembedding."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import ONE_STREAM, HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.objective.loss import (
+    CountOverRanks,
+    HeadScores,
+    LossOptions,
+    LossOutput,
+    multi_token_loss,
+    order_loss,
+    score_heads,
+    score_order,
+)
+from mtp_lightning.objective.targets import first_ahead, make_targets
+from mtp_lightning.shapes import Bool, Float, Int
+
+Part = TypeVar("Part", LossOutput, HeadScores)
+
+
+class Question(NamedTuple):
+    """What a batch of windows asks of a model of some kind."""
+
+    inputs: Int[Tensor, "B T"]
+    targets: Int[Tensor, "N B T"]
+    valid: Bool[Tensor, "N B T"]
+    first: Bool[Tensor, "N B T"] | None
+    """For kind `order`: valid, and the next token of its kind."""
+
+
+def ask(
+    heads: HeadsConfig,
+    window_BL: Int[Tensor, "B L"],
+    documents_BL: Int[Tensor, "B L"] | None = None,
+    loss_mask_BL: Bool[Tensor, "B L"] | None = None,
+) -> Question:
+    """Inputs and targets of windows of L = T + horizon tokens."""
+    inputs, targets, valid = make_targets(window_BL, heads.places, documents_BL, loss_mask_BL)
+    first = valid & first_ahead(window_BL, heads.places) if heads.kind == "order" else None
+    return Question(inputs, targets, valid, first)
+
+
+def check_options(options: LossOptions, heads: HeadsConfig) -> None:
+    """
+    Raises:
+        InputError: a gradient is to be stopped where this kind of heads cannot tell it apart.
+    """
+    stop = options.stop_gradient
+    if stop is None or heads.n_future == 1:
+        return
+    said = f"model.loss.stop_gradient is '{stop}', and model.heads.kind is '{heads.kind}'"
+    if heads.kind == "none":
+        raise InputError(f"{said}: it has no further heads, one hidden state is scored against all tokens")
+    if heads.kind == "anticausal" and stop != "unembedding":
+        raise InputError(f"{said}: head 1 reads the further heads, so their gradients cannot be told apart")
+    if stop != "trunk" and (heads.replicate_unembedding or heads.kind == "order"):
+        raise InputError(f"{said}: the further heads have unembeddings of their own, which would never be trained")
+
+
+def model_loss(
+    model: MTPModel,
+    question: Question,
+    documents_BT: Int[Tensor, "B T"] | None = None,
+    weights: Sequence[float] | None = None,
+    options: LossOptions = LossOptions(),
+    count_over_ranks: CountOverRanks | None = None,
+) -> LossOutput:
+    """One forward through trunk, heads and losses; `total` wants one backward.
+
+    Args:
+        documents_BT: ids of the inputs' documents, for models that keep documents apart.
+        weights: of `model.heads_config.terms`, all 1 by default.
+    """
+    weights = (1.0,) * len(model.heads_config.terms) if weights is None else weights
+    detach = options.stop_gradient in ("trunk", "both") and model.heads_config.kind not in ONE_STREAM
+    h_SBTD = model(question.inputs, documents_BT, question.targets, detach)
+
+    def tokens(h: Tensor, weight: Tensor, part: slice) -> LossOutput:
+        targets, valid = question.targets[part], question.valid[part]
+        return multi_token_loss(h, weight, targets, valid, weights[part], options, count_over_ranks)
+
+    def order(h: Tensor, weight: Tensor) -> LossOutput:
+        assert question.first is not None
+        if options.stop_gradient in ("trunk", "both"):
+            h = h.detach()
+        return order_loss(h, weight, question.targets, question.first, weights[1], options, count_over_ranks)
+
+    parts = _through_unembeddings(model, h_SBTD, tokens, order)
+    return LossOutput(
+        torch.stack([part.total for part in parts]).sum(),
+        torch.cat([part.nll for part in parts]),
+        torch.cat([part.n_valid for part in parts]),
+    )
+
+
+@torch.no_grad()
+def model_scores(model: MTPModel, question: Question, documents_BT: Int[Tensor, "B T"] | None = None) -> HeadScores:
+    """Likelihood and accuracy of every loss term of the model."""
+    h_SBTD = model(question.inputs, documents_BT, question.targets)
+
+    def tokens(h: Tensor, weight: Tensor, part: slice) -> HeadScores:
+        return score_heads(h, weight, question.targets[part], question.valid[part])
+
+    def order(h: Tensor, weight: Tensor) -> HeadScores:
+        assert question.first is not None
+        return score_order(h, weight, question.targets, question.first)
+
+    parts = _through_unembeddings(model, h_SBTD, tokens, order)
+    return HeadScores(*(torch.cat(field) for field in zip(*parts)))
+
+
+def _through_unembeddings(
+    model: MTPModel,
+    h_SBTD: Float[Tensor, "S B T D"],
+    tokens: Callable[..., Part],
+    order: Callable[[Tensor, Tensor], Part],
+) -> list[Part]:
+    """Every unembedding runs once, with the losses of its heads inside its forward.
+
+    Args:
+        tokens: (h, weight, part: slice) scores hidden states against the targets of the heads in a slice.
+        order: scores the one hidden state's ranking.
+    """
+    kind = model.heads_config.kind
+    if kind == "order":
+        first = model.unembedding(h_SBTD, lambda h, weight: tokens(h, weight, slice(1)))
+        return [first, model.further_unembeddings[0](h_SBTD, order)]
+    if not model.heads_config.replicate_unembedding:
+        return [model.unembedding(h_SBTD, lambda h, weight: tokens(h, weight, slice(None)))]
+    parts: list[Part] = []
+    for i, unembedding in enumerate([model.unembedding, *model.further_unembeddings]):
+        own = slice(i, i + 1)
+        parts.append(unembedding(h_SBTD[own], functools.partial(tokens, part=own)))
+    return parts

@@ -1,0 +1,131 @@
+"""How the losses of a model's heads are weighed, and how the weights move while it trains.
+
+    total = sum_i w_i(progress) L_i,     progress = steps made / trainer.max_steps
+
+At rest: w_1 = 1, w_i = ratio^(i-1), or, with `lam`, w_i such that the further weights sum to lam. Then a schedule:
+
+    constant   w_i
+    anneal     n equal phases; in phase p (from 0) heads 1 .. n-p count, the last of them fading linearly to 0, in the
+               last phase head 1 alone (modded-nanogpt: [1, .5, .25 -> 0], [1, .5 -> 0], [1])
+    forward    n equal phases; in phase p heads 1 .. p+1 count (Aynetdinov and Akbik, arXiv 2505.22757)
+    reverse    n equal phases; in phase p heads 1 .. n-p count (the same)
+
+A weight of 0 multiplies, it does not skip: under sharding every rank has to run the same modules.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import HeadsConfig
+
+Schedule = Literal["constant", "anneal", "forward", "reverse"]
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Weights of the heads' losses. What is left out is the head kind's own habit:
+
+    - `sequential`: lam 0.3 (DeepSeek-V3: lambda / D each);
+    - `recurrent`: ratio 0.6, lam 1 (FastMTP: beta^(k-1) / sum over the further heads);
+    - `none`: ratio 0.5, schedule `anneal` (modded-nanogpt);
+    - all others: every weight 1 (the paper; TOP's L_NTP + L_TOP).
+
+    Raises:
+        InputError: numbers that cannot be, or that say the same thing twice.
+    """
+
+    values: tuple[float, ...] | None = None
+    """One weight per loss, head 1's first."""
+    ratio: float | None = None
+    """Each further head's weight over the one's before it."""
+    lam: float | dict[float, float] | None = None
+    """The sum of the further heads' weights: a number, or steps {progress: sum}, as in {0.0: 0.3, 0.68: 0.1}."""
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if self.values is not None:
+            object.__setattr__(self, "values", tuple(self.values))
+            if not self.values or min(self.values) < 0 or max(self.values) == 0:
+                raise InputError(
+                    f"model.loss.weights.values is {list(self.values)}: weights cannot be negative, nor all zero"
+                )
+            for key in ("ratio", "lam"):
+                if getattr(self, key) is not None:
+                    raise InputError(f"model.loss.weights.values and .{key} both say the weights: give one of them")
+        if self.ratio is not None and self.ratio <= 0:
+            raise InputError(f"model.loss.weights.ratio is {self.ratio}: it has to be above 0")
+        if isinstance(self.lam, dict):
+            self._check_steps(self.lam)
+        elif self.lam is not None and self.lam < 0:
+            raise InputError(f"model.loss.weights.lam is {self.lam}: it cannot be negative")
+
+    def _check_steps(self, steps: dict[float, float]) -> None:
+        starts = list(steps)
+        if not starts or starts[0] != 0 or starts != sorted(starts) or starts[-1] >= 1 or min(steps.values()) < 0:
+            raise InputError(
+                f"model.loss.weights.lam is {steps}: steps begin at progress 0, increase, stay below 1, and their sums "
+                "cannot be negative"
+            )
+
+
+def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
+    """The weights with everything said, by the head kind's habit where it was left out.
+
+    Raises:
+        InputError: a list of another length than the losses are many.
+    """
+    count = len(heads.terms)
+    if weights.values is not None:
+        if len(weights.values) != count:
+            raise InputError(
+                f"model.loss.weights.values has {len(weights.values)} weights, and model.heads.n_future = "
+                f"{heads.n_future} of kind '{heads.kind}' has {count} losses: {', '.join(heads.terms)}"
+            )
+        return WeightsConfig(values=weights.values, schedule=weights.schedule or "constant")
+    ratio, lam, schedule = weights.ratio, weights.lam, weights.schedule
+    if ratio is None and lam is None:
+        if heads.kind == "sequential":
+            lam = 0.3
+        elif heads.kind == "recurrent":
+            ratio, lam = 0.6, 1.0
+        elif heads.kind == "none":
+            ratio, schedule = 0.5, schedule or "anneal"
+    return WeightsConfig(ratio=1.0 if ratio is None else ratio, lam=lam, schedule=schedule or "constant")
+
+
+def head_weights(weights: WeightsConfig, heads: HeadsConfig, progress: float) -> tuple[float, ...]:
+    """(w_1, ...) of the heads' losses at `progress` in [0, 1], one for each of `heads.terms`."""
+    weights = complete(weights, heads)
+    count = len(heads.terms)
+    if weights.values is not None:
+        resting = weights.values
+    else:
+        assert weights.ratio is not None
+        resting = tuple(weights.ratio**i for i in range(count))
+        if weights.lam is not None and count > 1:
+            factor = _at(weights.lam, progress) / sum(resting[1:])
+            resting = (1.0, *(factor * w for w in resting[1:]))
+    phase, inside = _phase(progress, count)
+    if weights.schedule == "anneal":
+        last = count - 1 - phase
+        fade = 1.0 if last == 0 else 1.0 - inside
+        return tuple(w * (fade if i == last else float(i < last)) for i, w in enumerate(resting))
+    if weights.schedule == "forward":
+        return tuple(w * (i <= phase) for i, w in enumerate(resting))
+    if weights.schedule == "reverse":
+        return tuple(w * (i < count - phase) for i, w in enumerate(resting))
+    return resting
+
+
+def _phase(progress: float, count: int) -> tuple[int, float]:
+    """(which of `count` equal phases, how far inside it)."""
+    place = min(max(progress, 0.0), 1.0) * count
+    phase = min(int(place), count - 1)
+    return phase, place - phase
+
+
+def _at(lam: float | dict[float, float], progress: float) -> float:
+    if not isinstance(lam, dict):
+        return lam
+    return next(value for start, value in reversed(lam.items()) if progress >= start)
