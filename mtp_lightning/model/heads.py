@@ -53,7 +53,7 @@ class LinearHead(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
         caches: list[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        return self.projection(x_BTD)  # type: ignore[no-any-return]
+        return self.projection(x_BTD).to(x_BTD.dtype)  # type: ignore[no-any-return]
 
 
 class Join(nn.Module):
@@ -75,7 +75,8 @@ class Join(nn.Module):
         caches: list[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
         joined = torch.cat((self.hidden_norm(h_BTD), self.embedding_norm(e_BTD)), dim=-1)
-        return self.stack(self.projection(joined), rotary, mask, caches)  # type: ignore[no-any-return]
+        x_BTD = self.projection(joined).to(h_BTD.dtype)  # autocast would leave the residual stream in half precision
+        return self.stack(x_BTD, rotary, mask, caches)  # type: ignore[no-any-return]
 
 
 class Heads(nn.ModuleList):

@@ -56,7 +56,9 @@ class WeightsConfig:
         if self.ratio is not None and self.ratio <= 0:
             raise InputError(f"model.loss.weights.ratio is {self.ratio}: it has to be above 0")
         if isinstance(self.lam, dict):
-            self._check_steps(self.lam)
+            steps = {float(start): float(value) for start, value in self.lam.items()}  # YAML's keys come as text
+            object.__setattr__(self, "lam", steps)
+            self._check_steps(steps)
         elif self.lam is not None and self.lam < 0:
             raise InputError(f"model.loss.weights.lam is {self.lam}: it cannot be negative")
 

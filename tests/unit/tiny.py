@@ -1,17 +1,30 @@
 """The size of model that unit tests use, and a logger that remembers."""
 
-from typing import Any
+from typing import Any, get_args
 
 from lightning.pytorch.loggers.logger import Logger
 from typing_extensions import override
 
-from mtp_lightning.model.config import BackboneConfig
+from mtp_lightning.model.config import BackboneConfig, HeadKind, HeadsConfig
 
 
 def tiny_backbone(**changes: object) -> BackboneConfig:
     """16 symbols, width 32, two layers: enough for every property, and quick."""
     settings = {"vocab_size": 16, "dim": 32, "n_layers": 2, "n_heads": 2, "ffn_dim": 48} | changes
     return BackboneConfig(**settings)  # type: ignore[arg-type]
+
+
+KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
+VARIANTS = {kind: HeadsConfig(n_future=3, kind=kind) for kind in KINDS} | {
+    "replicated": HeadsConfig(n_future=3, replicate_unembedding=True),
+    "replicated sequential": HeadsConfig(n_future=3, kind="sequential", replicate_unembedding=True),
+    "two layers a head": HeadsConfig(n_future=2, layers=2),
+    "leap": HeadsConfig(n_future=3, offsets=(1, 3, 4)),
+    "leaping sequential": HeadsConfig(n_future=3, kind="sequential", offsets=(1, 3, 5)),
+    "leaping none": HeadsConfig(n_future=2, kind="none", offsets=(1, 3)),
+    "one": HeadsConfig(n_future=1, kind="recurrent"),
+}
+"""Every kind of heads, and every setting that changes what they compute."""
 
 
 class Recorder(Logger):

@@ -1,0 +1,227 @@
+"""Every kind of heads: against its equation, blind to the future, at equal parameters, counted right, decodable."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import KINDS, VARIANTS, tiny_backbone
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtp_lightning.decoding.greedy import generate
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.counts import count_parameters, flops_per_token, trunk_widths
+from mtp_lightning.model.mtp import MTPModel
+
+EACH = pytest.mark.parametrize("heads", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+def random_model(heads: HeadsConfig, n_layers: int = 8, **backbone: object) -> MTPModel:
+    """In float64, with weights large enough that every part matters, norms included."""
+    torch.manual_seed(0)
+    model = MTPModel(tiny_backbone(n_layers=n_layers, **backbone), heads).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.3)
+    return model
+
+
+def tokens_and_ahead(heads: HeadsConfig, T: int = 9, B: int = 2) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    window = torch.randint(0, 16, (B, T + heads.horizon))
+    return window[:, :T], torch.stack([window[:, place : place + T] for place in heads.places])
+
+
+def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
+    """Hidden states by the equations of `HeadsConfig.kind`, written out."""
+    heads, n = model.heads_config, model.n_future
+    where = (model.rotary(torch.arange(tokens.shape[1])), None)
+    z = model.run_trunk(tokens, *where)
+
+    def H(i: int, x: Tensor) -> Tensor:  # noqa: N802
+        if heads.kind == "linear":
+            return x @ model.heads[i - 1].projection.weight.t()
+        for block in model.heads[i - 1]:
+            x = block(x, *where)
+        return x
+
+    def M(i: int, h: Tensor, e: Tensor) -> Tensor:  # noqa: N802
+        join = model.heads[1 if heads.kind == "recurrent" else i - 1]
+        x = torch.cat([join.hidden_norm(h), join.embedding_norm(e)], -1) @ join.projection.weight.t()
+        for block in join.stack:
+            x = block(x, *where)
+        return x
+
+    if heads.kind in ("parallel", "linear"):
+        h = [H(i, z) for i in range(1, n + 1)]
+    elif heads.kind == "causal":
+        h = [H(1, z)]
+        for i in range(2, n + 1):
+            h.append(H(i, h[-1]))
+    elif heads.kind == "anticausal":
+        h = [H(n, z)]
+        for i in range(n - 1, 0, -1):
+            h.insert(0, H(i, h[0]))
+    elif heads.kind in ("sequential", "recurrent"):
+        h = [H(1, z)]
+        for i in range(2, n + 1):
+            h.append(M(i, h[-1], model.embedding.weight[ahead[i - 2]]))
+    else:
+        h = [H(1, z)]
+    return model.norm(torch.stack(h))
+
+
+@EACH
+def test_hidden_states_follow_the_equation(heads: HeadsConfig) -> None:
+    model = random_model(heads)
+    tokens, ahead = tokens_and_ahead(heads)
+    torch.testing.assert_close(model(tokens, None, ahead), by_equation(model, tokens, ahead))
+
+
+@EACH
+def test_no_head_sees_its_target(heads: HeadsConfig) -> None:
+    """Head i at position t may know everything before t + places[i - 1], and nothing from there on."""
+    model = random_model(heads)
+    T = 6
+    torch.manual_seed(2)
+    window = torch.randint(0, 16, (1, T + heads.horizon))
+
+    def hidden(window: Tensor) -> Tensor:
+        ahead = torch.stack([window[:, place : place + T] for place in heads.places])
+        return model(window[:, :T], None, ahead)  # type: ignore[no-any-return]
+
+    before = hidden(window)
+    for place in range(T + heads.horizon):
+        changed = window.clone()
+        changed[0, place] = (changed[0, place] + 1) % 16
+        moved = (hidden(changed) != before).any(-1)[:, 0]  # (S, T)
+        for i, row in enumerate(moved):
+            sees_up_to = [
+                t + (heads.places[i - 1] if heads.kind in ("sequential", "recurrent") and i else 0) for t in range(T)
+            ]
+            for t in range(T):
+                assert not (moved[i, t] and place > sees_up_to[t]), f"head {i + 1} at {t} sees token {place}"
+                assert sees_up_to[t] < t + heads.places[i]
+            assert place >= T or row[place:].all()
+
+
+@pytest.mark.parametrize("kind", ["sequential", "recurrent"])
+def test_teacher_forced_heads_ask_for_their_tokens(kind: Any) -> None:
+    model = random_model(HeadsConfig(n_future=2, kind=kind))
+    with pytest.raises(ValueError, match="give ahead_NBT"):
+        model(torch.zeros(1, 4, dtype=torch.long))
+
+
+@EACH
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("match", ["parameters", "none"])
+def test_counts_by_formula_are_the_models(heads: HeadsConfig, tie: bool, match: Any) -> None:
+    heads = HeadsConfig(**{**vars(heads), "match": match})
+    backbone = tiny_backbone(n_layers=8, n_kv_heads=1, tie_embeddings=tie)
+    with torch.device("meta"):
+        model = MTPModel(backbone, heads)
+    counts = count_parameters(backbone, heads)
+    assert counts.total == sum(p.numel() for p in model.parameters())
+    assert counts.non_embedding + counts.embedding == counts.total
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("replicate", [False, True])
+def test_every_kind_has_the_parameters_of_the_next_token_model(kind: Any, n: int, replicate: bool) -> None:
+    """At the paper's size 30M, within the two norms of one layer; byte vocabulary, so that every matrix fits in."""
+    if replicate and kind in ("none", "order"):
+        pytest.skip("refused: one hidden state")
+    backbone = BackboneConfig(vocab_size=256, dim=512, n_layers=10, n_heads=8)
+    arm = count_parameters(backbone, HeadsConfig(n_future=n, kind=kind, replicate_unembedding=replicate))
+    plain = count_parameters(backbone, HeadsConfig())
+    assert abs(arm.total - plain.total) <= 2 * backbone.dim
+    widths = trunk_widths(backbone, HeadsConfig(n_future=n, kind=kind, replicate_unembedding=replicate))
+    assert max(widths) - min(widths) <= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_match_at_a_large_vocabulary_too(kind: Any) -> None:
+    backbone = BackboneConfig(vocab_size=32000, dim=512, n_layers=10, n_heads=8)
+    arm = count_parameters(backbone, HeadsConfig(n_future=4, kind=kind))
+    assert abs(arm.total - count_parameters(backbone, HeadsConfig()).total) <= 2 * backbone.dim
+
+
+def test_unembeddings_that_do_not_fit_are_refused() -> None:
+    backbone = BackboneConfig(vocab_size=32000, dim=512, n_layers=10, n_heads=8)
+    with pytest.raises(InputError, match=r"and their own unembeddings take .* leave the trunk none"):
+        trunk_widths(backbone, HeadsConfig(n_future=4, replicate_unembedding=True))
+
+
+@EACH
+def test_flops_are_what_torch_counts(heads: HeadsConfig) -> None:
+    """Weights' products to the last one; attention is counted over the whole square by torch, over half of it here."""
+    backbone = tiny_backbone(n_layers=8, vocab_size=48, attend_across_documents=False)
+    model = MTPModel(backbone, heads)
+    tokens, ahead = tokens_and_ahead(heads, T=16)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        h = model(tokens, torch.zeros_like(tokens), ahead)
+        own = [model.unembedding, *model.further_unembeddings]
+        hidden = h if heads.replicate_unembedding else [h] * len(own)
+        sum(unembedding(x).sum() for unembedding, x in zip(own, hidden)).backward()  # type: ignore[union-attr]
+    counted = {str(op): flops / tokens.numel() for op, flops in counter.get_flop_counts()["Global"].items()}
+    assert set(counted) == {"aten.mm", "aten.bmm"}
+    attention = counted["aten.bmm"] / 2
+    assert attention % (6 * 16 * backbone.dim) == 0
+    assert counted["aten.mm"] + attention == flops_per_token(backbone, heads, context=16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("replicate", [False, True])
+def test_plain_decoding_takes_head_ones_best_token(kind: Any, replicate: bool) -> None:
+    if replicate and kind in ("none", "order"):
+        pytest.skip("refused: one hidden state")
+    heads = HeadsConfig(n_future=3, kind=kind, replicate_unembedding=replicate)
+    model = random_model(heads).float()
+    text = torch.randint(0, 16, (5,))
+    out = generate(model, text, 6)
+    for token in out.tokens:
+        ahead = torch.zeros(3, 1, len(text), dtype=torch.long)
+        assert token == model.logits(text[None], None, ahead)[0, 0, -1].argmax()
+        text = torch.cat([text, torch.tensor([token])])
+    if heads.max_heads_used > 1:
+        assert generate(model, text, 12, heads_used=3).tokens == generate(model, text, 12).tokens
+    else:
+        with pytest.raises(InputError, match=f"'{kind}' .* do not draft so far"):
+            generate(model, text, 6, heads_used=3)
+
+
+@pytest.mark.parametrize("kind", ["parallel", "linear", "causal", "sequential", "recurrent"])
+def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
+    heads = HeadsConfig(n_future=3, kind=kind)
+    model = random_model(heads)
+    tokens, ahead = tokens_and_ahead(heads)
+    model(tokens, None, ahead, True)[1:].square().sum().backward()
+    trunk = [*model.trunk.parameters(), model.embedding.weight]
+    if kind not in ("parallel", "linear"):
+        trunk += [*model.heads[0].parameters()]
+    assert not any(p.grad is not None and p.grad.any() for p in trunk)
+    assert all(p.grad is not None and p.grad.any() for head in list(model.heads)[1:] for p in head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"n_future": 2, "layers": 0}, r"model\.heads\.layers is 0"),
+        ({"n_future": 2, "kind": "linear", "layers": 2}, "heads of kind 'linear' have no layers to set"),
+        ({"n_future": 2, "kind": "none", "replicate_unembedding": True}, "nothing to replicate the unembedding for"),
+        ({"n_future": 2, "offsets": (1, 2, 3)}, r"offsets has 3 entries, and model\.heads\.n_future is 2"),
+        ({"n_future": 2, "offsets": (2, 3)}, "has to begin with 1 and increase strictly"),
+        ({"n_future": 3, "offsets": (1, 3, 3)}, "has to begin with 1 and increase strictly"),
+        ({"n_future": 2, "kind": "order", "offsets": (1, 3)}, "leave offsets out"),
+    ],
+)
+def test_heads_that_cannot_be_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        HeadsConfig(**settings)
+
+
+def test_a_head_of_more_layers_than_the_model_is_refused() -> None:
+    with pytest.raises(InputError, match="head 1 takes its layers off the trunk"):
+        trunk_widths(tiny_backbone(n_layers=2), HeadsConfig(layers=2, match="none"))

@@ -1,0 +1,236 @@
+"""The objective of every kind of heads against its definition, one position at a time; its switches; its guards."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import KINDS, VARIANTS, tiny_backbone
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.objective import fused
+from mtp_lightning.objective.heads import Question, ask, check_options, model_loss, model_scores
+from mtp_lightning.objective.loss import LossOptions, multi_token_loss, order_shares
+from mtp_lightning.objective.targets import first_ahead
+
+EACH = pytest.mark.parametrize("heads", VARIANTS.values(), ids=VARIANTS.keys())
+IMPLEMENTATIONS = ["chunked", "fused", "checkpointed", "naive"]
+Z = 0.01
+
+
+def problem(heads: HeadsConfig, T: int = 7) -> tuple[MTPModel, Tensor, Question]:
+    """A random model in float64, two windows with document borders and masked targets, and what they ask."""
+    torch.manual_seed(0)
+    model = MTPModel(tiny_backbone(n_layers=8), heads).double()
+    window = torch.randint(0, 16, (2, T + heads.horizon))
+    documents = (torch.rand(window.shape) < 0.15).cumsum(1).int()
+    question = ask(heads, window, documents, torch.rand(window.shape) < 0.8)
+    return model, documents[:, :T], question
+
+
+def by_definition(model: MTPModel, question: Question, weights: list[float], z_loss: float) -> tuple[Tensor, Tensor]:
+    """(total, per-term sums of nll): the module docstring's sums, position by position."""
+    heads = model.heads_config
+    h = model(question.inputs, None, question.targets)
+    T, W = question.inputs.shape[1], heads.n_future
+    unembeddings = [model.unembedding, *model.further_unembeddings]
+    totals, sums = [], []
+    for term in range(len(heads.terms)):
+        ranks = heads.kind == "order" and term == 1
+        hidden = h[0] if len(h) == 1 else h[term]
+        unembedding = unembeddings[term] if heads.replicate_unembedding or ranks else unembeddings[0]
+        losses, squares = [], []
+        for b in range(2):
+            for t in range(T):
+                logits = unembedding.weight @ hidden[b, t]
+                if ranks:  # TOP: y_v = W - distance to the next v, -inf where there is none
+                    y = torch.full((16,), float("-inf"), dtype=torch.float64)
+                    for i in range(W, 0, -1):
+                        if question.valid[i - 1, b, t]:
+                            y[question.targets[i - 1, b, t]] = W - i
+                    for i in range(1, W + 1):  # a masked token is no target, even where the same comes later unmasked
+                        v = question.targets[i - 1, b, t]
+                        earlier = (question.targets[: i - 1, b, t] == v).any()
+                        if question.valid[i - 1, b, t] and earlier and y[v] == W - i:
+                            y[v] = float("-inf")
+                    if y.isinf().all():
+                        continue
+                    losses.append(-(y.softmax(0) * logits.log_softmax(0)).sum())
+                elif question.valid[term, b, t]:
+                    losses.append(-logits.log_softmax(0)[question.targets[term, b, t]])
+                else:
+                    continue
+                squares.append(logits.logsumexp(0) ** 2)
+        nll = torch.stack(losses) if losses else torch.zeros(1, dtype=torch.float64)
+        square = torch.stack(squares) if squares else torch.zeros(1, dtype=torch.float64)
+        totals.append(weights[term] * (nll.mean() + z_loss * square.mean()))
+        sums.append(nll.sum())
+    return torch.stack(totals).sum(), torch.stack(sums)
+
+
+def gradients(model: MTPModel) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+
+
+@EACH
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("z_loss", [0.0, Z])
+def test_loss_and_every_gradient_follow_the_definition(heads: HeadsConfig, implementation: Any, z_loss: float) -> None:
+    model, documents, question = problem(heads)
+    weights = [1.0, 0.5, 0.25][: len(heads.terms)]
+    expected, sums = by_definition(model, question, weights, z_loss)
+    expected.backward()
+    theirs = gradients(model)
+    model.zero_grad()
+    out = model_loss(model, question, documents, weights, LossOptions(implementation, chunk_rows=5, z_loss=z_loss))
+    out.total.backward()
+    torch.testing.assert_close(out.total, expected)
+    torch.testing.assert_close(out.nll, sums.detach())
+    for name, ours in gradients(model).items():
+        torch.testing.assert_close(ours, theirs[name], msg=f"gradient of {name}")
+
+
+@EACH
+def test_scores_sum_what_the_loss_sums(heads: HeadsConfig) -> None:
+    model, documents, question = problem(heads)
+    scores, out = model_scores(model, question, documents), model_loss(model, question, documents)
+    torch.testing.assert_close(scores.nll, out.nll)
+    assert torch.equal(scores.n_valid, out.n_valid)
+    if heads.kind != "order":
+        logits = model.logits(question.inputs, documents, question.targets).expand(heads.n_future, -1, -1, -1)
+        hits = (logits.argmax(-1) == question.targets) & question.valid
+        assert scores.correct.tolist() == hits.sum((1, 2)).tolist()
+    else:
+        top = model.further_unembeddings[0](model(question.inputs)[0]).argmax(-1)
+        assert scores.correct[1] == ((top == question.targets[0]) & question.valid[0]).sum()
+
+
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=12), st.integers(1, 3))
+def test_first_ahead_against_a_loop(tokens: list[int], n: int) -> None:
+    first = first_ahead(torch.tensor([tokens]), range(1, n + 1))
+    for t in range(len(tokens) - n):
+        for i in range(1, n + 1):
+            assert first[i - 1, 0, t] == (tokens[t + i] not in tokens[t + 1 : t + i])
+
+
+def test_a_ranking_favours_what_comes_sooner() -> None:
+    shares, listed = order_shares(torch.tensor([[[True, False]], [[False, False]], [[True, False]]]))
+    assert listed.tolist() == [[True, False]]
+    assert shares[:, 0, 0].tolist() == pytest.approx(
+        [1 / (1 + 2.718281828**-2), 0, 2.718281828**-2 / (1 + 2.718281828**-2)]
+    )
+    assert not shares[:, 0, 1].any()
+
+
+@pytest.mark.parametrize("stop", ["trunk", "unembedding", "both"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, stop: Any) -> None:
+    """What the switch names gets head 1's gradient and no other; everything else gets what it got."""
+    heads, options = HeadsConfig(n_future=3, kind=kind), LossOptions(stop_gradient=stop)
+    try:
+        check_options(options, heads)
+    except InputError:
+        assert kind in ("none", "anticausal", "order")
+        return
+    model, documents, question = problem(heads)
+
+    def after(weights: list[float], options: LossOptions = LossOptions()) -> dict[str, Tensor]:
+        model.zero_grad()
+        model_loss(model, question, documents, weights[: len(heads.terms)], options).total.backward()
+        return gradients(model)
+
+    stopped, alone, free = after([1.0, 1.0, 1.0], options), after([1.0, 0.0, 0.0]), after([1.0, 1.0, 1.0])
+    upstream = ("trunk", "embedding")  # of the further heads
+    if kind not in ("parallel", "linear"):
+        upstream += ("heads.0.",)
+    if kind == "order":
+        upstream += ("norm.",)
+    for name, gradient in stopped.items():
+        trunk = name.startswith(upstream)
+        unembedding = name == "unembedding.weight"
+        if (trunk and stop != "unembedding") or (unembedding and stop != "trunk"):
+            torch.testing.assert_close(gradient, alone[name], msg=name)
+            assert not torch.allclose(gradient, free[name]), name
+        else:
+            torch.testing.assert_close(gradient, free[name], msg=name)
+
+
+@pytest.mark.parametrize(
+    ("heads", "stop", "says"),
+    [
+        (HeadsConfig(n_future=2, kind="none"), "trunk", "it has no further heads"),
+        (HeadsConfig(n_future=2, kind="anticausal"), "both", "head 1 reads the further heads"),
+        (HeadsConfig(n_future=2, kind="order"), "unembedding", "unembeddings of their own"),
+        (HeadsConfig(n_future=2, replicate_unembedding=True), "both", "unembeddings of their own"),
+    ],
+)
+def test_gradients_that_cannot_be_told_apart_are_refused(heads: HeadsConfig, stop: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check_options(LossOptions(stop_gradient=stop), heads)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_counting_over_ranks_makes_the_mean_one_over_all_tokens(kind: Any) -> None:
+    """Two ranks with unequal numbers of targets: their averaged gradients are those of one process with all rows."""
+    heads = HeadsConfig(n_future=3, kind=kind)
+    model, documents, question = problem(heads)
+    model_loss(model, question, documents).total.backward()
+    whole = gradients(model)
+    model.zero_grad()
+    halves = [Question(*(None if x is None else x.narrow(x.ndim - 2, b, 1) for x in question)) for b in range(2)]
+    counts = sum(model_loss(model, half, documents[:1]).n_valid for half in halves) / 2
+    groups = iter([counts[:1], counts[1:]] * 2 if kind == "order" else [counts] * 2)
+    for half in halves:
+        (model_loss(model, half, documents[:1], count_over_ranks=lambda _: next(groups)).total / 2).backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, whole[name], msg=name)
+
+
+def test_nowhere_a_target_on_any_rank_gives_zero() -> None:
+    h, weight = torch.randn(2, 1, 3, 4, requires_grad=True), torch.randn(5, 4)
+    nothing = torch.zeros(2, 1, 3, dtype=torch.bool)
+    out = multi_token_loss(h, weight, nothing.long(), nothing, count_over_ranks=lambda count: count / 2)
+    out.total.backward()
+    assert out.total == 0
+    assert h.grad is not None
+    assert not h.grad.any()
+
+
+def test_fused_is_cut_cross_entropy_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its call, by a stand-in of the same signature; the kernels themselves want a GPU."""
+    calls = []
+
+    def linear_cross_entropy(e: Tensor, c: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        calls.append(e.shape)
+        return F.cross_entropy(e @ c.t(), targets, reduction=reduction)
+
+    stand_in = ModuleType("cut_cross_entropy")
+    stand_in.linear_cross_entropy = linear_cross_entropy  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cut_cross_entropy", stand_in)
+    monkeypatch.setattr(fused, "can_fuse", lambda *_: True)
+    model, documents, question = problem(HeadsConfig(n_future=3))
+    ours = model_loss(model, question, documents, options=LossOptions("fused"))
+    ours.total.backward()
+    found = gradients(model)
+    model.zero_grad()
+    theirs = model_loss(model, question, documents, options=LossOptions("naive"))
+    theirs.total.backward()
+    torch.testing.assert_close(ours.total, theirs.total, rtol=1e-6, atol=1e-6)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+    assert len(calls) == 1, "all heads in one call: one gradient of the unembedding"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"), [({"chunk_rows": 0}, "chunk_rows is 0"), ({"z_loss": -1.0}, "z_loss is -1")]
+)
+def test_numbers_that_cannot_be_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        LossOptions(**settings)
