@@ -17,7 +17,7 @@ from callbacks.heartbeat import Heartbeat
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import BatchLoader, ResumableLoader
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.config import HeadKind, HeadsConfig
 from mtp_lightning.module import MTPModule
 from mtp_lightning.optimization import OptimizerConfig, ScheduleConfig
 
@@ -46,11 +46,13 @@ class Counting(MTPDataModule):
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Fit:
-    def run(callbacks: list[pl.Callback], steps: int = 12, n_future: int = 2, **trainer: Any) -> Any:
+    def run(
+        callbacks: list[pl.Callback], steps: int = 12, n_future: int = 2, kind: HeadKind = "parallel", **trainer: Any
+    ) -> Any:
         pl.seed_everything(0, verbose=False)
         module = MTPModule(
             tiny_backbone(n_layers=3),
-            HeadsConfig(n_future=n_future),
+            HeadsConfig(n_future=n_future, kind=kind),
             optimizer=OptimizerConfig(lr=1e-2),
             schedule=ScheduleConfig(warmup_steps=2),
         )
@@ -67,6 +69,13 @@ def fit(tmp_path: Path) -> Fit:
         return trainer_, module, recorder
 
     return run
+
+
+def test_weights_move_with_the_training_and_are_recorded(fit: Fit) -> None:
+    """Kind `none` of two tokens: the second one's weight falls from 1/2 to 0 over the first half of 12 steps."""
+    _, _, recorder = fit([], kind="none", log_every_n_steps=1)
+    weights = [metrics["train/weight/head_2"] for _, metrics in recorder.calls if "train/weight/head_2" in metrics]
+    assert weights == pytest.approx([0.5 * (1 - step / 6) for step in range(6)] + [0.0] * 6)
 
 
 def test_the_module_records_steps_and_validations(fit: Fit) -> None:

@@ -192,6 +192,29 @@ def test_plain_decoding_takes_head_ones_best_token(kind: Any, replicate: bool) -
             generate(model, text, 6, heads_used=3)
 
 
+@pytest.mark.parametrize("heads", [h for h in VARIANTS.values() if h.max_heads_used > 1])
+def test_drafts_are_what_the_heads_say(heads: HeadsConfig) -> None:
+    """A wrong draft costs speed and no text, so it has to be looked at itself."""
+    model = random_model(heads).float()
+    text = torch.randint(0, 16, (5,)).tolist()
+    for step in generate(model, torch.tensor(text), 12, heads_used=heads.n_future).steps:
+        ahead = torch.zeros(heads.n_future, 1, len(text), dtype=torch.long)
+        best = model.logits(torch.tensor([text]), None, ahead)[:, 0, -1].argmax(-1).tolist()
+        assert step.block == best[: len(step.block)]
+        text += step.tokens
+
+
+@EACH
+def test_autocast_leaves_hidden_states_in_full_precision(heads: HeadsConfig) -> None:
+    model = random_model(heads).float()
+    tokens, ahead = tokens_and_ahead(heads)
+    dtypes = []
+    model.heads.register_forward_hook(lambda module, args, h: dtypes.append(h.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(tokens, None, ahead)
+    assert dtypes == [torch.float32]
+
+
 @pytest.mark.parametrize("kind", ["parallel", "linear", "causal", "sequential", "recurrent"])
 def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
     heads = HeadsConfig(n_future=3, kind=kind)

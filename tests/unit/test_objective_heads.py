@@ -193,6 +193,14 @@ def test_counting_over_ranks_makes_the_mean_one_over_all_tokens(kind: Any) -> No
         torch.testing.assert_close(gradient, whole[name], msg=name)
 
 
+def test_a_single_target_on_one_of_two_ranks_counts_whole() -> None:
+    h, weight = torch.randn(1, 1, 1, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    one = torch.ones(1, 1, 1, dtype=torch.bool)
+    alone = multi_token_loss(h, weight, one.long(), one).total
+    ours = multi_token_loss(h, weight, one.long(), one, count_over_ranks=lambda count: count / 2).total
+    torch.testing.assert_close((ours + 0) / 2, alone)
+
+
 def test_nowhere_a_target_on_any_rank_gives_zero() -> None:
     h, weight = torch.randn(2, 1, 3, 4, requires_grad=True), torch.randn(5, 4)
     nothing = torch.zeros(2, 1, 3, dtype=torch.bool)
