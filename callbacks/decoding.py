@@ -11,6 +11,7 @@ from typing_extensions import override
 from mtp_lightning.decoding.greedy import Generation, generate
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.strategies.gather import full_model
 
 
 class DecodingProbe(pl.Callback):
@@ -22,7 +23,7 @@ class DecodingProbe(pl.Callback):
       first as often as the other; seconds of the processor where torch has one CPU thread, else of the clock;
     - `decode/mismatches`: prompts whose two texts differ, which in float32 has to be 0.
 
-    Weights, mode, random state and gradients stay as they were. Only rank zero decodes.
+    Weights, mode, random state and gradients stay as they were. Only rank zero decodes, of sharded weights a copy.
     """
 
     def __init__(self, prompts: int = 8, prompt_tokens: int = 64, new_tokens: int = 128) -> None:
@@ -42,21 +43,21 @@ class DecodingProbe(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fetched before training: data without room for a prompt are refused here, not hours later."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero and hasattr(datamodule, "heldout_prompts"):
+        if hasattr(datamodule, "heldout_prompts"):
             self._heldout = datamodule.heldout_prompts(self.prompts, self.prompt_tokens)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._heldout:
             return
-        model = pl_module.model
-        assert isinstance(model, MTPModel)
-        was_training = model.training
-        model.eval()
+        was_training = pl_module.model.training  # type: ignore[union-attr]
+        model = full_model(trainer, pl_module)
+        if model is None:
+            return
         try:
             metrics = self.measure(model, [prompt.to(pl_module.device) for prompt in self._heldout])
         finally:
-            model.train(was_training)
+            model.train(was_training)  # type: ignore[arg-type]
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})

@@ -119,10 +119,10 @@ class Heartbeat(pl.Callback):
             print(f"{folder / FAILURE} could not be written: {error}", file=sys.stderr)
 
     def _collect(self, trainer: pl.Trainer) -> None:
-        """Last values: those that some callback gave to a logger alone, then those that Lightning knows of."""
+        """Last values: those that Lightning knows of, on this rank, then what loggers were given, which is over all."""
+        self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
         for logger in trainer.loggers:
             self._metrics |= getattr(logger, "last_values", {})
-        self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
 
     def _wall_seconds(self) -> float:
         return self._earlier_seconds + time.monotonic() - self._started

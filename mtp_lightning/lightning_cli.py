@@ -29,6 +29,7 @@ from mtp_lightning.module import MTPModule
 from mtp_lightning.parsing import Parser, input_error_behind, where_said
 from mtp_lightning.paths import find_config
 from mtp_lightning.precision import native_precision
+from mtp_lightning.strategies.check import check_strategy
 from mtp_lightning.tracking.logger import KeepRecord, MLflowRunLogger
 
 # Lightning 2.6 with torch 2.13; nothing a user could do about it.
@@ -118,6 +119,11 @@ class MTPCLI(LightningCLI):
             super()._set_seed()
 
     @override
+    def before_instantiate_classes(self) -> None:
+        if not self.parse_only:
+            check_trainer(self)
+
+    @override
     def instantiate_classes(self) -> None:
         if not self.parse_only:
             super().instantiate_classes()
@@ -152,6 +158,23 @@ def resolve_config(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dic
     cli = MTPCLI(args, parse_only=True)
     check_objects(cli)
     return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))  # type: ignore[no-any-return]
+
+
+def check_trainer(cli: MTPCLI) -> None:
+    """What the configuration says about training as a whole goes together.
+
+    Raises:
+        InputError: it does not.
+    """
+    trainer = cli.config.trainer
+    check_strategy(
+        trainer.strategy,
+        trainer.precision,
+        trainer.gradient_clip_algorithm,
+        str(trainer.accelerator),
+        torch.cuda.is_available(),
+    )
+    check_schedule(cli)
 
 
 def check_schedule(cli: MTPCLI) -> None:
@@ -194,7 +217,7 @@ def check_objects(cli: MTPCLI) -> None:
     Raises:
         InputError: what they refuse.
     """
-    check_schedule(cli)
+    check_trainer(cli)
     config = cli.config.clone()
     config.trainer.logger, config.trainer.callbacks = False, None
     try:
@@ -229,7 +252,6 @@ def flag_value(value: Any) -> str:
 def fit(args: Sequence[str]) -> int:
     """`mtp fit`: train, from the start or from `--ckpt_path`."""
     cli = MTPCLI(args, "mtp fit")
-    check_schedule(cli)
     check_writable(Path(cli.trainer.default_root_dir))
     start_from = checkpoint_to_start_from(cli.config.ckpt_path, Path(cli.trainer.default_root_dir))
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)

@@ -1,12 +1,14 @@
 """The LightningModule: windows -> targets -> trunk and heads -> one loss, one backward."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 from typing_extensions import override
 
@@ -14,6 +16,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_parameters, flops_per_token
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.sharding import shard_model
 from mtp_lightning.objective.heads import Question, ask, check_options, model_loss, model_scores
 from mtp_lightning.objective.loss import HeadScores, LossOptions, LossOutput
 from mtp_lightning.objective.weights import WeightsConfig, complete, head_weights
@@ -26,6 +29,21 @@ class LossConfig(LossOptions):
 
     weights: WeightsConfig = WeightsConfig()
     """w_i, and how they move during training; all 1 by default for the paper's heads."""
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum over all processes, the same on each; x itself in a single one."""
+    if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+        return x
+    x = x.clone()
+    torch.distributed.all_reduce(x)
+    return x
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean over all processes, in floating point, the same on each."""
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return sum_over_ranks(x) / ranks
 
 
 class HeadMetrics(Metric):
@@ -88,6 +106,8 @@ class MTPModule(pl.LightningModule):
         self.val_metrics = HeadMetrics(len(heads.terms))
         self._since_step: list[LossOutput] = []
         """Losses of the batches whose gradients wait for the next optimizer step."""
+        self._gradient_norm = math.nan
+        self._is_sharded = False
         if compile:
             for block in self.model.blocks():
                 block.compile()
@@ -123,33 +143,60 @@ class MTPModule(pl.LightningModule):
         return head_weights(self.loss_config.weights, self.heads_config, progress)
 
     @override
+    def configure_model(self) -> None:
+        """Under FSDP2, shard; the strategy has made the mesh by now."""
+        if self._device_mesh is not None and not self._is_sharded:
+            shard_model(self.model, self._device_mesh["data_parallel"])
+            self._is_sharded = True
+
+    @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         question, documents_BT = self.ask(batch)
-        out = model_loss(self.model, question, documents_BT, self.head_weights(), self.loss_config)
+        count = mean_over_ranks if self.trainer.world_size > 1 else None
+        out = model_loss(self.model, question, documents_BT, self.head_weights(), self.loss_config, count)
         self.log("train/loss", out.total.detach(), prog_bar=True, logger=False)
         self._since_step.append(out._replace(total=out.total.detach()))
         return out.total
 
     @override
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Record the step that is about to be made, step k being the k-th, with the gradient's norm before clipping:
-        n summed losses make it about n times larger, so that the clip bites more often.
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """The gradient's norm before clipping: n summed losses make it about n times larger, so that the clip bites
+        more often. (Under ZeRO parameters have no gradients to look at, and the strategy is asked behind the step.)"""
+        if self._logs_step() and not hasattr(self.trainer.strategy, "gradient_norm"):
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self._gradient_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+    @override
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Make the step, then record it, step k being the k-th.
 
         Recorded here and not through `self.log`, which reaches the loggers only behind `on_train_batch_end`: a
         checkpoint taken there would come before its own step's record, and a run killed then would lack that step.
         """
-        outs, self._since_step = self._since_step, []
+        logs, lr, weights = self._logs_step(), optimizer.param_groups[0]["lr"], self.head_weights()
         step = self.trainer.global_step + 1
-        if step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return  # DeepSpeed is called for every batch and steps where it is due
+        outs, self._since_step = self._since_step, []
+        if not logs:
             return
-        nll_N = sum(out.nll for out in outs) / sum(out.n_valid for out in outs).clamp(min=1)  # type: ignore[union-attr]
-        metrics = {f"train/loss/{term}": nll for term, nll in zip(self.heads_config.terms, nll_N.tolist())}
-        metrics |= {f"train/weight/{term}": w for term, w in zip(self.heads_config.terms, self.head_weights())}
-        metrics["train/loss"] = torch.stack([out.total for out in outs]).mean().item()
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        metrics["train/gradient_norm"] = torch.nn.utils.get_total_norm(gradients).item()
-        metrics["train/lr"] = optimizer.param_groups[0]["lr"]
-        self._record(metrics, step)
+        nll_N, n_valid_N = sum_over_ranks(
+            torch.stack([sum(out.nll for out in outs).double(), sum(out.n_valid for out in outs).double()])  # type: ignore[union-attr]
+        )
+        total = mean_over_ranks(torch.stack([out.total for out in outs]).mean())
+        terms, means = self.heads_config.terms, (nll_N / n_valid_N.clamp(min=1)).tolist()
+        metrics = {f"train/loss/{term}": nll for term, nll in zip(terms, means)}
+        metrics |= {f"train/weight/{term}": weight for term, weight in zip(terms, weights)}
+        measure = getattr(self.trainer.strategy, "gradient_norm", None)
+        metrics["train/gradient_norm"] = measure() if measure else self._gradient_norm
+        self._record(metrics | {"train/loss": total.item(), "train/lr": lr}, step)
+
+    def _logs_step(self) -> bool:
+        """Whether the step under way is one to record."""
+        return bool((self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0)  # type: ignore[attr-defined]
 
     def _record(self, metrics: dict[str, float], step: int) -> None:
         for logger in self.loggers:

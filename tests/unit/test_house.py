@@ -18,7 +18,7 @@ ALLOWED = {
     "probes": {"model", "decoding", "data", "probes"},
     "module": {"model", "objective", "optimization"},
     "optimization": set[str](),
-    "strategies": {"strategies"},
+    "strategies": {"model", "strategies"},
     "tracking": {"tracking"},
     "grid": {"grid", "tracking"},
     "evaluation": {"decoding", "model", "data", "evaluation", "checkpoint"},

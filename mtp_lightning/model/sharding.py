@@ -1,0 +1,24 @@
+"""How a model is cut for FSDP2 (torch's `fully_shard`): a unit per layer and unembedding, the rest at the root."""
+
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from mtp_lightning.model.mtp import MTPModel
+
+
+def shard_model(model: MTPModel, mesh: DeviceMesh) -> None:
+    """Shard the parameters of `model` over a one-dimensional mesh, in place.
+
+    The final norm stays out of the unembedding's unit: the two together break. Tied embeddings are one parameter, so
+    they share a unit. Everything is resharded behind its forward, the root too: its weights gathered for a validation
+    would otherwise be used, stale, in the next training step.
+    """
+    for block in model.blocks():
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    if model.config.tie_embeddings:
+        fully_shard([model.embedding, model.unembedding], mesh=mesh, reshard_after_forward=True)
+    else:
+        fully_shard(model.unembedding, mesh=mesh, reshard_after_forward=True)
+    for unembedding in model.further_unembeddings:
+        fully_shard(unembedding, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)

@@ -1,0 +1,1 @@
+"""How a run is spread over processes, and what each way needs to compute the same as a single process."""

@@ -1,0 +1,51 @@
+"""What a run may ask of a strategy, checked on the configuration before anything is built."""
+
+from typing import Any
+
+from mtp_lightning.errors import InputError
+
+_INSTEAD = {
+    "deepspeed_stage_1": "zero1",
+    "deepspeed_stage_2": "zero2",
+    "deepspeed_stage_2_offload": "zero2",
+    "deepspeed_stage_3": "zero3",
+    "deepspeed_stage_3_offload": "zero3_offload",
+    "deepspeed": "zero2",
+    "fsdp": "fsdp2",
+    "fsdp_cpu_offload": "fsdp2",
+}
+_STOCK = {"DeepSpeedStrategy": "zero2", "FSDPStrategy": "fsdp2", "ModelParallelStrategy": "fsdp2"}
+_OURS = ("mtp_lightning.strategies.zero.ZeroStrategy", "mtp_lightning.strategies.fsdp2.FSDP2Strategy")
+
+
+def check_strategy(strategy: Any, precision: Any, clip_algorithm: Any, accelerator: str, cuda: bool) -> None:
+    """
+    Args:
+        strategy: `trainer.strategy` as configured: a name, or something with a `class_path`.
+        cuda: whether this machine has it.
+
+    Raises:
+        InputError: a strategy that computes something else without a word, or what a strategy cannot do.
+    """
+    path = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
+    name = path.rsplit(".", 1)[-1]
+    instead = _INSTEAD.get(path) or (_STOCK.get(name) if path.startswith("lightning") else None)
+    if path.startswith("deepspeed"):
+        instead = instead or "zero2"
+    if instead:
+        why = (
+            "Lightning's own divides the loss twice under accumulation"
+            if "zero" in instead
+            else "it is neither tested with these heads nor compatible in its checkpoints"
+        )
+        raise InputError(f"trainer.strategy is '{path}': {why}; use -c conf/strategy/{instead}.yaml")
+    if path not in _OURS:
+        return
+    if str(clip_algorithm).endswith("value"):
+        raise InputError(
+            f"trainer.gradient_clip_algorithm is '{clip_algorithm}': {name} clips by the norm of all gradients; "
+            "leave it out, or use conf/strategy/ddp.yaml"
+        )
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not cuda)
+    if on_cpu and str(precision) in ("16", "16-mixed", "16-true"):
+        raise InputError(f"trainer.precision is '{precision}': {name} on a CPU computes in 32-true or bf16-mixed")

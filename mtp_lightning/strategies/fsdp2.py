@@ -1,0 +1,93 @@
+"""FSDP2 (torch's `fully_shard`) through Lightning's ModelParallelStrategy, data parallel only."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.strategy import Strategy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from typing_extensions import override
+
+from mtp_lightning.strategies.states import by_index, by_name, group_names, settings
+
+GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
+SCATTER = StateDictOptions(full_state_dict=True)
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Parameters, gradients and optimizer states sharded over all processes; runs on CPU with gloo too.
+
+    Checkpoints are the same single file that one process writes: weights and states are gathered on rank zero, which
+    needs about 12 bytes of memory per parameter there. (Lightning's own numbers the optimizer's states in the order of
+    the module, any other strategy in the order of the optimizer's groups: loaded elsewhere they would go to the wrong
+    parameters, silently where shapes agree.)
+    """
+
+    is_sharded = True
+    """Weights in full are to be had from `lightning_module_state_dict` alone."""
+
+    def __init__(self, process_group_backend: str | None = None) -> None:
+        super().__init__(
+            data_parallel_size="auto",
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+        )
+
+    @override
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    @override
+    def barrier(self, name: str | None = None) -> None:
+        if torch.distributed.is_initialized():
+            super().barrier(name)
+
+    @property
+    @override
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    @override
+    def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Full weights on rank zero, nothing elsewhere."""
+        assert self.lightning_module is not None
+        return dict(get_model_state_dict(self.lightning_module, options=GATHER))
+
+    @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        set_model_state_dict(self.lightning_module, dict(checkpoint["state_dict"]), options=SCATTER)
+
+    @override
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        optimizer = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        assert self.lightning_module is not None
+        gathered: dict[str, Any] = get_optimizer_state_dict(self.lightning_module, optimizer, options=GATHER)
+        if not self.is_global_zero:
+            return {}
+        names = group_names(self.lightning_module, optimizer)
+        return by_index(names, gathered["state"], optimizer.param_groups)
+
+    @override
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        assert self.lightning_module is not None
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"]):
+            names = group_names(self.lightning_module, optimizer)
+            groups = [{**own, "params": members} for own, members in zip(settings(saved), names)]
+            whole: dict[str, Any] = {"state": by_name(names, saved), "param_groups": groups}
+            set_optimizer_state_dict(self.lightning_module, optimizer, whole, options=SCATTER)

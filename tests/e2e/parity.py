@@ -1,0 +1,206 @@
+"""Gradients of a step under a strategy, through the real Trainer on two CPU processes, and of one plain process.
+
+The processes are forked from one that has everything imported, keep their process group, and run one cell after the
+other: a second or two each. A cell trains one optimizer step; its gradients are gathered just before the step.
+"""
+
+import multiprocessing
+import os
+import socket
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.module import MTPModule
+from mtp_lightning.objective.heads import ask, model_loss
+from mtp_lightning.objective.loss import LossOptions, LossOutput, multi_token_loss
+from mtp_lightning.strategies.fsdp2 import FSDP2Strategy
+from mtp_lightning.strategies.zero import ZeroStrategy
+
+RANKS, ROWS, T, CLIP = 2, 2, 8, 0.5
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
+    "fsdp2": FSDP2Strategy,
+    "zero1": lambda: ZeroStrategy(1),
+    "zero2": lambda: ZeroStrategy(2),
+    "zero3": lambda: ZeroStrategy(3),
+}
+WRONG: dict[str, Callable[[], Strategy]] = {"zero2 uncorrected": lambda: Uncorrected(2)}
+Gradients = dict[str, Tensor]
+
+
+class Uncorrected(ZeroStrategy):
+    """With Lightning's backward, which divides a second time by the number of accumulated batches."""
+
+    backward = DeepSpeedStrategy.backward
+
+
+@dataclass(frozen=True)
+class ParityCell:
+    """One combination. `wrong`: the paper's loop instead of one loss and one backward."""
+
+    strategy: str
+    heads: HeadsConfig
+    accumulate: int = 1
+    tied: bool = False
+    wrong: bool = False
+
+    def __str__(self) -> str:
+        heads = [f"{k}={v}" for k, v in vars(self.heads).items() if v != getattr(HeadsConfig, k)]
+        return f"{self.strategy} {' '.join(heads)} accumulate={self.accumulate} tied={self.tied}"
+
+    def module(self) -> MTPModule:
+        torch.manual_seed(0)
+        backbone = BackboneConfig(
+            vocab_size=16, dim=32, n_layers=8, n_heads=2, ffn_dim=48, tie_embeddings=self.tied, init_std=0.3
+        )
+        return (PaperLoop if self.wrong else MTPModule)(backbone, self.heads)
+
+    def batches(self) -> list[dict[str, Tensor]]:
+        """Global batches, one for each backward; borders at random, so that ranks have unequal numbers of targets."""
+        generator = torch.Generator().manual_seed(1)
+        shape = (RANKS * ROWS, T + self.heads.horizon)
+        return [
+            {
+                "tokens": torch.randint(0, 16, shape, generator=generator),
+                "documents": (torch.rand(shape, generator=generator) < 0.2).cumsum(1).int(),
+            }
+            for _ in range(self.accumulate)
+        ]
+
+
+class PaperLoop(MTPModule):
+    """Section 2's loop, literally: trunk detached, one backward per head, then the trunk's. Right in one process."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        question, _ = self.ask(batch)
+        rotary = self.model.rotary(torch.arange(T))
+        z = self.model.run_trunk(question.inputs, rotary)
+        d = z.detach().requires_grad_()
+        for i, head in enumerate(self.model.heads):
+            own = slice(i, i + 1)
+
+            def score(h: Tensor, weight: Tensor, own: slice = own) -> LossOutput:
+                return multi_token_loss(h, weight, question.targets[own], question.valid[own])
+
+            self.model.unembedding(self.model.norm(head(d, rotary))[None], score).total.backward()
+        assert d.grad is not None
+        total = (z * d.grad).sum()  # whose backward is z's with the gradient that has gathered in d
+        nothing = torch.zeros(self.heads_config.n_future)
+        self._since_step.append(LossOutput(total.detach(), nothing, nothing))
+        return total
+
+
+def reference(cell: ParityCell) -> Gradients:
+    """One process, all rows, every logit alive, torch's own autograd."""
+    module = cell.module()
+    for batch in cell.batches():
+        question = ask(cell.heads, batch["tokens"], batch["documents"])
+        module.trainer = type("At", (), {"global_step": 0, "max_steps": 1})()  # type: ignore[assignment]
+        loss = model_loss(module.model, question, weights=module.head_weights(), options=LossOptions("naive"))
+        (loss.total / cell.accumulate).backward()
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+class Gather(pl.Callback):
+    """Full gradients, averaged over ranks, as the optimizer is about to see them (before clipping)."""
+
+    def __init__(self) -> None:
+        self.gradients: Gradients = {}
+        self.norm = float("nan")
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        zero = isinstance(trainer.strategy, ZeroStrategy)
+        if zero and not trainer.model.is_gradient_accumulation_boundary():
+            return
+        for name, parameter in pl_module.named_parameters():
+            gradient = _full_zero_gradient(parameter) if zero else parameter.grad
+            gradient = torch.zeros_like(parameter) if gradient is None else gradient
+            self.gradients[name] = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
+
+
+def _full_zero_gradient(parameter: torch.nn.Parameter) -> Tensor:
+    from deepspeed.utils import safe_get_full_grad
+
+    return safe_get_full_grad(parameter)  # type: ignore[no-any-return]
+
+
+class _Recorder(pl.loggers.logger.DummyLogger):  # type: ignore[name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: dict[str, float] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.metrics |= metrics
+
+
+def run_cell(cell: ParityCell, rank: int) -> tuple[Gradients, float]:
+    """On one of the ranks: (gradients, the norm that was logged)."""
+    rows = slice(rank * ROWS, (rank + 1) * ROWS)
+    batches = [{key: value[rows] for key, value in batch.items()} for batch in cell.batches()]
+    gather, recorder = Gather(), _Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=RANKS, strategy=(STRATEGIES | WRONG)[cell.strategy](), max_steps=1, max_epochs=1,
+        accumulate_grad_batches=cell.accumulate, gradient_clip_val=CLIP, callbacks=[gather], logger=recorder,
+        log_every_n_steps=1, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(cell.module(), train_dataloaders=DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    return gather.gradients, recorder.metrics["train/gradient_norm"]
+
+
+def run_cells(cells: Sequence[ParityCell]) -> Iterator[tuple[Gradients, float] | str]:
+    """Results of the cells in order, by a pair of processes; an exception of a cell as its text."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    receiver, sender = context.Pipe(duplex=False)
+    workers = [
+        context.Process(target=_work, args=(rank, port, cells, sender if rank == 0 else None)) for rank in range(RANKS)
+    ]
+    for worker in workers:
+        worker.start()
+    sender.close()
+    try:
+        for _ in cells:
+            result = receiver.recv()
+            if not isinstance(result, str):
+                result = {name: torch.from_numpy(array) for name, array in result[0].items()}, result[1]
+            yield result
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _work(rank: int, port: int, cells: Sequence[ParityCell], sender: Connection | None) -> None:
+    warnings.simplefilter("ignore")  # here it is about numbers
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+    for cell in cells:
+        result: Any
+        try:
+            gradients, norm = run_cell(cell, rank)
+            result = {name: gradient.numpy() for name, gradient in gradients.items()}, norm
+        except Exception:  # it is the result: sent, and shown by whoever asked
+            result = traceback.format_exc()
+        if sender is not None:
+            sender.send(result)
+
+
+def worst_error(ours: Gradients, theirs: Gradients) -> float:
+    """The largest difference over all parameters, relative to the parameter's largest gradient."""
+    assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
+    return max(float((ours[k] - theirs[k]).abs().max() / theirs[k].abs().max().clamp(min=1e-12)) for k in theirs)

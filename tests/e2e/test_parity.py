@@ -1,0 +1,71 @@
+"""Every kind of heads under every strategy has the gradients of a single, naive process."""
+
+from collections.abc import Sequence
+from itertools import product
+
+import pytest
+import torch
+from parity import STRATEGIES, ParityCell, reference, run_cells, worst_error
+from tiny import VARIANTS
+
+from mtp_lightning.model.config import HeadsConfig
+
+TOLERANCE = 3e-5
+"""Relative, in float32."""
+EVERYTHING = [
+    ParityCell(strategy, heads, accumulate, tied)
+    for strategy, heads, accumulate, tied in product(STRATEGIES, VARIANTS.values(), (1, 2), (False, True))
+]
+PARALLEL = HeadsConfig(n_future=3)
+
+
+def failures(cells: Sequence[ParityCell]) -> list[str]:
+    """What is wrong, a line a cell: gradients, or the norm that was logged."""
+    found = []
+    for cell, result in zip(cells, run_cells(cells), strict=True):
+        if isinstance(result, str):
+            found.append(f"{cell}: {result}")
+            continue
+        gradients, norm = result
+        expected = reference(cell)
+        error = worst_error(gradients, expected)
+        expected_norm = torch.nn.utils.get_total_norm(list(expected.values())).item()
+        if not error <= TOLERANCE:
+            found.append(f"{cell}: gradients off by {error:.1e}")
+        elif norm != pytest.approx(expected_norm, rel=TOLERANCE):
+            found.append(f"{cell}: logged gradient norm {norm}, and it is {expected_norm}")
+    return found
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_slice_of_every_axis(strategy: str) -> None:
+    """Each strategy: all of accumulation x tying, and every fifth variant (all of them, over the strategies)."""
+    corner = [cell for cell in EVERYTHING if cell.strategy == strategy and cell.heads == PARALLEL]
+    variants = list(VARIANTS.values())[list(STRATEGIES).index(strategy) :: len(STRATEGIES)]
+    rest = [ParityCell(strategy, heads, accumulate=2, tied=i % 2 == 0) for i, heads in enumerate(variants)]
+    assert "\n".join(failures([*corner, *rest])) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_whole_matrix(strategy: str) -> None:
+    assert "\n".join(failures([cell for cell in EVERYTHING if cell.strategy == strategy])) == ""
+
+
+def test_the_papers_loop_is_right_in_one_process() -> None:
+    cell = ParityCell("none", PARALLEL, wrong=True)
+    module = cell.module()
+    module.training_step(cell.batches()[0], 0).backward()
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    assert worst_error(gradients, reference(cell)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_the_papers_loop_is_seen_to_be_wrong_in_two(strategy: str) -> None:
+    (failure,) = failures([ParityCell(strategy, PARALLEL, wrong=True)])
+    assert "gradients off by" in failure or "already been reduced" in failure
+
+
+def test_dividing_twice_under_accumulation_is_seen_to_be_wrong() -> None:
+    (failure,) = failures([ParityCell("zero2 uncorrected", PARALLEL, accumulate=2)])
+    assert "gradients off by 5.0e-01" in failure
