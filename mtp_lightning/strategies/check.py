@@ -1,5 +1,6 @@
 """What a run may ask of a strategy, checked on the configuration before anything is built."""
 
+import importlib.util
 from typing import Any
 
 from mtp_lightning.errors import InputError
@@ -46,6 +47,25 @@ def check_strategy(strategy: Any, precision: Any, clip_algorithm: Any, accelerat
             f"trainer.gradient_clip_algorithm is '{clip_algorithm}': {name} clips by the norm of all gradients; "
             "leave it out, or use conf/strategy/ddp.yaml"
         )
+    if path == _OURS[0]:
+        settings = getattr(strategy, "init_args", None)
+        check_zero(getattr(settings, "stage", 2), getattr(settings, "offload", None))
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not cuda)
     if on_cpu and str(precision) in ("16", "16-mixed", "16-true"):
         raise InputError(f"trainer.precision is '{precision}': {name} on a CPU computes in 32-true or bf16-mixed")
+
+
+def check_zero(stage: int, offload: str | None) -> None:
+    """
+    Raises:
+        InputError: DeepSpeed is not installed, or offloading that the stage does not have.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise InputError(
+            "trainer.strategy: ZeroStrategy needs DeepSpeed, which is not installed: "
+            "pip install 'mtp-lightning[deepspeed]', or take another file of conf/strategy/"
+        )
+    if offload == "parameters" and stage != 3:
+        raise InputError(
+            f"trainer.strategy.offload is 'parameters' and .stage is {stage}: only stage 3 shards parameters"
+        )

@@ -1,6 +1,5 @@
 """DeepSpeed's ZeRO-1, 2 and 3, corrected (`ZeroStrategy`)."""
 
-import importlib.util
 import os
 import warnings
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.strategies.check import check_zero
 from mtp_lightning.strategies.states import Names, by_index, by_name, group_names, settings
 
 
@@ -34,21 +34,11 @@ class ZeroStrategy(DeepSpeedStrategy):
         offload: `optimizer`: the optimizer's states live on the CPU; `parameters`: parameters as well (stage 3).
 
     Raises:
-        InputError: DeepSpeed is not installed, or a stage or offloading that does not exist.
+        InputError: DeepSpeed is not installed, or offloading that the stage does not have.
     """
 
     def __init__(self, stage: Literal[1, 2, 3] = 2, offload: Literal["optimizer", "parameters"] | None = None) -> None:
-        if importlib.util.find_spec("deepspeed") is None:
-            raise InputError(
-                "trainer.strategy: ZeroStrategy needs DeepSpeed, which is not installed: "
-                "pip install 'mtp-lightning[deepspeed]', or take another file of conf/strategy/"
-            )
-        if stage not in (1, 2, 3):
-            raise InputError(f"trainer.strategy.stage is {stage}: ZeRO has the stages 1, 2 and 3")
-        if offload == "parameters" and stage != 3:
-            raise InputError(
-                f"trainer.strategy.offload is 'parameters' and .stage is {stage}: only stage 3 shards parameters"
-            )
+        check_zero(stage, offload)
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for one and warn
         with warnings.catch_warnings():

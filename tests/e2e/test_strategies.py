@@ -1,0 +1,165 @@
+"""Training goes on under any strategy from any other's checkpoint, as if one process had done it all."""
+
+import multiprocessing
+import os
+import socket
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from parity import STRATEGIES, _Recorder
+from tiny import tiny_backbone
+from typing_extensions import override
+
+from mtp_lightning.checkpoint import read_checkpoint
+from mtp_lightning.cli import main
+from mtp_lightning.data.datamodule import MTPDataModule
+from mtp_lightning.data.loader import ResumableLoader
+from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.module import MTPModule
+from mtp_lightning.optimization import OptimizerConfig, ScheduleConfig
+
+ROWS, T, STEPS = 4, 8, 2
+HEADS = HeadsConfig(n_future=2, kind="sequential")
+
+
+class Random(MTPDataModule):
+    """Global batches that depend on their index alone, dealt to the ranks in rows; documents of random lengths."""
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(index)
+        tokens = torch.randint(0, 16, (ROWS, T + self.horizon), generator=generator)
+        documents = (torch.rand(tokens.shape, generator=generator) < 0.2).cumsum(1).int()
+        rank, world = self.rank_and_world_size
+        rows = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
+        return {"tokens": tokens[rows], "documents": documents[rows]}
+
+    @override
+    def train_dataloader(self) -> ResumableLoader:
+        return ResumableLoader(self, self.n_train_batches)
+
+
+class Losses(_Recorder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: dict[int, float] = {}
+
+    @override
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if "train/loss" in metrics:
+            assert step is not None
+            self.losses[step] = metrics["train/loss"]
+
+
+def train(
+    strategy: str, until: int, total: int, start: Path | None, save: Path | None, accumulate: int = 1
+) -> dict[int, float]:
+    """Loss of each step, from `start`'s checkpoint to step `until` of a schedule of `total`."""
+    torch.manual_seed(0)
+    schedule = ScheduleConfig(warmup_steps=2)
+    module = MTPModule(tiny_backbone(n_layers=4), HEADS, optimizer=OptimizerConfig(lr=1e-2), schedule=schedule)
+    recorder = Losses()
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            if trainer.global_step == until:
+                if save is not None and not save.exists():
+                    trainer.save_checkpoint(save)
+                trainer.should_stop = True
+
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1 if strategy == "single" else 2, max_steps=total, max_epochs=1, min_steps=1,
+        strategy="auto" if strategy == "single" else STRATEGIES[strategy](), accumulate_grad_batches=accumulate,
+        gradient_clip_val=0.5, callbacks=[Stop()], logger=recorder, log_every_n_steps=1, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    data = Random(horizon=HEADS.horizon, vocab_size=16)
+    trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    return recorder.losses
+
+
+def in_processes(strategy: str, *args: Any) -> dict[int, float]:
+    """`train` in one forked process, or in a pair of them; what rank zero saw."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    results = context.SimpleQueue()
+
+    def work(rank: int) -> None:
+        warnings.simplefilter("ignore")
+        if strategy != "single":
+            names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "NODE_RANK": 0}
+            os.environ |= {name: str(value) for name, value in names.items()}
+        losses = train(strategy, *args)
+        if rank == 0:
+            results.put(losses)
+
+    processes = [context.Process(target=work, args=(rank,)) for rank in range(1 if strategy == "single" else 2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0, f"{strategy}: a process ended with {process.exitcode}"
+    return results.get()  # type: ignore[no-any-return]
+
+
+def test_one_run_through_every_strategy(tmp_path: Path) -> None:
+    """Each goes on from the checkpoint of the one before; the losses and the last weights are one process's."""
+    order = ["single", *STRATEGIES, "single"]
+    total = STEPS * len(order)
+    expected = in_processes("single", total, total, None, tmp_path / "whole.ckpt")
+    start, found = None, {}
+    for i, strategy in enumerate(order):
+        save = tmp_path / f"{i}.ckpt"
+        found |= in_processes(strategy, STEPS * (i + 1), total, start, save)
+        start = save
+    assert found == pytest.approx(expected, rel=2e-5)
+    whole, pieces = (read_checkpoint(path)["state_dict"] for path in (tmp_path / "whole.ckpt", save))
+    assert whole.keys() == pieces.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(pieces[name], weight, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "fsdp2"])
+def test_loss_curves_are_one_processs(strategy: str) -> None:
+    """Over the same global batches, accumulated by two."""
+    args = (6, 6, None, None, 2)
+    assert in_processes(strategy, *args) == pytest.approx(in_processes("single", *args), rel=2e-5)
+
+
+CONFIGS = ["-c", "conf/base.yaml", "-c", "conf/model/tiny.yaml", "-c", "conf/data/python_stdlib.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--trainer.strategy", "deepspeed_stage_2"], "divides the loss twice under accumulation; use"),
+        (["--trainer.strategy", "fsdp"], "use -c conf/strategy/fsdp2.yaml"),
+        (["--trainer.strategy", "lightning.pytorch.strategies.DeepSpeedStrategy"], "use -c conf/strategy/zero2.yaml"),
+        (["-c", "conf/strategy/zero2.yaml", "--trainer.strategy.stage", "4"], "trainer.strategy"),
+        (["-c", "conf/strategy/zero2.yaml", "--trainer.strategy.offload", "parameters"], "only stage 3 shards"),
+        (["-c", "conf/strategy/zero2.yaml", "--trainer.precision", "16-mixed"], "trainer.precision is '16-mixed'"),
+        (["-c", "conf/strategy/fsdp2.yaml", "--trainer.gradient_clip_algorithm", "value"], "clips by the norm"),
+    ],
+)  # fmt: skip
+def test_what_would_be_silently_wrong_is_refused(
+    flags: Sequence[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = ["fit", *CONFIGS, *flags, "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(folder)]
+    assert main(command) == 2
+    assert says in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_a_missing_package_is_named_before_anything_is_built(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "deepspeed" else object())
+    assert main(["fit", *CONFIGS, "-c", "conf/strategy/zero3.yaml", "--trainer.default_root_dir", str(tmp_path)]) == 2
+    assert "pip install 'mtp-lightning[deepspeed]'" in capsys.readouterr().err
