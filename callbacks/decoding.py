@@ -50,14 +50,16 @@ class DecodingProbe(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._heldout:
             return
-        was_training = pl_module.model.training  # type: ignore[union-attr]
+        own = pl_module.model
+        assert isinstance(own, MTPModel)
+        was_training = own.training
         model = full_model(trainer, pl_module)
         if model is None:
             return
         try:
             metrics = self.measure(model, [prompt.to(pl_module.device) for prompt in self._heldout])
         finally:
-            model.train(was_training)  # type: ignore[arg-type]
+            own.train(was_training)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})

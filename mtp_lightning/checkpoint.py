@@ -1,6 +1,9 @@
 """Checkpoints as files: which one to resume from, and how a model comes back out of one. Nothing is unpickled."""
 
+import json
 import pickle
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +13,8 @@ from mtp_lightning.data.tokenizer import Tokenizer, tokenizer_from_state
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
+
+SAFETENSORS = ".safetensors"
 
 
 class LoadedModel(NamedTuple):
@@ -34,29 +39,89 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"'{path}' is not a checkpoint, or a truncated one") from error
     if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
         raise InputError(f"'{path}' is not a checkpoint of `mtp fit`: it has no '{CHECKPOINT_KEY}' entry")
-    if content[CHECKPOINT_KEY].get("format") != CHECKPOINT_FORMAT:
-        raise InputError(
-            f"'{path}' is a checkpoint of format {content[CHECKPOINT_KEY].get('format')}, and this version reads "
-            f"{CHECKPOINT_FORMAT}"
-        )
+    _check_format(path, content[CHECKPOINT_KEY])
     return content
 
 
 def load_model(path: Path) -> LoadedModel:
-    """Model and tokenizer of a checkpoint written by `mtp fit`.
+    """Model and tokenizer of a checkpoint written by `mtp fit`, or of a file written by `mtp export`.
 
     Raises:
-        InputError: not such a checkpoint.
+        InputError: not such a file.
     """
-    content = read_checkpoint(path)
-    described = content[CHECKPOINT_KEY]
-    model = MTPModel(BackboneConfig(**described["backbone"]), HeadsConfig(**described["heads"]))
-    prefix = "model."
-    weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    model.load_state_dict(weights)
+    if path.suffix == SAFETENSORS:
+        described, weights, step = _read_safetensors(path)
+    else:
+        content = read_checkpoint(path)
+        described, step = content[CHECKPOINT_KEY], content["global_step"]
+        prefix = "model."
+        weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     if described["tokenizer"] is None:
         raise InputError(f"'{path}' holds no tokenizer: it was not trained on text")
-    return LoadedModel(model.eval(), tokenizer_from_state(described["tokenizer"]), content["global_step"])
+    model = MTPModel(BackboneConfig(**described["backbone"]), HeadsConfig(**described["heads"]))
+    model.load_state_dict(weights)
+    return LoadedModel(model.eval(), tokenizer_from_state(described["tokenizer"]), step)
+
+
+def save_safetensors(loaded: LoadedModel, path: Path) -> None:
+    """Weights under the model's own names, a tied one once; what describes the model as JSON in the header."""
+    from safetensors.torch import save_file
+
+    model = loaded.model
+    described = {
+        "format": CHECKPOINT_FORMAT,
+        "backbone": asdict(model.config),
+        "heads": asdict(model.heads_config),
+        "tokenizer": loaded.tokenizer.state(),
+    }
+    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(weights, partial, {CHECKPOINT_KEY: json.dumps(described), "step": str(loaded.step)})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], int]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"'{path}' is not a file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"'{path}' is not a safetensors file, or a truncated one") from error
+    if CHECKPOINT_KEY not in header:
+        raise InputError(f"'{path}' was not written by `mtp export`: its header has no '{CHECKPOINT_KEY}' entry")
+    described = json.loads(header[CHECKPOINT_KEY])
+    _check_format(path, described)
+    if described["backbone"]["tie_embeddings"]:
+        weights["unembedding.weight"] = weights["embedding.weight"]
+    return described, weights, int(header["step"])
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path` itself, or the newest good checkpoint of the run's folder that it is.
+
+    Raises:
+        InputError: a folder without any.
+    """
+    if not path.is_dir():
+        return path
+    newest = latest_checkpoint(path / "checkpoints") or latest_checkpoint(path)
+    if newest is None:
+        raise InputError(f"folder '{path}' holds no checkpoint, nor does its folder checkpoints/")
+    return newest
+
+
+def _check_format(path: Path, described: Mapping[str, Any]) -> None:
+    if described.get("format") != CHECKPOINT_FORMAT:
+        raise InputError(
+            f"'{path}' is a checkpoint of format {described.get('format')}, and this version reads {CHECKPOINT_FORMAT}"
+        )
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

@@ -35,9 +35,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "grid status": ("mtp_lightning.grid.commands:status", "how far a grid's cells are"),
     "grid report": ("mtp_lightning.grid.commands:report", "a grid's table, figure and verdict"),
     "generate": ("mtp_lightning.decoding.command:generate_command", "continue a prompt with a checkpoint's model"),
+    "export": ("mtp_lightning.interop.command:export_command", "write a checkpoint's model to one safetensors file"),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
     "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),
+    "bench train": ("mtp_lightning.bench.train:train_command", "training steps against Hugging Face and naive code"),
     "ui": ("mtp_lightning.tracking.command:ui_command", "the MLflow UI on this project's runs, on 127.0.0.1"),
 }
 FROM_YAML = ("fit", "validate")

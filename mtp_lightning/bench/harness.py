@@ -3,6 +3,7 @@
 Single figures of a shared machine mean little; a ratio of two things timed alternately means a lot.
 """
 
+import ctypes
 import multiprocessing
 import os
 import platform
@@ -20,6 +21,12 @@ import torch
 Name = TypeVar("Name", bound=str)
 
 
+IDLE = 0.9
+"""Share of all processors' time that has to be idle for a machine to count as quiet."""
+STEADY = 0.8
+"""Below this share of the best rate the median is not to be judged."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of one contender. `cpu` counts every thread of the process and is robust against a busy machine."""
@@ -27,11 +34,71 @@ class Timing:
     median: float
     best: float
     cpu: float
+    cpu_best: float
+
+
+class IdleGate:
+    """Called before a timed step, waits until nobody else uses the machine; a second thread needs that.
+
+    OpenMP's threads wait for each other at every operation: one of them off the processor for a scheduler's slice
+    costs more than the operation. Waits `patience` seconds over its whole life, then lets everything pass and counts.
+    """
+
+    def __init__(self, patience: float, progress: Callable[[str], None], window: float = 0.2) -> None:
+        self.left, self.window = patience, window
+        self.progress = progress
+        self.passed_busy = 0
+        """Steps that ran on a busy machine."""
+
+    def __call__(self) -> None:
+        while (share := idle_share(self.window)) < IDLE:
+            if self.left <= 0:
+                self.passed_busy += 1
+                return
+            self.progress(f"waiting for a quiet machine ({share:.0%} idle; at most {self.left:.0f} s more)")
+            self.left -= self.window
+
+
+def idle_share(seconds: float) -> float:
+    """Share of all processors' time spent idle during the next `seconds`; 1 where the system does not say."""
+    before = _processor_ticks()
+    if before is None:
+        return 1.0
+    time.sleep(seconds)
+    after = _processor_ticks()
+    assert after is not None
+    idle, total = (late - early for late, early in zip(after, before))
+    return idle / total if total else 1.0
+
+
+def _processor_ticks() -> tuple[int, int] | None:
+    """(idle, all) clock ticks of all processors since boot."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            ticks = [int(field) for field in file.readline().split()[1:9]]  # guests are counted in the first already
+    except OSError:
+        return None
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def pin_threads(threads: int) -> None:
     """Use exactly `threads` threads in this process from here on."""
     torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep what is freed for the next allocation; False where the C library is another.
+
+    By default large tensors are mapped afresh and returned to the system every step, and each of their pages faults
+    anew: 10 % of a training step's processor time at d = 256, 20 % with four heads and a small vocabulary. The peak
+    stays as it is; the process then holds it to its end.
+    """
+    trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1  # malloc.h; mallopt takes ints
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(mmap_threshold, most) and mallopt(trim_threshold, most))
 
 
 def synchronize(device: torch.device) -> None:
@@ -40,13 +107,25 @@ def synchronize(device: torch.device) -> None:
 
 
 def interleaved(
-    contenders: Mapping[Name, Callable[[], object]], rounds: int, device: torch.device
+    contenders: Mapping[Name, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    warmup: int = 1,
+    before_step: Callable[[], None] = lambda: None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> dict[Name, Timing]:
-    """Time every contender once a round, in turn, after one uncounted round."""
+    """Time every contender once a round, in turn, after `warmup` uncounted rounds.
+
+    Args:
+        before_step: called before each counted step, outside the time.
+    """
     wall: dict[Name, list[float]] = {name: [] for name in contenders}
     cpu: dict[Name, list[float]] = {name: [] for name in contenders}
-    for counted in range(-1, rounds):
+    for counted in range(-warmup, rounds):
         for name, run in contenders.items():
+            progress(f"{name}: " + ("warm-up" if counted < 0 else f"round {counted + 1} of {rounds}"))
+            if counted >= 0:
+                before_step()
             synchronize(device)
             started, started_cpu = time.perf_counter(), time.process_time()
             run()
@@ -54,7 +133,7 @@ def interleaved(
             if counted >= 0:
                 wall[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - started_cpu)
-    return {name: Timing(median(wall[name]), min(wall[name]), median(cpu[name])) for name in contenders}
+    return {n: Timing(median(wall[n]), min(wall[n]), median(cpu[n]), min(cpu[n])) for n in contenders}
 
 
 def peak_memory_bytes(prepare: Callable[..., Callable[[], object]], threads: int, *args: Any) -> int:

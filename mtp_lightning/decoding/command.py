@@ -23,26 +23,20 @@ def generate_command(
     """Continue a prompt with a checkpoint's model; the text goes to standard output, figures to standard error.
 
     Args:
-        ckpt: Checkpoint file, or the folder of a run, of which the newest checkpoint is taken.
+        ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
         prompt: Text to continue (needed); `-` reads standard input.
         max_new_tokens: Most tokens to add; an end-of-document token ends the text earlier.
         decoding: greedy: one token per forward. speculative: the same text, drafted by the further heads.
         heads_used: Heads that draft, at most the model's n_future (the default, where they can).
         json: File to write the text and the figures to as well.
     """
-    from mtp_lightning.checkpoint import latest_checkpoint, load_model
+    from mtp_lightning.checkpoint import find_checkpoint, load_model
 
     if prompt is None:
         raise InputError("--prompt is missing: the text to continue, or - to read it from standard input")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: it has to be at least 1")
-    path: Path | None = Path(ckpt)
-    if path is not None and path.is_dir():
-        path = latest_checkpoint(path / "checkpoints") or latest_checkpoint(path)
-        if path is None:
-            raise InputError(f"folder '{ckpt}' holds no checkpoint, nor does its folder checkpoints/")
-    assert path is not None
-    model, tokenizer, _ = load_model(path)
+    model, tokenizer, _ = load_model(find_checkpoint(Path(ckpt)))
     most = model.heads_config.max_heads_used
     k = 1 if decoding == "greedy" else most if heads_used is None else heads_used
 

@@ -1,6 +1,7 @@
 """What a model is: the backbone's dimensions and its prediction heads. Plain frozen dataclasses, checked when made."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,7 +102,7 @@ class HeadsConfig:
     "+ layers" arm (table S4)."""
     layers: int = 1
     """Transformer layers of each head."""
-    offsets: tuple[int, ...] | None = None
+    offsets: Sequence[int] | None = None
     """How many places ahead each head looks, strictly increasing from 1; by default 1 .. n_future. With gaps it is
     leap multi-token prediction (L-MTP, arXiv 2505.17505: 1, 3, 5, 7)."""
     replicate_unembedding: bool = False
@@ -122,8 +123,9 @@ class HeadsConfig:
                 "and nothing to replicate the unembedding for"
             )
         if self.offsets is not None:
-            object.__setattr__(self, "offsets", tuple(self.offsets))  # YAML and JSON give lists
-            self._check_offsets(self.offsets)
+            offsets = tuple(self.offsets)  # YAML and JSON give lists
+            object.__setattr__(self, "offsets", offsets)
+            self._check_offsets(offsets)
 
     def _check_offsets(self, offsets: tuple[int, ...]) -> None:
         if len(offsets) != self.n_future:
@@ -142,7 +144,7 @@ class HeadsConfig:
     @property
     def places(self) -> tuple[int, ...]:
         """How many places ahead each of the n_future tokens lies."""
-        return self.offsets or tuple(range(1, self.n_future + 1))
+        return tuple(self.offsets or range(1, self.n_future + 1))
 
     @property
     def horizon(self) -> int:

@@ -1,0 +1,64 @@
+"""How `mtp bench train` shows its rows and its verdicts."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mtp_lightning.bench.goals import Goal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FIGURES: dict[str, tuple[str, str]] = {
+    "tokens_per_second": ("tokens/s", "{:.0f}"),
+    "best_tokens_per_second": ("best", "{:.0f}"),
+    "over_huggingface": ("/ HF", "{:.2f}"),
+    "over_naive": ("/ naive", "{:.2f}"),
+    "tokens_over_n1": ("/ n = 1", "{:.2f}"),
+    "flops_n1_over": ("FLOPs", "{:.2f}"),
+    "efficiency": ("quotient", "{:.2f}"),
+    "share_of_peak": ("of peak", "{:.0%}"),
+    "peak_bytes": ("MiB", "{:.0f}"),
+    "memory_over_naive": ("/ naive", "{:.2f}"),
+    "memory_over_naive_n1": ("/ naive 1", "{:.2f}"),
+}
+"""Key of a row -> heading and format."""
+
+
+def train_table(rows: Sequence[Mapping[str, Any]], title: str, caption: str) -> "Table":
+    """The rows of one vocabulary. A rate in brackets is not to be judged (few rounds, or median far below best)."""
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption)
+    for heading, justify in (("contender", "left"), ("n", "right"), ("mode", "left")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for heading, _ in FIGURES.values():
+        table.add_column(heading, justify="right")
+    for row in rows:
+        shown = {key: _shown(row, key) for key in FIGURES}
+        if not row["steady"]:
+            shown["tokens_per_second"] = f"({shown['tokens_per_second']})"
+        mode = "compiled" if row["compiled"] else "eager"
+        table.add_row(row["contender"], str(row["n_future"]), mode, *shown.values())
+    return table
+
+
+def _shown(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return "-"
+    return FIGURES[key][1].format(value / 2**20 if key == "peak_bytes" else value)
+
+
+def goals_table(goals: Sequence[Goal], caption: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(title="Goals", caption=caption)
+    table.add_column("goal")
+    for heading in ("bound", "measured"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for goal in goals:
+        verdict = goal.reason or ("reached" if goal.reached else "not reached")
+        value = "-" if goal.value is None else f"{goal.value:.2f}"
+        table.add_row(goal.text, f"{goal.bound:.2f}", value, verdict)
+    return table

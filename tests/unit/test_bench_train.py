@@ -1,0 +1,275 @@
+"""`mtp bench train`: contenders compute the same thing, so that their times compare; ratios, goals, bad input."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_backbone
+from torch import Tensor, nn
+
+from mtp_lightning.bench import overhead, train
+from mtp_lightning.bench.goals import judge
+from mtp_lightning.bench.harness import IdleGate, interleaved
+from mtp_lightning.bench.peers import (
+    CONTENDERS,
+    Arm,
+    Workload,
+    arms,
+    check_contenders,
+    flops_of,
+    make_step,
+    missing_packages,
+    prepared_step,
+)
+from mtp_lightning.bench.tables import FIGURES, goals_table, train_table
+from mtp_lightning.bench.train import bench_train, ratios, train_command
+from mtp_lightning.cli import main
+from mtp_lightning.errors import InputError
+from mtp_lightning.interop.hf_llama import to_llama_state_dict
+from mtp_lightning.model.mtp import MTPModel
+
+CPU = torch.device("cpu")
+
+
+def tiny_workload(**changes: object) -> Workload:
+    settings = {"context": 9, "batch": 2, "bfloat16": False, "device": "cpu"} | changes
+    return Workload(tiny_backbone(n_layers=5), **settings)  # type: ignore[arg-type]
+
+
+def learned(
+    name: str, n: int, weights: Callable[[nn.Module], None] = lambda model: None
+) -> tuple[nn.Module, float, dict[str, Tensor]]:
+    """(model, loss, gradients by name) of one contender on the common window."""
+    workload = tiny_workload()
+    torch.manual_seed(0)
+    model, learn = CONTENDERS[name](workload, n, False)
+    weights(model)
+    loss = learn(workload.window(n)).item()
+    return model, loss, {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("name", ["naive", "paper"])
+def test_plain_contenders_have_our_loss_and_our_gradients(name: str, n: int) -> None:
+    model, loss, gradients = learned("ours", n)
+    _, their_loss, theirs = learned(name, n, lambda plain: plain.load_state_dict(model.state_dict()) and None)
+    assert their_loss == pytest.approx(loss, rel=1e-5)
+    assert theirs.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(theirs[key], gradient, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_hugging_faces_llama_has_our_loss_on_our_weights() -> None:
+    pytest.importorskip("transformers")
+    model, loss, _ = learned("ours", 1)
+    assert isinstance(model, MTPModel)
+    state = to_llama_state_dict(model)
+    _, their_loss, _ = learned("huggingface", 1, lambda llama: llama.load_state_dict(state) and None)
+    assert their_loss == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("arm", arms(list(CONTENDERS), [1, 4], [False]), ids=train.label)
+def test_contenders_are_of_equal_size_and_learn(arm: Arm) -> None:
+    if missing_packages([arm.contender]):
+        pytest.skip(f"{arm.contender} is not installed")
+    workload = tiny_workload(bfloat16=True)
+    learner, step = make_step(arm, workload)
+    ours = make_step(Arm("ours", 1, False), workload)[0].model
+    assert sum(p.numel() for p in learner.model.parameters()) == sum(p.numel() for p in ours.parameters())
+    losses = [step().item() for _ in range(30)]
+    assert losses[-1] < losses[0]
+    assert all(p.grad is None for p in learner.model.parameters())
+
+
+def test_peers_without_heads_stand_at_one_future_token() -> None:
+    rows = arms(["ours", "huggingface"], [1, 4], [False, True])
+    assert rows == [
+        ("ours", 1, False), ("ours", 1, True), ("huggingface", 1, False), ("huggingface", 1, True),
+        ("ours", 4, False), ("ours", 4, True),
+    ]  # fmt: skip
+
+
+def test_flops_by_hand() -> None:
+    """5 layers of 4 d^2 + 3 d ffn weights, n unembeddings of V d, 6 T d a layer of attention."""
+    d, ffn, V, T = 32, 48, 16, 9
+    for n in (1, 4):
+        expected = 6 * (5 * (4 * d * d + 3 * d * ffn) + n * V * d) + 5 * 6 * T * d
+        assert flops_of(Arm("naive", n, False), tiny_workload()) == expected
+
+
+def test_windows_of_all_contenders_are_the_same() -> None:
+    workload = tiny_workload()
+    assert workload.window(2).shape == (2, 11)
+    assert torch.equal(workload.window(2), workload.window(2))
+
+
+def row(contender: str, n: int, rate: float, size: int = 4096, **changes: Any) -> dict[str, Any]:
+    values = {
+        "contender": contender, "n_future": n, "compiled": True, "vocab_size": size, "tokens_per_second": rate,
+        "best_tokens_per_second": rate, "steady": True, "flops_per_token": 100 + 50 * n, "share_of_peak": 0.5,
+        "peak_bytes": 1000 * n,
+    }  # fmt: skip
+    return values | changes
+
+
+def test_ratios_by_hand() -> None:
+    rows = ratios([
+        row("ours", 1, 600.0), row("ours", 4, 360.0, peak_bytes=1500), row("naive", 1, 400.0),
+        row("naive", 4, 180.0), row("huggingface", 1, 500.0), row("huggingface", 1, 100.0, compiled=False),
+    ])  # fmt: skip
+    one, four = rows[:2]
+    assert one["over_huggingface"] == pytest.approx(1.2)
+    assert four["over_naive"] == pytest.approx(2.0)
+    assert four["tokens_over_n1"] == pytest.approx(0.6)
+    assert four["flops_n1_over"] == pytest.approx(150 / 300)
+    assert four["efficiency"] == pytest.approx(1.2)
+    assert (four["memory_over_naive"], four["memory_over_naive_n1"]) == (1500 / 4000, 1.5)
+    assert rows[-1]["over_naive"] is None, "an eager row has no compiled base"
+
+
+def verdicts(rows: list[dict[str, Any]], overheads: dict[str, float] | None = None) -> dict[str, bool | None]:
+    return {goal.text: goal.reached for goal in judge(rows, overheads or {})}
+
+
+def test_goals_are_judged_at_their_bounds() -> None:
+    rows = [row("ours", 1, 1250.0), row("huggingface", 1, 1000.0), row("ours", 4, 1240.0), row("naive", 4, 1000.0)]
+    found = verdicts(rows, {"Lightning and logging": 1.5, "Lightning and MLflow": 1.6})
+    assert found["n = 1 over Hugging Face, tokens/s"] is True
+    assert found["n = 4 over naive n = 4, tokens/s"] is False
+    assert found["n = 4 over the paper's loop, tokens/s"] is None
+    assert found["n = 4 over n = 1, tokens/s over FLOPs, V = 4096"] is True
+    assert found["n = 4 over n = 1, tokens/s over FLOPs, V = 256"] is None
+    assert found["n = 4, share of the matrix-product peak, V = 4096"] is True
+    assert found["Lightning and logging, ms a step"] is True
+    assert found["Lightning and MLflow, ms a step"] is False
+
+
+def test_memory_goals_are_upper_bounds_and_need_no_steady_rates() -> None:
+    rows = [
+        row("ours", 4, 1.0, 32000, peak_bytes=1800, steady=False),
+        row("naive", 1, 1.0, 32000, peak_bytes=1700),
+        row("naive", 4, 1.0, 32000, peak_bytes=4000),
+    ]
+    found = verdicts(rows)
+    assert found["n = 4 over naive n = 1, peak memory, V = 32000"] is False
+    assert found["n = 4 over naive n = 4, peak memory, V = 32000"] is True
+    for each in rows:
+        del each["peak_bytes"]
+    assert verdicts(rows)["n = 4 over naive n = 1, peak memory, V = 32000"] is None
+
+
+def test_an_unsteady_row_is_not_judged() -> None:
+    rows = [row("ours", 1, 2000.0, steady=False), row("huggingface", 1, 1000.0)]
+    goal = judge(rows, {})[0]
+    assert (goal.value, goal.reached, goal.reason) == (2.0, None, "too few rounds, or median far below best")
+
+
+def test_tables_show_every_figure() -> None:
+    rows = ratios([row("ours", 1, 600.0, steady=False), row("naive", 1, 400.0)])
+    table = train_table(rows, "title", "caption")
+    assert len(table.columns) == 3 + len(FIGURES)
+    assert list(table.columns[3].cells) == ["(600)", "400"]
+    assert list(table.columns[5].cells) == ["-", "-"], "without Hugging Face there is no ratio to it"
+    shown = goals_table(judge(rows, {"Lightning and logging": 2.0}), "caption")
+    assert list(shown.columns[3].cells)[-2:] == ["not reached", "not measured"]
+
+
+def test_the_gate_waits_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.2, 0.5, 0.95, 0.1, 0.1, 0.1])
+    monkeypatch.setattr("mtp_lightning.bench.harness.idle_share", lambda seconds: next(shares))
+    said: list[str] = []
+    gate = IdleGate(patience=0.6, progress=said.append, window=0.2)
+    gate()
+    assert (len(said), gate.passed_busy) == (2, 0)
+    gate()
+    assert (len(said), gate.passed_busy) == (3, 1)
+    assert "waiting for a quiet machine (20% idle" in said[0]
+
+
+def test_every_contender_has_its_turn_in_every_round() -> None:
+    calls: list[str] = []
+    steps: dict[str, Callable[[], object]] = {name: (lambda name=name: calls.append(name)) for name in "ab"}  # type: ignore[misc]
+    waits: list[int] = []
+    timings = interleaved(steps, 3, CPU, warmup=2, before_step=lambda: waits.append(len(calls)))
+    assert calls == list("ababababab")
+    assert waits == [4, 5, 6, 7, 8, 9], "before each counted step"
+    assert all(timing.cpu_best <= timing.cpu for timing in timings.values())
+
+
+def test_rows_of_a_real_run_carry_what_the_table_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory by the same function, but in this process: a new one loads torch for seconds."""
+    ran: list[Arm] = []
+
+    def peak(prepare: Callable[..., Callable[[], object]], threads: int, arm: Arm, workload: Workload) -> int:
+        prepare(arm, workload)()
+        ran.append(arm)
+        return 1000
+
+    monkeypatch.setattr(train, "peak_memory_bytes", peak)
+    wanted = [Arm("ours", 2, False), Arm("naive", 2, False)]
+    rows = bench_train(tiny_workload(), wanted, 1, 2, True, IdleGate(0.0, print), lambda text: None)
+    assert ran == wanted
+    parameters = sum(p.numel() for p in make_step(wanted[0], tiny_workload())[0].model.parameters())
+    for each in rows:
+        assert each["peak_bytes"] == 1000 + 12 * parameters, "weights and two moments of four bytes each"
+        assert 0 < each["tokens_per_second"] <= each["best_tokens_per_second"]
+        assert each["memory_over_naive"] == 1
+    assert prepared_step(wanted[0], tiny_workload())() is not None
+
+
+def test_the_overhead_runs_make_the_same_steps_and_log_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """MLflow's own migrations of a new store take seconds, so its logger is only made here."""
+    monkeypatch.setattr(overhead, "STEPS", 8)
+    assert overhead._mlflow_logger(tmp_path).tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+    loggers = [overhead._memory_logger(), overhead._memory_logger()]
+    monkeypatch.setattr(overhead, "_memory_logger", lambda: loggers[0])
+    monkeypatch.setattr(overhead, "_mlflow_logger", lambda folder: loggers[1])
+    found = overhead.step_overheads(tiny_workload(), 2, 1, True, lambda text: None)
+    assert set(found) == {"Lightning and logging", "Lightning and MLflow"}
+    for logger in loggers:
+        assert [step for step, metrics in logger.points if "train/gradient_norm" in metrics] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--contenders", "[ours,hugingface]"], "there is no 'hugingface'; did you mean 'huggingface'?"),
+        (["--n_future", "[1,6]"], "n_future is 6 and n_layers is 6"),
+        (["--n_future", "[0]"], "n_future is 0"),
+        (["--dtype", "fp16"], "dtype is 'fp16'"),
+        (["--rounds", "0"], "rounds is 0"),
+        (["--dim", "30"], r"model.backbone.dim is 30"),
+    ],
+)
+def test_bad_input(flags: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "train", *flags]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_contenders_are_known_by_name() -> None:
+    assert check_contenders(None) == ["ours", "naive", "paper", "huggingface", "litgpt"]
+    with pytest.raises(InputError, match="there is no 'x'"):
+        check_contenders(["x"])
+
+
+def test_the_command_prints_a_table_and_the_goals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "missing_packages", lambda names: {"litgpt": "fetch it"} if "litgpt" in names else {})
+    monkeypatch.setattr(train, "arms", lambda names, counts, modes: arms(names, counts, [False]))
+    file = tmp_path / "rows.json"
+    train_command(
+        n_future=[1, 2], vocab_size=[16], contenders=["ours", "litgpt"], dim=32, n_layers=3, n_heads=2, ffn_dim=48,
+        context=8, batch=2, rounds=1, memory=False, overhead=False, goals=True, json=str(file),
+    )  # fmt: skip
+    captured = capsys.readouterr()
+    assert "litgpt is left out: fetch it" in captured.err
+    assert "Training steps: V = 16" in captured.out
+    assert "not measured" in captured.out
+    content = json.loads(file.read_text())
+    assert [(r["contender"], r["n_future"]) for r in content["rows"]] == [("ours", 1), ("ours", 2)]
+    assert content["machine"]["threads"] == 1
+    assert content["judged_by"] == "CPU time"
