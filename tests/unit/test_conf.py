@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import KINDS
 
 from mtp_lightning.lightning_cli import resolve_config
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
@@ -65,6 +66,26 @@ def test_data_files_resolve(file: Path, tmp_path: Path) -> None:
     config: dict[str, Any] = resolve_config([CONF_DIR / "base.yaml", file], overrides)
     assert config["data"]["class_path"].endswith("TokenDataModule")
     assert config["model"]["heads"]["n_future"] == 2
+
+
+@pytest.mark.parametrize("file", sorted((CONF_DIR / "heads").glob("*.yaml")), ids=lambda p: p.stem)
+def test_heads_resolve_and_say_which_kind_they_are(file: Path) -> None:
+    config = resolve_config([CONF_DIR / "base.yaml", CONF_DIR / "data" / "python_stdlib.yaml", file], {})
+    heads = config["model"]["heads"]
+    asked = yaml.safe_load(file.read_text())["model"]["heads"]
+    assert heads | asked == heads
+    assert file.stem in (heads["kind"], "next_token", "replicated", "leap", "parallel_more_layers")
+
+
+def test_every_kind_of_heads_has_a_file() -> None:
+    assert set(KINDS) <= {file.stem for file in (CONF_DIR / "heads").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("file", sorted((CONF_DIR / "strategy").glob("*.yaml")), ids=lambda p: p.stem)
+def test_strategies_resolve(file: Path) -> None:
+    config = resolve_config([CONF_DIR / "base.yaml", CONF_DIR / "data" / "python_stdlib.yaml", file], {})
+    strategy = config["trainer"]["strategy"]
+    assert strategy == yaml.safe_load(file.read_text())["trainer"]["strategy"] or strategy["init_args"]
 
 
 def test_a_later_override_reaches_an_interpolation_in_an_earlier_file() -> None:
