@@ -25,6 +25,7 @@ from typing_extensions import override
 from mtp_lightning.checkpoint import latest_checkpoint, read_checkpoint
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError
+from mtp_lightning.memory import keep_freed_memory
 from mtp_lightning.module import MTPModule
 from mtp_lightning.parsing import Parser, input_error_behind, where_said
 from mtp_lightning.paths import find_config
@@ -254,6 +255,8 @@ def fit(args: Sequence[str]) -> int:
     cli = MTPCLI(args, "mtp fit")
     check_writable(Path(cli.trainer.default_root_dir))
     start_from = checkpoint_to_start_from(cli.config.ckpt_path, Path(cli.trainer.default_root_dir))
+    if cli.trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)
     return 0
 

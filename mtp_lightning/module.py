@@ -106,7 +106,7 @@ class MTPModule(pl.LightningModule):
         self.val_metrics = HeadMetrics(len(heads.terms))
         self._since_step: list[LossOutput] = []
         """Losses of the batches whose gradients wait for the next optimizer step."""
-        self._gradient_norm = math.nan
+        self._gradient_norm: Tensor | float = math.nan
         self._is_sharded = False
         if compile:
             for block in self.model.blocks():
@@ -154,17 +154,32 @@ class MTPModule(pl.LightningModule):
         question, documents_BT = self.ask(batch)
         count = mean_over_ranks if self.trainer.world_size > 1 else None
         out = model_loss(self.model, question, documents_BT, self.head_weights(), self.loss_config, count)
-        self.log("train/loss", out.total.detach(), prog_bar=True, logger=False)
+        if self._logs_step():  # for the progress bar; `log` costs more than the rest of this method
+            self.log("train/loss", out.total.detach(), prog_bar=True, logger=False)
         self._since_step.append(out._replace(total=out.total.detach()))
         return out.total
 
     @override
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """The gradient's norm before clipping: n summed losses make it about n times larger, so that the clip bites
-        more often. (Under ZeRO parameters have no gradients to look at, and the strategy is asked behind the step.)"""
-        if self._logs_step() and not hasattr(self.trainer.strategy, "gradient_norm"):
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-            self._gradient_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says, and keep the norm before clipping, which is then not computed a second time.
+
+        n summed losses make it about n times larger, so that the clip bites more often. Under ZeRO parameters have no
+        gradients to look at: the engine clips, and the strategy is asked for the norm behind the step.
+        """
+        if hasattr(self.trainer.strategy, "gradient_norm"):
+            return
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            self._gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            return
+        if self._logs_step():
+            self._gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @override
     def optimizer_step(
@@ -190,8 +205,10 @@ class MTPModule(pl.LightningModule):
         terms, means = self.heads_config.terms, (nll_N / n_valid_N.clamp(min=1)).tolist()
         metrics = {f"train/loss/{term}": nll for term, nll in zip(terms, means)}
         metrics |= {f"train/weight/{term}": weight for term, weight in zip(terms, weights)}
-        measure = getattr(self.trainer.strategy, "gradient_norm", None)
-        metrics["train/gradient_norm"] = measure() if measure else self._gradient_norm
+        norm = self._gradient_norm
+        if hasattr(self.trainer.strategy, "gradient_norm"):
+            norm = self.trainer.strategy.gradient_norm()
+        metrics["train/gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         self._record(metrics | {"train/loss": total.item(), "train/lr": lr}, step)
 
     def _logs_step(self) -> bool:

@@ -3,7 +3,6 @@
 Single figures of a shared machine mean little; a ratio of two things timed alternately means a lot.
 """
 
-import ctypes
 import multiprocessing
 import os
 import platform
@@ -84,21 +83,6 @@ def _processor_ticks() -> tuple[int, int] | None:
 def pin_threads(threads: int) -> None:
     """Use exactly `threads` threads in this process from here on."""
     torch.set_num_threads(threads)
-
-
-def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for the next allocation; False where the C library is another.
-
-    By default large tensors are mapped afresh and returned to the system every step, and each of their pages faults
-    anew: 10 % of a training step's processor time at d = 256, 20 % with four heads and a small vocabulary. The peak
-    stays as it is; the process then holds it to its end.
-    """
-    trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1  # malloc.h; mallopt takes ints
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(mallopt(mmap_threshold, most) and mallopt(trim_threshold, most))
 
 
 def synchronize(device: torch.device) -> None:

@@ -31,6 +31,7 @@ from mtp_lightning.bench.peers import (
 )
 from mtp_lightning.bench.tables import goals_table, train_table
 from mtp_lightning.errors import InputError
+from mtp_lightning.memory import keep_freed_memory
 from mtp_lightning.model.config import BackboneConfig
 
 Row = dict[str, Any]
@@ -159,6 +160,7 @@ def train_command(
     overhead: bool = True,
     goals: bool = False,
     patience: float = 600.0,
+    keep_memory: bool = True,
     json: str | None = None,
 ) -> None:
     """Training throughput and memory against Hugging Face, litgpt, naive code and the paper's loop, as ratios.
@@ -181,6 +183,7 @@ def train_command(
         overhead: Measure what Lightning and logging add to a step.
         goals: Print the project's performance goals, each reached or not; the exit status stays 0.
         patience: Seconds to wait for a quiet machine, in all.
+        keep_memory: Have the C library keep freed memory, as `mtp fit` does, for all contenders alike.
         json: File to write the rows to as well.
     """
     counts = n_future or [n for n in ((1, 4) if goals else (1, 2, 4, 8)) if n < n_layers]
@@ -203,6 +206,7 @@ def train_command(
         messages.print(f"{name} is left out: {how}", highlight=False, markup=False)
     named = [name for name in named if name not in missing]
     pin_threads(threads)
+    keeps = keep_memory and keep_freed_memory()
     modes = (False, True) if compile else (goals,)
     rows: list[Row] = []
     with messages.status("") as status:
@@ -221,6 +225,8 @@ def train_command(
             overheads = step_overheads(at, max(counts), rounds, by_cpu, status.update)
     judged_by = "CPU time" if by_cpu else "wall clock"
     caption = f"{', '.join(f'{k} {v}' for k, v in machine.items())}; medians of {rounds} rounds by {judged_by}"
+    if keeps:
+        caption += "; freed memory kept"
     if gate.passed_busy:
         caption += f"; {gate.passed_busy} steps ran on a busy machine"
     shape = f"d = {dim}, L = {n_layers}, {batch} x {context} tokens, {dtype}"
@@ -241,6 +247,7 @@ def train_command(
             "dtype": dtype,
             "judged_by": judged_by,
             "rounds": rounds,
+            "freed_memory_kept": keeps,
             "busy_steps": gate.passed_busy,
             "rows": rows,
             "overhead_ms": overheads,

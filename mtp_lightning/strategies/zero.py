@@ -88,6 +88,12 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
+    @override
+    def init_deepspeed(self) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*DeepSpeed handles gradient clipping internally.*")  # known, and wanted
+            super().init_deepspeed()
+
     # -- gradients ---------------------------------------------------------------------------------------------------
 
     @override

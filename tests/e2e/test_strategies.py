@@ -24,6 +24,7 @@ from mtp_lightning.module import MTPModule
 from mtp_lightning.optimization import OptimizerConfig, ScheduleConfig
 
 ROWS, T, STEPS = 4, 8, 2
+TOTAL = 5 * STEPS
 HEADS = HeadsConfig(n_future=2, kind="sequential")
 
 
@@ -108,18 +109,29 @@ def in_processes(strategy: str, *args: Any) -> dict[int, float]:
     return results.get()  # type: ignore[no-any-return]
 
 
-def test_one_run_through_every_strategy(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, float], Path]:
+    """Losses and last checkpoint of one process that never stopped."""
+    save = tmp_path_factory.mktemp("whole") / "whole.ckpt"
+    return in_processes("single", TOTAL, TOTAL, None, save), save
+
+
+@pytest.mark.parametrize(
+    "order",
+    [["zero2", "single", "ddp", "zero3", "fsdp2"], ["zero3", "fsdp2", "zero1", "zero2", "single"]],
+    ids=lambda order: " ".join(order),
+)
+def test_one_run_through_every_strategy(
+    order: list[str], uninterrupted: tuple[dict[int, float], Path], tmp_path: Path
+) -> None:
     """Each goes on from the checkpoint of the one before; the losses and the last weights are one process's."""
-    order = ["single", *STRATEGIES, "single"]
-    total = STEPS * len(order)
-    expected = in_processes("single", total, total, None, tmp_path / "whole.ckpt")
     start, found = None, {}
     for i, strategy in enumerate(order):
         save = tmp_path / f"{i}.ckpt"
-        found |= in_processes(strategy, STEPS * (i + 1), total, start, save)
+        found |= in_processes(strategy, STEPS * (i + 1), TOTAL, start, save)
         start = save
-    assert found == pytest.approx(expected, rel=2e-5)
-    whole, pieces = (read_checkpoint(path)["state_dict"] for path in (tmp_path / "whole.ckpt", save))
+    assert found == pytest.approx(uninterrupted[0], rel=2e-5)
+    whole, pieces = (read_checkpoint(path)["state_dict"] for path in (uninterrupted[1], save))
     assert whole.keys() == pieces.keys()
     for name, weight in whole.items():
         torch.testing.assert_close(pieces[name], weight, rtol=1e-3, atol=2e-5, msg=name)

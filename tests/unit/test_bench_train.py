@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from mtp_lightning.bench.train import bench_train, ratios, train_command
 from mtp_lightning.cli import main
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_llama import to_llama_state_dict
+from mtp_lightning.memory import keep_freed_memory
 from mtp_lightning.model.mtp import MTPModel
 
 CPU = torch.device("cpu")
@@ -187,6 +189,16 @@ def test_the_gate_waits_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> No
     gate()
     assert (len(said), gate.passed_busy) == (3, 1)
     assert "waiting for a quiet machine (20% idle" in said[0]
+
+
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int]] = []
+    glibc = SimpleNamespace(mallopt=lambda *args: calls.append(args) or 1)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: glibc)
+    assert keep_freed_memory() is True
+    assert calls == [(-3, 2**31 - 1), (-1, 2**31 - 1)], "M_MMAP_THRESHOLD, M_TRIM_THRESHOLD"
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace())
+    assert keep_freed_memory() is False
 
 
 def test_every_contender_has_its_turn_in_every_round() -> None:
