@@ -20,6 +20,8 @@ Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+_DASHES = ("-", "--", ":", "-.")
+"""A second round of the colours is dashed, a third dotted."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _GREY = "#5f5f5f"
 
@@ -55,10 +57,11 @@ def _curves(axes: Axes, report: Report, curves: Curves) -> None:
         # Only steps that every seed has: a mean over fewer would jump where one joins or leaves.
         steps = sorted(set.intersection(*(set(points) for points in seeds)))
         values = [[points[step] for points in seeds] for step in steps]
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour, dashes = _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
         mean = [sum(v) / len(v) for v in values]
         marker = "." if len(steps) < 15 else ""
-        axes.plot(steps, mean, label=f"{group.label} (n={len(seeds)})", color=colour, linewidth=1.8, marker=marker)
+        label = f"{group.label} (n={len(seeds)})"
+        axes.plot(steps, mean, label=label, color=colour, linestyle=dashes, linewidth=1.8, marker=marker)
         if len(seeds) > 1:
             axes.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.18, lw=0)
         drawn += 1

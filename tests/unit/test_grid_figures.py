@@ -94,3 +94,10 @@ def test_without_numbers_the_figure_says_so(tmp_path: Path) -> None:
     assert [text.get_text() for text in left.texts] == ["no curves recorded"]
     assert [text.get_text() for text in right.texts] == ["no finished cell has these numbers"]
     draw(report, {}, tmp_path / "figure.png")
+
+
+def test_no_two_of_a_dozen_curves_look_alike(tmp_path: Path) -> None:
+    values = list(range(1, 13))
+    report = report_of(tmp_path, GRID.replace("[1, 2, 4]", str(values)))
+    lines = make_figure(report, curves_of(report)).axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(values)
