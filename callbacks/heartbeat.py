@@ -46,9 +46,14 @@ class Heartbeat(pl.Callback):
             self._started = time.monotonic()
             folder = self._folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
-            for name in (RESULT, FAILURE):
-                (folder / name).unlink(missing_ok=True)
             self._progress(trainer, "starting", now=True)
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """An earlier attempt's end is forgotten once every `setup` is through: one of them may refuse this attempt."""
+        if trainer.is_global_zero:
+            for name in (RESULT, FAILURE):
+                (self._folder(trainer) / name).unlink(missing_ok=True)
 
     @override
     def on_train_batch_end(

@@ -55,8 +55,12 @@ class RecordConfig(SaveConfigCallback):
 
 
 def semantic_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without what a restart may change, since MLflow's parameters are immutable."""
-    trainer = {k: v for k, v in config.get("trainer", {}).items() if k not in ("logger", "callbacks")}
+    """The configuration without what a restart may change, since MLflow's parameters are immutable.
+
+    Hardware may: a checkpoint goes on with any number of processes, and the identity of a cell leaves it out too.
+    """
+    may_change = ("logger", "callbacks", "accelerator", "devices", "num_nodes")
+    trainer = {k: v for k, v in config.get("trainer", {}).items() if k not in may_change}
     return {k: v for k, v in config.items() if k not in ("config", "ckpt_path", "trainer")} | {"trainer": trainer}
 
 
@@ -253,8 +257,9 @@ def flag_value(value: Any) -> str:
 def fit(args: Sequence[str]) -> int:
     """`mtp fit`: train, from the start or from `--ckpt_path`."""
     cli = MTPCLI(args, "mtp fit")
-    check_writable(Path(cli.trainer.default_root_dir))
-    start_from = checkpoint_to_start_from(cli.config.ckpt_path, Path(cli.trainer.default_root_dir))
+    root = Path(cli.trainer.default_root_dir)
+    check_writable(root)
+    start_from = checkpoint_to_start_from(cli.config.ckpt_path, root, cli.trainer.max_steps)
     if cli.trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)
@@ -270,22 +275,30 @@ def validate(args: Sequence[str]) -> int:
     read_checkpoint(Path(path))
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # left out on purpose, above
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
-    for name, value in sorted(cli.trainer.callback_metrics.items()):
-        print(f"{name:<24}{float(value):.6f}")
+    if cli.trainer.is_global_zero:
+        for name, value in sorted(cli.trainer.callback_metrics.items()):
+            print(f"{name:<24}{float(value):.6f}")
     return 0
 
 
-def checkpoint_to_start_from(ckpt_path: str | None, directory: Path) -> str | None:
+def checkpoint_to_start_from(ckpt_path: str | None, directory: Path, max_steps: int) -> str | None:
     """The checkpoint `fit` starts from, checked before anything is written.
 
     Raises:
-        InputError: not a checkpoint; or a new run asked for where another one lies.
+        InputError: not a checkpoint, or one at the end of a shorter run, whose only epoch is over, so that Lightning
+            would train nothing and report success; or a new run asked for where another one lies.
     """
     newest = latest_checkpoint(directory / CHECKPOINTS)
     if ckpt_path == "auto":
         return str(newest) if newest else None
     if ckpt_path is not None:
-        read_checkpoint(Path(ckpt_path))
+        content = read_checkpoint(Path(ckpt_path))
+        step, epochs = content["global_step"], content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
+        if epochs and step < max_steps:
+            raise InputError(
+                f"ckpt_path: '{ckpt_path}' is the end of a run of {step} steps, and trainer.max_steps is {max_steps}: "
+                "nothing more would be trained; take an earlier checkpoint of that run"
+            )
     same = newest is not None and ckpt_path is not None and newest.resolve() == Path(ckpt_path).resolve()
     if newest is not None and not same and os.environ.get("LOCAL_RANK", "0") == "0":
         raise InputError(

@@ -154,8 +154,6 @@ class MTPModule(pl.LightningModule):
         question, documents_BT = self.ask(batch)
         count = mean_over_ranks if self.trainer.world_size > 1 else None
         out = model_loss(self.model, question, documents_BT, self.head_weights(), self.loss_config, count)
-        if self._logs_step():  # for the progress bar; `log` costs more than the rest of this method
-            self.log("train/loss", out.total.detach(), prog_bar=True, logger=False)
         self._since_step.append(out._replace(total=out.total.detach()))
         return out.total
 
@@ -209,7 +207,10 @@ class MTPModule(pl.LightningModule):
         if hasattr(self.trainer.strategy, "gradient_norm"):
             norm = self.trainer.strategy.gradient_norm()
         metrics["train/gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        self._record(metrics | {"train/loss": total.item(), "train/lr": lr}, step)
+        loss = total.item()
+        self._record(metrics | {"train/loss": loss, "train/lr": lr}, step)
+        self.trainer.callback_metrics["train/loss"] = total
+        self.trainer.progress_bar_metrics["train/loss"] = loss  # `self.log` would cost more than all of the above
 
     def _logs_step(self) -> bool:
         """Whether the step under way is one to record."""

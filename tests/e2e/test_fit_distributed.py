@@ -1,0 +1,59 @@
+"""From the command line on two processes: every callback, a killed rank, another number of processes, validation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from processes import Mtp
+from test_fit import FIT
+
+from mtp_lightning.tracking.read import history
+from mtp_lightning.tracking.store import default_tracking_uri
+
+KILLER = """
+import os, signal
+import lightning.pytorch as pl
+
+class KillRank(pl.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 10 and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2")
+
+
+def losses(folder: Path, name: str) -> list[tuple[int, float]]:
+    run_id = (folder / "runs" / name / "mlflow_run_id").read_text().strip()
+    return history(default_tracking_uri(folder / "runs"), run_id, ["train/loss"])["train/loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_a_rank_dies_and_one_process_goes_on(mtp: Mtp, folder: Path, strategy: str) -> None:
+    """The run ends instead of hanging; continued on one process it has the losses of a run on one, each step once."""
+    (folder / "killer.py").write_text(KILLER)
+    sharded = (*FIT, "-c", f"conf/strategy/{strategy}.yaml", "--trainer.accelerator", "cpu", "--ckpt_path", "auto")
+    sharded += ("--model.backbone.tie_embeddings", "true", "--trainer.default_root_dir", "runs/two")
+    died = mtp(*sharded, "--trainer.devices", "2", "--trainer.callbacks+=killer.KillRank", check=False)
+    assert died.returncode != 0
+    mtp(*sharded, "--trainer.devices", "1")
+    mtp(*FIT, "--model.backbone.tie_embeddings", "true", "--trainer.default_root_dir", "runs/one")
+    one, two = losses(folder, "one"), losses(folder, "two")
+    assert [step for step, _ in two] == list(range(1, 31))
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
+
+    longer = mtp(*FIT, "--model.backbone.tie_embeddings", "true", "--trainer.max_steps", "36", "--ckpt_path",
+                 "runs/two/checkpoints/step-00000030.ckpt", "--trainer.default_root_dir", "runs/longer",
+                 check=False)  # fmt: skip
+    assert longer.returncode == 2
+    assert "is the end of a run of 30 steps, and trainer.max_steps is 36" in longer.stderr
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero2", marks=pytest.mark.slow)])
+def test_probes_and_validation_on_two_processes(mtp: Mtp, folder: Path, strategy: str) -> None:
+    own = (*FIT[1:], "-c", f"conf/strategy/{strategy}.yaml", *TWO)
+    mtp("fit", *own, "--trainer.max_steps", "6")
+    checkpoint = folder / "runs/fit/checkpoints/step-00000006.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["heartbeat"]["metrics"]["decode/mismatches"] == 0
+    validated = mtp("validate", *own, "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", "runs/validate")
+    assert validated.stdout.count("val/loss/head_1") == 1
