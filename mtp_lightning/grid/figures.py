@@ -107,7 +107,8 @@ def _final(axes: Axes, report: Report) -> None:
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())
     long = max(map(len, labels), default=0) > 9
-    axes.set_xticklabels(labels, rotation=25 if long else 0, ha="right" if long else "center")
+    slant = (25 if len(labels) <= 7 else 55) if long else 0
+    axes.set_xticklabels(labels, rotation=slant, rotation_mode="anchor", ha="right" if long else "center")
     axes.margins(x=0.08)
     _legend(axes, "error bars:\nsd over seeds", outside=True, reverse=True)
 
