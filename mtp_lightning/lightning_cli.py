@@ -7,7 +7,6 @@ resolves file by file, and a later override silently never reaches an earlier fi
 
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,12 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from mtp_lightning.checkpoint import latest_checkpoint, read_checkpoint
+from mtp_lightning.checks import check_trainer, check_writable
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.memory import keep_freed_memory
@@ -30,7 +29,6 @@ from mtp_lightning.module import MTPModule
 from mtp_lightning.parsing import Parser, input_error_behind, where_said
 from mtp_lightning.paths import find_config
 from mtp_lightning.precision import native_precision
-from mtp_lightning.strategies.check import check_strategy
 from mtp_lightning.tracking.logger import KeepRecord, MLflowRunLogger
 
 # Lightning 2.6 with torch 2.13; nothing a user could do about it.
@@ -126,7 +124,7 @@ class MTPCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         if not self.parse_only:
-            check_trainer(self)
+            check_trainer(self.config, warn=True)
 
     @override
     def instantiate_classes(self) -> None:
@@ -165,64 +163,13 @@ def resolve_config(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dic
     return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))  # type: ignore[no-any-return]
 
 
-def check_trainer(cli: MTPCLI) -> None:
-    """What the configuration says about training as a whole goes together.
-
-    Raises:
-        InputError: it does not.
-    """
-    trainer = cli.config.trainer
-    check_strategy(
-        trainer.strategy,
-        trainer.precision,
-        trainer.gradient_clip_algorithm,
-        str(trainer.accelerator),
-        torch.cuda.is_available(),
-    )
-    check_schedule(cli)
-
-
-def check_schedule(cli: MTPCLI) -> None:
-    """A run has to get past its warm-up, and to validate what it has trained.
-
-    Raises:
-        InputError: it would not.
-    """
-    trainer = cli.config.trainer
-    warmup, steps = cli.config.model.schedule.warmup_steps, trainer.max_steps
-    every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
-    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
-        raise InputError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}: it has to be at least 1")
-    if 0 < steps <= warmup:
-        raise InputError(
-            f"model.schedule.warmup_steps is {warmup} and trainer.max_steps is {steps}: the learning rate would never "
-            "reach its peak; give fewer steps of warm-up, or more in all"
-        )
-    if isinstance(every, int) and steps > 0:
-        if every > steps * accumulated:
-            raise InputError(
-                f"trainer.val_check_interval is {every} and trainer.max_steps is {steps}: "
-                "the run would never validate; give a smaller interval"
-            )
-        if every % accumulated:
-            raise InputError(
-                f"trainer.val_check_interval is {every} batches and trainer.accumulate_grad_batches {accumulated}: "
-                "a validation, and the checkpoint behind it, would fall inside a step; give a multiple"
-            )
-        if steps * accumulated % every and not cli.parse_only:
-            rank_zero_warn(
-                f"trainer.max_steps = {steps} is no multiple of trainer.val_check_interval = {every}: "
-                "the last steps are not validated"
-            )
-
-
 def check_objects(cli: MTPCLI) -> None:
     """Make model and data module, without weights and without data, so that their own checks run.
 
     Raises:
         InputError: what they refuse.
     """
-    check_trainer(cli)
+    check_trainer(cli.config)
     config = cli.config.clone()
     config.trainer.logger, config.trainer.callbacks = False, None
     try:
@@ -233,20 +180,6 @@ def check_objects(cli: MTPCLI) -> None:
         if refused is None:
             raise
         raise refused from error
-
-
-def check_writable(folder: Path) -> None:
-    """Make the run's folder, and leave nothing else.
-
-    Raises:
-        InputError: it cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"trainer.default_root_dir: '{folder}' cannot be written to: {error.strerror}") from error
 
 
 def flag_value(value: Any) -> str:

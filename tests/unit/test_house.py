@@ -24,6 +24,7 @@ ALLOWED = {
     "evaluation": {"decoding", "model", "data", "evaluation", "checkpoint"},
     "interop": {"model", "interop"},
     "checkpoint": {"model", "data"},
+    "checks": {"strategies"},
     "memory": set[str](),
     "paths": set[str](),
     "precision": set[str](),

@@ -1,0 +1,80 @@
+"""What a run's configuration has to satisfy as a whole, checked before anything is built or written."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.strategies.check import check_strategy
+
+
+def check_trainer(config: Any, warn: bool = False) -> None:
+    """What the configuration says about training as a whole goes together.
+
+    Args:
+        config: parsed, not yet instantiated.
+        warn: say what is odd and allowed.
+
+    Raises:
+        InputError: it does not.
+    """
+    trainer = config.trainer
+    check_strategy(
+        trainer.strategy,
+        trainer.precision,
+        trainer.gradient_clip_algorithm,
+        str(trainer.accelerator),
+        torch.cuda.is_available(),
+    )
+    check_schedule(config, warn)
+
+
+def check_schedule(config: Any, warn: bool) -> None:
+    """A run has to get past its warm-up, and to validate what it has trained.
+
+    Raises:
+        InputError: it would not.
+    """
+    trainer = config.trainer
+    warmup, steps = config.model.schedule.warmup_steps, trainer.max_steps
+    every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
+        raise InputError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}: it has to be at least 1")
+    if 0 < steps <= warmup:
+        raise InputError(
+            f"model.schedule.warmup_steps is {warmup} and trainer.max_steps is {steps}: the learning rate would never "
+            "reach its peak; give fewer steps of warm-up, or more in all"
+        )
+    if isinstance(every, int) and steps > 0:
+        if every > steps * accumulated:
+            raise InputError(
+                f"trainer.val_check_interval is {every} and trainer.max_steps is {steps}: "
+                "the run would never validate; give a smaller interval"
+            )
+        if every % accumulated:
+            raise InputError(
+                f"trainer.val_check_interval is {every} batches and trainer.accumulate_grad_batches {accumulated}: "
+                "a validation, and the checkpoint behind it, would fall inside a step; give a multiple"
+            )
+        if steps * accumulated % every and warn:
+            rank_zero_warn(
+                f"trainer.max_steps = {steps} is no multiple of trainer.val_check_interval = {every}: "
+                "the last steps are not validated"
+            )
+
+
+def check_writable(folder: Path) -> None:
+    """Make the run's folder, and leave nothing else.
+
+    Raises:
+        InputError: it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"trainer.default_root_dir: '{folder}' cannot be written to: {error.strerror}") from error
