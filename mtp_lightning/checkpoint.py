@@ -18,11 +18,13 @@ SAFETENSORS = ".safetensors"
 
 
 class LoadedModel(NamedTuple):
-    """A model in evaluation mode, its tokenizer, and the training step it was saved at."""
+    """A model in evaluation mode, its tokenizer, the training step it was saved at, and the positions of a window it
+    was trained on (None where the file does not say)."""
 
     model: MTPModel
     tokenizer: Tokenizer
     step: int
+    context: int | None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def load_model(path: Path) -> LoadedModel:
         raise InputError(f"'{path}' holds no tokenizer: it was not trained on text")
     model = MTPModel(BackboneConfig(**described["backbone"]), HeadsConfig(**described["heads"]))
     model.load_state_dict(weights)
-    return LoadedModel(model.eval(), tokenizer_from_state(described["tokenizer"]), step)
+    return LoadedModel(model.eval(), tokenizer_from_state(described["tokenizer"]), step, described.get("context"))
 
 
 def save_safetensors(loaded: LoadedModel, path: Path) -> None:
@@ -73,6 +75,7 @@ def save_safetensors(loaded: LoadedModel, path: Path) -> None:
         "backbone": asdict(model.config),
         "heads": asdict(model.heads_config),
         "tokenizer": loaded.tokenizer.state(),
+        "context": loaded.context,
     }
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     partial = path.with_name(path.name + ".partial")

@@ -123,8 +123,14 @@ def call(function: Callable[..., Any], args: Sequence[str], prog: str) -> int:
     handed_in = {"tools": grid_tools()} if "tools" in inspect.signature(function).parameters else {}
     parser = Parser(prog=prog, description=(function.__doc__ or "").strip().split("\n")[0])
     parser.add_function_arguments(function, as_positional=True, skip=set(handed_in))
-    parsed = parser.instantiate(parser.parse_args(list(args))).as_dict()
+    parsed = parser.instantiate(parser.parse_args([_underscored(arg) for arg in args])).as_dict()
     return function(**handed_in, **parsed) or 0
+
+
+def _underscored(arg: str) -> str:
+    """`--max-new-tokens` is `--max_new_tokens`."""
+    flag, equals, value = arg.partition("=")
+    return flag.replace("-", "_").replace("__", "--", 1) + equals + value if arg.startswith("--") else arg
 
 
 def grid_tools() -> "GridTools":

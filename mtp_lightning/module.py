@@ -251,12 +251,14 @@ class MTPModule(pl.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What `load_model` needs beside the weights, as plain values: checkpoints load with weights_only."""
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        tokenizer = getattr(datamodule, "tokenizer", None)
         checkpoint[CHECKPOINT_KEY] = {
             "format": CHECKPOINT_FORMAT,
             "backbone": asdict(self.model.config),
             "heads": asdict(self.model.heads_config),
             "tokenizer": tokenizer.state() if tokenizer is not None else None,
+            "context": getattr(datamodule, "context", None),
         }
 
     @override

@@ -10,6 +10,7 @@ from mtp_lightning.errors import InputError
 
 if TYPE_CHECKING:
     from mtp_lightning.data.tokenizer import Tokenizer
+    from mtp_lightning.decoding.generate import Step
 
 
 def generate_command(
@@ -17,7 +18,16 @@ def generate_command(
     prompt: str | None = None,
     max_new_tokens: int = 256,
     decoding: Literal["speculative", "greedy"] = "speculative",
-    heads_used: int | None = None,
+    heads_used: int | Literal["auto"] = "auto",
+    tree: list[int] | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    accept: Literal["match", "ratio"] = "match",
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    show_drafts: bool = False,
+    beyond_context: bool = False,
     json: str | None = None,
 ) -> None:
     """Continue a prompt with a checkpoint's model; the text goes to standard output, figures to standard error.
@@ -27,7 +37,16 @@ def generate_command(
         prompt: Text to continue (needed); `-` reads standard input.
         max_new_tokens: Most tokens to add; an end-of-document token ends the text earlier.
         decoding: greedy: one token per forward. speculative: the same text, drafted by the further heads.
-        heads_used: Heads that draft, at most the model's n_future (the default, where they can).
+        heads_used: Heads that draft, at most the model's n_future; auto takes as many as pay, measured on the way.
+        tree: Candidates for each draft, [3, 2] for 3 first drafts and 2 behind each; one each without it.
+        temperature: 0 takes the best token; above, tokens are sampled, 1 from the model's own distribution.
+        top_k: Sample among that many most probable tokens.
+        top_p: Sample among the fewest most probable tokens of this probability together (nucleus).
+        seed: Of the samples; the same seed gives the same text, with drafts and without.
+        accept: Sampling: match takes drafts while they are what head 1 samples; ratio by ratio of probabilities.
+        dtype: Precision; in fp32 drafting changes no text, in bf16 near ties may fall otherwise.
+        show_drafts: Colour accepted drafts green, and show rejected ones struck through in red.
+        beyond_context: Take a prompt longer than the windows that the model was trained on.
         json: File to write the text and the figures to as well.
     """
     from mtp_lightning.checkpoint import find_checkpoint, load_model
@@ -36,23 +55,33 @@ def generate_command(
         raise InputError("--prompt is missing: the text to continue, or - to read it from standard input")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: it has to be at least 1")
-    model, tokenizer, _ = load_model(find_checkpoint(Path(ckpt)))
-    most = model.heads_config.max_heads_used
-    k = 1 if decoding == "greedy" else most if heads_used is None else heads_used
+    loaded = load_model(find_checkpoint(Path(ckpt)))
+    model, tokenizer = loaded.model, loaded.tokenizer
 
     import torch
 
-    from mtp_lightning.decoding.greedy import Generation, Step, stream
+    from mtp_lightning.decoding.choosing import Sampling
+    from mtp_lightning.decoding.engine import Engine
+    from mtp_lightning.decoding.generate import Generation, Step, stream
 
     text = sys.stdin.read() if prompt == "-" else prompt
     ids = torch.tensor(tokenizer.encode(text), dtype=torch.long)
-    printer = _Printer(tokenizer, ids.tolist())
-    sys.stdout.write(text)
-    started = time.perf_counter()
+    _check_length(len(ids), max_new_tokens, loaded.context, beyond_context)
+    most = model.heads_config.max_heads_used
+    k = 1 if decoding == "greedy" else most if tree and heads_used == "auto" else heads_used
+    sampling = Sampling(temperature, top_k, top_p, seed, accept)
+    engine = Engine(model, most if k == "auto" else k, torch.float32 if dtype == "fp32" else torch.bfloat16)
+    if most == 1 and decoding == "speculative":
+        why = "one head" if model.n_future == 1 else f"no heads to draft with (kind '{model.heads_config.kind}')"
+        print(f"this model has {why}: plain decoding", file=sys.stderr)
+    printer = _Printer(tokenizer, ids.tolist(), show_drafts)
     steps: list[Step] = []
-    for step in stream(model, ids, max_new_tokens, k, stop_ids=(tokenizer.eos_id,)):
+    started = time.perf_counter()
+    for step in stream(engine, [ids], max_new_tokens, k, (tokenizer.eos_id,), sampling, tree):
+        if not steps:
+            sys.stdout.write(text)
         steps.append(step)
-        printer.write([token for token in step.tokens if token != tokenizer.eos_id])
+        printer.write([token for token in step.tokens if token != tokenizer.eos_id], _rejected(step, tree))
     seconds = time.perf_counter() - started
     printer.finish()
     out = Generation([token for step in steps for token in step.tokens], [step for step in steps if step.block])
@@ -62,6 +91,7 @@ def generate_command(
         "tokens_per_forward": out.tokens_per_forward if out.steps else None,
         "tokens_per_second": len(out.tokens) / seconds,
         "heads_used": k,
+        "seconds": seconds,
     }
     print(
         f"{figures['tokens']} tokens, {out.tokens_per_forward:.2f} tokens per forward with {k} of "
@@ -72,26 +102,62 @@ def generate_command(
         Path(json).write_text(json_module.dumps({"text": printer.text, "ids": out.tokens} | figures, indent=2) + "\n")
 
 
+def _check_length(prompt: int, new: int, context: int | None, beyond: bool) -> None:
+    """
+    Raises:
+        InputError: a prompt longer than what the model was trained on.
+    """
+    if context is None or prompt + new <= context:
+        return
+    if prompt > context and not beyond:
+        raise InputError(
+            f"the prompt has {prompt} tokens, and the model was trained on windows of {context}: give a shorter one, "
+            "or --beyond_context true to try"
+        )
+    print(f"from token {context} on the text is longer than the model was trained on", file=sys.stderr)
+
+
+def _rejected(step: "Step", tree: list[int] | None) -> list[int]:
+    """The drafts of a chain that were not accepted."""
+    return [] if tree else step.block[len(step.tokens) :]
+
+
+GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31;9m", "\x1b[0m"
+
+
 class _Printer:
     """Prints tokens as text as soon as the text is settled: half a UTF-8 character waits for its other half."""
 
-    def __init__(self, tokenizer: "Tokenizer", prompt: list[int]) -> None:
+    def __init__(self, tokenizer: "Tokenizer", prompt: list[int], show_drafts: bool) -> None:
         self.tokenizer = tokenizer
         self.ids = prompt  # decoded along: a tokenizer may treat the first word of a text in a way of its own
         self.start = len(tokenizer.decode(prompt))
         self.text = ""
+        self.show_drafts = show_drafts
 
-    def write(self, ids: list[int]) -> None:
-        self.ids += ids
-        whole = self.tokenizer.decode(self.ids)
-        self._print(whole[:-1] if whole.endswith("\ufffd") else whole)
+    def write(self, ids: list[int], rejected: list[int]) -> None:
+        """A step's tokens, of which all but the first were drafts, and the drafts that were rejected."""
+        if not self.show_drafts:
+            self._settle(ids)
+            return
+        self._settle(ids[:1])
+        self._settle(ids[1:], GREEN)
+        if rejected:
+            shown = self.tokenizer.decode(rejected).replace("\n", "\u21b5").replace("\ufffd", "?")
+            sys.stdout.write(f"{RED}{shown}{PLAIN}")
 
     def finish(self) -> None:
         """Print what never settled, and end the line."""
         self._print(self.tokenizer.decode(self.ids))
         sys.stdout.write("\n")
 
-    def _print(self, whole: str) -> None:
-        sys.stdout.write(whole[self.start + len(self.text) :])
+    def _settle(self, ids: list[int], colour: str = "") -> None:
+        self.ids += ids
+        whole = self.tokenizer.decode(self.ids)
+        self._print(whole[:-1] if whole.endswith("\ufffd") else whole, colour)
+
+    def _print(self, whole: str, colour: str = "") -> None:
+        new = whole[self.start + len(self.text) :]
+        sys.stdout.write(f"{colour}{new}{PLAIN}" if colour and new else new)
         sys.stdout.flush()
         self.text = whole[self.start :]

@@ -1,4 +1,4 @@
-"""Causal attention: rotary positions, grouped key/value heads, a preallocated cache that can roll back."""
+"""Causal attention: rotary positions, grouped key/value heads."""
 
 import torch
 from torch import Tensor, nn
@@ -53,35 +53,6 @@ def rotate(
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-class LayerCache:
-    """Keys and values of one layer for up to S positions, written in place; rolling back moves `length` only.
-
-    Example, two tokens then three of which one is kept: append -> length 2, append -> length 5, truncate(3).
-    """
-
-    def __init__(self, batch: int, config: BackboneConfig, size: int, like: Tensor) -> None:
-        shape = (batch, config.kv_heads, size, config.head_dim)
-        self.k_BKSE = like.new_empty(shape)
-        self.v_BKSE = like.new_empty(shape)
-        self.length = 0
-
-    def append(
-        self, k_BKTE: Float[Tensor, "B K T E"], v_BKTE: Float[Tensor, "B K T E"]
-    ) -> tuple[Float[Tensor, "B K S E"], Float[Tensor, "B K S E"]]:
-        """Write T new positions behind the others; returns all keys and values held, as views."""
-        end = self.length + k_BKTE.shape[2]
-        assert end <= self.k_BKSE.shape[2], f"cache of {self.k_BKSE.shape[2]} positions cannot hold {end}"
-        self.k_BKSE[:, :, self.length : end] = k_BKTE
-        self.v_BKSE[:, :, self.length : end] = v_BKTE
-        self.length = end
-        return self.k_BKSE[:, :, :end], self.v_BKSE[:, :, :end]
-
-    def truncate(self, length: int) -> None:
-        """Forget every position from `length` on."""
-        assert 0 <= length <= self.length
-        self.length = length
-
-
 def causal_mask(n_new: int, n_total: int, device: torch.device) -> Bool[Tensor, "T S"]:
     """True where the i-th of the last `n_new` of `n_total` positions may look: at itself and before."""
     return torch.ones(n_new, n_total, dtype=torch.bool, device=device).tril(n_total - n_new)
@@ -108,22 +79,19 @@ def block_causal_attention(
 
 def causal_attention(
     q_BHTE: Float[Tensor, "B H T E"],
-    k_BKSE: Float[Tensor, "B K S E"],
-    v_BKSE: Float[Tensor, "B K S E"],
+    k_BKTE: Float[Tensor, "B K T E"],
+    v_BKTE: Float[Tensor, "B K T E"],
     mask: Bool[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "B H T E"]:
-    """Attention of the last T of S positions; `mask` (True = may look), where given, replaces the causal one."""
-    T, S = q_BHTE.shape[2], k_BKSE.shape[2]
-    grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
-    if mask is None and T == S and T > 1 and q_BHTE.device.type == "cpu" and q_BHTE.dtype == torch.bfloat16:
-        repeats = q_BHTE.shape[1] // k_BKSE.shape[1]
-        k, v = (x.repeat_interleave(repeats, dim=1) if grouped else x for x in (k_BKSE, v_BKSE))
+    """Attention of every position to itself and before; `mask` (True = may look), where given, replaces that."""
+    grouped = q_BHTE.shape[1] != k_BKTE.shape[1]
+    if mask is None and q_BHTE.device.type == "cpu" and q_BHTE.dtype == torch.bfloat16:
+        repeats = q_BHTE.shape[1] // k_BKTE.shape[1]
+        k, v = (x.repeat_interleave(repeats, dim=1) if grouped else x for x in (k_BKTE, v_BKTE))
         with torch.autocast("cpu", enabled=False):  # autocast would run the softmax, and store it, in float32
             return block_causal_attention(q_BHTE, k, v)
-    if mask is None and 1 < T < S:
-        mask = causal_mask(T, S, q_BHTE.device)  # SDPA's is_causal aligns top left, which is wrong behind a cache
     return F.scaled_dot_product_attention(
-        q_BHTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=grouped
+        q_BHTE, k_BKTE, v_BKTE, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
     )
 
 
@@ -144,10 +112,7 @@ class Attention(nn.Module):
         x_BTD: Float[Tensor, "B T D"],
         rotary: tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]],
         mask: Bool[Tensor, "..."] | None = None,
-        cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:
         q, k, v = (w(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for w in (self.wq, self.wk, self.wv))
         q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if cache is not None:
-            k, v = cache.append(k, v)
         return self.wo(causal_attention(q, k, v, mask).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtp_lightning.model.attention import Attention, LayerCache, Projection
+from mtp_lightning.model.attention import Attention, Projection
 from mtp_lightning.model.config import BackboneConfig
 from mtp_lightning.shapes import Bool, Float
 
@@ -44,7 +44,6 @@ class Block(nn.Module):
         x_BTD: Float[Tensor, "B T D"],
         rotary: tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]],
         mask: Bool[Tensor, "..."] | None = None,
-        cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask, cache)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask)
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))  # type: ignore[no-any-return]

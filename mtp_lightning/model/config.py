@@ -160,6 +160,5 @@ class HeadsConfig:
 
     @property
     def max_heads_used(self) -> int:
-        """How many heads can draft and verify text so far; 1 is plain decoding."""
-        drafts = self.kind in ("parallel", "linear") and self.horizon == self.n_future
-        return self.n_future if drafts else 1
+        """How many heads can draft and verify text (`mtp_lightning.decoding`); 1 is plain decoding."""
+        return 1 if self.kind in ONE_STREAM else self.n_future

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mtp_lightning.model.attention import LayerCache, Projection
+from mtp_lightning.model.attention import Projection
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadKind, HeadsConfig
 from mtp_lightning.shapes import Bool, Float
@@ -17,8 +17,6 @@ from mtp_lightning.shapes import Bool, Float
 RotaryAngles = tuple[Tensor, Tensor]
 Where = tuple[RotaryAngles, Tensor | None]
 """What every layer wants to know of the positions: angles and mask."""
-HeadCaches = list[list[LayerCache]]
-"""Of every head, a cache for each of its layers."""
 
 
 class Stack(nn.ModuleList):
@@ -32,10 +30,9 @@ class Stack(nn.ModuleList):
         x_BTD: Float[Tensor, "B T D"],
         rotary: RotaryAngles,
         mask: Bool[Tensor, "..."] | None = None,
-        caches: list[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        for i, block in enumerate(self):
-            x_BTD = block(x_BTD, rotary, mask, caches[i] if caches else None)
+        for block in self:
+            x_BTD = block(x_BTD, rotary, mask)
         return x_BTD
 
 
@@ -51,7 +48,6 @@ class LinearHead(nn.Module):
         x_BTD: Float[Tensor, "B T D"],
         rotary: RotaryAngles,
         mask: Bool[Tensor, "..."] | None = None,
-        caches: list[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
         return self.projection(x_BTD).to(x_BTD.dtype)  # type: ignore[no-any-return]
 
@@ -72,11 +68,10 @@ class Join(nn.Module):
         e_BTD: Float[Tensor, "B T D"],
         rotary: RotaryAngles,
         mask: Bool[Tensor, "..."] | None = None,
-        caches: list[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
         joined = torch.cat((self.hidden_norm(h_BTD), self.embedding_norm(e_BTD)), dim=-1)
         x_BTD = self.projection(joined).to(h_BTD.dtype)  # autocast would leave the residual stream in half precision
-        return self.stack(x_BTD, rotary, mask, caches)  # type: ignore[no-any-return]
+        return self.stack(x_BTD, rotary, mask)  # type: ignore[no-any-return]
 
 
 class Heads(nn.ModuleList):
@@ -101,10 +96,6 @@ class Heads(nn.ModuleList):
 
     def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
         raise NotImplementedError
-
-    def first(self, z_BTD: Float[Tensor, "B T D"], rotary: RotaryAngles, caches: HeadCaches) -> Float[Tensor, "B T D"]:
-        """Head 1 alone, which is all that plain decoding runs."""
-        return self[0](z_BTD, rotary, None, caches[0])  # type: ignore[no-any-return]
 
 
 class ParallelHeads(Heads):
@@ -136,11 +127,6 @@ class AnticausalHeads(Heads):
             h_BTD = head(h_BTD, *where)
             states.append(h_BTD)
         return states[::-1]
-
-    def first(self, z_BTD: Float[Tensor, "B T D"], rotary: RotaryAngles, caches: HeadCaches) -> Float[Tensor, "B T D"]:
-        for head, cache in zip(reversed(self), reversed(caches)):
-            z_BTD = head(z_BTD, rotary, None, cache)
-        return z_BTD
 
 
 class SequentialHeads(Heads):

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtp_lightning.model.attention import LayerCache, Rotary, causal_mask
+from mtp_lightning.model.attention import Rotary, causal_mask
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_heads, trunk_widths
-from mtp_lightning.model.heads import HeadCaches, make_heads
+from mtp_lightning.model.heads import make_heads
 from mtp_lightning.shapes import Bool, Float, Int
 
 
@@ -35,18 +35,6 @@ class Unembedding(nn.Module):
     def forward(self, h: Float[Tensor, "*rows D"], score: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
         """`score(h, weight)`: logits (..., V) by default."""
         return score(h, self.weight)
-
-
-class ModelCache:
-    """Key/value caches of the trunk and of every prediction head, for one batch of rows of equal length."""
-
-    def __init__(self, model: "MTPModel", batch: int, size: int) -> None:
-        weight = model.embedding.weight
-        self.trunk = [LayerCache(batch, model.config, size, weight) for _ in model.trunk]
-        self.heads: HeadCaches = [
-            [LayerCache(batch, model.config, size, weight) for part in head.modules() if isinstance(part, Block)]
-            for head in model.heads
-        ]
 
 
 class MTPModel(nn.Module):
@@ -120,12 +108,11 @@ class MTPModel(nn.Module):
         tokens_BT: Int[Tensor, "B T"],
         rotary: tuple[Tensor, Tensor],
         mask: Bool[Tensor, "..."] | None = None,
-        caches: list[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The trunk's output z: what every head reads."""
         x_BTD = self.embedding(tokens_BT)
-        for i, block in enumerate(self.trunk):
-            x_BTD = block(x_BTD, rotary, mask, caches[i] if caches else None)
+        for block in self.trunk:
+            x_BTD = block(x_BTD, rotary, mask)
         return x_BTD  # type: ignore[no-any-return]
 
     def logits(

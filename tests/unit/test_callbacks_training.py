@@ -208,9 +208,12 @@ def test_decoding_probe_measures_and_disturbs_nothing(fit: Fit) -> None:
     _, plain, _ = fit([], steps=30)
     _, probed, recorder = fit([DecodingProbe(prompts=3, prompt_tokens=8, new_tokens=20)], steps=30)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), probed.parameters()))
-    (metrics,) = [m for _, m in recorder.calls if "decode/speedup" in m]
-    assert set(metrics) == {"decode/tokens_per_forward", "decode/speedup", "decode/mismatches"}
-    assert metrics["decode/mismatches"] == 0
+    steps, found = zip(*[(step, m) for step, m in recorder.calls if "decode/speedup" in m])
+    assert steps == (6, 12, 18, 24, 30), "at every validation, and at the end"
+    names = {"decode/tokens_per_forward", "decode/speedup", "decode/mismatches", "decode/acceptance/head_2"}
+    assert all(set(metrics) == names and metrics["decode/mismatches"] == 0 for metrics in found)
+    assert found[0]["decode/acceptance/head_2"] < found[-1]["decode/acceptance/head_2"]
+    metrics = found[-1]
     assert 1.0 <= metrics["decode/tokens_per_forward"] <= 2.0
     assert metrics["decode/tokens_per_forward"] > 1.5, "counting is learned, so drafts are accepted"
     assert probed.training

@@ -1,58 +1,47 @@
-"""Greedy decoding with caches against none; self-speculative against plain; the bookkeeping against brute force."""
+"""Greedy decoding with caches against none; self-speculative against plain; every block of drafts against its
+definition; ragged batches; what is refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_backbone
+from slow_decoding import blocks, greedy
+from tiny import KINDS, VARIANTS, tiny_backbone
 from torch import Tensor
 
-from mtp_lightning.decoding.greedy import generate
+from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.decoding.generate import Generation, generate, stream
+from mtp_lightning.decoding.measure import acceptance, compare, first_difference, next_logits
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.config import ONE_STREAM, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.loss import multi_token_loss
 from mtp_lightning.objective.targets import make_targets
 
 MakeModel = Callable[..., MTPModel]
+DRAFTING = {name: heads for name, heads in VARIANTS.items() if heads.max_heads_used > 1} | {
+    "leaping causal": HeadsConfig(n_future=3, kind="causal", offsets=(1, 3, 6)),
+    "leaping anticausal": HeadsConfig(n_future=3, kind="anticausal", offsets=(1, 3, 6)),
+    "leaping linear": HeadsConfig(n_future=3, kind="linear", offsets=(1, 2, 5)),
+    "four recurrent": HeadsConfig(n_future=4, kind="recurrent"),
+}
 
 
-@torch.no_grad()
-def without_cache(model: MTPModel, prompt: Tensor, max_new_tokens: int, stop_ids: tuple[int, ...] = ()) -> list[int]:
-    """The definition: the whole text through the model again for every token."""
-    text = prompt.tolist()
-    for _ in range(max_new_tokens):
-        text.append(int(model.logits(torch.tensor([text]))[0, 0, -1].argmax()))
-        if text[-1] in stop_ids:
-            break
-    return text[prompt.numel() :]
-
-
-@torch.no_grad()
-def block_sizes(model: MTPModel, prompt: Tensor, output: list[int], heads_used: int) -> list[int]:
-    """How many tokens each forward should accept, from whole-text forwards: replays draft and verify naively."""
-    text, sizes, done = prompt.tolist(), [], 0
-    while done < len(output) - 1:
-        logits = model.logits(torch.tensor([text]))[:, 0, -1]
-        block = logits[:heads_used].argmax(-1).tolist()[: len(output) - done]
-        size = 1
-        while size < len(block) and block[size] == output[done + size]:
-            size += 1
-        sizes.append(size)
-        done += size
-        text += block[:size]
-    return sizes
-
-
-def sharpened(model: MTPModel, seed: int) -> MTPModel:
-    """Random weights large enough that the text does not collapse into one repeated token."""
+def random_model(heads: HeadsConfig, seed: int, **backbone: object) -> MTPModel:
+    """Weights large enough that no text collapses into one repeated token, norms that matter."""
     torch.manual_seed(seed)
+    model = MTPModel(tiny_backbone(**{"n_layers": 3} | backbone), replace(heads, match="none")).eval()
     for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.4)
     return model
+
+
+def steps_of(generation: Generation) -> list[tuple[list[int], list[int]]]:
+    return [(step.tokens, step.block) for step in generation.steps]
 
 
 @pytest.fixture(scope="module")
@@ -78,53 +67,146 @@ def trained() -> dict[int, MTPModel]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(1, 8), seed=st.integers(0, 10_000), length=st.integers(1, 12), new=st.integers(0, 16))
-def test_speculative_equals_plain_equals_no_cache_on_random_weights(n: int, seed: int, length: int, new: int) -> None:
-    torch.manual_seed(seed)
-    model = sharpened(MTPModel(tiny_backbone(n_layers=n + 1), HeadsConfig(n_future=n)).eval(), seed)
-    prompt = torch.randint(0, 16, (length,))
-    expected = without_cache(model, prompt, new)
-    for heads_used in {1, (n + 1) // 2, n}:
-        out = generate(model, prompt, new, heads_used)
-        assert out.tokens == expected
-        assert [len(s.tokens) for s in out.steps] == block_sizes(model, prompt, expected, heads_used)
+@given(
+    kind=st.sampled_from(KINDS),
+    n=st.integers(1, 8),
+    seed=st.integers(0, 10_000),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    new=st.integers(0, 14),
+    stop=st.integers(0, 15),
+)
+def test_any_model_any_batch_drafted_or_not_continues_as_the_definition_says(
+    kind: str, n: int, seed: int, lengths: list[int], new: int, stop: int
+) -> None:
+    model = random_model(HeadsConfig(n_future=n, kind=kind), seed)  # type: ignore[arg-type]
+    engine = Engine(model)
+    prompts = [torch.randint(0, 16, (length,)) for length in lengths]
+    expected = [greedy(model, prompt, new, {stop}) for prompt in prompts]
+    for k in sorted({1, (engine.heads_used + 1) // 2, engine.heads_used}):
+        assert [out.tokens for out in generate(engine, prompts, new, k, {stop})] == expected
+
+
+@pytest.mark.parametrize("name", DRAFTING)
+def test_every_forward_verifies_what_the_heads_say_and_accepts_what_is_right(name: str) -> None:
+    """A wrong draft costs speed and no text, so it has to be looked at itself."""
+    heads = DRAFTING[name]
+    model = random_model(heads, seed=1, n_kv_heads=1)
+    prompts = [torch.randint(0, 16, (length,)) for length in (1, 5, 3, 12)]
+    expected = [greedy(model, prompt, 12) for prompt in prompts]
+    for k in range(1, heads.n_future + 1):
+        engine = Engine(model, heads_used=k)
+        together = generate(engine, prompts, 12)
+        for prompt, tokens, out in zip(prompts, expected, together):
+            (alone,) = generate(engine, [prompt], 12)
+            assert out.tokens == alone.tokens == tokens
+            assert steps_of(out) == steps_of(alone) == blocks(model, prompt, tokens, k)
 
 
 @pytest.mark.parametrize("n", [2, 4, 8])
-def test_speculative_equals_plain_on_trained_weights_and_pays(trained: dict[int, MTPModel], n: int) -> None:
-    rates = []
-    for start in range(0, 160, 40):
-        prompt = (torch.arange(start, start + 20) ** 2 // 7) % 16
-        plain = generate(trained[n], prompt, 40)
-        assert plain.tokens == without_cache(trained[n], prompt, 40)
-        assert plain.tokens_per_forward == 1.0
-        for heads_used in range(2, n + 1):
-            out = generate(trained[n], prompt, 40, heads_used)
-            assert out.tokens == plain.tokens
-            assert [len(s.tokens) for s in out.steps] == block_sizes(trained[n], prompt, plain.tokens, heads_used)
-            assert all(1 <= len(s.tokens) <= heads_used for s in out.steps)
-        rates.append(out.tokens_per_forward)
+def test_drafts_of_a_trained_model_are_accepted(trained: dict[int, MTPModel], n: int) -> None:
+    engine = Engine(trained[n])
+    prompts = [(torch.arange(start, start + 20) ** 2 // 7) % 16 for start in range(0, 160, 40)]
+    plain = generate(engine, prompts, 40, 1)
+    assert [out.tokens for out in plain] == [greedy(trained[n], prompt, 40) for prompt in prompts]
+    assert {out.tokens_per_forward for out in plain} == {1.0}
+    for k in range(2, n + 1):
+        drafted = generate(engine, prompts, 40, k)
+        assert [out.tokens for out in drafted] == [out.tokens for out in plain]
+        assert steps_of(drafted[k % 4]) == blocks(trained[n], prompts[k % 4], drafted[k % 4].tokens, k)
+    rates = [out.tokens_per_forward for out in drafted]
     assert sum(rates) / len(rates) > 1.2, "the drafts of a trained model are accepted"
     assert min(rates) < n, "and not always, or rolling back was never tried"
 
 
-@pytest.mark.parametrize("heads_used", [1, 2, 4])
-def test_stop_tokens_end_the_text_where_plain_decoding_ends_it(trained: dict[int, MTPModel], heads_used: int) -> None:
-    prompt = torch.arange(10)
-    whole = without_cache(trained[4], prompt, 40)
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_stop_tokens_end_a_text_where_plain_decoding_ends_it(trained: dict[int, MTPModel], k: int) -> None:
+    engine, prompt = Engine(trained[4]), torch.arange(10)
+    whole = greedy(trained[4], prompt, 40)
     for stop in set(whole):
-        expected = whole[: whole.index(stop) + 1]
-        assert generate(trained[4], prompt, 40, heads_used, stop_ids={stop}).tokens == expected
+        (out,) = generate(engine, [prompt], 40, k, stop_ids={stop})
+        assert out.tokens == whole[: whole.index(stop) + 1]
 
 
-def test_grouped_query_attention_decodes_too(make_model: MakeModel) -> None:
-    model = sharpened(make_model(3, n_kv_heads=1), 1)
-    prompt = torch.arange(5)
-    assert generate(model, prompt, 20, 3).tokens == without_cache(model, prompt, 20)
+def test_rows_of_a_stream_come_as_they_are_made(trained: dict[int, MTPModel]) -> None:
+    engine = Engine(trained[4])
+    prompts = [torch.arange(4), torch.arange(9)]
+    steps = list(stream(engine, prompts, 30))
+    for row, out in enumerate(generate(engine, prompts, 30)):
+        assert [token for step in steps if step.row == row for token in step.tokens] == out.tokens
+    firsts = [step.row for step in steps[:4]]
+    assert sorted(firsts) == [0, 0, 1, 1], "both rows advance side by side"
 
 
-def test_heads_that_are_not_there_and_empty_prompts_are_refused(make_model: MakeModel) -> None:
-    with pytest.raises(InputError, match="this model has 2 prediction heads"):
-        generate(make_model(2), torch.arange(3), 4, heads_used=3)
-    with pytest.raises(InputError, match="the prompt is empty"):
-        generate(make_model(2), torch.arange(0), 4)
+def test_acceptance_counts_drafts_whose_turn_came(trained: dict[int, MTPModel]) -> None:
+    engine = Engine(trained[4])
+    outs = generate(engine, [(torch.arange(s, s + 20) ** 2 // 7) % 16 for s in range(0, 80, 20)], 60)
+    sizes = [len(step.tokens) for out in outs for step in out.steps[:-1]]
+    shares = acceptance(outs, (1, 2, 3, 4))
+    for head in (2, 3, 4):
+        reached = [size for size in sizes if size >= head - 1]
+        assert shares[head] == sum(size >= head for size in reached) / len(reached)
+    first, *rest = [1.0, *(shares[head] for head in (2, 3, 4))]
+    product = [first := first * share for share in rest]
+    assert all(a >= b for a, b in pairwise(product))
+    assert 1 + sum(product) == pytest.approx(sum(sizes) / len(sizes))
+
+
+def test_texts_compared_plain_and_drafted_are_the_same(trained: dict[int, MTPModel]) -> None:
+    found = compare(Engine(trained[4]), [torch.arange(5), torch.arange(8)], 30)
+    assert found.differences == []
+    assert 1 <= found.tokens_per_forward <= 4
+    assert found.speedup > 0
+
+
+def test_a_difference_is_found_and_its_gap_told(trained: dict[int, MTPModel]) -> None:
+    model, prompt = trained[4], torch.arange(5)
+    engine = Engine(model)
+    plain = greedy(model, prompt, 8)
+    other = [*plain[:3], (plain[3] + 1) % 16, *plain[4:]]
+    difference = first_difference(engine, prompt, plain, other)
+    assert difference is not None
+    text = torch.cat([prompt, torch.tensor(plain[:3])])
+    best, second = model.logits(text[None])[0, 0, -1].topk(2).values.tolist()
+    assert (difference.position, difference.tie) == (3, False)
+    assert difference.gap == pytest.approx(best - second, abs=1e-4)
+    assert first_difference(engine, prompt, plain, plain) is None
+    assert first_difference(engine, prompt, plain, plain[:5]) is not None
+    torch.testing.assert_close(next_logits(engine, text), model.logits(text[None])[0, 0, -1])
+
+
+def test_bfloat16_differs_from_itself_only_at_ties(trained: dict[int, MTPModel]) -> None:
+    engine = Engine(trained[4], dtype=torch.bfloat16)
+    prompts = [(torch.arange(s, s + 20) ** 2 // 7) % 16 for s in range(0, 160, 20)]
+    found = compare(engine, prompts, 40)
+    assert all(difference.tie for difference in found.differences)
+    assert found.tokens_per_forward > 1.2
+
+
+@pytest.mark.parametrize("kind", ONE_STREAM)
+def test_kinds_without_heads_of_their_own_decode_plainly(kind: str) -> None:
+    model = random_model(HeadsConfig(n_future=3, kind=kind), seed=0)  # type: ignore[arg-type]
+    (out,) = generate(Engine(model), [torch.arange(3)], 6)
+    assert out.tokens == greedy(model, torch.arange(3), 6)
+    with pytest.raises(InputError, match=f"kind '{kind}' has no head of its own"):
+        Engine(model, heads_used=2)
+
+
+def test_what_cannot_be_decoded_is_refused(make_model: MakeModel) -> None:
+    with pytest.raises(InputError, match="heads_used is 3: this model has 2 prediction heads"):
+        Engine(make_model(2), heads_used=3)
+    engine = Engine(make_model(3), heads_used=2)
+    with pytest.raises(InputError, match="heads_used is 3: the model was prepared for at most 2"):
+        generate(engine, [torch.arange(3)], 4, heads_used=3)
+    for prompts in ([], [torch.arange(0)], [torch.arange(3), torch.arange(0)]):
+        with pytest.raises(InputError, match="the prompt is empty"):
+            generate(engine, prompts, 4)
+
+
+def test_a_model_under_training_is_left_alone(make_model: MakeModel) -> None:
+    model = make_model(3).train()
+    before: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters()}
+    state = torch.get_rng_state()
+    generate(Engine(model), [torch.arange(3)], 10)
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())

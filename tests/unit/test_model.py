@@ -10,14 +10,13 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_llama import llama_config, to_llama_state_dict
 from mtp_lightning.model.attention import (
     CAUSAL_BLOCK,
-    LayerCache,
     block_causal_attention,
     causal_attention,
     causal_mask,
 )
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_parameters, flops_per_token, trunk_widths
-from mtp_lightning.model.mtp import ModelCache, MTPModel
+from mtp_lightning.model.mtp import MTPModel
 
 MakeModel = Callable[..., MTPModel]
 
@@ -81,27 +80,6 @@ def test_documents_may_be_kept_apart(make_model: MakeModel) -> None:
     together = model.logits(tokens, documents)
     torch.testing.assert_close(together[:, :, 4:], model.logits(tokens[:, 4:]))
     torch.testing.assert_close(together[:, :, :4], model.logits(tokens[:, :4]))
-
-
-def test_a_cache_fed_in_pieces_and_rolled_back_equals_one_forward(make_model: MakeModel) -> None:
-    model = make_model(2, n_kv_heads=1)
-    tokens = torch.randint(0, 16, (2, 9))
-    rotary = model.rotary(torch.arange(9))
-    whole = model.run_trunk(tokens, rotary)
-    caches = ModelCache(model, batch=2, size=9).trunk
-    pieces = []
-    for start, end, keep in [(0, 3, 3), (3, 4, 4), (4, 8, 5), (5, 9, 9)]:
-        z = model.run_trunk(tokens[:, start:end], (rotary[0][start:end], rotary[1][start:end]), caches=caches)
-        pieces.append(z[:, : keep - start])
-        for cache in caches:
-            cache.truncate(keep)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole)
-
-
-def test_a_full_cache_is_not_overrun() -> None:
-    cache = LayerCache(1, tiny_backbone(), size=2, like=torch.empty(0))
-    with pytest.raises(AssertionError, match="cache of 2 positions"):
-        cache.append(torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16))
 
 
 @pytest.mark.parametrize("match", ["parameters", "none"])

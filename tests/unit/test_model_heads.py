@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtp_lightning.decoding.greedy import generate
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_parameters, flops_per_token, trunk_widths
@@ -170,38 +169,6 @@ def test_flops_are_what_torch_counts(heads: HeadsConfig) -> None:
     attention = counted["aten.bmm"] / 2
     assert attention % (6 * 16 * backbone.dim) == 0
     assert counted["aten.mm"] + attention == flops_per_token(backbone, heads, context=16)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("replicate", [False, True])
-def test_plain_decoding_takes_head_ones_best_token(kind: Any, replicate: bool) -> None:
-    if replicate and kind in ("none", "order"):
-        pytest.skip("refused: one hidden state")
-    heads = HeadsConfig(n_future=3, kind=kind, replicate_unembedding=replicate)
-    model = random_model(heads).float()
-    text = torch.randint(0, 16, (5,))
-    out = generate(model, text, 6)
-    for token in out.tokens:
-        ahead = torch.zeros(3, 1, len(text), dtype=torch.long)
-        assert token == model.logits(text[None], None, ahead)[0, 0, -1].argmax()
-        text = torch.cat([text, torch.tensor([token])])
-    if heads.max_heads_used > 1:
-        assert generate(model, text, 12, heads_used=3).tokens == generate(model, text, 12).tokens
-    else:
-        with pytest.raises(InputError, match=f"'{kind}' .* do not draft so far"):
-            generate(model, text, 6, heads_used=3)
-
-
-@pytest.mark.parametrize("heads", [h for h in VARIANTS.values() if h.max_heads_used > 1])
-def test_drafts_are_what_the_heads_say(heads: HeadsConfig) -> None:
-    """A wrong draft costs speed and no text, so it has to be looked at itself."""
-    model = random_model(heads).float()
-    text = torch.randint(0, 16, (5,)).tolist()
-    for step in generate(model, torch.tensor(text), 12, heads_used=heads.n_future).steps:
-        ahead = torch.zeros(heads.n_future, 1, len(text), dtype=torch.long)
-        best = model.logits(torch.tensor([text]), None, ahead)[:, 0, -1].argmax(-1).tolist()
-        assert step.block == best[: len(step.block)]
-        text += step.tokens
 
 
 @EACH

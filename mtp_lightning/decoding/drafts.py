@@ -1,0 +1,232 @@
+"""Drafting: how heads 2 .. k of every kind propose the tokens behind the certain next one.
+
+One interface for all. A drafter reads its input (the trunk's output, or head 1's state) at a window of accepted
+positions that ends at each row's last, p, brings its own caches up to date, and proposes a token for each of the places
+2, 3, .. ahead of p. Heads that leap leave gaps; a gap is filled by the same head from a position before p (L-MTP,
+arXiv 2505.17505):
+
+    heads look 1, 3 and 4 places ahead      place 2: head 2 at p - 1,  place 3: head 2 at p,  place 4: head 3 at p
+
+Nothing here can make a text wrong, only slow: head 1 verifies every draft.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtp_lightning.decoding.layers import KeyValues, Layer, LayerCache, Norm, SideBySide
+from mtp_lightning.decoding.linear import Linear
+from mtp_lightning.decoding.positions import Ruler
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.block import Block
+from mtp_lightning.model.heads import Join, LinearHead
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.shapes import Float
+
+
+class Source(NamedTuple):
+    """Who proposes the token of one place: head `head` (from 2), `shift` positions before the last accepted."""
+
+    head: int
+    shift: int
+
+
+def sources(places: Sequence[int], heads_used: int) -> list[Source]:
+    """Of the places 2, 3, .. up to that of the last head used: the nearest head that looks so far or further."""
+    return [
+        Source(head, places[head - 1] - place)
+        for head in range(2, heads_used + 1)
+        for place in range(places[head - 2] + 1, places[head - 1] + 1)
+    ]
+
+
+class Ahead:
+    """What a drafter asks of the text it drafts for."""
+
+    def embedded(self, length: int, place: int) -> Float[Tensor, "B L D"]:
+        """Embeddings of the tokens `place` places ahead of the window's positions, drafts included."""
+        raise NotImplementedError
+
+    def propose(self, states_BJD: Float[Tensor, "B J D"], heads: Sequence[int]) -> None:
+        """Take the states, before the norm, that the next J places' tokens come from, and the heads they are of."""
+        raise NotImplementedError
+
+
+class Drafter:
+    """The further heads of one model.
+
+    Attributes:
+        lookback: accepted positions that every draft reads again, for gaps, or as tokens there were drafts so far.
+    """
+
+    def __init__(self, model: MTPModel, heads_used: int) -> None:
+        self.heads_used = heads_used
+        self.places = model.heads_config.places
+        self.lookback = max(source.shift for source in sources(self.places, heads_used))
+
+    def key_values(self, batch: int, size: int, like: Tensor) -> KeyValues | None:
+        """Caches of its own for that many rows and slots."""
+        raise NotImplementedError
+
+    def draft(
+        self,
+        x_BLX: Float[Tensor, "B L X"],
+        ruler: Ruler,
+        ends: Sequence[int],
+        cache: Sequence[LayerCache],
+        count: int,
+        ahead: Ahead,
+    ) -> None:
+        """Propose with heads 2 .. `count` from their input at the last L of each row's `ends[b]` positions."""
+        raise NotImplementedError
+
+
+class Parallel(Drafter):
+    """Heads of one layer each on the trunk's output, as one batched layer."""
+
+    def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype) -> None:
+        super().__init__(model, heads_used)
+        blocks: list[Block] = [model.heads[i][0] for i in range(1, heads_used)]  # type: ignore[index]
+        self.layers = SideBySide(blocks, dtype)
+
+    def key_values(self, batch: int, size: int, like: Tensor) -> KeyValues:
+        layers = self.layers
+        return KeyValues(1, batch, size, layers.count * layers.kv_heads, like, layers.head_dim)
+
+    def draft(
+        self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
+    ) -> None:
+        L = x_BLX.shape[1]
+        Q = min(L, 1 + self.lookback)
+        h_GBQD = self.layers(x_BLX, ruler.window(ends, L), ruler.window(ends, Q), cache[0], count - 1)
+        _propose_all(h_GBQD, sources(self.places, count), ahead)
+
+
+class Matrices(Drafter):
+    """Linear heads: a matrix each on the trunk's output."""
+
+    def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype) -> None:
+        super().__init__(model, heads_used)
+        heads: list[LinearHead] = [model.heads[i] for i in range(1, heads_used)]  # type: ignore[misc]
+        self.weight_GIO = torch.stack([head.projection.weight.detach().to(dtype).t() for head in heads]).contiguous()
+
+    def key_values(self, batch: int, size: int, like: Tensor) -> None:
+        return None
+
+    def draft(
+        self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
+    ) -> None:
+        B, Q = len(x_BLX), min(x_BLX.shape[1], 1 + self.lookback)
+        rows_RD = x_BLX[:, -Q:].reshape(B * Q, -1)
+        h_GRD = rows_RD @ self.weight_GIO[: count - 1]
+        _propose_all(h_GRD.view(len(h_GRD), B, Q, -1), sources(self.places, count), ahead)
+
+
+class Anticausal(Drafter):
+    """Heads below head 1, which has run them all: their states are there already."""
+
+    def key_values(self, batch: int, size: int, like: Tensor) -> None:
+        return None
+
+    def draft(
+        self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
+    ) -> None:
+        h_BLGD = x_BLX.view(*x_BLX.shape[:2], self.heads_used - 1, -1)
+        _propose_all(h_BLGD.permute(2, 0, 1, 3), sources(self.places, count), ahead)
+
+
+class OneByOne(Drafter):
+    """Heads run one after the other: causal, sequential and recurrent ones, and parallel ones of several layers.
+
+    A sequential head reads the token before its target, which may be a draft; so its keys and values at the last
+    positions are those of a guess, and the next window computes them again.
+    """
+
+    def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype) -> None:
+        super().__init__(model, heads_used)
+        kind = model.heads_config.kind
+        self.on_each_other = kind != "parallel"
+        modules = [model.heads[min(i, len(model.heads) - 1)] for i in range(1, heads_used)]
+        made = {module: _HeadLayers(module, dtype) for module in modules}
+        self.heads = [made[module] for module in modules]
+        self.config = model.config
+        if self.heads[0].joins:
+            self.lookback = max(self.lookback, self.places[heads_used - 2] - 1)
+
+    def key_values(self, batch: int, size: int, like: Tensor) -> KeyValues:
+        layers = sum(len(head.layers) for head in self.heads)  # a shared module keeps what each of its heads saw
+        return KeyValues(layers, batch, size, self.config.kv_heads, like, self.config.head_dim)
+
+    def draft(
+        self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
+    ) -> None:
+        L = x_BLX.shape[1]
+        where, index, h_BLD = ruler.window(ends, L), 0, x_BLX
+        for number, head in enumerate(self.heads[: count - 1], start=2):
+            if head.joins:
+                h_BLD = head.join(h_BLD, ahead.embedded(L, self.places[number - 2]))
+            elif not self.on_each_other:
+                h_BLD = x_BLX
+            for layer in head.layers:
+                h_BLD = layer(h_BLD, where, cache[index])
+                index += 1
+            own = [source for source in sources(self.places, count) if source.head == number]
+            columns = [max(L - 1 - source.shift, 0) for source in own]
+            ahead.propose(h_BLD[:, columns], [number] * len(own))
+
+
+class _HeadLayers:
+    """The layers of one head, and what joins a token's embedding to its input (DeepSeek-V3, equation 21)."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self.joins = isinstance(module, Join)
+        stack = module.stack if isinstance(module, Join) else module
+        assert isinstance(stack, nn.ModuleList)
+        self.layers = [Layer(block, dtype) for block in stack]  # type: ignore[arg-type]
+        if isinstance(module, Join):
+            self.hidden_norm, self.embedding_norm = Norm(module.hidden_norm), Norm(module.embedding_norm)
+            norms = torch.cat((module.hidden_norm.weight, module.embedding_norm.weight)).detach()
+            weight = module.projection.weight.detach() * norms * math.sqrt(module.hidden_norm.weight.numel())
+            self.projection = Linear(weight, dtype)
+
+    def join(self, h_BLD: Tensor, e_BLD: Tensor) -> Tensor:
+        return self.projection(torch.cat((self.hidden_norm(h_BLD), self.embedding_norm(e_BLD)), dim=-1))
+
+
+def _propose_all(h_GBQD: Float[Tensor, "G B Q D"], of: Sequence[Source], ahead: Ahead) -> None:
+    """Hand in all places at once, of states at the last Q positions (fewer where the text is shorter)."""
+    Q = h_GBQD.shape[2]
+    heads = [source.head for source in of]
+    if Q == 1 or not any(source.shift for source in of):
+        h_JBD = h_GBQD[[head - 2 for head in heads], :, -1] if len(of) != len(h_GBQD) else h_GBQD[:, :, -1]
+    else:
+        h_JBD = h_GBQD[[head - 2 for head in heads], :, [max(Q - 1 - source.shift, 0) for source in of]]
+    ahead.propose(h_JBD.transpose(0, 1), heads)
+
+
+def make_drafter(model: MTPModel, heads_used: int, dtype: torch.dtype) -> Drafter | None:
+    """The drafter for heads 2 .. `heads_used`; None for one head, which drafts nothing.
+
+    Raises:
+        InputError: not that many heads, or of a kind that cannot draft.
+    """
+    heads = model.heads_config
+    if not 1 <= heads_used <= heads.n_future:
+        raise InputError(f"heads_used is {heads_used}: this model has {heads.n_future} prediction heads")
+    if heads_used == 1:
+        return None
+    if heads_used > heads.max_heads_used:
+        raise InputError(
+            f"heads_used is {heads_used}: a model of kind '{heads.kind}' has no head of its own for the tokens "
+            "further ahead, and nothing to draft with; use 1"
+        )
+    if heads.kind == "linear":
+        return Matrices(model, heads_used, dtype)
+    if heads.kind == "anticausal":
+        return Anticausal(model, heads_used)
+    if heads.kind == "parallel" and heads.layers == 1:
+        return Parallel(model, heads_used, dtype)
+    return OneByOne(model, heads_used, dtype)

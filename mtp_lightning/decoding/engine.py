@@ -1,0 +1,88 @@
+"""A model prepared for decoding: the path to the next token, which verifies, and the heads that draft."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtp_lightning.decoding.drafts import Drafter, make_drafter
+from mtp_lightning.decoding.layers import KeyValues, Layer, LayerCache, Norm
+from mtp_lightning.decoding.linear import Linear
+from mtp_lightning.decoding.positions import Where
+from mtp_lightning.model.heads import LinearHead
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.shapes import Float, Int
+
+
+class Engine:
+    """Copies of a model's weights, laid out for few rows at a time. Make it once, decode any number of texts.
+
+    Args:
+        heads_used: the most heads that are to draft; by default all that can.
+        dtype: precision of weights and activations; by default the model's own.
+
+    Raises:
+        InputError: more heads than the model has, or than can draft.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: MTPModel, heads_used: int | None = None, dtype: torch.dtype | None = None) -> None:
+        self.heads_used = model.heads_config.max_heads_used if heads_used is None else heads_used
+        self.config, self.heads = model.config, model.heads_config
+        self.dtype = dtype or model.embedding.weight.dtype
+        self.device = model.embedding.weight.device
+        self.drafter: Drafter | None = make_drafter(model, self.heads_used, self.dtype)
+        self.embedding = model.embedding.weight.detach().to(self.dtype)
+        self.norm = Norm(model.norm)
+        self.unembeddings = [
+            Linear(own.weight.detach() * model.norm.weight.detach() * math.sqrt(model.config.dim), self.dtype)
+            for own in [model.unembedding, *model.further_unembeddings][: self.heads_used]
+        ]
+        kind = self.heads.kind
+        stacks = [model.trunk, *(reversed(model.heads) if kind == "anticausal" else model.heads[:1])]
+        self.matrix: Linear | None = None
+        if isinstance(stacks[-1], LinearHead):
+            self.matrix = Linear(stacks.pop().projection.weight, self.dtype)
+        self.path = [Layer(block, self.dtype) for stack in stacks for block in stack]
+        ends = list(itertools.accumulate(len(stack) for stack in stacks))
+        if kind in ("parallel", "linear"):
+            self.taps = [ends[0]]
+        elif kind == "anticausal":  # h_n .. h_2, of which the drafts need h_2 .. h_k
+            self.taps = ends[1:-1][::-1][: self.heads_used - 1]
+        else:
+            self.taps = [ends[-1]]
+        """After how many layers of the path the drafter's inputs are to be had."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that one forward can make certain with all heads."""
+        return self.heads.places[self.heads_used - 1]
+
+    def key_values(self, batch: int, size: int) -> KeyValues:
+        """Caches of the path."""
+        return KeyValues(len(self.path), batch, size, self.config.kv_heads, self.embedding, self.config.head_dim)
+
+    def run(
+        self, tokens_BM: Int[Tensor, "B M"], where: Where, cache: Sequence[LayerCache]
+    ) -> tuple[Float[Tensor, "B M D"], Float[Tensor, "B M X"] | None]:
+        """(head 1's states before the norm, the drafter's inputs): one forward over new positions."""
+        x_BMD = F.embedding(tokens_BM, self.embedding)
+        tapped = {0: x_BMD}
+        for i, layer in enumerate(self.path):
+            x_BMD = layer(x_BMD, where, cache[i])
+            tapped[i + 1] = x_BMD
+        inputs = [tapped[tap] for tap in self.taps]
+        x_BMX = None if self.drafter is None else inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        return (x_BMD if self.matrix is None else self.matrix(x_BMD)), x_BMX
+
+    def logits(self, h_BJD: Float[Tensor, "B J D"], heads: Sequence[int] = (1,)) -> Float[Tensor, "B J V"]:
+        """Of states before the norm: all of one head, or the j-th of head `heads[j]`."""
+        h_BJD = self.norm(h_BJD)
+        if len(self.unembeddings) == 1:
+            return self.unembeddings[0](h_BJD)
+        if len(set(heads)) == 1:
+            return self.unembeddings[heads[0] - 1](h_BJD)
+        return torch.stack([self.unembeddings[head - 1](h_BJD[:, j]) for j, head in enumerate(heads)], dim=1)

@@ -1,0 +1,145 @@
+"""Decoding with caches, plain or self-speculative (paper, section 3; Stern et al. 2018): the same text, sooner.
+
+After a forward whose last accepted token is x_t there are a_1, head 1's choice (certain to be right), and a_2 .. a_k,
+those of heads 2 .. k (drafts). One forward over a_1 .. a_k then
+
+    verifies    a_1 is accepted; a_{j+1} is, while it equals head 1's choice at a_j: a_1 .. a_m, 1 <= m <= k
+    proposes    head 1's choice at a_m is the next certain token, heads 2 .. k at a_m draft again
+    rolls back  the caches of trunk and heads to a_m
+
+With k = 1 nothing is drafted: plain decoding.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from mtp_lightning.decoding.adaptive import Adaptive
+from mtp_lightning.decoding.choosing import Sampling, make_chooser
+from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.decoding.positions import check_tree
+from mtp_lightning.decoding.session import Session
+from mtp_lightning.errors import InputError
+from mtp_lightning.shapes import Int
+
+HeadsUsed = int | Literal["auto"]
+
+
+class Step(NamedTuple):
+    """New tokens of one text, in order, and the block whose forward made them certain."""
+
+    row: int
+    """Which of the prompts."""
+    tokens: list[int]
+    block: list[int]
+    """What was verified: one certain token, then drafts (of a tree, all of its nodes). Empty for a text's last token,
+    which is certain without a forward of its own."""
+
+
+class Generation(NamedTuple):
+    """Newly generated tokens of one text and the forwards, behind the prompt's, that they took."""
+
+    tokens: list[int]
+    steps: list[Step]
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Accepted tokens per forward: 1 for plain decoding, at most the number of heads used (table S2)."""
+        return sum(len(step.tokens) for step in self.steps) / len(self.steps) if self.steps else float("nan")
+
+
+def generate(
+    engine: Engine,
+    prompts: Sequence[Int[Tensor, "_"]],
+    max_new_tokens: int,
+    heads_used: HeadsUsed | None = None,
+    stop_ids: Collection[int] = (),
+    sampling: Sampling = Sampling(),  # noqa: B008
+    tree: Sequence[int] | None = None,
+) -> list[Generation]:
+    """Continue each prompt until a stop token (kept as the last) or `max_new_tokens`.
+
+    Args:
+        heads_used: k. 1 decodes plainly, up to the engine's draft and verify; the engine's by default. "auto": as
+            many as pay, measured while decoding.
+        tree: candidates for each draft, of heads 2, 3, ..: [3, 2] verifies 3 first drafts, each with 2 second ones.
+            A single one each, a chain, by default.
+
+    Raises:
+        InputError: no prompt or an empty one, heads that the engine does not have, a tree that does not fit.
+    """
+    out = [Generation([], []) for _ in prompts]
+    for step in stream(engine, prompts, max_new_tokens, heads_used, stop_ids, sampling, tree):
+        out[step.row].tokens.extend(step.tokens)
+        if step.block:
+            out[step.row].steps.append(step)
+    return out
+
+
+def stream(
+    engine: Engine,
+    prompts: Sequence[Int[Tensor, "_"]],
+    max_new_tokens: int,
+    heads_used: HeadsUsed | None = None,
+    stop_ids: Collection[int] = (),
+    sampling: Sampling = Sampling(),  # noqa: B008
+    tree: Sequence[int] | None = None,
+) -> Iterator[Step]:
+    """`generate`, step by step: after every forward a `Step` of each row that is not finished."""
+    most = engine.heads_used if heads_used in (None, "auto") else int(heads_used)
+    if not prompts or any(prompt.numel() == 0 for prompt in prompts):
+        raise InputError("the prompt is empty: a token is predicted from the ones before it, so give at least one")
+    if not 1 <= most <= engine.heads_used:
+        raise InputError(f"heads_used is {heads_used}: the model was prepared for at most {engine.heads_used}")
+    shape = check_tree(tree, engine.heads.places[most - 1]) if tree else None
+    if shape and (sampling.accept == "ratio" or heads_used == "auto"):
+        raise InputError("a tree of drafts goes with a fixed number of heads, and with acceptance by match")
+    if max_new_tokens < 1:
+        return
+    session = Session(engine, prompts, max_new_tokens, make_chooser(sampling), shape)
+    adaptive = Adaptive(engine.heads.places, most) if heads_used == "auto" else None
+    certain = session.read_prompts(most)
+    rows = [_Row(i, max_new_tokens, stop_ids) for i in range(len(prompts))]
+    verified = drafted = most
+    while True:
+        for place in reversed(range(session.batch)):  # from the last: a leaving row's place is taken by the last one
+            if (row := rows[place]).ends_with(certain[place]):
+                yield Step(row.number, [certain[place]], [])
+                row.left = 0
+            if row.left == 0:
+                session.remove(place)
+                rows[place], certain[place] = rows[-1], certain[-1]
+                rows.pop()
+                certain.pop()
+                if adaptive and session.batch:
+                    adaptive.new_batch_size()
+        if not rows:
+            return
+        advances = session.step(drafted)
+        for row, advance in zip(rows, advances):
+            yield Step(row.number, row.take(advance.accepted), advance.block)
+        certain = [advance.certain for advance in advances]
+        if adaptive:
+            accepted = [len(advance.accepted) for advance in advances]
+            verified, drafted = drafted, adaptive.next(verified, drafted, accepted)
+
+
+class _Row:
+    """What is left to generate of one text."""
+
+    def __init__(self, number: int, left: int, stop_ids: Collection[int]) -> None:
+        self.number, self.left, self.stop_ids = number, left, stop_ids
+
+    def ends_with(self, certain: int) -> bool:
+        """Whether a token that is certain is the last: it needs no forward."""
+        return self.left == 1 or (self.left > 0 and certain in self.stop_ids)
+
+    def take(self, tokens: Sequence[int]) -> list[int]:
+        """Those of the accepted tokens that belong to the text."""
+        tokens = list(tokens[: self.left])
+        for i, token in enumerate(tokens, start=1):
+            if token in self.stop_ids:
+                tokens, self.left = tokens[:i], i
+        self.left -= len(tokens)
+        return tokens

@@ -1,0 +1,180 @@
+"""A model's transformer layers in the form decoding runs them: few operations, each on few rows.
+
+Against `model.block.Block`, which they equal but for rounding: the norms' weights are multiplied into the maps behind
+them, the three maps of the attention are one and so are two of the SwiGLU's, and RoPE's pairs of coordinates lie side
+by side, so that a rotation is one complex product (the same change of order in queries and keys leaves their products
+alone).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtp_lightning.decoding.linear import Linear
+from mtp_lightning.decoding.positions import Where
+from mtp_lightning.model.block import Block
+from mtp_lightning.shapes import Float
+
+
+class KeyValues:
+    """Keys and values of `layers` layers for B rows of S slots each, written in place. Rolling back needs nothing:
+    slots behind a row's accepted tokens are hidden by the mask, and written again."""
+
+    def __init__(self, layers: int, batch: int, size: int, kv_heads: int, like: Tensor, head_dim: int) -> None:
+        self.data = like.new_zeros(layers, 2, batch, kv_heads, size, head_dim)  # a hidden NaN would still spread
+        self._views: dict[tuple[int, int], list[LayerCache]] = {}
+
+    def layers(self, rows: slice) -> "list[LayerCache]":
+        """Every layer's part for the given rows."""
+        key = rows.start, rows.stop
+        if key not in self._views:
+            self._views[key] = [LayerCache(*layer[:, rows]) for layer in self.data]
+        return self._views[key]
+
+    def move_row(self, source: int, target: int) -> None:
+        self.data[:, :, target] = self.data[:, :, source]
+
+    def gather(self, row: int, start: int, slots: Tensor) -> None:
+        """The given slots, in their order, become those from `start` on."""
+        self.data[:, :, row, :, start : start + len(slots)] = self.data[:, :, row][:, :, :, slots]
+
+
+class LayerCache:
+    """One layer's part of `KeyValues`, for the rows in use."""
+
+    def __init__(self, k_BKSE: Tensor, v_BKSE: Tensor) -> None:
+        self.k_BKSE, self.v_BKSE = k_BKSE, v_BKSE
+
+    def write(self, where: Where, k_BMKE: Tensor, v_BMKE: Tensor) -> None:
+        if isinstance(where.slots, slice):
+            self.k_BKSE[:, :, where.slots] = k_BMKE.transpose(1, 2)
+            self.v_BKSE[:, :, where.slots] = v_BMKE.transpose(1, 2)
+        else:
+            rows_B1, slots_BM = where.slots
+            self.k_BKSE[rows_B1, :, slots_BM] = k_BMKE
+            self.v_BKSE[rows_B1, :, slots_BM] = v_BMKE
+
+    def attend(self, where: Where, q_BMHE: Float[Tensor, "B M H E"]) -> Float[Tensor, "B M D"]:
+        k, v = self.k_BKSE[:, :, : where.span], self.v_BKSE[:, :, : where.span]
+        y = F.scaled_dot_product_attention(
+            q_BMHE.transpose(1, 2),
+            k,
+            v,
+            attn_mask=where.mask,
+            is_causal=where.causal,
+            enable_gqa=q_BMHE.shape[2] != k.shape[1],
+        )
+        return y.transpose(1, 2).flatten(2)
+
+    def heads(self, count: int) -> "LayerCache":
+        """Of the first `count` key/value heads alone."""
+        return LayerCache(self.k_BKSE[:, :count], self.v_BKSE[:, :count])
+
+
+class Norm:
+    """x / |x|, RMSNorm but for its weight and the root of the width, which the map behind it has (`folded`).
+
+    RMSNorm divides by sqrt(|x|^2 / D + eps), which is hypot(|x|, sqrt(D eps)) / sqrt(D).
+    """
+
+    def __init__(self, norm: nn.RMSNorm) -> None:
+        (dim,) = norm.normalized_shape
+        self.floor = torch.tensor(math.sqrt(dim * (norm.eps or 0.0)), device=norm.weight.device)
+
+    def __call__(self, x_BMD: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        length = torch.linalg.vector_norm(x_BMD, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x_BMD / torch.hypot(length, self.floor)).to(x_BMD.dtype)
+
+
+def folded(linear: nn.Linear, norm: nn.RMSNorm) -> Tensor:
+    """The weight of `linear(norm(x))` as a map of `Norm`'s output."""
+    return linear.weight.detach() * norm.weight.detach() * math.sqrt(linear.in_features)
+
+
+def side_by_side(weight: Float[Tensor, "O I"], head_dim: int) -> Float[Tensor, "O I"]:
+    """Rows reordered so that RoPE's pairs (j, j + E/2) of each attention head become (2j, 2j + 1)."""
+    return weight.view(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).flatten(0, 2)
+
+
+def rotate(x_BMHE: Float[Tensor, "B M H E"], angles: Tensor) -> Float[Tensor, "B M H E"]:
+    """RoPE on neighbouring coordinates."""
+    pairs = torch.view_as_complex(x_BMHE.float().view(*x_BMHE.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * angles).flatten(-2).to(x_BMHE.dtype)
+
+
+class Layer:
+    """One transformer layer, for any number of new positions."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        attention, ffn = block.attention, block.ffn
+        self.head_dim = attention.head_dim
+        self.kv_heads = attention.wk.out_features // self.head_dim
+        self.attention_norm, self.ffn_norm = Norm(block.attention_norm), Norm(block.ffn_norm)
+        wq, wk, wv = (folded(w, block.attention_norm) for w in (attention.wq, attention.wk, attention.wv))
+        self.qkv = Linear(torch.cat([side_by_side(wq, self.head_dim), side_by_side(wk, self.head_dim), wv]), dtype)
+        self.wo = Linear(attention.wo.weight, dtype)
+        self.gate_up = Linear(torch.cat([folded(ffn.gate, block.ffn_norm), folded(ffn.up, block.ffn_norm)]), dtype)
+        self.down = Linear(ffn.down.weight, dtype)
+
+    def __call__(self, x_BMD: Float[Tensor, "B M D"], where: Where, cache: LayerCache) -> Float[Tensor, "B M D"]:
+        qkv = self.qkv(self.attention_norm(x_BMD)).view(*x_BMD.shape[:2], -1, self.head_dim)
+        turned = rotate(qkv[:, :, : -self.kv_heads], where.angles)
+        cache.write(where, turned[:, :, -self.kv_heads :], qkv[:, :, -self.kv_heads :])
+        x_BMD = x_BMD + self.wo(cache.attend(where, turned[:, :, : -self.kv_heads]))
+        gate, up = self.gate_up(self.ffn_norm(x_BMD)).chunk(2, dim=-1)
+        return x_BMD + self.down(F.silu(gate) * up)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that one forward reads."""
+        return sum(w.nbytes for w in (self.qkv, self.wo, self.gate_up, self.down))
+
+
+class SideBySide:
+    """G transformer layers with the same input, as one: heads 2 .. n of a parallel model.
+
+    Their keys and values cover every position; everything else runs at the Q last positions alone. That is exact:
+    keys and values depend on the input, never on the layer's own output.
+    """
+
+    def __init__(self, blocks: list[Block], dtype: torch.dtype) -> None:
+        G, first = len(blocks), blocks[0]
+        E = first.attention.head_dim
+        self.head_dim, self.count = E, G
+        self.kv_heads = first.attention.wk.out_features // E
+        self.heads = first.attention.wq.out_features // E
+        self.norm = Norm(first.attention_norm)
+        attention = [(block.attention, block.attention_norm) for block in blocks]
+        keys = [side_by_side(folded(a.wk, norm), E) for a, norm in attention]
+        values = [folded(a.wv, norm) for a, norm in attention]
+        self.kv = Linear(torch.cat(keys + values), dtype)
+        self.q = Linear(torch.cat([side_by_side(folded(a.wq, norm), E) for a, norm in attention]), dtype)
+        stacked = [
+            [block.attention.wo.weight for block in blocks],
+            [torch.cat([folded(b.ffn.gate, b.ffn_norm), folded(b.ffn.up, b.ffn_norm)]) for b in blocks],
+            [block.ffn.down.weight for block in blocks],
+        ]
+        # (G, I, O): a batched product of a few rows is quickest with the weight lying in its direction
+        self.wo, self.gate_up, self.down = (
+            torch.stack([w.detach().to(dtype).t() for w in weights]).contiguous() for weights in stacked
+        )
+
+    def __call__(
+        self, x_BLD: Float[Tensor, "B L D"], where: Where, last: Where, cache: LayerCache, count: int
+    ) -> Float[Tensor, "G B Q D"]:
+        """Outputs of the first `count` layers at the last Q of the L positions that are new.
+
+        Args:
+            where: the L positions, `last`: the last Q of them.
+        """
+        (B, L), Q, E = x_BLD.shape[:2], last.angles.shape[1], self.head_dim
+        normed_BLD = self.norm(x_BLD)
+        kv = self.kv(normed_BLD).view(B, L, 2, -1, E)
+        cache.write(where, rotate(kv[:, :, 0], where.angles), kv[:, :, 1])
+        q = rotate(self.q(normed_BLD[:, -Q:]).view(B, Q, -1, E), last.angles)[:, :, : count * self.heads]
+        y_RD = cache.heads(count * self.kv_heads).attend(last, q).view(B * Q, count, -1)  # R = B Q rows
+        x_GRD = x_BLD[:, -Q:].reshape(B * Q, -1) + torch.bmm(y_RD.transpose(0, 1), self.wo[:count])
+        gate, up = torch.bmm(self.norm(x_GRD), self.gate_up[:count]).chunk(2, dim=-1)
+        return (x_GRD + torch.bmm(F.silu(gate) * up, self.down[:count])).view(count, B, Q, -1)

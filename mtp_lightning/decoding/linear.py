@@ -1,0 +1,47 @@
+"""Linear maps of a handful of rows, which is all that decoding does.
+
+On a CPU the weight is laid out once for oneDNN. Then four rows cost what one costs (with torch's default for float32
+four rows cost twice one, which eats what drafts gain), and a row's result does not depend, to the last bit, on how many
+others are computed with it.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtp_lightning.shapes import Float
+
+ROWS = 4
+"""How many rows oneDNN is told to expect."""
+
+
+@functools.cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has oneDNN's prepacked linear map, an internal of torch.compile, and it is right."""
+    weight = torch.linspace(-1, 1, 32 * 16, dtype=torch.float32).sin().view(32, 16).to(dtype)
+    rows = torch.linspace(-1, 1, 3 * 16, dtype=torch.float32).cos().view(3, 16).to(dtype)
+    try:
+        out = _packed(rows, torch.ops.mkldnn._reorder_linear_weight(weight, ROWS))
+    except (AttributeError, RuntimeError):  # NotImplementedError is a RuntimeError
+        return False
+    return torch.allclose(out, F.linear(rows, weight), rtol=1e-2, atol=1e-2)
+
+
+def _packed(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # type: ignore[no-any-return]
+
+
+class Linear:
+    """x W^T, W prepacked where that is possible."""
+
+    def __init__(self, weight_OI: Float[Tensor, "O I"], dtype: torch.dtype) -> None:
+        self.weight = weight_OI.detach().to(dtype).contiguous()
+        self.nbytes = self.weight.nbytes
+        self.packed = self.weight.device.type == "cpu" and can_pack(dtype)
+        if self.packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS)
+
+    def __call__(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
+        return _packed(x, self.weight) if self.packed else F.linear(x, self.weight)

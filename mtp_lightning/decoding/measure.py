@@ -1,0 +1,126 @@
+"""What drafting was worth: acceptance of every head's drafts, speed against plain decoding, and texts that differ."""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.decoding.generate import Generation, HeadsUsed, Step, generate
+from mtp_lightning.decoding.positions import Ruler, Tree
+
+TIE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+"""Gap of the two best logits, over the largest of all, that rounding alone may turn around; by precision."""
+
+
+class Difference(NamedTuple):
+    """Where two continuations of a prompt part."""
+
+    position: int
+    """The first new token that differs, from 0."""
+    gap: float
+    """Between plain decoding's two best logits there."""
+    tie: bool
+    """Whether rounding can explain it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Self-speculative decoding of some prompts against plain decoding of the same."""
+
+    tokens_per_forward: float
+    speedup: float
+    """Plain seconds over self-speculative seconds, the median over the prompts."""
+    acceptance: dict[int, float]
+    """Head -> share of its drafts that were accepted once all before them were; NaN where it never came to that."""
+    differences: list[Difference]
+
+
+def compare(
+    engine: Engine,
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    heads_used: HeadsUsed | None = None,
+    stop_ids: Collection[int] = (),
+) -> Comparison:
+    """Decode every prompt greedily both ways, in turns, each first as often as the other.
+
+    A warm-up comes first, uncounted. Seconds are of the processor where torch has one CPU thread, else of the clock.
+    """
+    for k in (1, heads_used):
+        generate(engine, prompts[:1], min(max_new_tokens, 32), k, stop_ids)
+    drafted: list[Generation] = []
+    ratios: list[float] = []
+    differences: list[Difference] = []
+    for i, prompt in enumerate(prompts):
+        out: dict[HeadsUsed | None, Generation] = {}
+        seconds: dict[HeadsUsed | None, float] = {}
+        for k in (1, heads_used) if i % 2 else (heads_used, 1):
+            started = _now(engine)
+            (out[k],) = generate(engine, [prompt], max_new_tokens, k, stop_ids)
+            seconds[k] = _now(engine) - started
+        drafted.append(out[heads_used])
+        ratios.append(seconds[1] / seconds[heads_used])
+        difference = first_difference(engine, prompt, out[1].tokens, out[heads_used].tokens)
+        differences += [difference] if difference else []
+    steps = [step for generation in drafted for step in generation.steps]
+    tokens = sum(len(step.tokens) for step in steps)
+    return Comparison(
+        tokens_per_forward=tokens / len(steps) if steps else float("nan"),
+        speedup=median(ratios),
+        acceptance=acceptance(drafted, engine.heads.places[: engine.heads_used]),
+        differences=differences,
+    )
+
+
+def acceptance(generations: Sequence[Generation], places: Sequence[int]) -> dict[int, float]:
+    """Of every head from the second on, the share of its drafts accepted among those whose turn came.
+
+    A text's last forward is left out: what it accepts may have been cut.
+    """
+    reached = dict.fromkeys(range(2, len(places) + 1), 0)
+    accepted = dict(reached)
+    steps: list[Step] = [step for generation in generations for step in generation.steps[:-1]]
+    for step in steps:
+        for head in reached:
+            place = places[head - 1]
+            if place <= len(step.block) and len(step.tokens) >= place - 1:
+                reached[head] += 1
+                accepted[head] += len(step.tokens) >= place
+    return {head: accepted[head] / count if count else float("nan") for head, count in reached.items()}
+
+
+@torch.inference_mode()
+def first_difference(engine: Engine, prompt: Tensor, plain: Sequence[int], other: Sequence[int]) -> Difference | None:
+    """Where `other` leaves `plain`, and how nearly the two best tokens were tied there; None where they are equal."""
+    if list(plain) == list(other):
+        return None
+    pairs = enumerate(zip(plain, other))
+    position = next((i for i, (a, b) in pairs if a != b), min(len(plain), len(other)))
+    text = torch.cat([prompt, prompt.new_tensor(list(plain[:position]))])
+    logits_V = next_logits(engine, text)
+    best, second = logits_V.topk(2).values.tolist()
+    bound = TIE.get(engine.dtype, TIE[torch.bfloat16]) * float(logits_V.abs().max())
+    return Difference(position, best - second, best - second <= bound)
+
+
+@torch.inference_mode()
+def next_logits(engine: Engine, text_T: Tensor) -> Tensor:
+    """(V,) float32: head 1's logits behind a text, in one forward."""
+    config, T = engine.config, text_T.numel()
+    ruler = Ruler(T, config.head_dim, config.rope_theta, engine.dtype, engine.device)
+    cache = engine.key_values(1, T).layers(slice(0, 1))
+    h_BTD, _ = engine.run(text_T[None], ruler.block([0], Tree.chain(T)), cache)
+    return engine.logits(h_BTD[:, -1:])[0, 0].float()
+
+
+def _now(engine: Engine) -> float:
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize(engine.device)
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()

@@ -1,0 +1,170 @@
+"""Where the new positions of a batch lie in its caches, and which keys each of them may look at.
+
+A draft is a tree of tokens: its root is certain, a chain is the tree without branches. Its nodes take the cache slots
+behind a row's accepted tokens, one after the other, while a node's position in the text is that of its depth:
+
+    text  A B C | nodes  D  (E E')  (F F')       slots 3 4 5 6 7, depths 0 1 1 2 2, F below E, F' below E'
+                                                 F sees A B C D E F
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtp_lightning.errors import InputError
+
+MAX_NODES = 64
+"""Tokens that one forward may verify in a row."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The shape of a draft: `branches[d]` candidates behind every node of depth d."""
+
+    branches: tuple[int, ...]
+
+    @classmethod
+    def chain(cls, length: int) -> "Tree":
+        """One certain token and `length - 1` drafts in a row."""
+        return cls((1,) * (length - 1))
+
+    @cached_property
+    def is_chain(self) -> bool:
+        return all(branch == 1 for branch in self.branches)
+
+    @property
+    def depth(self) -> int:
+        """Tokens on the longest path: how many one forward can make certain."""
+        return len(self.branches) + 1
+
+    @cached_property
+    def size(self) -> int:
+        """M, the number of nodes."""
+        return sum(math.prod(self.branches[:depth]) for depth in range(self.depth))
+
+    @cached_property
+    def levels(self) -> list[range]:
+        """The nodes of each depth; breadth first, siblings side by side."""
+        levels = [range(1)]
+        for branch in self.branches:
+            start = levels[-1].stop
+            levels.append(range(start, start + len(levels[-1]) * branch))
+        return levels
+
+    @cached_property
+    def parents(self) -> list[int]:
+        """Of every node; the root is its own."""
+        parents = [0]
+        for above, level, branch in zip(self.levels, self.levels[1:], self.branches):
+            parents += [above[i // branch] for i in range(len(level))]
+        return parents
+
+    @cached_property
+    def depths(self) -> list[int]:
+        return [depth for depth, level in enumerate(self.levels) for _ in level]
+
+    def visible(self) -> Tensor:
+        """(M, M), True where a node sees another: itself and what it follows."""
+        if self.is_chain:
+            return torch.ones(self.size, self.size, dtype=torch.bool).tril()
+        seen = torch.eye(self.size, dtype=torch.bool)
+        for node, parent in enumerate(self.parents[1:], start=1):
+            seen[node] |= seen[parent]
+        return seen
+
+
+def check_tree(branches: Sequence[int], heads_used: int) -> Tree:
+    """
+    Raises:
+        InputError: no candidate at some depth, more than MAX_NODES nodes, or more depths than drafts.
+    """
+    tree = Tree(tuple(branches))
+    if any(branch < 1 for branch in branches):
+        raise InputError(f"tree is {list(branches)}: every draft needs at least one candidate")
+    if tree.depth > heads_used:
+        raise InputError(f"tree is {list(branches)}: {heads_used} heads draft {heads_used - 1} tokens, and no more")
+    if tree.size > MAX_NODES:
+        raise InputError(f"tree is {list(branches)}: {tree.size} nodes, and {MAX_NODES} are the most in one forward")
+    return tree
+
+
+class Where(NamedTuple):
+    """Positions about to be computed."""
+
+    slots: slice | tuple[Tensor, Tensor]
+    """In the S slots of a cache: a slice where all rows have the same, else indices of rows (B, 1) and slots (B, M)."""
+    angles: Tensor
+    """(B or 1, M, 1, E/2), complex: RoPE's rotation of each position."""
+    span: int
+    """How many leading slots hold anything that is looked at."""
+    mask: Tensor | None
+    """(B or 1, 1, M, span), added to the scores; None where all may be seen, or `causal` says it."""
+    causal: bool = False
+
+
+class Ruler:
+    """Makes `Where`s for caches of `size` slots; tables of rotations and masks are made once."""
+
+    def __init__(self, size: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> None:
+        self.size, self.dtype, self.device = size, dtype, device
+        exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+        angles = torch.arange(size, device=device, dtype=torch.float32)[:, None] * theta**-exponents
+        self.angles = torch.polar(torch.ones_like(angles), angles)[:, None]  # (S, 1, E/2)
+        self.slots = torch.arange(size, device=device)
+        self._tables: dict[Tree, Tensor] = {}
+
+    def block(self, starts: Sequence[int], tree: Tree) -> Where:
+        """The nodes of `tree` behind `starts[b]` accepted tokens of each row b."""
+        M, start, span = tree.size, starts[0], max(starts) + tree.size
+        if start + M == span and min(starts) == start:
+            angles = self.angles[start:span] if tree.is_chain else self.angles[start + self._depths(tree)]
+            where = Where(slice(start, span), angles[None], span, None)
+            if M == 1:
+                return where
+            if start == 0 and tree.is_chain:
+                return where._replace(causal=True)
+            return where._replace(mask=self._table(tree)[None, None, :, self.size - start : self.size + M])
+        starts_B1 = self._column(starts)
+        # slot s of a row holds an accepted token where s < start and node s - start from there on
+        columns_BS = (self.slots[:span] - starts_B1 + self.size).clamp_(max=self.size + M)
+        mask_BMS = self._table(tree).t()[columns_BS].transpose(1, 2).contiguous()
+        positions_BM = starts_B1 + (self.slots[:M] if tree.is_chain else self._depths(tree))
+        return Where(self._indices(starts_B1 + self.slots[:M]), self.angles[positions_BM], span, mask_BMS[:, None])
+
+    def window(self, ends: Sequence[int], length: int) -> Where:
+        """The last `length` of each row's `ends[b]` accepted tokens, in order; a shorter row repeats its first."""
+        if min(ends) == max(ends) >= length and (length <= MAX_NODES or length == ends[0]):
+            return self.block([end - length for end in ends], Tree.chain(length))
+        positions_BL = (self._column(ends) - length + self.slots[:length]).clamp_(min=0)
+        span = max(ends)
+        mask_BLS = self._hide(self.slots[:span] > positions_BL[:, :, None])
+        return Where(self._indices(positions_BL), self.angles[positions_BL], span, mask_BLS[:, None])
+
+    def _indices(self, slots_BM: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.arange(len(slots_BM), device=self.device)[:, None], slots_BM
+
+    def _column(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=self.device)[:, None]
+
+    def _depths(self, tree: Tree) -> Tensor:
+        return torch.tensor(tree.depths, device=self.device)
+
+    def _hide(self, hidden: Tensor) -> Tensor:
+        return torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, float("-inf"))
+
+    def _table(self, tree: Tree) -> Tensor:
+        """(M, S + M + 1): what a node may see of S accepted tokens, the nodes, and an empty slot behind them.
+
+        A row with `start` accepted tokens takes the columns from S - start on, so that one table serves every start.
+        """
+        if tree not in self._tables:
+            hidden = torch.ones(tree.size, self.size + tree.size + 1, dtype=torch.bool, device=self.device)
+            hidden[:, : self.size] = False
+            hidden[:, self.size : -1] = ~tree.visible().to(self.device)
+            self._tables[tree] = self._hide(hidden)
+        return self._tables[tree]

@@ -1,0 +1,235 @@
+"""The state of a batch of texts while it is decoded, and one step of all: verify, accept, draft.
+
+Between steps, for every row: `length` accepted tokens whose keys and values are in the caches; behind them, in `text`,
+the next token, which is certain, and drafts. A step runs one forward over certain token and drafts, keeps what head 1
+agrees with, and drafts anew. Rows advance by different amounts; a finished row's place is taken by the last.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtp_lightning.decoding.choosing import Chooser, Verdict
+from mtp_lightning.decoding.drafts import Ahead
+from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.decoding.positions import Ruler, Tree, Where
+from mtp_lightning.shapes import Float, Int
+
+
+class Advance(NamedTuple):
+    """What a step did to one row."""
+
+    block: list[int]
+    """The nodes that were verified."""
+    accepted: list[int]
+    """Tokens that are certain now, of the block's."""
+    certain: int
+    """The token behind them."""
+
+
+class Session:
+    """
+    Args:
+        prompts: non-empty texts, of any lengths.
+        room: most tokens to come behind any prompt.
+        tree: shape of the drafts; a chain of what the heads in use give, by default.
+    """
+
+    def __init__(
+        self, engine: Engine, prompts: Sequence[Tensor], room: int, chooser: Chooser, tree: Tree | None = None
+    ) -> None:
+        self.engine, self.chooser, self.tree = engine, chooser, tree
+        config, device = engine.config, engine.device
+        B = len(prompts)
+        most = max(engine.most_tokens, 0 if tree is None else tree.size)
+        size = max(prompt.numel() for prompt in prompts) + room + most
+        self.ruler = Ruler(size, config.head_dim, config.rope_theta, engine.dtype, device)
+        self.text_BS = torch.zeros(B, size + most, dtype=torch.long, device=device)
+        for row, prompt in enumerate(prompts):
+            self.text_BS[row, : prompt.numel()] = prompt
+        self.prompt_lengths = [prompt.numel() for prompt in prompts]
+        self.lengths = [0] * B
+        self.path_cache = engine.key_values(B, size)
+        drafter = engine.drafter
+        self.draft_cache = drafter.key_values(B, size, engine.embedding) if drafter else None
+        self.inputs_BSX: Tensor | None = None
+        """What the drafter read, or will, at every accepted position."""
+        self.unread = {head: [0] * B for head in range(2, engine.heads_used + 1)}
+        """Accepted positions at a row's end that a head has not seen."""
+        self.block = Tree.chain(1)
+        self.branches_BJW: Tensor | None = None
+        chooser.start(B, config.vocab_size, most, device)
+
+    @property
+    def batch(self) -> int:
+        return len(self.lengths)
+
+    @torch.inference_mode()
+    def read_prompts(self, heads_used: int) -> list[int]:
+        """Take the prompts, one after the other (nothing is padded); returns each row's next, certain token."""
+        certain = []
+        for row, length in enumerate(self.prompt_lengths):
+            rows = slice(row, row + 1)
+            where = self.ruler.block([0], Tree.chain(length))
+            h, x = self._run(self.text_BS[rows, :length], where, rows)
+            self._keep(x, where.slots, rows)
+            last = self.text_BS[rows, length - 1 : length]
+            verdict = self._verify(last, h[:, -1:], Tree.chain(1), rows, [length])
+            self._advance(rows, [length], verdict.certain_B)
+            certain += verdict.certain_B.tolist()
+            self._draft(rows, heads_used)
+        return certain
+
+    @torch.inference_mode()
+    def step(self, heads_used: int) -> list[Advance]:
+        """One forward of every row, and drafts by heads 2 .. `heads_used` for the next."""
+        rows, block = slice(0, self.batch), self.block
+        where = self.ruler.block(self.lengths, block)
+        tokens_BM = self._block(rows)
+        h_BMD, x_BMX = self._run(tokens_BM, where, rows)
+        verdict = self._verify(tokens_BM, h_BMD, block, rows, [length + 1 for length in self.lengths])
+        accepted, certain = verdict.accepted_B.tolist(), verdict.certain_B.tolist()
+        if verdict.path_BA is not None:
+            x_BMX = self._straighten(tokens_BM, x_BMX, verdict.path_BA, accepted)
+            where = self.ruler.block(self.lengths, Tree.chain(block.depth))
+        self._keep(x_BMX, where.slots, rows)
+        blocks = tokens_BM.tolist()
+        if verdict.path_BA is None:
+            taken = [tokens[:count] for tokens, count in zip(blocks, accepted)]
+        else:
+            paths = verdict.path_BA.tolist()
+            taken = [[tokens[i] for i in path[:count]] for tokens, path, count in zip(blocks, paths, accepted)]
+        self._advance(rows, accepted, verdict.certain_B)
+        self._draft(rows, heads_used)
+        return [Advance(*fields) for fields in zip(blocks, taken, certain)]
+
+    @torch.inference_mode()
+    def remove(self, row: int) -> None:
+        """A finished row leaves; the last takes its place."""
+        last = self.batch - 1
+        if row != last:
+            self.text_BS[row] = self.text_BS[last]
+            for cache in (self.path_cache, self.draft_cache):
+                if cache is not None:
+                    cache.move_row(last, row)
+            for tensor in (self.inputs_BSX, self.branches_BJW):
+                if tensor is not None:
+                    tensor[row] = tensor[last]
+            self.chooser.move_row(last, row)
+        for values in (self.lengths, *self.unread.values()):
+            values[row] = values[last]
+            values.pop()
+
+    def _block(self, rows: slice) -> Int[Tensor, "B M"]:
+        """Tokens of the nodes to verify."""
+        chain_BA = self._text(rows, self.lengths[rows], self.block.depth)
+        if self.block.is_chain:
+            return chain_BA
+        assert self.branches_BJW is not None
+        nodes = [chain_BA[:, :1]]
+        for depth, (level, branch) in enumerate(zip(self.block.levels[1:], self.block.branches)):
+            nodes.append(self.branches_BJW[rows, depth, :branch].repeat(1, len(level) // branch))
+        return torch.cat(nodes, dim=1)
+
+    def _text(self, rows: slice, starts: Sequence[int], count: int, ahead: int = 0) -> Int[Tensor, "B C"]:
+        """The tokens `ahead` of `count` positions from each row's start on; before the first there is the first."""
+        if min(starts) == max(starts) >= 0:
+            return self.text_BS[rows, starts[0] + ahead : starts[0] + ahead + count]
+        index_BC = torch.tensor(starts, device=self.text_BS.device)[:, None] + self.ruler.slots[:count]
+        return self.text_BS[rows].gather(1, index_BC.clamp_(min=0) + ahead)
+
+    def _write(self, rows: slice, starts: Sequence[int], tokens_BC: Int[Tensor, "B C"]) -> None:
+        if min(starts) == max(starts):
+            self.text_BS[rows, starts[0] : starts[0] + tokens_BC.shape[1]] = tokens_BC
+            return
+        index_BC = torch.tensor(starts, device=self.text_BS.device)[:, None] + self.ruler.slots[: tokens_BC.shape[1]]
+        self.text_BS[rows].scatter_(1, index_BC, tokens_BC)
+
+    def _run(self, tokens_BM: Tensor, where: Where, rows: slice) -> tuple[Tensor, Tensor | None]:
+        return self.engine.run(tokens_BM, where, self.path_cache.layers(rows))
+
+    def _verify(self, block_BM: Tensor, h_BMD: Tensor, tree: Tree, rows: slice, targets: Sequence[int]) -> Verdict:
+        return self.chooser.verify(block_BM, self.engine.logits(h_BMD), tree, rows, targets)
+
+    def _keep(self, x_BMX: Float[Tensor, "B M X"] | None, slots: slice | tuple[Tensor, Tensor], rows: slice) -> None:
+        """Remember the drafter's inputs."""
+        if x_BMX is None:
+            return
+        if self.inputs_BSX is None:
+            self.inputs_BSX = x_BMX.new_zeros(len(self.text_BS), self.ruler.size, x_BMX.shape[-1])
+        if isinstance(slots, slice):
+            self.inputs_BSX[rows, slots] = x_BMX
+        else:
+            self.inputs_BSX[rows][slots] = x_BMX
+
+    def _advance(self, rows: slice, accepted: Sequence[int], certain_B: Tensor) -> None:
+        for row, count in zip(range(rows.start, rows.stop), accepted):
+            self.lengths[row] += count
+            for unread in self.unread.values():
+                unread[row] += count
+        self._write(rows, self.lengths[rows], certain_B[:, None])
+
+    def _straighten(
+        self, tokens_BM: Tensor, x_BMX: Tensor | None, path_BA: Tensor, accepted: Sequence[int]
+    ) -> Tensor | None:
+        """Move what belongs to the accepted nodes to where a chain would have it: text, caches, drafter's inputs."""
+        straight_A = self.ruler.slots[: path_BA.shape[1]]
+        for row, count in enumerate(accepted):
+            path = path_BA[row, :count]
+            if count > 1 and not torch.equal(path, straight_A[:count]):
+                self.path_cache.gather(row, self.lengths[row], self.lengths[row] + path)
+        self._write(slice(0, self.batch), self.lengths, tokens_BM.gather(1, path_BA))
+        return None if x_BMX is None else x_BMX.take_along_dim(path_BA[..., None], dim=1)
+
+    def _draft(self, rows: slice, heads_used: int) -> None:
+        """Propose what follows the certain tokens, with heads 2 .. `heads_used`."""
+        self.chooser.begin_draft(rows)
+        self.block = Tree.chain(1)
+        drafter = self.engine.drafter
+        if drafter is None or heads_used == 1:
+            return
+        assert self.inputs_BSX is not None
+        ends = self.lengths[rows]
+        behind = max(max(self.unread[head][rows]) for head in range(2, heads_used + 1))
+        length = min(behind + drafter.lookback, max(ends))
+        if min(ends) == max(ends):
+            x_BLX = self.inputs_BSX[rows, ends[0] - length : ends[0]]
+        else:
+            index_BL = torch.tensor(ends, device=self.engine.device)[:, None] - length + self.ruler.slots[:length]
+            x_BLX = self.inputs_BSX[rows].take_along_dim(index_BL.clamp_(min=0)[..., None], dim=1)
+        cache = self.draft_cache.layers(rows) if self.draft_cache else []
+        drafter.draft(x_BLX, self.ruler, ends, cache, heads_used, _Ahead(self, rows, ends))
+        for head in range(2, heads_used + 1):
+            self.unread[head][rows] = [0] * len(ends)
+        self.block = self.tree or Tree.chain(drafter.places[heads_used - 1])
+
+
+class _Ahead(Ahead):
+    """A drafter's view of the rows that it drafts for; what it proposes goes into the text behind the certain token."""
+
+    def __init__(self, session: Session, rows: slice, ends: Sequence[int]) -> None:
+        self.session, self.rows, self.ends = session, rows, ends
+        self.proposed = 0
+
+    def embedded(self, length: int, place: int) -> Float[Tensor, "B L D"]:
+        tokens_BL = self.session._text(self.rows, [end - length for end in self.ends], length, ahead=place)
+        return F.embedding(tokens_BL, self.session.engine.embedding)
+
+    def propose(self, states_BJD: Float[Tensor, "B J D"], heads: Sequence[int]) -> None:
+        session, targets = self.session, [end + 1 + self.proposed for end in self.ends]
+        logits_BJV = session.engine.logits(states_BJD, heads)
+        if session.tree is None:
+            tokens_BJ = session.chooser.draft(logits_BJV, self.rows, targets)
+        else:
+            most = max(session.tree.branches)
+            branches_BJW = session.chooser.candidates(logits_BJV, self.rows, targets, most)
+            if session.branches_BJW is None:
+                places = session.engine.most_tokens - 1
+                session.branches_BJW = branches_BJW.new_zeros(len(session.text_BS), places, most)
+            session.branches_BJW[self.rows, self.proposed : self.proposed + branches_BJW.shape[1]] = branches_BJW
+            tokens_BJ = branches_BJW[:, :, 0]
+        session._write(self.rows, targets, tokens_BJ)
+        self.proposed += tokens_BJ.shape[1]
