@@ -1,5 +1,7 @@
 """`bf16-mixed` where the processor computes bfloat16 natively, `32-true` elsewhere: `${native_precision:}`."""
 
+import functools
+
 
 def native_precision() -> str:
     """Lightning's name of the best native training precision: emulated bfloat16 is slower than float32."""
@@ -8,11 +10,12 @@ def native_precision() -> str:
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = _cpu_has_bfloat16()
+        native = cpu_has_bfloat16()
     return "bf16-mixed" if native else "32-true"
 
 
-def _cpu_has_bfloat16() -> bool:
+@functools.cache
+def cpu_has_bfloat16() -> bool:
     """AVX512-BF16 or AMX on x86, FEAT_BF16 on Arm: what Linux says of the processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

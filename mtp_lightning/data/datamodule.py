@@ -4,17 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from mtp_lightning.data.corpora import PYTHON_STDLIB, SourceConfig
+from mtp_lightning.data.heldout import heldout_prompts
 from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
 from mtp_lightning.data.prepare import ShardSettings, cache_name, prepare_source
 from mtp_lightning.data.store import ShardsMeta, TokenStore, read_meta
 from mtp_lightning.data.tokenizer import Tokenizer, load_tokenizer
-from mtp_lightning.data.windows import TrainingOrder, ValidationOrder, prompt_starts, tokens_needed
+from mtp_lightning.data.windows import TrainingOrder, ValidationOrder, tokens_needed
 from mtp_lightning.errors import InputError
 
 
@@ -221,11 +220,7 @@ class TokenDataModule(MTPDataModule):
         Raises:
             InputError: the validation split is shorter than a prompt.
         """
-        store = self.validation_store
-        if len(store) < length:
-            raise InputError(f"a prompt of {length} tokens is longer than the validation split ({len(store)} tokens)")
-        starts = prompt_starts(np.asarray(store.document_starts), len(store), count, length)
-        return [torch.from_numpy(store.read(start, length)) for start in starts]
+        return heldout_prompts(self.validation_store, count, length)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -71,6 +71,10 @@ class Drafter:
         """Caches of its own for that many rows and slots."""
         raise NotImplementedError
 
+    def nbytes(self, count: int) -> tuple[int, int]:
+        """(bytes of weights, bytes of keys and values per position) that drafting with heads 2 .. `count` reads."""
+        raise NotImplementedError
+
     def draft(
         self,
         x_BLX: Float[Tensor, "B L X"],
@@ -85,23 +89,33 @@ class Drafter:
 
 
 class Parallel(Drafter):
-    """Heads of one layer each on the trunk's output, as one batched layer."""
+    """Heads of one layer each on the trunk's output, as one batched layer.
 
-    def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype) -> None:
+    Attributes:
+        reach: positions back that the heads' attention looks.
+    """
+
+    def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype, reach: int, rounded: bool) -> None:
         super().__init__(model, heads_used)
         blocks: list[Block] = [model.heads[i][0] for i in range(1, heads_used)]  # type: ignore[index]
-        self.layers = SideBySide(blocks, dtype)
+        self.layers, self.reach = SideBySide(blocks, dtype, rounded), reach
 
     def key_values(self, batch: int, size: int, like: Tensor) -> KeyValues:
         layers = self.layers
         return KeyValues(1, batch, size, layers.count * layers.kv_heads, like, layers.head_dim)
+
+    def nbytes(self, count: int) -> tuple[int, int]:
+        return self.layers.nbytes(count - 1)
 
     def draft(
         self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
     ) -> None:
         L = x_BLX.shape[1]
         Q = min(L, 1 + self.lookback)
-        h_GBQD = self.layers(x_BLX, ruler.window(ends, L), ruler.window(ends, Q), cache[0], count - 1)
+        last = ruler.window(ends, Q)
+        if not last.causal:
+            last = last.reaching(ends, self.reach)
+        h_GBQD = self.layers(x_BLX, ruler.window(ends, L), last, cache[0], count - 1)
         _propose_all(h_GBQD, sources(self.places, count), ahead)
 
 
@@ -115,6 +129,9 @@ class Matrices(Drafter):
 
     def key_values(self, batch: int, size: int, like: Tensor) -> None:
         return None
+
+    def nbytes(self, count: int) -> tuple[int, int]:
+        return self.weight_GIO[: count - 1].nbytes, 0
 
     def draft(
         self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
@@ -130,6 +147,9 @@ class Anticausal(Drafter):
 
     def key_values(self, batch: int, size: int, like: Tensor) -> None:
         return None
+
+    def nbytes(self, count: int) -> tuple[int, int]:
+        return 0, 0
 
     def draft(
         self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
@@ -159,6 +179,11 @@ class OneByOne(Drafter):
     def key_values(self, batch: int, size: int, like: Tensor) -> KeyValues:
         layers = sum(len(head.layers) for head in self.heads)  # a shared module keeps what each of its heads saw
         return KeyValues(layers, batch, size, self.config.kv_heads, like, self.config.head_dim)
+
+    def nbytes(self, count: int) -> tuple[int, int]:
+        parts = [part for head in self.heads[: count - 1] for part in head.layers]
+        joins = sum(head.projection.nbytes for head in self.heads[: count - 1] if head.joins)
+        return joins + sum(layer.nbytes for layer in parts), sum(layer.position_bytes for layer in parts)
 
     def draft(
         self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
@@ -207,8 +232,11 @@ def _propose_all(h_GBQD: Float[Tensor, "G B Q D"], of: Sequence[Source], ahead: 
     ahead.propose(h_JBD.transpose(0, 1), heads)
 
 
-def make_drafter(model: MTPModel, heads_used: int, dtype: torch.dtype) -> Drafter | None:
+def make_drafter(model: MTPModel, heads_used: int, dtype: torch.dtype, reach: int, rounded: bool) -> Drafter | None:
     """The drafter for heads 2 .. `heads_used`; None for one head, which drafts nothing.
+
+    Args:
+        reach: positions back that parallel heads look; `rounded`: whether their SwiGLUs are in bfloat16.
 
     Raises:
         InputError: not that many heads, or of a kind that cannot draft.
@@ -228,5 +256,5 @@ def make_drafter(model: MTPModel, heads_used: int, dtype: torch.dtype) -> Drafte
     if heads.kind == "anticausal":
         return Anticausal(model, heads_used)
     if heads.kind == "parallel" and heads.layers == 1:
-        return Parallel(model, heads_used, dtype)
+        return Parallel(model, heads_used, dtype, reach, rounded)
     return OneByOne(model, heads_used, dtype)

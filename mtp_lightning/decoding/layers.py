@@ -7,6 +7,7 @@ alone).
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,8 @@ class LayerCache:
             self.v_BKSE[rows_B1, :, slots_BM] = v_BMKE
 
     def attend(self, where: Where, q_BMHE: Float[Tensor, "B M H E"]) -> Float[Tensor, "B M D"]:
-        k, v = self.k_BKSE[:, :, : where.span], self.v_BKSE[:, :, : where.span]
+        seen = slice(where.first, where.span)
+        k, v = self.k_BKSE[:, :, seen], self.v_BKSE[:, :, seen]
         y = F.scaled_dot_product_attention(
             q_BMHE.transpose(1, 2),
             k,
@@ -101,7 +103,7 @@ def side_by_side(weight: Float[Tensor, "O I"], head_dim: int) -> Float[Tensor, "
 def rotate(x_BMHE: Float[Tensor, "B M H E"], angles: Tensor) -> Float[Tensor, "B M H E"]:
     """RoPE on neighbouring coordinates."""
     pairs = torch.view_as_complex(x_BMHE.float().view(*x_BMHE.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * angles).flatten(-2).to(x_BMHE.dtype)
+    return torch.view_as_real(pairs * angles).view(x_BMHE.shape).to(x_BMHE.dtype)
 
 
 class Layer:
@@ -117,6 +119,7 @@ class Layer:
         self.wo = Linear(attention.wo.weight, dtype)
         self.gate_up = Linear(torch.cat([folded(ffn.gate, block.ffn_norm), folded(ffn.up, block.ffn_norm)]), dtype)
         self.down = Linear(ffn.down.weight, dtype)
+        self.itemsize = dtype.itemsize
 
     def __call__(self, x_BMD: Float[Tensor, "B M D"], where: Where, cache: LayerCache) -> Float[Tensor, "B M D"]:
         qkv = self.qkv(self.attention_norm(x_BMD)).view(*x_BMD.shape[:2], -1, self.head_dim)
@@ -131,18 +134,57 @@ class Layer:
         """Bytes of weights that one forward reads."""
         return sum(w.nbytes for w in (self.qkv, self.wo, self.gate_up, self.down))
 
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of keys and values of one position."""
+        return 2 * self.kv_heads * self.head_dim * self.itemsize
+
+
+class Grouped:
+    """G linear maps of equal shape, each of rows of its own.
+
+    Stacked, one batched product does; two large ones on a CPU with bfloat16 go quicker one by one in that.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], dtype: torch.dtype) -> None:
+        self.weight_GIO = torch.stack([weight.detach().to(dtype).t() for weight in weights]).contiguous()
+
+    def __call__(self, x_GRI: Float[Tensor, "G R I"]) -> Float[Tensor, "G R O"]:
+        return torch.bmm(x_GRI, self.weight_GIO[: len(x_GRI)])
+
+    def nbytes(self, count: int) -> int:
+        """Bytes of the first `count` maps."""
+        return self.weight_GIO[:count].nbytes
+
+
+class RoundedGrouped(Grouped):
+    """`Grouped` in bfloat16, prepacked: half the bytes to read."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self.maps = [Linear(weight, torch.bfloat16) for weight in weights]
+
+    def __call__(self, x_GRI: Float[Tensor, "G R I"]) -> Float[Tensor, "G R O"]:
+        rounded = x_GRI.bfloat16()
+        return torch.stack([own(x) for own, x in zip(self.maps, rounded)]).to(x_GRI.dtype)
+
+    def nbytes(self, count: int) -> int:
+        return sum(own.nbytes for own in self.maps[:count])
+
 
 class SideBySide:
     """G transformer layers with the same input, as one: heads 2 .. n of a parallel model.
 
-    Their keys and values cover every position; everything else runs at the Q last positions alone. That is exact:
-    keys and values depend on the input, never on the layer's own output.
+    Their keys and values cover every position; everything else runs at the Q last positions alone. That is exact: keys
+    and values depend on the input, never on the layer's own output.
+
+    Args:
+        rounded: the SwiGLUs, most of the weights, in bfloat16.
     """
 
-    def __init__(self, blocks: list[Block], dtype: torch.dtype) -> None:
-        G, first = len(blocks), blocks[0]
+    def __init__(self, blocks: Sequence[Block], dtype: torch.dtype, rounded: bool) -> None:
+        first = blocks[0]
         E = first.attention.head_dim
-        self.head_dim, self.count = E, G
+        self.head_dim, self.count = E, len(blocks)
         self.kv_heads = first.attention.wk.out_features // E
         self.heads = first.attention.wq.out_features // E
         self.norm = Norm(first.attention_norm)
@@ -151,15 +193,10 @@ class SideBySide:
         values = [folded(a.wv, norm) for a, norm in attention]
         self.kv = Linear(torch.cat(keys + values), dtype)
         self.q = Linear(torch.cat([side_by_side(folded(a.wq, norm), E) for a, norm in attention]), dtype)
-        stacked = [
-            [block.attention.wo.weight for block in blocks],
-            [torch.cat([folded(b.ffn.gate, b.ffn_norm), folded(b.ffn.up, b.ffn_norm)]) for b in blocks],
-            [block.ffn.down.weight for block in blocks],
-        ]
-        # (G, I, O): a batched product of a few rows is quickest with the weight lying in its direction
-        self.wo, self.gate_up, self.down = (
-            torch.stack([w.detach().to(dtype).t() for w in weights]).contiguous() for weights in stacked
-        )
+        gate_up = [torch.cat([folded(b.ffn.gate, b.ffn_norm), folded(b.ffn.up, b.ffn_norm)]) for b in blocks]
+        down = [block.ffn.down.weight for block in blocks]
+        self.wo = Grouped([block.attention.wo.weight for block in blocks], dtype)
+        self.gate_up, self.down = (RoundedGrouped(w) if rounded else Grouped(w, dtype) for w in (gate_up, down))
 
     def __call__(
         self, x_BLD: Float[Tensor, "B L D"], where: Where, last: Where, cache: LayerCache, count: int
@@ -174,7 +211,12 @@ class SideBySide:
         kv = self.kv(normed_BLD).view(B, L, 2, -1, E)
         cache.write(where, rotate(kv[:, :, 0], where.angles), kv[:, :, 1])
         q = rotate(self.q(normed_BLD[:, -Q:]).view(B, Q, -1, E), last.angles)[:, :, : count * self.heads]
-        y_RD = cache.heads(count * self.kv_heads).attend(last, q).view(B * Q, count, -1)  # R = B Q rows
-        x_GRD = x_BLD[:, -Q:].reshape(B * Q, -1) + torch.bmm(y_RD.transpose(0, 1), self.wo[:count])
-        gate, up = torch.bmm(self.norm(x_GRD), self.gate_up[:count]).chunk(2, dim=-1)
-        return (x_GRD + torch.bmm(F.silu(gate) * up, self.down[:count])).view(count, B, Q, -1)
+        y_RGD = cache.heads(count * self.kv_heads).attend(last, q).view(B * Q, count, -1)  # R = B Q rows
+        x_GRD = x_BLD[:, -Q:].reshape(B * Q, -1) + self.wo(y_RGD.transpose(0, 1))
+        gate, up = self.gate_up(self.norm(x_GRD)).chunk(2, dim=-1)
+        return (x_GRD + self.down(F.silu(gate) * up)).view(count, B, Q, -1)
+
+    def nbytes(self, count: int) -> tuple[int, int]:
+        """(bytes of weights, bytes of keys and values per position) that the first `count` layers read."""
+        weights = self.kv.nbytes + self.q.nbytes + sum(w.nbytes(count) for w in (self.wo, self.gate_up, self.down))
+        return weights, 2 * count * self.kv_heads * self.head_dim * self.wo.weight_GIO.itemsize

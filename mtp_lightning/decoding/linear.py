@@ -23,7 +23,8 @@ def can_pack(dtype: torch.dtype) -> bool:
     weight = torch.linspace(-1, 1, 32 * 16, dtype=torch.float32).sin().view(32, 16).to(dtype)
     rows = torch.linspace(-1, 1, 3 * 16, dtype=torch.float32).cos().view(3, 16).to(dtype)
     try:
-        out = _packed(rows, torch.ops.mkldnn._reorder_linear_weight(weight, ROWS))
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        out = _packed(rows, packed)
     except (AttributeError, RuntimeError):  # NotImplementedError is a RuntimeError
         return False
     return torch.allclose(out, F.linear(rows, weight), rtol=1e-2, atol=1e-2)

@@ -101,10 +101,17 @@ class Where(NamedTuple):
     angles: Tensor
     """(B or 1, M, 1, E/2), complex: RoPE's rotation of each position."""
     span: int
-    """How many leading slots hold anything that is looked at."""
+    """The slots behind the last that holds anything to look at."""
     mask: Tensor | None
-    """(B or 1, 1, M, span), added to the scores; None where all may be seen, or `causal` says it."""
+    """(B or 1, 1, M, span - first), added to the scores; None where all may be seen, or `causal` says it."""
     causal: bool = False
+    first: int = 0
+    """The first slot that is looked at."""
+
+    def reaching(self, ends: Sequence[int], reach: int) -> "Where":
+        """Without the keys more than `reach` before the last position of the shortest row."""
+        first = max(min(ends) - reach, 0)
+        return self._replace(first=first, mask=None if self.mask is None else self.mask[..., first:])
 
 
 class Ruler:

@@ -94,7 +94,7 @@ def test_every_forward_verifies_what_the_heads_say_and_accepts_what_is_right(nam
     prompts = [torch.randint(0, 16, (length,)) for length in (1, 5, 3, 12)]
     expected = [greedy(model, prompt, 12) for prompt in prompts]
     for k in range(1, heads.n_future + 1):
-        engine = Engine(model, heads_used=k)
+        engine = Engine(model, heads_used=k, exact_drafts=True)
         together = generate(engine, prompts, 12)
         for prompt, tokens, out in zip(prompts, expected, together):
             (alone,) = generate(engine, [prompt], 12)
@@ -104,7 +104,7 @@ def test_every_forward_verifies_what_the_heads_say_and_accepts_what_is_right(nam
 
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_drafts_of_a_trained_model_are_accepted(trained: dict[int, MTPModel], n: int) -> None:
-    engine = Engine(trained[n])
+    engine = Engine(trained[n], exact_drafts=True)
     prompts = [(torch.arange(start, start + 20) ** 2 // 7) % 16 for start in range(0, 160, 40)]
     plain = generate(engine, prompts, 40, 1)
     assert [out.tokens for out in plain] == [greedy(trained[n], prompt, 40) for prompt in prompts]

@@ -14,7 +14,7 @@ ALLOWED = {
     "model": {"model"},
     "objective": {"model", "objective"},
     "data": {"data", "objective"},
-    "decoding": {"model", "decoding"},
+    "decoding": {"model", "decoding", "precision"},
     "probes": {"model", "decoding", "data", "probes"},
     "module": {"model", "objective", "optimization"},
     "optimization": set[str](),

@@ -1,0 +1,189 @@
+"""`mtp bench decode`: self-speculative decoding against plain decoding and against Hugging Face, interleaved."""
+
+import csv
+import json as json_module
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtp_lightning.bench.decode_report import decode_table, draw, heads_table, judge_decoding, markdown
+from mtp_lightning.bench.decoders import clock_for
+from mtp_lightning.bench.decoding import Row, bench_decode
+from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads
+from mtp_lightning.bench.tables import goals_table
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def decode_command(
+    ckpts: list[str] | None = None,
+    heads_used: list[int] | None = None,
+    batch: list[int] | None = None,
+    prompt_tokens: int = 256,
+    new_tokens: int = 256,
+    rounds: int = 5,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    kind: Literal["python_stdlib", "text", "json", "parquet", "shards"] = "python_stdlib",
+    path: str | None = None,
+    directory: str = "runs/data",
+    n_future: int = 4,
+    dim: int = 256,
+    n_layers: int = 12,
+    n_heads: int = 4,
+    ffn_dim: int = 768,
+    vocab_size: int = 256,
+    threads: int = 1,
+    goals: bool = False,
+    patience: float = 300.0,
+    out: str | None = None,
+    json: str | None = None,
+) -> None:
+    """Self-speculative decoding against plain decoding and Hugging Face's generate: speed, exactness, roofline.
+
+    Args:
+        ckpts: Checkpoints, files of `mtp export` or folders of runs; without any, a model with random weights, whose
+            drafts are hardly ever accepted: it shows what a step costs.
+        heads_used: Numbers of drafting heads; by default all up to 4, then powers of two.
+        batch: Batch sizes; by default 1, 2, 4 and 8.
+        prompt_tokens: Length of the prompts, taken from held-out text.
+        new_tokens: Length of what is generated; nothing stops earlier.
+        rounds: Counted rounds, each with prompts of its own; at least 5 to be judged.
+        dtype: Precision of all contenders.
+        kind: Where the prompts' text comes from; the validation split of the default data is what `mtp fit` holds out.
+        path: File or folder of that text.
+        directory: Where prepared corpora are kept.
+        n_future: Heads of the random model.
+        dim: Its width.
+        n_layers: Its layers, trunk and heads together.
+        n_heads: Its attention heads.
+        ffn_dim: Hidden width of its SwiGLUs.
+        vocab_size: Its vocabulary.
+        threads: Threads; one is judged by CPU time, several by the clock once the machine is idle.
+        goals: Print the project's goals, each reached or not; the exit status stays 0.
+        patience: Seconds to wait for a quiet machine, in all.
+        out: Folder for decode.json, results.csv, tables.md and figure.png.
+        json: File to write the rows to as well.
+    """
+    from rich.console import Console
+
+    for name, value in {"prompt_tokens": prompt_tokens, "rounds": rounds, "threads": threads}.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}: it has to be at least 1")
+    if new_tokens < 4:
+        raise InputError(f"new_tokens is {new_tokens}: it has to be at least 4, or there is no forward to time")
+    batches = batch or [1, 2, 4, 8]
+    if min(batches) < 1:
+        raise InputError(f"batch is {batches}: every size has to be at least 1")
+    backbone = BackboneConfig(vocab_size, dim, n_layers, n_heads, ffn_dim=ffn_dim)
+    count = max(batches) * rounds
+    models = _models(ckpts, backbone, n_future, count, prompt_tokens, kind, path, Path(directory))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pin_threads(threads)
+    machine = describe_machine(device, threads)
+    console = Console(width=None if Console().is_terminal else 160)
+    rows: list[Row] = []
+    with console.status("decoding") as status:
+        gate = IdleGate(patience, status.update)
+        wait = gate if threads > 1 and device.type == "cpu" else lambda: None
+        for label, model, prompts in models:
+            numbers = _heads_used(heads_used, model)
+            clock = clock_for(device, threads)
+            prompts = [prompt.to(device) for prompt in prompts]
+            more, missing = bench_decode(
+                label, model.to(device), prompts, batches, numbers, new_tokens, rounds, DTYPES[dtype], clock, wait,
+                status.update,
+            )  # fmt: skip
+            rows += more
+            if missing:
+                console.print(f"{label}: no comparison with Hugging Face: {missing}", highlight=False)
+    judged_by = "CPU time" if threads == 1 and device.type == "cpu" else "wall clock"
+    caption = ", ".join(f"{key} {value}" for key, value in machine.items())
+    caption += (
+        f"; {dtype}, prompts of {prompt_tokens}, {new_tokens} new tokens, medians of {rounds} rounds by {judged_by}"
+    )
+    for label in dict.fromkeys(row["model"] for row in rows):
+        console.print(decode_table([row for row in rows if row["model"] == label], f"Decoding: {label}", caption))
+    console.print(heads_table(rows, caption))
+    verdicts = judge_decoding(rows) if goals else []
+    if goals:
+        console.print(goals_table(verdicts, caption))
+    content: dict[str, Any] = {
+        "machine": machine,
+        "dtype": dtype,
+        "judged_by": judged_by,
+        "rounds": rounds,
+        "busy": gate.passed_busy,
+    }
+    content |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rows": rows}
+    content |= {"goals": [goal._asdict() for goal in verdicts]}
+    if json:
+        Path(json).write_text(json_module.dumps(content, indent=2) + "\n")
+    if out:
+        _write(Path(out), content, rows, caption)
+
+
+def _models(
+    ckpts: Sequence[str] | None, backbone: BackboneConfig, n_future: int, count: int, length: int, kind: str,
+    path: str | None, directory: Path,
+) -> Iterator[tuple[str, MTPModel, list[Tensor]]]:  # fmt: skip
+    """(label, model, held-out prompts) of every checkpoint, or of one random model."""
+    if not ckpts:
+        torch.manual_seed(0)
+        model = MTPModel(backbone, HeadsConfig(n_future=n_future)).eval()
+        yield f"random, n = {n_future}", model, list(torch.randint(0, backbone.vocab_size, (count, length)))
+        return
+    from mtp_lightning.checkpoint import find_checkpoint, load_model
+    from mtp_lightning.data.corpora import SourceConfig
+    from mtp_lightning.data.heldout import heldout_prompts
+    from mtp_lightning.data.prepare import ShardSettings, cache_name, prepare_source
+    from mtp_lightning.data.store import TokenStore
+
+    source, settings = SourceConfig(kind=kind, path=path), ShardSettings()  # type: ignore[arg-type]
+    loaded = [load_model(find_checkpoint(Path(ckpt))) for ckpt in ckpts]
+    for (model, tokenizer, _, _), ckpt in zip(loaded, ckpts):
+        if kind == "shards":
+            shards = Path(str(path))
+        else:
+            shards = directory / cache_name(source, tokenizer, settings)
+            prepare_source(shards, source, tokenizer, settings)
+        store = TokenStore(shards, "validation")
+        if store.meta.tokenizer_fingerprint != tokenizer.fingerprint:
+            raise InputError(f"path: the shards in '{shards}' were made with another tokenizer than '{ckpt}'")
+        label = f"n = {model.n_future}, L = {model.config.n_layers}"
+        if model.heads_config.kind != "parallel":
+            label += f", {model.heads_config.kind}"
+        if sum((m.config, m.heads_config) == (model.config, model.heads_config) for m, *_ in loaded) > 1:
+            label += f", {Path(ckpt).name}"
+        yield label, model, heldout_prompts(store, count, length)
+
+
+def _heads_used(asked: Sequence[int] | None, model: MTPModel) -> list[int]:
+    """Numbers of drafting heads to measure; plain decoding is always one of them.
+
+    Raises:
+        InputError: more than the model has.
+    """
+    most = model.heads_config.max_heads_used
+    for k in asked or ():
+        if not 1 <= k <= model.n_future:
+            raise InputError(f"heads_used is {k}: this model has {model.n_future} prediction heads")
+    wanted = asked or [*range(1, 5), *(2**i for i in range(3, 8)), most]
+    return sorted({1, *(k for k in wanted if k <= most)})
+
+
+def _write(folder: Path, content: Mapping[str, Any], rows: Sequence[Row], caption: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "decode.json").write_text(json_module.dumps(content, indent=2) + "\n")
+    keys = list(dict.fromkeys(key for row in rows for key in row if key != "acceptance"))
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, keys, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    (folder / "tables.md").write_text(markdown(rows, caption))
+    draw(rows, folder / "figure.png")

@@ -1,0 +1,219 @@
+"""How `mtp bench decode` shows its rows: tables, the table of the paper's S2 and S3, a figure, the goals."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtp_lightning.bench.goals import Goal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+Row = Mapping[str, Any]
+
+FIGURES: dict[str, tuple[str, str]] = {
+    "tokens_per_second": ("tokens/s", "{:.0f}"),
+    "best_tokens_per_second": ("best", "{:.0f}"),
+    "speedup": ("/ plain", "{:.2f}"),
+    "best_speedup": ("best", "{:.2f}"),
+    "tokens_per_forward": ("tokens/forward", "{:.2f}"),
+    "efficiency": ("quotient", "{:.2f}"),
+    "step_cost": ("step cost", "{:.2f}"),
+    "milliseconds_per_forward": ("ms", "{:.2f}"),
+    "share_of_roofline": ("of roofline", "{:.0%}"),
+    "over_huggingface": ("/ HF", "{:.2f}"),
+    "over_huggingface_n1": ("/ HF n=1", "{:.2f}"),
+}
+"""Key of a row -> heading and format."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+
+
+def with_ratios(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each row of ours beside Hugging Face's of the same model and batch."""
+
+    def find(row: Row, arm: str) -> Row | None:
+        same = (r for r in rows if (r["model"], r["batch"]) == (row["model"], row["batch"]))
+        return next((r for r in same if r["arm"] == arm), None)
+
+    out = []
+    for row in rows:
+        more: dict[str, Any] = dict(row)
+        for key, arm in (("over_huggingface", "huggingface"), ("over_huggingface_n1", "huggingface n=1")):
+            base = find(row, arm)
+            if base is not None and base is not row and not row["arm"].startswith("huggingface"):
+                more[key] = row["tokens_per_second"] / base["tokens_per_second"]
+        out.append(more)
+    return out
+
+
+def decode_table(rows: Sequence[Row], title: str, caption: str) -> "Table":
+    """The rows of one model. A rate in brackets is not to be judged (few rounds, or median far below best)."""
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption)
+    table.add_column("batch", justify="right")
+    table.add_column("heads used")
+    for heading, _ in FIGURES.values():
+        table.add_column(heading, justify="right")
+    table.add_column("text = plain")
+    previous = None
+    for row in with_ratios(rows):
+        if previous not in (None, row["batch"]):
+            table.add_section()
+        shown = {key: _shown(row, key) for key in FIGURES}
+        if not row["steady"]:
+            shown["tokens_per_second"] = f"({shown['tokens_per_second']})"
+        table.add_row("" if row["batch"] == previous else str(row["batch"]), row["arm"], *shown.values(), texts(row))
+        previous = row["batch"]
+    return table
+
+
+def texts(row: Row) -> str:
+    """How many texts are plain decoding's, and what the others are."""
+    if "texts" not in row:
+        return "-"
+    says = f"{row['equal']}/{row['texts']}"
+    if row["ties"]:
+        says += f", {row['ties']} at ties"
+    return says + (f", {row['different']} DIFFERENT" if row["different"] else "")
+
+
+def heads_used_rows(rows: Sequence[Row], batch: int) -> tuple[list[str], list[list[str]]]:
+    """Tables S2 and S3 of the paper: by heads used, speed-up and tokens per forward of every model."""
+    mine = [r for r in rows if r["batch"] == batch and isinstance(r["heads_used"], int) and "tokens_per_forward" in r]
+    models = list(dict.fromkeys(r["model"] for r in mine if r["n_future"] > 1))
+    table = {(r["model"], r["heads_used"]): r for r in mine}
+    header = ["heads used"]
+    for model in models:
+        header += [f"{model}: speed-up", "tokens/forward"]
+    lines = []
+    for k in sorted({k for model, k in table if model in models}):
+        line = [str(k)]
+        for model in models:
+            row = table.get((model, k))
+            line += [_shown(row, "speedup"), _shown(row, "tokens_per_forward")] if row else ["-", "-"]
+        lines.append(line)
+    return header, lines
+
+
+def heads_table(rows: Sequence[Row], caption: str) -> "Table":
+    from rich.table import Table
+
+    batch = min(row["batch"] for row in rows)
+    header, lines = heads_used_rows(rows, batch)
+    table = Table(
+        title=f"Speed-up and tokens per forward by heads used, batch {batch} (as the paper's S2, S3)", caption=caption
+    )
+    for heading in header:
+        table.add_column(heading, justify="right")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def markdown(rows: Sequence[Row], caption: str) -> str:
+    """Both kinds of tables."""
+    batch = min(row["batch"] for row in rows)
+    parts = [f"By heads used, batch {batch} ({caption}):", _markdown(*heads_used_rows(rows, batch))]
+    full = with_ratios(rows)
+    for model in dict.fromkeys(row["model"] for row in rows):
+        header = ["batch", "heads used", *(heading for heading, _ in FIGURES.values()), "text = plain"]
+        lines = [
+            [str(row["batch"]), row["arm"], *(_shown(row, key) for key in FIGURES), texts(row)]
+            for row in full
+            if row["model"] == model
+        ]
+        parts += [f"{model}:", _markdown(header, lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Left: speed-up, and tokens per forward, by heads used at the smallest batch. Right: speed-up by batch size."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    mine = [row for row in rows if "tokens_per_forward" in row]
+    models = list(dict.fromkeys(row["model"] for row in mine if row["n_future"] > 1))
+    batch = min(row["batch"] for row in rows)
+    for colour, model in zip(COLOURS, models):
+        own = [row for row in mine if row["model"] == model]
+        used = [row for row in own if row["batch"] == batch and row["heads_used"] != "auto"]
+        x = [row["heads_used"] for row in used]
+        left.plot(x, [row["tokens_per_forward"] for row in used], color=colour, linestyle=":", marker=".")
+        left.plot(x, [row["speedup"] for row in used], color=colour, marker="o", label=model)
+        for heads, style in ((max(x), "-"), ("auto", "--")):
+            line = [row for row in own if row["heads_used"] == heads]
+            label = f"{model}: {'adaptive' if heads == 'auto' else f'all {heads}'}"
+            right.plot([row["batch"] for row in line], [row["speedup"] for row in line], style, color=colour,
+                       marker="o", label=label)  # fmt: skip
+    left.set_title(f"batch {batch}: speed-up over plain decoding\n(dotted: tokens per forward)")
+    left.set_xlabel("heads used")
+    right.set_title("speed-up over plain decoding of the same batch")
+    right.set_xlabel("batch size")
+    right.set_xscale("log", base=2)
+    for axes, ticks in ((left, [row["heads_used"] for row in mine]), (right, [row["batch"] for row in mine])):
+        _finish(axes, sorted({tick for tick in ticks if isinstance(tick, int)}))
+    figure.savefig(path, dpi=150)
+
+
+def _finish(axes: "Axes", ticks: Sequence[int]) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axes.axhline(1.0, color="0.6", linewidth=0.8)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([str(tick) for tick in ticks])
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="small")
+
+
+def judge_decoding(rows: Sequence[Row]) -> list[Goal]:
+    """The project's goals, stated for d = 256 in float32 on one thread; on others the ratios say something else."""
+    rows = with_ratios(rows)
+    single = [row for row in rows if row["batch"] == 1]
+    goals: list[Goal] = []
+
+    def add(text: str, bound: float, row: Row | None, key: str, at_least: bool = True) -> None:
+        if row is None or key not in row:
+            goals.append(Goal(text, bound, None, None, "not measured"))
+        elif not row["steady"]:
+            goals.append(Goal(text, bound, row[key], None, "too few rounds, or median far below best"))
+        else:
+            goals.append(Goal(text, bound, row[key], row[key] >= bound if at_least else row[key] <= bound))
+
+    for model in dict.fromkeys(row["model"] for row in single):
+        own = [row for row in single if row["model"] == model]
+        add(f"{model}: plain over Hugging Face, equal layers", 1.5, _arm(own, "plain"), "over_huggingface")
+        n = own[0]["n_future"]
+        if n == 4:
+            bound = 0.75 if own[0]["n_layers"] >= 24 else 0.65
+            drafted = _arm(own, "k = 4")
+            add(f"{model}: speed-up over tokens per forward, k = 4", bound, drafted, "efficiency")
+            add(f"{model}: cost of a step over plain, k = 4", 1.4, drafted, "step_cost", at_least=False)
+            add(f"{model}: drafting over Hugging Face's n = 1", 4.0, drafted, "over_huggingface_n1")
+    for row in rows:
+        if row["arm"] == "k = auto":
+            add(f"{row['model']}: adaptive over plain, batch {row['batch']}", 1.0, row, "speedup")
+    ours = [row for row in rows if not row["arm"].startswith("huggingface")]
+    share = sum(row["equal"] for row in ours) / sum(row["texts"] for row in ours)
+    goals.append(Goal("texts equal to plain decoding's, ours", 1.0, share, share >= 1.0))
+    return goals
+
+
+def _arm(rows: Sequence[Row], arm: str) -> Row | None:
+    return next((row for row in rows if row["arm"] == arm), None)
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
+
+
+def _shown(row: Row, key: str) -> str:
+    value = row.get(key)
+    return "-" if value is None else FIGURES[key][1].format(value)

@@ -1,0 +1,120 @@
+"""The measurements of `mtp bench decode`: every contender on the same prompts, round by round; speed and exactness."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtp_lightning.bench.decoders import Arm, Run, contenders
+from mtp_lightning.bench.harness import STEADY
+from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.decoding.measure import acceptance, first_difference
+from mtp_lightning.model.mtp import MTPModel
+
+Row = dict[str, Any]
+LEAST_ROUNDS = 5
+"""With fewer, a row is not to be judged."""
+
+
+def bench_decode(
+    label: str,
+    model: MTPModel,
+    prompts: Sequence[Tensor],
+    batches: Sequence[int],
+    heads_used: Sequence[int],
+    new_tokens: int,
+    rounds: int,
+    dtype: torch.dtype,
+    clock: Callable[[], float],
+    gate: Callable[[], None],
+    progress: Callable[[str], None],
+) -> tuple[list[Row], str]:
+    """Rows of one model: every arm at every batch size; and why Hugging Face is missing where it is.
+
+    Every round decodes the next prompts with all arms, each first in turn.
+    """
+    engine, arms, missing = contenders(model, heads_used, new_tokens, dtype, clock)
+    rows: list[Row] = []
+    for batch in batches:
+        for arm, decode in arms.items():
+            progress(f"{label}, batch {batch}, {arm.label}: warm-up")
+            decode([prompt[: len(prompt) // 2] for prompt in prompts[:batch]])
+        runs: dict[Arm, list[Run]] = {arm: [] for arm in arms}
+        for number in range(rounds):
+            chosen = [prompts[(number * batch + i) % len(prompts)] for i in range(batch)]
+            order = list(arms.items())
+            for arm, decode in order[number % len(order) :] + order[: number % len(order)]:
+                progress(f"{label}, batch {batch}, {arm.label}: round {number + 1} of {rounds}")
+                gate()
+                runs[arm].append(decode(chosen))
+        chosen_rounds = [[prompts[(n * batch + i) % len(prompts)] for i in range(batch)] for n in range(rounds)]
+        length = len(prompts[0]) + new_tokens // 2
+        bandwidth = {k: read_bandwidth(engine.forward_bytes(k, batch, length), clock) for k in heads_used}
+        for arm in arms:
+            row: Row = {"model": label, "n_future": model.n_future, "n_layers": model.config.n_layers, "batch": batch}
+            row |= {"arm": arm.label, "heads_used": arm.heads_used}
+            row |= summarize(arm, runs, batch, new_tokens)
+            if arm.name != "huggingface n=1":  # that is another model
+                row |= exactness(engine, chosen_rounds, runs[Arm("ours", 1)], runs[arm])
+            if arm.name == "ours" and arm.heads_used != "auto":
+                read = engine.forward_bytes(arm.heads_used, batch, length)
+                row["roofline_tokens_per_second"] = row["tokens_per_forward"] * batch * bandwidth[arm.heads_used] / read
+                row["share_of_roofline"] = row["tokens_per_second"] / row["roofline_tokens_per_second"]
+                row["bytes_per_token"] = read / batch / row["tokens_per_forward"]
+            rows.append(row)
+    return rows, missing
+
+
+def summarize(arm: Arm, runs: Mapping[Arm, Sequence[Run]], batch: int, new_tokens: int) -> Row:
+    """Speed of one arm beside plain decoding of the same prompts in the same round."""
+    plain, mine = runs[Arm("ours", 1)], runs[arm]
+    rates = [batch * new_tokens / run.seconds for run in mine]
+    ratios = [a.seconds / b.seconds for a, b in zip(plain, mine)]
+    row: Row = {
+        "tokens_per_second": median(rates),
+        "best_tokens_per_second": max(rates),
+        "speedup": median(ratios),
+        "best_speedup": min(run.seconds for run in plain) / min(run.seconds for run in mine),
+        "steady": len(mine) >= LEAST_ROUNDS and median(rates) / max(rates) >= STEADY,
+    }
+    generations = [generation for run in mine for generation in run.generations]
+    steps = [step for generation in generations for step in generation.steps]
+    if steps:
+        row["tokens_per_forward"] = sum(len(step.tokens) for step in steps) / len(steps)
+        row["milliseconds_per_forward"] = 1e3 * median(run.seconds_per_forward for run in mine)
+        ratio = [b.seconds_per_forward / a.seconds_per_forward for a, b in zip(plain, mine)]
+        row["step_cost"] = median(ratio)
+        row["efficiency"] = row["speedup"] / row["tokens_per_forward"]
+        depth = max(len(step.block) for step in steps)
+        row["acceptance"] = list(acceptance(generations, range(1, depth + 1)).values())
+    return row
+
+
+def exactness(
+    engine: Engine, prompts: Sequence[Sequence[Tensor]], plain: Sequence[Run], mine: Sequence[Run]
+) -> dict[str, int]:
+    """Texts equal to plain decoding's; and the others, by whether the two best logits were tied where they part."""
+    counts = {"texts": 0, "equal": 0, "ties": 0, "different": 0}
+    for batch, a, b in zip(prompts, plain, mine):
+        for prompt, theirs, text in zip(batch, a.texts, b.texts):
+            difference = first_difference(engine, prompt, theirs, text)
+            kind = "equal" if difference is None else "ties" if difference.tie else "different"
+            counts[kind] += 1
+            counts["texts"] += 1
+    return counts
+
+
+def read_bandwidth(nbytes: int, clock: Callable[[], float]) -> float:
+    """Bytes a second at which this machine reads that many bytes again and again; the best of 5."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = torch.ones(max(nbytes // 4, 1), device=device)
+    repeats = max(2, 2**28 // nbytes)
+    best = float("inf")
+    for _ in range(5):
+        started = clock()
+        for _ in range(repeats):
+            data.sum()
+        best = min(best, (clock() - started) / repeats)
+    return nbytes / best

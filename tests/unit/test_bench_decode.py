@@ -1,0 +1,182 @@
+"""`mtp bench decode`: what is compared is the same text; ratios, roofline, goals, files; bad input."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from slow_decoding import greedy
+from test_checkpoint import save
+from tiny import tiny_backbone
+
+from mtp_lightning.bench.decode_report import heads_used_rows, judge_decoding, markdown, with_ratios
+from mtp_lightning.bench.decoders import Arm, contenders, ours
+from mtp_lightning.bench.decoding import bench_decode, read_bandwidth
+from mtp_lightning.cli import main
+from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
+
+MakeModel = Callable[..., MTPModel]
+
+
+class Ticks:
+    """A clock that goes on by a second each time it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def rows_of(model: MTPModel, rounds: int = 2, batches: tuple[int, ...] = (1, 2)) -> list[dict[str, Any]]:
+    prompts = [torch.randint(0, 16, (6,), generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    rows, missing = bench_decode(
+        "it", model, prompts, batches, [1, 2, 3], 8, rounds, torch.float32, Ticks(), lambda: None, lambda text: None
+    )
+    assert missing == ""
+    return rows
+
+
+def test_every_contender_decodes_the_same_text(make_model: MakeModel) -> None:
+    model = make_model(3)
+    prompts = [torch.arange(5), torch.arange(3, 8)]
+    engine, arms, missing = contenders(model, [1, 3], 10, torch.float32, Ticks())
+    assert (missing, engine.heads_used) == ("", 3)
+    assert [arm.label for arm in arms] == ["plain", "k = 3", "k = auto", "huggingface", "huggingface n=1"]
+    expected = [greedy(model, prompt, 10) for prompt in prompts]
+    for arm, decode in arms.items():
+        texts = decode(prompts).texts
+        assert [len(text) for text in texts] == [10, 10]
+        if arm.name != "huggingface n=1":
+            assert texts == expected, arm
+
+
+def test_a_model_that_is_no_llama_is_measured_without_one(make_model: MakeModel) -> None:
+    model = MTPModel(tiny_backbone(n_layers=8), HeadsConfig(n_future=3, kind="anticausal")).eval()
+    _, arms, missing = contenders(model, [1, 3], 10, torch.float32, Ticks())
+    assert list(arms) == [Arm("ours", 1), Arm("ours", 3), Arm("ours", "auto")]
+    assert "do not leave a Llama" in missing
+
+
+def test_a_run_counts_its_forwards_and_leaves_out_the_first(make_model: MakeModel) -> None:
+    """The clock is read before, after every forward of the batch, and at the end."""
+    run = ours(Engine(make_model(1)), 1, 9, Ticks())([torch.arange(4), torch.arange(6)])
+    assert [len(generation.steps) for generation in run.generations] == [8, 8]
+    assert run.seconds == 1 + 8
+    assert run.seconds_per_forward == 1.0
+
+
+def test_rows_relate_to_plain_decoding_of_the_same_prompts(make_model: MakeModel) -> None:
+    rows = rows_of(make_model(3))
+    assert [(row["batch"], row["arm"]) for row in rows[:6]] == [
+        (1, "plain"), (1, "k = 2"), (1, "k = 3"), (1, "k = auto"), (1, "huggingface"), (1, "huggingface n=1"),
+    ]  # fmt: skip
+    for row in rows:
+        if row["arm"] == "plain":
+            assert row["speedup"] == row["step_cost"] == row["tokens_per_forward"] == 1.0
+        if row["arm"].startswith("k"):
+            assert 1 <= row["tokens_per_forward"] <= 3
+            assert row["efficiency"] == pytest.approx(row["speedup"] / row["tokens_per_forward"])
+        if row["arm"] != "huggingface n=1":
+            assert (row["texts"], row["equal"]) == (2 * row["batch"], 2 * row["batch"])
+        if "share_of_roofline" in row:
+            assert row["share_of_roofline"] == row["tokens_per_second"] / row["roofline_tokens_per_second"]
+        assert not row["steady"], "two rounds are not to be judged"
+
+
+def test_bytes_of_a_forward_are_those_of_the_weights_and_the_keys(make_model: MakeModel) -> None:
+    model = make_model(3, n_layers=6, n_kv_heads=1)
+    engine = Engine(model, exact_drafts=True)
+    path = sum(p.numel() for part in (*model.trunk, model.heads[0]) for p in part.parameters() if p.ndim == 2)
+    unembedding = model.unembedding.weight.numel()
+    per_position = 2 * 16  # keys and values of one key/value head
+    assert engine.forward_bytes(1, 2, 10) == 4 * (path + unembedding + 2 * 10 * 4 * per_position)
+    further = sum(p.numel() for head in list(model.heads)[1:] for p in head.parameters() if p.ndim == 2)
+    assert engine.forward_bytes(3, 2, 10) == 4 * (path + unembedding + further + 2 * 10 * 6 * per_position)
+    assert read_bandwidth(2**16, Ticks()) > 0
+
+
+def goal_rows(**changes: Any) -> list[dict[str, Any]]:
+    base = {"model": "m", "n_future": 4, "n_layers": 12, "batch": 1, "steady": True, "texts": 5, "equal": 5}
+    base |= {"ties": 0, "different": 0}
+    drafted = {"tokens_per_second": 420.0, "speedup": 2.0, "tokens_per_forward": 3.0, "step_cost": 1.5}
+    return [
+        base | {"arm": "plain", "heads_used": 1, "tokens_per_second": 210.0, "speedup": 1.0, "tokens_per_forward": 1.0},
+        base | {"arm": "k = 4", "heads_used": 4, "efficiency": 2 / 3} | drafted | changes,
+        base | {"arm": "k = auto", "heads_used": "auto", "efficiency": 0.6} | drafted | {"speedup": 0.9},
+        base | {"arm": "huggingface", "heads_used": 1, "tokens_per_second": 140.0, "speedup": 0.7},
+        base | {"arm": "huggingface n=1", "heads_used": 1, "tokens_per_second": 100.0, "speedup": 0.5},
+    ]
+
+
+def test_goals_are_judged_by_their_bounds() -> None:
+    goals = {goal.text: goal for goal in judge_decoding(goal_rows())}
+    values = {text: (goal.value, goal.reached) for text, goal in goals.items()}
+    assert values["m: plain over Hugging Face, equal layers"] == (1.5, True)
+    assert values["m: speed-up over tokens per forward, k = 4"] == (2 / 3, True)
+    assert values["m: cost of a step over plain, k = 4"] == (1.5, False)
+    assert values["m: drafting over Hugging Face's n = 1"] == (4.2, True)
+    assert values["m: adaptive over plain, batch 1"] == (0.9, False)
+    assert values["texts equal to plain decoding's, ours"] == (1.0, True)
+    deep = {goal.text: goal for goal in judge_decoding(goal_rows(n_layers=24) + goal_rows(equal=4))}
+    assert deep["texts equal to plain decoding's, ours"].reached is False
+    unsteady = {goal.text: goal for goal in judge_decoding(goal_rows(steady=False))}
+    assert unsteady["m: cost of a step over plain, k = 4"].reached is None
+
+
+def test_tables_have_the_papers_shape() -> None:
+    rows = with_ratios(goal_rows())
+    assert rows[0]["over_huggingface"] == 1.5
+    assert "over_huggingface" not in rows[3]
+    header, lines = heads_used_rows(rows, 1)
+    assert header == ["heads used", "m: speed-up", "tokens/forward"]
+    assert lines == [["1", "1.00", "1.00"], ["4", "2.00", "3.00"]]
+    assert "| 1 | k = 4 | 420 |" in markdown(rows, "here")
+
+
+def test_the_command_on_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(40):
+        (corpus / f"{i}.txt").write_text(f"text number {i} of a small corpus, and some more of it\n" * 4)
+    for n in (1, 2):
+        save(tmp_path / f"{n}.ckpt", MTPModel(tiny_backbone(vocab_size=256, n_layers=4), HeadsConfig(n_future=n)))
+    arguments = ["--kind", "text", "--path", "corpus", "--prompt_tokens", "20", "--new_tokens", "8", "--rounds", "1"]
+    command = ["bench", "decode", "--ckpts", "[1.ckpt, 2.ckpt]", "--batch", "[1, 2]", *arguments, "--goals", "true"]
+    assert main([*command, "--out", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert "Decoding: n = 2, L = 4" in printed
+    assert "not measured" not in printed
+    content = json.loads((tmp_path / "out/decode.json").read_text())
+    assert {row["equal"] == row["texts"] for row in content["rows"] if "texts" in row} == {True}
+    with (tmp_path / "out/results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(content["rows"])
+    assert (tmp_path / "out/figure.png").stat().st_size > 10_000
+    assert "| heads used | n = 2, L = 4: speed-up |" in (tmp_path / "out/tables.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--rounds", "0"], "rounds is 0"),
+        (["--new_tokens", "3"], "new_tokens is 3"),
+        (["--batch", "[0]"], "batch is [0]"),
+        (["--heads_used", "[5]", "--n_layers", "6", "--dim", "32"], "heads_used is 5: this model has 4"),
+        (["--ckpts", "[nothing.ckpt]"], "checkpoint 'nothing.ckpt' is not a file"),
+        (["--n_future", "12"], "model.heads.n_future is 12"),
+    ],
+)
+def test_bad_flags_are_told(
+    flags: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "decode", *flags]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

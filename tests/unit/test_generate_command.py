@@ -1,0 +1,117 @@
+"""`mtp generate`: the same text however it is decoded, streamed and coloured; what is refused, and where."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoint import save
+from tiny import tiny_backbone
+
+from mtp_lightning.cli import main
+from mtp_lightning.decoding.command import GREEN, PLAIN, RED
+from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def ckpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A random byte model of three heads, trained on windows of 48 bytes, as it were."""
+    monkeypatch.chdir(tmp_path)
+    return checkpoint(tmp_path, HeadsConfig(n_future=3))
+
+
+def checkpoint(folder: Path, heads: HeadsConfig) -> str:
+    torch.manual_seed(0)
+    path = save(folder / "a.ckpt", MTPModel(tiny_backbone(vocab_size=256, n_layers=5), heads))
+    content = torch.load(path, weights_only=True)
+    content["mtp_lightning"]["context"] = 48
+    torch.save(content, path)
+    return str(path)
+
+
+def generate(capsys: Capture, *arguments: str) -> tuple[str, str]:
+    assert main(["generate", *arguments]) == 0
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+@pytest.mark.parametrize("sampling", [[], ["--temperature", "0.8", "--top_k", "9", "--seed", "3"]])
+def test_the_text_is_the_same_however_it_is_drafted(ckpt: str, sampling: list[str], capsys: Capture) -> None:
+    plain, figures = generate(capsys, ckpt, "--prompt", "def", "--max-new-tokens", "20", "--decoding=greedy", *sampling)
+    assert plain.startswith("def")
+    assert "1.00 tokens per forward with 1 of 3 heads" in figures
+    for drafting in (["--heads_used", "2"], ["--heads_used", "3"], ["--heads_used", "auto"], ["--tree", "[3, 2]"]):
+        text, _ = generate(capsys, ckpt, "--prompt", "def", "--max_new_tokens", "20", *drafting, *sampling)
+        assert text == plain, drafting
+    shown, _ = generate(
+        capsys, ckpt, "--prompt", "def", "--max_new_tokens", "20", "--show-drafts", "true", "--heads_used", "3",
+        "--json", "out.json", *sampling,
+    )  # fmt: skip
+    told = json.loads(Path("out.json").read_text())
+    assert "def" + told["text"] + "\n" == plain
+    kept = re.sub(re.escape(RED) + ".*?" + re.escape(PLAIN), "", shown, flags=re.S)
+    assert kept.replace(GREEN, "").replace(PLAIN, "") == plain
+    assert RED in shown, "a random model's drafts are rejected now and then"
+    assert told["heads_used"] == 3
+    assert told["tokens_per_forward"] >= 1
+
+
+def test_another_seed_is_another_text(ckpt: str, capsys: Capture) -> None:
+    arguments = [ckpt, "--prompt", "def", "--max_new_tokens", "20", "--temperature", "1"]
+    texts = {generate(capsys, *arguments, "--seed", str(seed), "--accept", "ratio")[0] for seed in range(3)}
+    assert len(texts) == 3
+
+
+def test_half_precision_decodes(ckpt: str, capsys: Capture) -> None:
+    text, _ = generate(capsys, ckpt, "--prompt", "def", "--max_new_tokens", "9", "--dtype", "bf16")
+    assert text.startswith("def")
+
+
+@pytest.mark.parametrize(
+    ("heads", "says"),
+    [(HeadsConfig(), "this model has one head: plain"), (HeadsConfig(2, kind="none"), "no heads to draft with")],
+)
+def test_a_model_with_nothing_to_draft_with_says_so(
+    heads: HeadsConfig, says: str, tmp_path: Path, capsys: Capture
+) -> None:
+    _, told = generate(capsys, checkpoint(tmp_path, heads), "--prompt", "def", "--max_new_tokens", "5")
+    assert says in told
+    assert "1.00 tokens per forward" in told
+
+
+def test_text_beyond_the_trained_context_is_announced(ckpt: str, capsys: Capture) -> None:
+    _, told = generate(capsys, ckpt, "--prompt", "x" * 40, "--max_new_tokens", "20")
+    assert "from token 48 on the text is longer than the model was trained on" in told
+    text, told = generate(capsys, ckpt, "--prompt", "x" * 60, "--max_new_tokens", "5", "--beyond_context", "true")
+    assert text.startswith("x" * 60)
+    assert "from token 48 on" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--prompt", "x" * 60], "the prompt has 60 tokens, and the model was trained on windows of 48"),
+        (["--prompt", ""], "the prompt is empty"),
+        ([], "--prompt is missing"),
+        (["--prompt", "x", "--heads_used", "4"], "heads_used is 4: this model has 3 prediction heads"),
+        (["--prompt", "x", "--heads_used", "0"], "heads_used is 0: this model has 3 prediction heads"),
+        (["--prompt", "x", "--heads_used", "many"], "heads_used"),
+        (["--prompt", "x", "--temperature", "-1"], "temperature is -1.0"),
+        (["--prompt", "x", "--top_p", "0.5"], "give a temperature above 0"),
+        (["--prompt", "x", "--temperature", "1", "--top_p", "1.5"], "top_p is 1.5"),
+        (["--prompt", "x", "--tree", "[2, 2, 2]"], "3 heads draft 2 tokens, and no more"),
+        (["--prompt", "x", "--tree", "[20, 20]"], "and 64 are the most"),
+        (["--prompt", "x", "--tree", "[0]"], "every draft needs at least one candidate"),
+        (["--prompt", "x", "--tree", "[2]", "--temperature", "1", "--accept", "ratio"], "acceptance by match"),
+        (["--prompt", "x", "--max_new_tokens", "0"], "max_new_tokens is 0"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_printed(ckpt: str, flags: list[str], says: str, capsys: Capture) -> None:
+    assert main(["generate", ckpt, *flags]) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.out == ""
