@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mtp_lightning.decoding.positions import Tree
+from mtp_lightning.decoding.positions import Positions, Tree
 from mtp_lightning.errors import InputError
 from mtp_lightning.shapes import Float, Int
 
@@ -93,18 +93,18 @@ class Chooser:
     def begin_draft(self, rows: slice) -> None:
         """Proposals for the next block follow."""
 
-    def draft(self, logits_BJV: Tensor, rows: slice, targets: Sequence[int]) -> Int[Tensor, "B J"]:
+    def draft(self, logits_BJV: Tensor, rows: slice, targets: Positions) -> Int[Tensor, "B J"]:
         """One token for each of the J places from `targets` on."""
         depths = list(range(logits_BJV.shape[1]))
         return self._scores(logits_BJV, rows, targets, depths).argmax(-1)
 
-    def candidates(self, logits_BJV: Tensor, rows: slice, targets: Sequence[int], most: int) -> Int[Tensor, "B J W"]:
+    def candidates(self, logits_BJV: Tensor, rows: slice, targets: Positions, most: int) -> Int[Tensor, "B J W"]:
         """The `most` likeliest tokens for each of the J places."""
         depths = list(range(logits_BJV.shape[1]))
         return self._scores(logits_BJV, rows, targets, depths).topk(most, dim=-1).indices
 
     def verify(
-        self, block_BM: Int[Tensor, "B M"], logits_BMV: Tensor, tree: Tree, rows: slice, targets: Sequence[int]
+        self, block_BM: Int[Tensor, "B M"], logits_BMV: Tensor, tree: Tree, rows: slice, targets: Positions
     ) -> Verdict:
         """Head 1's choice behind every node, and how far the drafts agree with it."""
         depths = list(range(tree.size)) if tree.is_chain else tree.depths
@@ -127,7 +127,7 @@ class Chooser:
         last_B1 = path_BA.gather(1, accepted_B1 - 1)
         return Verdict(accepted_B1[:, 0], chosen_BM.gather(1, last_B1)[:, 0], path_BA)
 
-    def _scores(self, logits: Tensor, rows: slice, targets: Sequence[int], depths: list[int]) -> Tensor:
+    def _scores(self, logits: Tensor, rows: slice, targets: Positions, depths: list[int]) -> Tensor:
         return logits
 
 
@@ -148,7 +148,8 @@ class Matching(Chooser):
         self.generators[target], self.made[target] = self.generators[source], self.made[source]
         self.noise_BRV[target] = self.noise_BRV[source]
 
-    def _scores(self, logits: Tensor, rows: slice, targets: Sequence[int], depths: list[int]) -> Tensor:
+    def _scores(self, logits: Tensor, rows: slice, targets: Positions, depths: list[int]) -> Tensor:
+        assert not isinstance(targets, Tensor), "noise is drawn by the host"
         positions = [[target + depth for depth in depths] for target in targets]
         for row, wanted in zip(range(rows.start, rows.stop), positions):
             made = self.made[row]
@@ -179,7 +180,7 @@ class Ratio(Chooser):
     def begin_draft(self, rows: slice) -> None:
         self.drafted = 0
 
-    def draft(self, logits_BJV: Tensor, rows: slice, targets: Sequence[int]) -> Int[Tensor, "B J"]:
+    def draft(self, logits_BJV: Tensor, rows: slice, targets: Positions) -> Int[Tensor, "B J"]:
         q_BJV = self.sampling.restrict(logits_BJV).softmax(-1)
         end = self.drafted + q_BJV.shape[1]
         self.q_BJV[rows, self.drafted : end] = q_BJV
@@ -187,7 +188,7 @@ class Ratio(Chooser):
         return self._sample(q_BJV, rows)
 
     def verify(
-        self, block_BM: Int[Tensor, "B M"], logits_BMV: Tensor, tree: Tree, rows: slice, targets: Sequence[int]
+        self, block_BM: Int[Tensor, "B M"], logits_BMV: Tensor, tree: Tree, rows: slice, targets: Positions
     ) -> Verdict:
         p_BMV = self.sampling.restrict(logits_BMV).softmax(-1)
         drafts_BJ1 = block_BM[:, 1:, None]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mtp_lightning.decoding.layers import KeyValues, Layer, LayerCache, Norm, SideBySide
 from mtp_lightning.decoding.linear import Linear
-from mtp_lightning.decoding.positions import Ruler
+from mtp_lightning.decoding.positions import Positions, Ruler
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.heads import Join, LinearHead
@@ -79,7 +79,7 @@ class Drafter:
         self,
         x_BLX: Float[Tensor, "B L X"],
         ruler: Ruler,
-        ends: Sequence[int],
+        ends: Positions,
         cache: Sequence[LayerCache],
         count: int,
         ahead: Ahead,
@@ -108,13 +108,11 @@ class Parallel(Drafter):
         return self.layers.nbytes(count - 1)
 
     def draft(
-        self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
+        self, x_BLX: Tensor, ruler: Ruler, ends: Positions, cache: Sequence[LayerCache], count: int, ahead: Ahead
     ) -> None:
         L = x_BLX.shape[1]
         Q = min(L, 1 + self.lookback)
-        last = ruler.window(ends, Q)
-        if not last.causal:
-            last = last.reaching(ends, self.reach)
+        last = ruler.window(ends, Q).reaching(ends, self.reach)
         h_GBQD = self.layers(x_BLX, ruler.window(ends, L), last, cache[0], count - 1)
         _propose_all(h_GBQD, sources(self.places, count), ahead)
 
@@ -134,7 +132,7 @@ class Matrices(Drafter):
         return self.weight_GIO[: count - 1].nbytes, 0
 
     def draft(
-        self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
+        self, x_BLX: Tensor, ruler: Ruler, ends: Positions, cache: Sequence[LayerCache], count: int, ahead: Ahead
     ) -> None:
         B, Q = len(x_BLX), min(x_BLX.shape[1], 1 + self.lookback)
         rows_RD = x_BLX[:, -Q:].reshape(B * Q, -1)
@@ -152,7 +150,7 @@ class Anticausal(Drafter):
         return 0, 0
 
     def draft(
-        self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
+        self, x_BLX: Tensor, ruler: Ruler, ends: Positions, cache: Sequence[LayerCache], count: int, ahead: Ahead
     ) -> None:
         h_BLGD = x_BLX.view(*x_BLX.shape[:2], self.heads_used - 1, -1)
         _propose_all(h_BLGD.permute(2, 0, 1, 3), sources(self.places, count), ahead)
@@ -186,7 +184,7 @@ class OneByOne(Drafter):
         return joins + sum(layer.nbytes for layer in parts), sum(layer.position_bytes for layer in parts)
 
     def draft(
-        self, x_BLX: Tensor, ruler: Ruler, ends: Sequence[int], cache: Sequence[LayerCache], count: int, ahead: Ahead
+        self, x_BLX: Tensor, ruler: Ruler, ends: Positions, cache: Sequence[LayerCache], count: int, ahead: Ahead
     ) -> None:
         L = x_BLX.shape[1]
         where, index, h_BLD = ruler.window(ends, L), 0, x_BLX
@@ -199,8 +197,11 @@ class OneByOne(Drafter):
                 h_BLD = layer(h_BLD, where, cache[index])
                 index += 1
             own = [source for source in sources(self.places, count) if source.head == number]
-            columns = [max(L - 1 - source.shift, 0) for source in own]
-            ahead.propose(h_BLD[:, columns], [number] * len(own))
+            if len(own) == 1:
+                ahead.propose(h_BLD[:, -1:], [number])
+            else:
+                columns = [max(L - 1 - source.shift, 0) for source in own]
+                ahead.propose(h_BLD[:, columns], [number] * len(own))
 
 
 class _HeadLayers:
@@ -225,8 +226,8 @@ def _propose_all(h_GBQD: Float[Tensor, "G B Q D"], of: Sequence[Source], ahead: 
     """Hand in all places at once, of states at the last Q positions (fewer where the text is shorter)."""
     Q = h_GBQD.shape[2]
     heads = [source.head for source in of]
-    if Q == 1 or not any(source.shift for source in of):
-        h_JBD = h_GBQD[[head - 2 for head in heads], :, -1] if len(of) != len(h_GBQD) else h_GBQD[:, :, -1]
+    if not any(source.shift for source in of):
+        h_JBD = h_GBQD[: len(of), :, -1]
     else:
         h_JBD = h_GBQD[[head - 2 for head in heads], :, [max(Q - 1 - source.shift, 0) for source in of]]
     ahead.propose(h_JBD.transpose(0, 1), heads)

@@ -20,6 +20,7 @@ from mtp_lightning.decoding.choosing import Sampling, make_chooser
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.positions import check_tree
 from mtp_lightning.decoding.session import Session
+from mtp_lightning.decoding.static import StaticSession
 from mtp_lightning.errors import InputError
 from mtp_lightning.shapes import Int
 
@@ -97,7 +98,9 @@ def stream(
         raise InputError("a tree of drafts goes with a fixed number of heads, and with acceptance by match")
     if max_new_tokens < 1:
         return
-    session = Session(engine, prompts, max_new_tokens, make_chooser(sampling), shape)
+    greedy = sampling.temperature == 0 and shape is None
+    made = StaticSession if greedy and _static(engine) else Session
+    session = made(engine, prompts, max_new_tokens, make_chooser(sampling), shape)
     adaptive = Adaptive(engine.heads.places, most) if heads_used == "auto" else None
     certain = session.read_prompts(most)
     rows = [_Row(i, max_new_tokens, stop_ids) for i in range(len(prompts))]
@@ -123,6 +126,12 @@ def stream(
         if adaptive:
             accepted = [len(advance.accepted) for advance in advances]
             verified, drafted = drafted, adaptive.next(verified, drafted, accepted)
+
+
+def _static(engine: Engine) -> bool:
+    """Whether steps of constant shape pay, as they can be recorded, and cover this engine's drafts."""
+    gaps = engine.drafter is not None and engine.heads.horizon != engine.heads.n_future
+    return engine.device.type == "cuda" and not gaps
 
 
 class _Row:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from mtp_lightning.errors import InputError
 
+Positions = Sequence[int] | Tensor
+"""Of every row of a batch; a tensor on the device stands for numbers that the host does not know."""
 MAX_NODES = 64
 """Tokens that one forward may verify in a row."""
 
@@ -108,8 +110,10 @@ class Where(NamedTuple):
     first: int = 0
     """The first slot that is looked at."""
 
-    def reaching(self, ends: Sequence[int], reach: int) -> "Where":
-        """Without the keys more than `reach` before the last position of the shortest row."""
+    def reaching(self, ends: Positions, reach: int) -> "Where":
+        """Without the keys more than `reach` before the last position of the shortest row, where the host knows it."""
+        if isinstance(ends, Tensor) or self.causal:
+            return self
         first = max(min(ends) - reach, 0)
         return self._replace(first=first, mask=None if self.mask is None else self.mask[..., first:])
 
@@ -125,30 +129,40 @@ class Ruler:
         self.slots = torch.arange(size, device=device)
         self._tables: dict[Tree, Tensor] = {}
 
-    def block(self, starts: Sequence[int], tree: Tree) -> Where:
+    def block(self, starts: Positions, tree: Tree) -> Where:
         """The nodes of `tree` behind `starts[b]` accepted tokens of each row b."""
-        M, start, span = tree.size, starts[0], max(starts) + tree.size
-        if start + M == span and min(starts) == start:
-            angles = self.angles[start:span] if tree.is_chain else self.angles[start + self._depths(tree)]
-            where = Where(slice(start, span), angles[None], span, None)
-            if M == 1:
-                return where
-            if start == 0 and tree.is_chain:
-                return where._replace(causal=True)
-            return where._replace(mask=self._table(tree)[None, None, :, self.size - start : self.size + M])
-        starts_B1 = self._column(starts)
-        # slot s of a row holds an accepted token where s < start and node s - start from there on
-        columns_BS = (self.slots[:span] - starts_B1 + self.size).clamp_(max=self.size + M)
-        mask_BMS = self._table(tree).t()[columns_BS].transpose(1, 2).contiguous()
-        positions_BM = starts_B1 + (self.slots[:M] if tree.is_chain else self._depths(tree))
-        return Where(self._indices(starts_B1 + self.slots[:M]), self.angles[positions_BM], span, mask_BMS[:, None])
+        M = tree.size
+        if isinstance(starts, Tensor):
+            return self._nodes(starts[:, None], tree, self.size)
+        start, span = starts[0], max(starts) + M
+        if start + M != span or min(starts) != start:
+            return self._nodes(self._column(starts), tree, span)
+        angles = self.angles[start:span] if tree.is_chain else self.angles[start + self._depths(tree)]
+        where = Where(slice(start, span), angles[None], span, None)
+        if M == 1:
+            return where
+        if start == 0 and tree.is_chain:
+            return where._replace(causal=True)
+        return where._replace(mask=self._table(tree)[None, None, :, self.size - start : self.size + M])
 
-    def window(self, ends: Sequence[int], length: int) -> Where:
+    def window(self, ends: Positions, length: int) -> Where:
         """The last `length` of each row's `ends[b]` accepted tokens, in order; a shorter row repeats its first."""
+        if isinstance(ends, Tensor):
+            return self._tokens(ends[:, None], length, self.size)
         if min(ends) == max(ends) >= length and (length <= MAX_NODES or length == ends[0]):
             return self.block([end - length for end in ends], Tree.chain(length))
-        positions_BL = (self._column(ends) - length + self.slots[:length]).clamp_(min=0)
-        span = max(ends)
+        return self._tokens(self._column(ends), length, max(ends))
+
+    def _nodes(self, starts_B1: Tensor, tree: Tree, span: int) -> Where:
+        # slot s of a row holds an accepted token where s < start and node s - start from there on
+        columns_BS = (self.slots[:span] - starts_B1 + self.size).clamp_(max=self.size + tree.size)
+        mask_BMS = self._table(tree).t()[columns_BS].transpose(1, 2).contiguous()
+        nodes = self.slots[: tree.size]
+        positions_BM = starts_B1 + (nodes if tree.is_chain else self._depths(tree))
+        return Where(self._indices(starts_B1 + nodes), self.angles[positions_BM], span, mask_BMS[:, None])
+
+    def _tokens(self, ends_B1: Tensor, length: int, span: int) -> Where:
+        positions_BL = (ends_B1 - length + self.slots[:length]).clamp_(min=0)
         mask_BLS = self._hide(self.slots[:span] > positions_BL[:, :, None])
         return Where(self._indices(positions_BL), self.angles[positions_BL], span, mask_BLS[:, None])
 

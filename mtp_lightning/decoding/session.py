@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mtp_lightning.decoding.choosing import Chooser, Verdict
 from mtp_lightning.decoding.drafts import Ahead
 from mtp_lightning.decoding.engine import Engine
-from mtp_lightning.decoding.positions import Ruler, Tree, Where
+from mtp_lightning.decoding.positions import Positions, Ruler, Tree, Where
 from mtp_lightning.shapes import Float, Int
 
 
@@ -134,24 +134,28 @@ class Session:
             nodes.append(self.branches_BJW[rows, depth, :branch].repeat(1, len(level) // branch))
         return torch.cat(nodes, dim=1)
 
-    def _text(self, rows: slice, starts: Sequence[int], count: int, ahead: int = 0) -> Int[Tensor, "B C"]:
+    def _text(self, rows: slice, starts: Positions, count: int, ahead: int = 0) -> Int[Tensor, "B C"]:
         """The tokens `ahead` of `count` positions from each row's start on; before the first there is the first."""
-        if min(starts) == max(starts) >= 0:
+        if not isinstance(starts, Tensor) and min(starts) == max(starts) >= 0:
             return self.text_BS[rows, starts[0] + ahead : starts[0] + ahead + count]
-        index_BC = torch.tensor(starts, device=self.text_BS.device)[:, None] + self.ruler.slots[:count]
+        index_BC = self._column(starts) + self.ruler.slots[:count]
         return self.text_BS[rows].gather(1, index_BC.clamp_(min=0) + ahead)
 
-    def _write(self, rows: slice, starts: Sequence[int], tokens_BC: Int[Tensor, "B C"]) -> None:
-        if min(starts) == max(starts):
+    def _write(self, rows: slice, starts: Positions, tokens_BC: Int[Tensor, "B C"]) -> None:
+        if not isinstance(starts, Tensor) and min(starts) == max(starts):
             self.text_BS[rows, starts[0] : starts[0] + tokens_BC.shape[1]] = tokens_BC
             return
-        index_BC = torch.tensor(starts, device=self.text_BS.device)[:, None] + self.ruler.slots[: tokens_BC.shape[1]]
+        index_BC = self._column(starts) + self.ruler.slots[: tokens_BC.shape[1]]
         self.text_BS[rows].scatter_(1, index_BC, tokens_BC)
+
+    def _column(self, positions: Positions) -> Int[Tensor, "B 1"]:
+        known = positions if isinstance(positions, Tensor) else torch.tensor(positions, device=self.engine.device)
+        return known[:, None]
 
     def _run(self, tokens_BM: Tensor, where: Where, rows: slice) -> tuple[Tensor, Tensor | None]:
         return self.engine.run(tokens_BM, where, self.path_cache.layers(rows))
 
-    def _verify(self, block_BM: Tensor, h_BMD: Tensor, tree: Tree, rows: slice, targets: Sequence[int]) -> Verdict:
+    def _verify(self, block_BM: Tensor, h_BMD: Tensor, tree: Tree, rows: slice, targets: Positions) -> Verdict:
         return self.chooser.verify(block_BM, self.engine.logits(h_BMD), tree, rows, targets)
 
     def _keep(self, x_BMX: Float[Tensor, "B M X"] | None, slots: slice | tuple[Tensor, Tensor], rows: slice) -> None:
@@ -191,35 +195,40 @@ class Session:
         drafter = self.engine.drafter
         if drafter is None or heads_used == 1:
             return
-        assert self.inputs_BSX is not None
         ends = self.lengths[rows]
         behind = max(max(self.unread[head][rows]) for head in range(2, heads_used + 1))
-        length = min(behind + drafter.lookback, max(ends))
-        if min(ends) == max(ends):
-            x_BLX = self.inputs_BSX[rows, ends[0] - length : ends[0]]
-        else:
-            index_BL = torch.tensor(ends, device=self.engine.device)[:, None] - length + self.ruler.slots[:length]
-            x_BLX = self.inputs_BSX[rows].take_along_dim(index_BL.clamp_(min=0)[..., None], dim=1)
-        cache = self.draft_cache.layers(rows) if self.draft_cache else []
-        drafter.draft(x_BLX, self.ruler, ends, cache, heads_used, _Ahead(self, rows, ends))
+        self._propose(rows, ends, min(behind + drafter.lookback, max(ends)), heads_used)
         for head in range(2, heads_used + 1):
             self.unread[head][rows] = [0] * len(ends)
         self.block = self.tree or Tree.chain(drafter.places[heads_used - 1])
+
+    def _propose(self, rows: slice, ends: Positions, length: int, heads_used: int) -> None:
+        """Drafts by heads 2 .. `heads_used`, which read the last `length` positions."""
+        drafter = self.engine.drafter
+        assert drafter is not None
+        assert self.inputs_BSX is not None
+        if not isinstance(ends, Tensor) and min(ends) == max(ends):
+            x_BLX = self.inputs_BSX[rows, ends[0] - length : ends[0]]
+        else:
+            index_BL = (self._column(ends) - length + self.ruler.slots[:length]).clamp_(min=0)
+            x_BLX = self.inputs_BSX[rows].take_along_dim(index_BL[..., None], dim=1)
+        cache = self.draft_cache.layers(rows) if self.draft_cache else []
+        drafter.draft(x_BLX, self.ruler, ends, cache, heads_used, _Ahead(self, rows, ends))
 
 
 class _Ahead(Ahead):
     """A drafter's view of the rows that it drafts for; what it proposes goes into the text behind the certain token."""
 
-    def __init__(self, session: Session, rows: slice, ends: Sequence[int]) -> None:
+    def __init__(self, session: Session, rows: slice, ends: Positions) -> None:
         self.session, self.rows, self.ends = session, rows, ends
         self.proposed = 0
 
     def embedded(self, length: int, place: int) -> Float[Tensor, "B L D"]:
-        tokens_BL = self.session._text(self.rows, [end - length for end in self.ends], length, ahead=place)
+        tokens_BL = self.session._text(self.rows, self._from_ends(-length), length, ahead=place)
         return F.embedding(tokens_BL, self.session.engine.embedding)
 
     def propose(self, states_BJD: Float[Tensor, "B J D"], heads: Sequence[int]) -> None:
-        session, targets = self.session, [end + 1 + self.proposed for end in self.ends]
+        session, targets = self.session, self._from_ends(1 + self.proposed)
         logits_BJV = session.engine.logits(states_BJD, heads)
         if session.tree is None:
             tokens_BJ = session.chooser.draft(logits_BJV, self.rows, targets)
@@ -233,3 +242,6 @@ class _Ahead(Ahead):
             tokens_BJ = branches_BJW[:, :, 0]
         session._write(self.rows, targets, tokens_BJ)
         self.proposed += tokens_BJ.shape[1]
+
+    def _from_ends(self, by: int) -> Positions:
+        return self.ends + by if isinstance(self.ends, Tensor) else [end + by for end in self.ends]

@@ -2,6 +2,7 @@
 definition; ragged batches; what is refused."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -100,6 +101,32 @@ def test_every_forward_verifies_what_the_heads_say_and_accepts_what_is_right(nam
             (alone,) = generate(engine, [prompt], 12)
             assert out.tokens == alone.tokens == tokens
             assert steps_of(out) == steps_of(alone) == blocks(model, prompt, tokens, k)
+
+
+@pytest.mark.parametrize("name", [name for name, heads in DRAFTING.items() if heads.horizon == heads.n_future])
+def test_steps_of_constant_shape_do_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CUDA graph replays, run without one: lengths on the device, attention over all slots behind a mask."""
+    heads = DRAFTING[name]
+    engine = Engine(random_model(heads, seed=1), exact_drafts=True)
+    prompts = [torch.randint(0, 16, (length,)) for length in (1, 5, 3, 12)]
+    for k in (*range(1, heads.n_future + 1), "auto"):
+        expected = generate(engine, prompts, 12, k)  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            patch.setattr("mtp_lightning.decoding.generate._static", lambda engine: True)
+            found = generate(engine, prompts, 12, k)  # type: ignore[arg-type]
+        assert [out.tokens for out in found] == [out.tokens for out in expected]
+        if k != "auto":
+            assert [steps_of(out) for out in found] == [steps_of(out) for out in expected]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_steps_on_a_gpu_do_the_same(trained: dict[int, MTPModel]) -> None:
+    prompts = [(torch.arange(start, start + 20) ** 2 // 7) % 16 for start in range(0, 160, 40)]
+    expected = [greedy(trained[4], prompt, 40) for prompt in prompts]
+    engine = Engine(deepcopy(trained[4]).cuda())
+    for k in (1, 2, 4, "auto"):
+        found = generate(engine, [prompt.cuda() for prompt in prompts], 40, k)  # type: ignore[arg-type]
+        assert [out.tokens for out in found] == expected
 
 
 @pytest.mark.parametrize("n", [2, 4, 8])
