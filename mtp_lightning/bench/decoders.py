@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtp_lightning.bench.peers import HOW_TO_INSTALL
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, HeadsUsed, stream
 from mtp_lightning.errors import InputError
@@ -122,7 +123,9 @@ def contenders(
         if model.n_future > 1:
             large = llama(model.config, model.config.n_layers, dtype, None)
             arms[Arm("huggingface n=1")] = huggingface(large, new_tokens, clock)
-    except (ImportError, InputError) as error:
+    except ImportError:
+        return engine, arms, f"transformers is not installed: {HOW_TO_INSTALL['transformers']}"
+    except InputError as error:
         return engine, arms, str(error)
     return engine, arms, ""
 

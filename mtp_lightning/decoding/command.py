@@ -93,9 +93,10 @@ def generate_command(
         "heads_used": k,
         "seconds": seconds,
     }
+    heads = f"{f'up to {most}' if k == 'auto' else k} of {model.n_future} heads"
     print(
-        f"{figures['tokens']} tokens, {out.tokens_per_forward:.2f} tokens per forward with {k} of "
-        f"{model.n_future} heads, {figures['tokens_per_second']:.0f} tokens/s",
+        f"{figures['tokens']} tokens, {out.tokens_per_forward:.2f} tokens per forward with {heads}, "
+        f"{figures['tokens_per_second']:.0f} tokens/s",
         file=sys.stderr,
     )
     if json:
