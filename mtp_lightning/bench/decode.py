@@ -159,7 +159,7 @@ def _models(
         if model.heads_config.kind != "parallel":
             label += f", {model.heads_config.kind}"
         if sum((m.config, m.heads_config) == (model.config, model.heads_config) for m, *_ in loaded) > 1:
-            label += f", {Path(ckpt).name}"
+            label += f", {Path(ckpt).stem}"
         yield label, model, heldout_prompts(store, count, length)
 
 

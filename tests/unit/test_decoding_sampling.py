@@ -52,7 +52,7 @@ def by_definition(logits: Sequence[float], sampling: Sampling) -> list[float]:
     return scaled
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     halves=st.lists(st.integers(-6, 6), min_size=1, max_size=9),
     temperature=st.sampled_from([0.25, 0.7, 1.0, 3.0]),
@@ -126,10 +126,10 @@ def test_other_seeds_and_other_rows_are_other_texts() -> None:
     for accept in ("match", "ratio"):
         texts = [
             tuple(out.tokens)
-            for seed in range(4)
-            for out in generate(engine, [prompt] * 3, 30, sampling=Sampling(1.0, seed=seed, accept=accept))
+            for seed in range(3)
+            for out in generate(engine, [prompt] * 3, 20, sampling=Sampling(1.0, seed=seed, accept=accept))
         ]
-        assert len(set(texts)) == 12
+        assert len(set(texts)) == 9
 
 
 def test_the_same_seed_accepts_by_ratio_the_same_way_again() -> None:
@@ -140,7 +140,16 @@ def test_the_same_seed_accepts_by_ratio_the_same_way_again() -> None:
     assert {len(step.tokens) for out in once for step in out.steps} >= {1, 2}, "drafts are accepted and rejected"
 
 
-V, ROWS, NEW = 5, 150, 50
+def test_rows_that_leave_do_not_change_what_the_others_accept_by_ratio() -> None:
+    engine = Engine(random_model(HEADS["parallel"], seed=2, vocab_size=8))
+    prompts, sampling = [torch.tensor([i, 1]) for i in range(6)], Sampling(1.0, seed=1, accept="ratio")
+    whole = [out.tokens for out in generate(engine, prompts, 30, sampling=sampling)]
+    ended = [out.tokens for out in generate(engine, prompts, 30, stop_ids={5}, sampling=sampling)]
+    assert len({len(text) for text in ended}) > 2
+    assert ended == [text[: text.index(5) + 1] if 5 in text else text for text in whole]
+
+
+V, ROWS, NEW = 5, 120, 50
 
 
 def bigrams(name: str) -> MTPModel:

@@ -164,9 +164,9 @@ def test_a_text_ends_at_the_first_of_several_stop_tokens_in_a_block(k: int, monk
 def test_a_tree_makes_at_least_as_much_certain_as_the_chain_in_it() -> None:
     for name, heads in HEADS.items():
         engine = Engine(random_model(heads, seed=4, vocab_size=8), exact_drafts=True)
-        prompts = [torch.randint(0, 8, (length,)) for length in (2, 3, 5, 7)]
+        prompts = [torch.randint(0, 8, (length,)) for length in (2, 3, 5)]
         chain, narrow, wide = (
-            sum(len(out.steps) for out in generate(engine, prompts, 24, 3, tree=tree))
+            sum(len(out.steps) for out in generate(engine, prompts, 16, 3, tree=tree))
             for tree in ([1, 1], [2, 1], [4, 4])
         )
         assert wide <= narrow <= chain, name
@@ -216,8 +216,8 @@ def test_nodes_lie_behind_the_accepted_tokens_and_see_those_and_their_ancestors(
         [{*range(start), *(start + nodes.index(path[:depth]) for depth in range(len(path) + 1))} for path in nodes]
         for start in starts
     ]
-    for _ in range(2):  # the second time from the tables of the first
-        check_where(ruler.block(starts, Tree(tuple(branches))), ruler, slots, positions, sees)
+    for known in (starts, starts, torch.tensor(starts)):  # the second time from the tables of the first
+        check_where(ruler.block(known, Tree(tuple(branches))), ruler, slots, positions, sees)
 
 
 @settings(deadline=None)
@@ -230,9 +230,11 @@ def test_a_window_is_the_last_accepted_positions_each_seeing_what_is_before_it(
     ruler = make_ruler(max(ends) + 3)
     positions = [[max(end - length + i, 0) for i in range(length)] for end in ends]
     sees = [[set(range(position + 1)) for position in row] for row in positions]
-    check_where(ruler.window(ends, length), ruler, positions, positions, sees)
+    for known in (ends, torch.tensor(ends)):
+        check_where(ruler.window(known, length), ruler, positions, positions, sees)
 
 
+@settings(deadline=None)
 @given(ends=st.lists(st.integers(1, 30), min_size=1, max_size=4), length=st.integers(1, 4), reach=st.integers(4, 40))
 def test_a_shorter_reach_forgets_what_is_far_behind_the_shortest_row(ends: list[int], length: int, reach: int) -> None:
     where = make_ruler(40).window(ends, min(length, max(ends)))
