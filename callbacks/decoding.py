@@ -62,7 +62,7 @@ class DecodingProbe(pl.Callback):
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if fitting and trainer.global_step < trainer.max_steps:  # the end has its own
+        if fitting and trainer.global_step != trainer.max_steps:  # the end has its own
             self._probe(trainer, pl_module, self.validation_prompts)
 
     @override

@@ -2,6 +2,7 @@
 
 import csv
 import json as json_module
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +77,7 @@ def decode_command(
         if value < 1:
             raise InputError(f"{name} is {value}: it has to be at least 1")
     if new_tokens < 4:
-        raise InputError(f"new_tokens is {new_tokens}: it has to be at least 4, or there is no forward to time")
+        raise InputError(f"new_tokens is {new_tokens}: it has to be at least 4, or there is nothing to time")
     batches = batch or [1, 2, 4, 8]
     if min(batches) < 1:
         raise InputError(f"batch is {batches}: every size has to be at least 1")
@@ -120,7 +121,7 @@ def decode_command(
         "rounds": rounds,
         "busy": gate.passed_busy,
     }
-    content |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rows": rows}
+    content |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rows": [_without_nan(row) for row in rows]}
     content |= {"goals": [goal._asdict() for goal in verdicts]}
     if json:
         Path(json).write_text(json_module.dumps(content, indent=2) + "\n")
@@ -175,6 +176,17 @@ def _heads_used(asked: Sequence[int] | None, model: MTPModel) -> list[int]:
             raise InputError(f"heads_used is {k}: this model has {model.n_future} prediction heads")
     wanted = asked or [*range(1, 5), *(2**i for i in range(3, 8)), most]
     return sorted({1, *(k for k in wanted if k <= most)})
+
+
+def _without_nan(row: Row) -> Row:
+    """JSON has none."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, list):
+            return [known(part) for part in value]
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return {key: known(value) for key, value in row.items()}
 
 
 def _write(folder: Path, content: Mapping[str, Any], rows: Sequence[Row], caption: str) -> None:

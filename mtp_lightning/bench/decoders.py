@@ -42,7 +42,7 @@ class Run:
     generations: list[Generation] = field(default_factory=list)
     """Ours alone."""
     seconds_per_forward: float = float("nan")
-    """The prompts' forward and the first behind it left out; ours alone."""
+    """Of forwards with all rows, the prompts' and the first behind it left out; ours alone."""
 
 
 Decode = Callable[[Sequence[Tensor]], Run]
@@ -53,17 +53,18 @@ def ours(engine: Engine, heads_used: HeadsUsed, new_tokens: int, clock: Clock) -
 
     def run(prompts: Sequence[Tensor]) -> Run:
         generations = [Generation([], []) for _ in prompts]
-        started, first, last, forwards = clock(), None, 0.0, 0
+        times: list[float] = []
+        started, complete = clock(), True
         for step in stream(engine, prompts, new_tokens, heads_used):
-            generations[step.row].tokens.extend(step.tokens)
-            if not step.block:
-                continue
-            generations[step.row].steps.append(step)
-            if len(generations[step.row].steps) > forwards:  # the first row of another forward
-                forwards, last = forwards + 1, clock()
-                first = last if first is None else first
+            own = generations[step.row]
+            own.tokens.extend(step.tokens)
+            if step.block:
+                own.steps.append(step)
+                if complete and len(own.steps) > len(times):  # the first row of another forward
+                    times.append(clock())
+            complete = complete and len(own.tokens) < new_tokens - 1  # then a row may leave, and forwards are cheaper
         seconds = clock() - started
-        each = (last - first) / (forwards - 1) if first is not None and forwards > 1 else float("nan")
+        each = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else float("nan")
         return Run([generation.tokens for generation in generations], seconds, generations, each)
 
     return run
@@ -91,7 +92,9 @@ def huggingface(model: torch.nn.Module, new_tokens: int, clock: Clock) -> Decode
     return run
 
 
-def llama(backbone: BackboneConfig, n_layers: int, dtype: torch.dtype, weights: MTPModel | None) -> torch.nn.Module:
+def llama(
+    backbone: BackboneConfig, n_layers: int, dtype: torch.dtype, device: torch.device, weights: MTPModel | None
+) -> torch.nn.Module:
     """`LlamaForCausalLM`, with the weights of trunk and head 1 or its own random ones.
 
     Raises:
@@ -104,13 +107,13 @@ def llama(backbone: BackboneConfig, n_layers: int, dtype: torch.dtype, weights: 
     if state is not None:
         made.load_state_dict(state)
     made.generation_config.eos_token_id = None  # type: ignore[union-attr]
-    return made.to(dtype).eval()
+    return made.to(device=device, dtype=dtype).eval()
 
 
 def contenders(
     model: MTPModel, heads_used: Sequence[int], new_tokens: int, dtype: torch.dtype, clock: Clock
-) -> tuple[Engine, dict[Arm, Decode], str]:
-    """(our engine of most heads, how every arm decodes, why Hugging Face is missing where it is)."""
+) -> tuple[dict[int, Engine], dict[Arm, Decode], str]:
+    """(our engine for every number of heads, how every arm decodes, why Hugging Face is missing where it is)."""
     engines = {k: Engine(model, k, dtype) for k in heads_used}  # one each: it keeps no keys for heads not in use
     engine = engines[max(heads_used)]
     arms: dict[Arm, Decode] = {Arm("ours", k): ours(own, k, new_tokens, clock) for k, own in engines.items()}
@@ -118,16 +121,16 @@ def contenders(
         arms[Arm("ours", "auto")] = ours(engine, "auto", new_tokens, clock)
     try:
         layers = len(model.trunk) + model.heads_config.layers
-        made = llama(model.config, layers, dtype, model)
+        made = llama(model.config, layers, dtype, engine.device, model)
         arms[Arm("huggingface")] = huggingface(made, new_tokens, clock)
         if model.n_future > 1:
-            large = llama(model.config, model.config.n_layers, dtype, None)
+            large = llama(model.config, model.config.n_layers, dtype, engine.device, None)
             arms[Arm("huggingface n=1")] = huggingface(large, new_tokens, clock)
     except ImportError:
-        return engine, arms, f"transformers is not installed: {HOW_TO_INSTALL['transformers']}"
+        return engines, arms, f"transformers is not installed: {HOW_TO_INSTALL['transformers']}"
     except InputError as error:
-        return engine, arms, str(error)
-    return engine, arms, ""
+        return engines, arms, str(error)
+    return engines, arms, ""
 
 
 def clock_for(device: torch.device, threads: int) -> Clock:

@@ -38,8 +38,13 @@ class Adaptive:
         """Share of drafts accepted at a place, once all before were."""
         self.seconds: dict[int, deque[float]] = {k: deque(maxlen=TIMES) for k in range(1, most + 1)}
         self.current, self.wait, self.patience = most, PATIENCE, PATIENCE
-        self.trials = self._trials(most, 1) if most > 1 else []
+        self.trials = self._trials(*(2**i for i in range(most.bit_length()) if 2**i < most), most) if most > 1 else []
+        self.batch: int | None = None
         self.last = clock()
+
+    def start(self) -> None:
+        """A step begins; without a word it begins where the last one ended."""
+        self.last = self.clock()
 
     def next(self, verified: int, drafted: int, accepted: Sequence[int]) -> int:
         """Take note of a step that verified the drafts of `verified` heads and drafted with `drafted`; returns how many
@@ -52,10 +57,11 @@ class Adaptive:
         seconds, self.last = now - self.last, now
         if verified == drafted:  # otherwise it was a step of neither
             self.seconds[drafted].append(seconds)
-        depth = self.places[verified - 1]
-        for count in accepted:
-            for place in range(2, min(count + 1, depth) + 1):
-                self.acceptance[place] = FORGET * self.acceptance[place] + (1 - FORGET) * (place <= count)
+        for place in range(2, self.places[verified - 1] + 1):
+            hits = [count >= place for count in accepted if count >= place - 1]
+            if hits:
+                self.acceptance[place] = FORGET * self.acceptance[place] + (1 - FORGET) * sum(hits) / len(hits)
+        self._check_batch(len(accepted))
         if self.trials:
             return self.trials.pop()
         best = max((k for k in self.seconds if self.seconds[k]), key=self.rate)
@@ -68,11 +74,16 @@ class Adaptive:
             self.wait = self.patience = min(2 * self.patience, MOST_PATIENCE)
         return self.current
 
-    def new_batch_size(self) -> None:
-        """What a forward takes has to be measured again."""
-        for times in self.seconds.values():
-            times.clear()
-        self.trials = self._trials(1, self.current)
+    def _check_batch(self, rows: int) -> None:
+        """Where half of the rows have left, what a forward takes has to be measured again."""
+        if self.batch is not None and rows <= self.batch / 2:
+            for times in self.seconds.values():
+                times.clear()
+            self.trials = self._trials(*{1, self.current, self.most})
+            self.wait = self.patience = PATIENCE
+        elif self.batch is not None:
+            return
+        self.batch = rows
 
     def tokens(self, heads_used: int) -> float:
         """Expected tokens of a forward that verifies the drafts of so many heads."""
@@ -88,5 +99,8 @@ class Adaptive:
         return self.tokens(heads_used) / median(times) if times else 0.0
 
     def _trials(self, *numbers: int) -> list[int]:
-        """Steps to come, the last first."""
-        return [k for k in numbers if 1 <= k <= self.most for _ in range(TRIAL + 1)]
+        """Steps to come, the last first. What they measure replaces what was measured before."""
+        tried = [k for k in numbers if 1 <= k <= self.most]
+        for k in tried:
+            self.seconds[k].clear()
+        return [k for k in tried for _ in range(TRIAL + 1)]

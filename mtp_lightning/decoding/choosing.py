@@ -45,12 +45,16 @@ class Sampling:
     """How drafts are accepted when sampling; the distribution is the same."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not self.temperature >= 0:  # nor NaN
             raise InputError(f"temperature is {self.temperature}: it has to be at least 0 (0 is greedy)")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}: it has to be at least 0 and below 2^32")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k is {self.top_k}: it has to be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}: it has to be above 0 and at most 1")
+        if self.accept not in ("match", "ratio"):
+            raise InputError(f"accept is '{self.accept}': it has to be match or ratio")
         if self.temperature == 0 and (self.top_k or self.top_p):
             raise InputError("top_k and top_p are for sampling: give a temperature above 0 (1 is the model's own)")
 

@@ -36,13 +36,13 @@ def generate_command(
         ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
         prompt: Text to continue (needed); `-` reads standard input.
         max_new_tokens: Most tokens to add; an end-of-document token ends the text earlier.
-        decoding: greedy: one token per forward. speculative: the same text, drafted by the further heads.
+        decoding: greedy: plainly, one token per forward. speculative: the same text, drafted by the further heads.
         heads_used: Heads that draft, at most the model's n_future; auto takes as many as pay, measured on the way.
         tree: Candidates for each draft, [3, 2] for 3 first drafts and 2 behind each; one each without it.
         temperature: 0 takes the best token; above, tokens are sampled, 1 from the model's own distribution.
         top_k: Sample among that many most probable tokens.
         top_p: Sample among the fewest most probable tokens of this probability together (nucleus).
-        seed: Of the samples; the same seed gives the same text, with drafts and without.
+        seed: Of the samples; with accept: match a seed gives one text, with drafts and without.
         accept: Sampling: match takes drafts while they are what head 1 samples; ratio by ratio of probabilities.
         dtype: Precision; in fp32 drafting changes no text, in bf16 near ties may fall otherwise.
         show_drafts: Colour accepted drafts green, and show rejected ones struck through in red.
@@ -76,12 +76,17 @@ def generate_command(
         print(f"this model has {why}: plain decoding", file=sys.stderr)
     printer = _Printer(tokenizer, ids.tolist(), show_drafts)
     steps: list[Step] = []
+    made = 0
     started = time.perf_counter()
     for step in stream(engine, [ids], max_new_tokens, k, (tokenizer.eos_id,), sampling, tree):
         if not steps:
             sys.stdout.write(text)
         steps.append(step)
-        printer.write([token for token in step.tokens if token != tokenizer.eos_id], _rejected(step, tree))
+        made += len(step.tokens)
+        printer.write(
+            [token for token in step.tokens if token != tokenizer.eos_id],
+            _rejected(step, tree, last=made >= max_new_tokens or step.tokens[-1] == tokenizer.eos_id),
+        )
     seconds = time.perf_counter() - started
     printer.finish()
     out = Generation([token for step in steps for token in step.tokens], [step for step in steps if step.block])
@@ -118,9 +123,9 @@ def _check_length(prompt: int, new: int, context: int | None, beyond: bool) -> N
     print(f"from token {context} on the text is longer than the model was trained on", file=sys.stderr)
 
 
-def _rejected(step: "Step", tree: list[int] | None) -> list[int]:
-    """The drafts of a chain that were not accepted."""
-    return [] if tree else step.block[len(step.tokens) :]
+def _rejected(step: "Step", tree: list[int] | None, last: bool) -> list[int]:
+    """The drafts of a chain that were not accepted; behind the end of a text nobody knows."""
+    return [] if tree or last else step.block[len(step.tokens) :]
 
 
 GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31;9m", "\x1b[0m"

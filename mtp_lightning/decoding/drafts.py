@@ -11,6 +11,7 @@ Nothing here can make a text wrong, only slow: head 1 verifies every draft.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,12 +61,14 @@ class Drafter:
 
     Attributes:
         lookback: accepted positions that every draft reads again, for gaps, or as tokens there were drafts so far.
+        reach: positions back that the heads' attention looks.
     """
 
     def __init__(self, model: MTPModel, heads_used: int) -> None:
         self.heads_used = heads_used
         self.places = model.heads_config.places
         self.lookback = max(source.shift for source in sources(self.places, heads_used))
+        self.reach = sys.maxsize
 
     def key_values(self, batch: int, size: int, like: Tensor) -> KeyValues | None:
         """Caches of its own for that many rows and slots."""
@@ -89,11 +92,7 @@ class Drafter:
 
 
 class Parallel(Drafter):
-    """Heads of one layer each on the trunk's output, as one batched layer.
-
-    Attributes:
-        reach: positions back that the heads' attention looks.
-    """
+    """Heads of one layer each on the trunk's output, as one batched layer."""
 
     def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype, reach: int, rounded: bool) -> None:
         super().__init__(model, heads_used)
@@ -113,7 +112,7 @@ class Parallel(Drafter):
         L = x_BLX.shape[1]
         Q = min(L, 1 + self.lookback)
         last = ruler.window(ends, Q).reaching(ends, self.reach)
-        h_GBQD = self.layers(x_BLX, ruler.window(ends, L), last, cache[0], count - 1)
+        h_GBQD = self.layers(x_BLX, ruler.window(ends, L, masked=False), last, cache[0], count - 1)
         _propose_all(h_GBQD, sources(self.places, count), ahead)
 
 
@@ -180,8 +179,11 @@ class OneByOne(Drafter):
 
     def nbytes(self, count: int) -> tuple[int, int]:
         parts = [part for head in self.heads[: count - 1] for part in head.layers]
-        joins = sum(head.projection.nbytes for head in self.heads[: count - 1] if head.joins)
-        return joins + sum(layer.nbytes for layer in parts), sum(layer.position_bytes for layer in parts)
+        own = dict.fromkeys(self.heads[: count - 1])  # a shared module once
+        weights = sum(layer.nbytes for head in own for layer in head.layers)
+        return weights + sum(head.projection.nbytes for head in own if head.joins), sum(
+            layer.position_bytes for layer in parts
+        )
 
     def draft(
         self, x_BLX: Tensor, ruler: Ruler, ends: Positions, cache: Sequence[LayerCache], count: int, ahead: Ahead

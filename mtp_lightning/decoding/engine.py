@@ -51,7 +51,7 @@ class Engine:
         rounded = not exact_drafts and self.device.type == "cpu" and can_pack(torch.bfloat16) and cpu_has_bfloat16()
         reach = sys.maxsize if exact_drafts else DRAFT_REACH
         self.drafter: Drafter | None = make_drafter(model, self.heads_used, self.dtype, reach, rounded)
-        self.embedding = model.embedding.weight.detach().to(self.dtype)
+        self.embedding = model.embedding.weight.detach().to(self.dtype, copy=True)
         self.norm = Norm(model.norm)
         self.unembeddings = [
             Linear(own.weight.detach() * model.norm.weight.detach() * math.sqrt(model.config.dim), self.dtype)
@@ -87,7 +87,8 @@ class Engine:
         per_position = sum(layer.position_bytes for layer in self.path)
         if self.drafter is not None and heads_used > 1:
             more_weights, more_per_position = self.drafter.nbytes(heads_used)
-            weights, per_position = weights + more_weights, per_position + more_per_position
+            drafting = batch * min(length, self.drafter.reach) * more_per_position
+            return weights + more_weights + batch * length * per_position + drafting
         return weights + batch * length * per_position
 
     def run(
@@ -96,9 +97,10 @@ class Engine:
         """(head 1's states before the norm, the drafter's inputs): one forward over new positions."""
         x_BMD = F.embedding(tokens_BM, self.embedding)
         tapped = {0: x_BMD}
-        for i, layer in enumerate(self.path):
-            x_BMD = layer(x_BMD, where, cache[i])
-            tapped[i + 1] = x_BMD
+        for i, layer in enumerate(self.path, start=1):
+            x_BMD = layer(x_BMD, where, cache[i - 1])
+            if i in self.taps:
+                tapped[i] = x_BMD
         inputs = [tapped[tap] for tap in self.taps]
         x_BMX = None if self.drafter is None else inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
         return (x_BMD if self.matrix is None else self.matrix(x_BMD)), x_BMX

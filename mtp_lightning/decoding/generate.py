@@ -96,13 +96,15 @@ def stream(
     shape = check_tree(tree, engine.heads.places[most - 1]) if tree else None
     if shape and (sampling.accept == "ratio" or heads_used == "auto"):
         raise InputError("a tree of drafts goes with a fixed number of heads, and with acceptance by match")
+    if shape and max(shape.branches) > engine.config.vocab_size:
+        raise InputError(f"tree is {list(shape.branches)}: the vocabulary has {engine.config.vocab_size} tokens")
     if max_new_tokens < 1:
         return
     greedy = sampling.temperature == 0 and shape is None
     made = StaticSession if greedy and _static(engine) else Session
     session = made(engine, prompts, max_new_tokens, make_chooser(sampling), shape)
-    adaptive = Adaptive(engine.heads.places, most) if heads_used == "auto" else None
     certain = session.read_prompts(most)
+    adaptive = Adaptive(engine.heads.places, most) if heads_used == "auto" else None
     rows = [_Row(i, max_new_tokens, stop_ids) for i in range(len(prompts))]
     verified = drafted = most
     while True:
@@ -115,17 +117,17 @@ def stream(
                 rows[place], certain[place] = rows[-1], certain[-1]
                 rows.pop()
                 certain.pop()
-                if adaptive and session.batch:
-                    adaptive.new_batch_size()
         if not rows:
             return
+        if adaptive:
+            adaptive.start()
         advances = session.step(drafted)
-        for row, advance in zip(rows, advances):
-            yield Step(row.number, row.take(advance.accepted), advance.block)
-        certain = [advance.certain for advance in advances]
         if adaptive:
             accepted = [len(advance.accepted) for advance in advances]
             verified, drafted = drafted, adaptive.next(verified, drafted, accepted)
+        for row, advance in zip(rows, advances):
+            yield Step(row.number, row.take(advance.accepted), advance.block)
+        certain = [advance.certain for advance in advances]
 
 
 def _static(engine: Engine) -> bool:
@@ -150,5 +152,6 @@ class _Row:
         for i, token in enumerate(tokens, start=1):
             if token in self.stop_ids:
                 tokens, self.left = tokens[:i], i
+                break
         self.left -= len(tokens)
         return tokens

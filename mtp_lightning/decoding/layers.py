@@ -6,6 +6,7 @@ by side, so that a rotation is one complex product (the same change of order in 
 alone).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -86,8 +87,13 @@ class Norm:
         self.floor = torch.tensor(math.sqrt(dim * (norm.eps or 0.0)), device=norm.weight.device)
 
     def __call__(self, x_BMD: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-        length = torch.linalg.vector_norm(x_BMD, dim=-1, keepdim=True, dtype=torch.float32)
+        length = torch.linalg.vector_norm(x_BMD, dim=-1, keepdim=True, dtype=wide(x_BMD))
         return (x_BMD / torch.hypot(length, self.floor)).to(x_BMD.dtype)
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The precision in which lengths and rotations are computed: at least float32."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def folded(linear: nn.Linear, norm: nn.RMSNorm) -> Tensor:
@@ -102,7 +108,7 @@ def side_by_side(weight: Float[Tensor, "O I"], head_dim: int) -> Float[Tensor, "
 
 def rotate(x_BMHE: Float[Tensor, "B M H E"], angles: Tensor) -> Float[Tensor, "B M H E"]:
     """RoPE on neighbouring coordinates."""
-    pairs = torch.view_as_complex(x_BMHE.float().view(*x_BMHE.shape[:-1], -1, 2))
+    pairs = torch.view_as_complex(x_BMHE.to(wide(x_BMHE)).view(*x_BMHE.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * angles).view(x_BMHE.shape).to(x_BMHE.dtype)
 
 
@@ -157,7 +163,7 @@ class Grouped:
         return self.weight_GIO[:count].nbytes
 
 
-class RoundedGrouped(Grouped):
+class RoundedGrouped:
     """`Grouped` in bfloat16, prepacked: half the bytes to read."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
@@ -196,7 +202,8 @@ class SideBySide:
         gate_up = [torch.cat([folded(b.ffn.gate, b.ffn_norm), folded(b.ffn.up, b.ffn_norm)]) for b in blocks]
         down = [block.ffn.down.weight for block in blocks]
         self.wo = Grouped([block.attention.wo.weight for block in blocks], dtype)
-        self.gate_up, self.down = (RoundedGrouped(w) if rounded else Grouped(w, dtype) for w in (gate_up, down))
+        made = RoundedGrouped if rounded else functools.partial(Grouped, dtype=dtype)
+        self.gate_up, self.down = made(gate_up), made(down)
 
     def __call__(
         self, x_BLD: Float[Tensor, "B L D"], where: Where, last: Where, cache: LayerCache, count: int

@@ -38,7 +38,7 @@ class Linear:
     """x W^T, W prepacked where that is possible."""
 
     def __init__(self, weight_OI: Float[Tensor, "O I"], dtype: torch.dtype) -> None:
-        self.weight = weight_OI.detach().to(dtype).contiguous()
+        self.weight = weight_OI.detach().to(dtype, copy=True).contiguous()
         self.nbytes = self.weight.nbytes
         self.packed = self.weight.device.type == "cpu" and can_pack(dtype)
         if self.packed:

@@ -101,7 +101,7 @@ def first_difference(engine: Engine, prompt: Tensor, plain: Sequence[int], other
         return None
     pairs = enumerate(zip(plain, other))
     position = next((i for i, (a, b) in pairs if a != b), min(len(plain), len(other)))
-    text = torch.cat([prompt, prompt.new_tensor(list(plain[:position]))])
+    text = torch.cat([prompt, prompt.new_tensor(list(plain[:position]))]).to(engine.device)
     logits_V = next_logits(engine, text)
     best, second = logits_V.topk(2).values.tolist()
     bound = TIE.get(engine.dtype, TIE[torch.bfloat16]) * float(logits_V.abs().max())

@@ -47,6 +47,8 @@ class Tree:
     @cached_property
     def size(self) -> int:
         """M, the number of nodes."""
+        if self.is_chain:
+            return self.depth
         return sum(math.prod(self.branches[:depth]) for depth in range(self.depth))
 
     @cached_property
@@ -145,13 +147,17 @@ class Ruler:
             return where._replace(causal=True)
         return where._replace(mask=self._table(tree)[None, None, :, self.size - start : self.size + M])
 
-    def window(self, ends: Positions, length: int) -> Where:
-        """The last `length` of each row's `ends[b]` accepted tokens, in order; a shorter row repeats its first."""
+    def window(self, ends: Positions, length: int, masked: bool = True) -> Where:
+        """The last `length` of each row's `ends[b]` accepted tokens, in order; a shorter row repeats its first.
+
+        Args:
+            masked: False where nothing will be looked at from there.
+        """
         if isinstance(ends, Tensor):
-            return self._tokens(ends[:, None], length, self.size)
+            return self._tokens(ends[:, None], length, self.size, masked)
         if min(ends) == max(ends) >= length and (length <= MAX_NODES or length == ends[0]):
             return self.block([end - length for end in ends], Tree.chain(length))
-        return self._tokens(self._column(ends), length, max(ends))
+        return self._tokens(self._column(ends), length, max(ends), masked)
 
     def _nodes(self, starts_B1: Tensor, tree: Tree, span: int) -> Where:
         # slot s of a row holds an accepted token where s < start and node s - start from there on
@@ -161,10 +167,12 @@ class Ruler:
         positions_BM = starts_B1 + (nodes if tree.is_chain else self._depths(tree))
         return Where(self._indices(starts_B1 + nodes), self.angles[positions_BM], span, mask_BMS[:, None])
 
-    def _tokens(self, ends_B1: Tensor, length: int, span: int) -> Where:
+    def _tokens(self, ends_B1: Tensor, length: int, span: int, masked: bool) -> Where:
         positions_BL = (ends_B1 - length + self.slots[:length]).clamp_(min=0)
-        mask_BLS = self._hide(self.slots[:span] > positions_BL[:, :, None])
-        return Where(self._indices(positions_BL), self.angles[positions_BL], span, mask_BLS[:, None])
+        where = Where(self._indices(positions_BL), self.angles[positions_BL], span, None)
+        if not masked:
+            return where
+        return where._replace(mask=self._hide(self.slots[:span] > positions_BL[:, :, None])[:, None])
 
     def _indices(self, slots_BM: Tensor) -> tuple[Tensor, Tensor]:
         return torch.arange(len(slots_BM), device=self.device)[:, None], slots_BM

@@ -18,7 +18,7 @@ from mtp_lightning.shapes import Int
 class StaticSession(Session):
     """A greedy session whose steps are recorded and replayed on CUDA; elsewhere they run as they are.
 
-    For chains of heads without gaps (`can_be_static`). Steps in which the number of drafting heads changes are those of
+    For chains of heads without gaps. Steps in which the number of drafting heads changes are those of
     `Session`.
     """
 
@@ -57,11 +57,16 @@ class StaticSession(Session):
     def remove(self, row: int) -> None:
         self.lengths_B[row] = self.lengths_B[self.batch - 1]
         super().remove(row)
+        self._recorded.clear()  # the batch never grows again
 
     def _record(self, heads_used: int) -> "Callable[[], _Outcome]":
         """What makes a step: on CUDA the replay of a recording, after a run that allocates whatever is kept."""
         if self.engine.device.type != "cuda":
             return lambda: self._step(heads_used)
+        with torch.cuda.device(self.engine.device):
+            return self._capture(heads_used)
+
+    def _capture(self, heads_used: int) -> "Callable[[], _Outcome]":
         state = [self.lengths_B, self.text_BS]
         before = [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -72,7 +77,7 @@ class StaticSession(Session):
         for tensor, old in zip(state, before):  # caches need nothing: the same slots are written again
             tensor.copy_(old)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's thread may pin memory meanwhile
             outcome = self._step(heads_used)
 
         def replay() -> _Outcome:
@@ -88,7 +93,7 @@ class StaticSession(Session):
         tokens_BM = self._text(rows, lengths_B, depth)
         where = self.ruler.block(lengths_B, chain)
         h_BMD, x_BMX = self._run(tokens_BM, where, rows)
-        verdict = self._verify(tokens_BM, h_BMD, chain, rows, lengths_B)
+        verdict = self._verify(tokens_BM, h_BMD, chain, rows, lengths_B + 1)
         self._keep(x_BMX, where.slots, rows)
         lengths_B += verdict.accepted_B
         self._write(rows, lengths_B, verdict.certain_B[:, None])

@@ -126,17 +126,17 @@ def test_a_machine_that_slows_down_changes_it_too() -> None:
     world.seconds = float
     assert mostly(world.run(300)[100:]) == 1
     world.seconds = lambda k: 1.0
-    world.adaptive.new_batch_size()
-    assert mostly(world.run(600)[300:]) == 4
+    assert mostly(world.run(1000)[600:]) == 4
 
 
-def test_a_new_batch_size_is_measured_before_it_is_judged() -> None:
-    world = World([0.8, 0.8, 0.8], lambda k: 1.0)
-    world.run(50)
-    world.adaptive.new_batch_size()
-    assert {world.adaptive.rate(k) for k in (1, 2, 3, 4)} == {0.0}
-    assert {1, 4} <= set(world.run(9))
-    assert min(world.adaptive.rate(1), world.adaptive.rate(4)) > 0
+def test_a_batch_that_shrinks_to_half_is_measured_anew() -> None:
+    """Drafting does not pay for eight rows, and does for one: nobody waits until the next trial."""
+    world = World([0.8, 0.8, 0.8], float)
+    assert mostly(world.run(600, rows=8)[300:]) == 1
+    world.seconds = lambda k: 1.0
+    assert mostly(world.run(20, rows=5)) == 1
+    assert {1, 4} <= set(world.run(10, rows=4))
+    assert mostly(world.run(30, rows=4)) == 4
 
 
 @pytest.mark.parametrize("places", [(1,), (1, 3), (1, 3, 4), (1, 2, 9), (1, 5, 6, 13)])
