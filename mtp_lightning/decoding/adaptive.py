@@ -15,7 +15,7 @@ FORGET = 0.9
 """Weight of the past in the running means of acceptance."""
 TIMES = 9
 """Forwards of one number of heads whose median time counts."""
-TRIAL = 3
+TRIAL = 2
 """Forwards that try a number of heads."""
 PATIENCE, MOST_PATIENCE = 32, 512
 """Forwards until what is not in use is tried again: at first, and at most."""
@@ -70,7 +70,7 @@ class Adaptive:
             self.wait = min(self.wait, PATIENCE)
         self.wait -= 1
         if self.wait <= 0:
-            self.trials = self._trials(*{1, self.current - 1, self.current + 1, self.most} - {self.current})
+            self.trials = self._trials(*{1, self.current - 1, self.current + 1, 2 * self.current} - {self.current})
             self.wait = self.patience = min(2 * self.patience, MOST_PATIENCE)
         return self.current
 
