@@ -110,13 +110,15 @@ def markdown(rows: Sequence[Row], caption: str) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Left: speed-up, and tokens per forward, by heads used at the smallest batch. Right: speed-up by batch size."""
+    """Speed-up, and tokens per forward, by heads used at the smallest batch; beside it, where there are several batch
+    sizes, speed-up by batch size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    several = len({row["batch"] for row in rows}) > 1
+    figure = Figure(figsize=(11 if several else 6, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    left, *others = figure.subplots(1, 1 + several, squeeze=False)[0]
     mine = [row for row in rows if "tokens_per_forward" in row]
     models = list(dict.fromkeys(row["model"] for row in mine if row["n_future"] > 1))
     batch = min(row["batch"] for row in rows)
@@ -129,21 +131,24 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for heads, style in ((max(x), "-"), ("auto", "--")):
             line = [row for row in own if row["heads_used"] == heads]
             label = f"{model}: {'adaptive' if heads == 'auto' else f'all {heads}'}"
-            right.plot([row["batch"] for row in line], [row["speedup"] for row in line], style, color=colour,
-                       marker="o", label=label)  # fmt: skip
+            points = [row["batch"] for row in line], [row["speedup"] for row in line]
+            for axes in others:
+                axes.plot(*points, style, color=colour, marker="o", label=label)
     left.set_title(f"batch {batch}: speed-up over plain decoding\n(dotted: tokens per forward)")
     left.set_xlabel("heads used")
-    right.set_title("speed-up over plain decoding of the same batch")
-    right.set_xlabel("batch size")
-    right.set_xscale("log", base=2)
-    for axes, ticks in ((left, [row["heads_used"] for row in mine]), (right, [row["batch"] for row in mine])):
-        _finish(axes, sorted({tick for tick in ticks if isinstance(tick, int)}))
+    _finish(left, [row["heads_used"] for row in mine])
+    for axes in others:
+        axes.set_title("speed-up over plain decoding of the same batch")
+        axes.set_xlabel("batch size")
+        axes.set_xscale("log", base=2)
+        _finish(axes, [row["batch"] for row in mine])
     figure.savefig(path, dpi=150)
 
 
-def _finish(axes: "Axes", ticks: Sequence[int]) -> None:
+def _finish(axes: "Axes", values: Sequence[Any]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
+    ticks = sorted({value for value in values if isinstance(value, int)})
     axes.axhline(1.0, color="0.6", linewidth=0.8)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
