@@ -4,7 +4,6 @@ import math
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
@@ -12,10 +11,10 @@ from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.measure import compare
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.strategies.gather import full_model
+from mtp_lightning.probing import ProbeCallback, When
 
 
-class DecodingProbe(pl.Callback):
+class DecodingProbe(ProbeCallback):
     """Decodes held-out prompts greedily, plainly and self-speculatively with all heads, in float32, and logs
 
     - `decode/tokens_per_forward`: accepted tokens per forward (table S2; 1 for n_future = 1, and for kinds without
@@ -25,18 +24,25 @@ class DecodingProbe(pl.Callback):
     - `decode/speedup`: plain seconds over self-speculative seconds, the median over prompts (`decoding.measure`);
     - `decode/mismatches`: prompts whose two texts differ, which in float32 has to be 0.
 
-    Weights, mode, random state and gradients stay as they were. Only rank zero decodes, of sharded weights a copy.
-
     Args:
         prompts: decoded at the end of training.
-        validation_prompts: decoded at every validation, the first ones of these; 0 leaves it at the end.
+        validation_prompts: decoded before that, the first ones of these; 0 leaves it at the end.
         prompt_tokens: length of a prompt.
         new_tokens: length of its continuation.
+        when: every so many steps, "log" (spaced) or at every "validation".
     """
 
+    name = "decoding"
+
     def __init__(
-        self, prompts: int = 8, prompt_tokens: int = 64, new_tokens: int = 128, validation_prompts: int = 2
+        self,
+        prompts: int = 8,
+        prompt_tokens: int = 64,
+        new_tokens: int = 128,
+        validation_prompts: int = 2,
+        when: When = "validation",
     ) -> None:
+        super().__init__(when)
         for key, value, least in (
             ("prompts", prompts, 1),
             ("prompt_tokens", prompt_tokens, 1),
@@ -60,31 +66,14 @@ class DecodingProbe(pl.Callback):
             self._heldout = datamodule.heldout_prompts(count, self.prompt_tokens)
 
     @override
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if fitting and trainer.global_step != trainer.max_steps:  # the end has its own
-            self._probe(trainer, pl_module, self.validation_prompts)
+    def is_ready(self, trainer: pl.Trainer) -> bool:
+        return bool(self._heldout)
 
     @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._probe(trainer, pl_module, self.prompts)
-
-    def _probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule, prompts: int) -> None:
-        if not self._heldout[:prompts]:
-            return
-        own = pl_module.model
-        assert isinstance(own, MTPModel)
-        was_training = own.training
-        model = full_model(trainer, pl_module)
-        if model is None:
-            return
-        try:
-            metrics = self.measure(model, [prompt.to(pl_module.device) for prompt in self._heldout[:prompts]])
-        finally:
-            own.train(was_training)
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
+        prompts = self._heldout[: self.prompts if at_end else self.validation_prompts]
+        device = model.embedding.weight.device
+        return self.measure(model, [prompt.to(device) for prompt in prompts]) if prompts else {}
 
     def measure(self, model: MTPModel, prompts: list[Tensor]) -> dict[str, float]:
         """The metrics over `prompts`."""

@@ -4,17 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from torch import Tensor
 from typing_extensions import override
 
 from mtp_lightning.data.corpora import PYTHON_STDLIB, SourceConfig
-from mtp_lightning.data.heldout import heldout_prompts
+from mtp_lightning.data.heldout import heldout_prompts, heldout_texts, token_counts
 from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
 from mtp_lightning.data.prepare import ShardSettings, cache_name, prepare_source
 from mtp_lightning.data.store import ShardsMeta, TokenStore, read_meta
 from mtp_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mtp_lightning.data.windows import TrainingOrder, ValidationOrder, tokens_needed
 from mtp_lightning.errors import InputError
+from mtp_lightning.shapes import Int
 
 
 class MTPDataModule(pl.LightningDataModule):
@@ -221,6 +223,14 @@ class TokenDataModule(MTPDataModule):
             InputError: the validation split is shorter than a prompt.
         """
         return heldout_prompts(self.validation_store, count, length)
+
+    def heldout_texts(self, count: int) -> list[str]:
+        """`count` validation documents as text, always the same, or all if there are fewer."""
+        return heldout_texts(self.validation_store, self.text_tokenizer, count)
+
+    def token_counts(self) -> Int[np.ndarray, "V"]:
+        """How often each token occurs in the training split."""
+        return token_counts(self.train_store)
 
     @override
     def state_dict(self) -> dict[str, Any]:

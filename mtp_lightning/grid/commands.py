@@ -27,43 +27,58 @@ from mtp_lightning.grid.verdict import verdict
 INTERRUPTED = 130
 
 
-def plan(tools: GridTools, grid: str, *, runs: str = "runs", json: str | None = None) -> int:
+def plan(
+    tools: GridTools, grid: str, *, overrides: dict[str, Any] | None = None, runs: str = "runs", json: str | None = None
+) -> int:
     """Check every cell of a grid and show what would happen to it. Writes nothing.
 
     Args:
         grid: The grid file.
+        overrides: Values on top of the grid file's overrides, as in '{data.init_args.batch_size: 8}'.
         runs: Folder of the cells.
         json: Write the table to this file too.
     """
     _check_json(json)
-    spec, planned = plan_grid(tools, grid, runs)
+    spec, planned = plan_grid(tools, grid, runs, overrides)
     _print(plan_table(spec, planned))
     _print(f"{summary([item.state.value for item in planned])}; {len(_to_run(planned))} to run")
     _write_json(json, {"grid": spec.name, "cells": [row_json(item) for item in planned]})
     return 0
 
 
-def status(tools: GridTools, grid: str, *, runs: str = "runs", json: str | None = None) -> int:
+def status(
+    tools: GridTools, grid: str, *, overrides: dict[str, Any] | None = None, runs: str = "runs", json: str | None = None
+) -> int:
     """Show how far each cell of a grid is, from the cells' own files.
 
     Args:
         grid: The grid file.
+        overrides: Values on top of the grid file's overrides, as in '{data.init_args.batch_size: 8}'.
         runs: Folder of the cells.
         json: Write the table to this file too.
     """
     _check_json(json)
-    spec, planned = plan_grid(tools, grid, runs)
+    spec, planned = plan_grid(tools, grid, runs, overrides)
     _print(status_table(spec, planned))
     _print(summary([item.state.value for item in planned]))
     _write_json(json, {"grid": spec.name, "cells": [row_json(item) for item in planned]})
     return 0
 
 
-def run(tools: GridTools, grid: str, *, runs: str = "runs", workers: int | None = None, json: str | None = None) -> int:
+def run(
+    tools: GridTools,
+    grid: str,
+    *,
+    overrides: dict[str, Any] | None = None,
+    runs: str = "runs",
+    workers: int | None = None,
+    json: str | None = None,
+) -> int:
     """Run the cells of a grid that are not finished, then report. Ctrl-C leaves everything resumable.
 
     Args:
         grid: The grid file.
+        overrides: Values on top of the grid file's overrides, as in '{data.init_args.batch_size: 8}'.
         runs: Folder of the cells.
         workers: Cells at a time. Default: one a core, four at most; one where there is an NVIDIA GPU.
         json: Write the report's table to this file too.
@@ -71,7 +86,7 @@ def run(tools: GridTools, grid: str, *, runs: str = "runs", workers: int | None 
     if workers is not None and workers < 1:
         raise InputError(f"workers: {workers} is not a number of processes; give 1 or more")
     _check_json(json)
-    spec, planned = plan_grid(tools, grid, runs)
+    spec, planned = plan_grid(tools, grid, runs, overrides)
     folder = _writable(Path(runs).absolute())
     todo = [item for item in planned if item.state is not State.FINISHED]
     failed = False
@@ -88,17 +103,26 @@ def run(tools: GridTools, grid: str, *, runs: str = "runs", workers: int | None 
     return 1 if failed or not recorded else 0
 
 
-def report(tools: GridTools, grid: str, *, runs: str = "runs", out: str | None = None, json: str | None = None) -> int:
+def report(
+    tools: GridTools,
+    grid: str,
+    *,
+    overrides: dict[str, Any] | None = None,
+    runs: str = "runs",
+    out: str | None = None,
+    json: str | None = None,
+) -> int:
     """Compare the finished cells of a grid: table, verdict, figure; on the terminal, in files and in MLflow.
 
     Args:
         grid: The grid file.
+        overrides: Values on top of the grid file's overrides, as in '{data.init_args.batch_size: 8}'.
         runs: Folder of the cells.
         out: Folder for report.md, results.csv and figure.png. Default: reports/NAME in the runs folder.
         json: Write the table to this file too.
     """
     _check_json(json)
-    spec, planned = plan_grid(tools, grid, runs)
+    spec, planned = plan_grid(tools, grid, runs, overrides)
     folder = _writable(Path(runs).absolute())
     recorded = _report(tools, spec, planned, folder, out, json, again=True)
     return 0 if recorded else 1

@@ -1,4 +1,7 @@
-"""The picture of a report: how head 1 learned in each setting, and what each head ended at along the axis."""
+"""The picture of a report: how each setting learned, and where it ended along the axis.
+
+What is drawn is what the grid compares first: a loss with those of all heads, or a probe with its sisters.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +17,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from mtp_lightning.grid.cells import axis_names
 from mtp_lightning.grid.report import Group, Report
 
-CURVE = "val/loss/head_1"
 Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
-"""Group signature -> seed -> (step, value) of `CURVE`."""
+"""Group signature -> seed -> (step, value) of `curve_metric`."""
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -24,6 +26,11 @@ _DASHES = ("-", "--", ":", "-.")
 """A second round of the colours is dashed, a third dotted."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _GREY = "#5f5f5f"
+
+
+def curve_metric(report: Report) -> str:
+    """The metric whose curves are drawn: the first compared."""
+    return report.spec.compare[0]
 
 
 def draw(report: Report, curves: Curves, path: Path) -> None:
@@ -48,7 +55,8 @@ def make_figure(report: Report, curves: Curves) -> Figure:
 
 
 def _curves(axes: Axes, report: Report, curves: Curves) -> None:
-    axes.set(title="Validation loss of head 1", xlabel="step", ylabel="nats per token")
+    title, unit = _title(curve_metric(report))
+    axes.set(title=title, xlabel="step", ylabel=unit)
     drawn = 0
     for index, group in enumerate(report.groups):
         seeds = [dict(points) for points in curves.get(group.signature, {}).values() if points]
@@ -73,14 +81,14 @@ def _curves(axes: Axes, report: Report, curves: Curves) -> None:
 
 
 def _final(axes: Axes, report: Report) -> None:
-    """One line for each head along the axis; where no run has per-head losses, the first compared metric."""
-    heads = sorted(
-        (m for m in report.metrics if re.fullmatch(r"val/loss/head_\d+", m)), key=lambda m: int(m.rsplit("_", 1)[1])
-    )
-    metrics = heads or [report.spec.compare[0]]
+    """One line for each head's loss along the axis, or for each of the compared probes."""
+    first = curve_metric(report)
+    heads = [m for m in report.metrics if re.fullmatch(r"val/loss/head_\d+", m)]
+    family = first.rsplit("/", 1)[0]
+    metrics = heads if first in heads else [m for m in report.spec.compare if m.rsplit("/", 1)[0] == family]
     groups, places, labels, name, numeric = _axis(report)
-    title = "Final validation loss of each head" if heads else metrics[0]
-    axes.set(title=title, xlabel=name, ylabel="nats per token" if heads else metrics[0])
+    title, unit = ("Final validation loss of each head", "nats per token") if first in heads else _title(family)
+    axes.set(title=title, xlabel=name, ylabel=unit)
     drawn = 0
     for index, metric in enumerate(metrics):
         found = [(x, s) for x, group in zip(places, groups) if (s := group.summary(metric)) is not None]
@@ -111,6 +119,13 @@ def _final(axes: Axes, report: Report) -> None:
     axes.set_xticklabels(labels, rotation=slant, rotation_mode="anchor", ha="right" if long else "center")
     axes.margins(x=0.08)
     _legend(axes, "error bars:\nsd over seeds", outside=True, reverse=True)
+
+
+def _title(metric: str) -> tuple[str, str]:
+    """What a metric is called above its axes, and its unit."""
+    if head := re.fullmatch(r"val/loss/head_(\d+)", metric):
+        return f"Validation loss of head {head[1]}", "nats per token"
+    return metric, "accuracy" if metric.startswith("probe/") else metric
 
 
 def _axis(report: Report) -> tuple[list[Group], list[float], list[str], str, bool]:

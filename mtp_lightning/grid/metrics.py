@@ -21,6 +21,7 @@ _BETTER: tuple[tuple[str, str], ...] = (
     ("*tokens_per_forward*", HIGHER),
     ("*speedup*", HIGHER),
     ("*pass_at_*", HIGHER),
+    ("*lead_step*", LOWER),
     ("probe/*", HIGHER),
 )
 

@@ -1,6 +1,6 @@
 """The cells of a grid as they stand: what each is, and what `run` would do with it. Reads only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,10 @@ class Planned:
         return ACTIONS[self.state]
 
 
-def plan_grid(tools: GridTools, grid: str, runs: str) -> tuple[GridSpec, list[Planned]]:
-    spec = load_grid(Path(grid), tools.find_config)
+def plan_grid(
+    tools: GridTools, grid: str, runs: str, overrides: Mapping[str, Any] | None = None
+) -> tuple[GridSpec, list[Planned]]:
+    spec = load_grid(Path(grid), tools.find_config, overrides)
     cells = expand(spec, tools.resolve, Path(runs).absolute())
     return spec, [Planned(cell, cell_state(cell.directory)) for cell in cells]
 

@@ -64,11 +64,13 @@ def publish(
 
 
 def _draw(report: Report, store: Tracking, path: Path) -> None:
-    from mtp_lightning.grid.figures import CURVE, draw  # matplotlib takes its time to load
+    from mtp_lightning.grid.figures import curve_metric, draw  # matplotlib takes its time to load
 
     curves: dict[str, dict[int, Sequence[tuple[int, float]]]] = {}
     for cell in report.cells:
         group, run_id = report.group(cell.group), cell.directory / RUN_ID
         if group is not None and cell.seed in group.results and run_id.is_file():
-            curves.setdefault(cell.group, {})[cell.seed] = store.history(run_id.read_text().strip(), CURVE)
+            curves.setdefault(cell.group, {})[cell.seed] = store.history(
+                run_id.read_text().strip(), curve_metric(report)
+            )
     draw(report, curves, path)

@@ -42,9 +42,15 @@ class GridSpec:
         return f"{self.path}{f':{line}' if line else ''}: {'.'.join(key)}"
 
 
-def load_grid(path: Path, find_config: FindConfig) -> GridSpec:
-    """Read and check a grid file. Whether its keys exist in the configuration is found out by `cells.expand`."""
+def load_grid(path: Path, find_config: FindConfig, overrides: Mapping[str, Any] | None = None) -> GridSpec:
+    """Read and check a grid file. Whether its keys exist in the configuration is found out by `cells.expand`.
+
+    Args:
+        overrides: on top of the file's.
+    """
     raw, lines = read_yaml(path)
+    if overrides and isinstance(raw, dict) and isinstance(raw.get("overrides", {}), dict):
+        raw = raw | {"overrides": raw.get("overrides", {}) | dict(overrides)}
     return _Reader(path, raw, lines, find_config).read()
 
 

@@ -97,6 +97,10 @@ class Heads(nn.ModuleList):
     def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
         raise NotImplementedError
 
+    def first(self, z_BTD: Tensor, where: Where) -> Tensor:
+        """Head 1's hidden state alone, (B, T, D): all that using the model takes."""
+        return self[0](z_BTD, *where)  # type: ignore[no-any-return]
+
 
 class ParallelHeads(Heads):
     """h_i = H_i(z): every head reads the trunk's output (paper, section 2; linear heads: appendix B)."""
@@ -127,6 +131,9 @@ class AnticausalHeads(Heads):
             h_BTD = head(h_BTD, *where)
             states.append(h_BTD)
         return states[::-1]
+
+    def first(self, z_BTD: Tensor, where: Where) -> Tensor:
+        return self.states(z_BTD, where, None, False)[0]
 
 
 class SequentialHeads(Heads):

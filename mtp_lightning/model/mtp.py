@@ -103,6 +103,14 @@ class MTPModel(nn.Module):
             e_MBTD = self.embedding(ahead_NBT[:-1])
         return self.norm(self.heads(z_BTD, rotary, mask, e_MBTD, detach_further))  # type: ignore[no-any-return]
 
+    def next_token_states(self, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Normed hidden states of head 1 alone, which predict the next token: for using the model, not for training.
+
+        Further heads are run only where head 1 reads them.
+        """
+        rotary = self.rotary(torch.arange(tokens_BT.shape[1], device=tokens_BT.device))
+        return self.norm(self.heads.first(self.run_trunk(tokens_BT, rotary), (rotary, None)))  # type: ignore[no-any-return]
+
     def run_trunk(
         self,
         tokens_BT: Int[Tensor, "B T"],

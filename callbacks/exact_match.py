@@ -1,0 +1,57 @@
+"""How well a model solves the synthetic task it is trained on, while it learns."""
+
+import lightning.pytorch as pl
+import numpy as np
+from typing_extensions import override
+
+from mtp_lightning.data.task_module import TaskDataModule
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.probes.exact_match import exact_match
+from mtp_lightning.probing import ProbeCallback, When
+
+
+class ExactMatchProbe(ProbeCallback):
+    """Exact-match accuracy of greedy decoding on the task's fixed test questions, as `probe/<task>/<test set>` (paper,
+    section 4.2): `probe/polynomial/m_1` ..., `probe/star_graph/path`.
+
+    With data that are no synthetic task it asks nothing.
+
+    Args:
+        when: every so many steps, "log" (spaced) or at every "validation".
+        questions: of each test set, the first ones, before the end of training; all of them at the end.
+    """
+
+    name = "exact_match"
+
+    def __init__(self, when: When = "log", questions: int = 256) -> None:
+        super().__init__(when)
+        if questions < 1:
+            raise InputError(f"ExactMatchProbe.questions is {questions}: it has to be at least 1")
+        self.questions = questions
+        self._lead: list[str] = []
+
+    @override
+    def is_ready(self, trainer: pl.Trainer) -> bool:
+        return isinstance(_data(trainer), TaskDataModule)
+
+    @property
+    @override
+    def lead_metrics(self) -> list[str]:
+        return self._lead
+
+    @override
+    def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
+        data = _data(trainer)
+        assert isinstance(data, TaskDataModule)
+        asked = {
+            name: test if at_end else test.take(np.arange(min(self.questions, len(test.lengths))))
+            for name, test in data.test_sets.items()
+        }
+        self._lead = [f"probe/{data.task.name}/{name}" for name in asked]
+        found = exact_match(model, data.task, asked)
+        return {f"probe/{data.task.name}/{name}": value for name, value in found.items()}
+
+
+def _data(trainer: pl.Trainer) -> object:
+    return trainer.datamodule  # type: ignore[attr-defined]

@@ -1,0 +1,107 @@
+"""Whether and when a model learns to copy: names in stories, repeated tokens, and the attention heads behind it."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from typing_extensions import override
+
+from mtp_lightning.data.datamodule import TokenDataModule
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.probes.attention import AttentionScores
+from mtp_lightning.probes.pictures import film_strip, heat_map
+from mtp_lightning.probes.suite import InductionSuite, ask_induction, ask_without, prepare_names, prepare_repeated
+from mtp_lightning.probing import ProbeCallback, When
+
+TEXTS_A_STORY = 20
+"""Validation documents looked through for one story with a name."""
+
+
+class InductionProbe(ProbeCallback):
+    """Logs, as `probe/induction/...` (README lists all of them),
+
+    - `names_seen/accuracy`, `names_any/accuracy`: on the second token of random two-token names, from their second
+      mention on (paper, section 4.1), of tokens that training data have, or of any;
+    - `repeated/loss/head_i`, `repeated/accuracy/head_i`: on the second copy of random tokens;
+    - `prefix_matching/max`, `previous_token/max`, ...: the attention heads' scores; as heat maps among the run's
+      artifacts, and as a film strip at the end;
+    - at the end `without_top_3/.../drop`: what the three best attention heads are worth, and the three worst.
+
+    Args:
+        when: every so many steps, "log" (spaced) or at every "validation".
+        stories: validation documents with names.
+        names: whether to ask about names; text without any needs it off, data that are not text never have them.
+        rows: sequences of repeated tokens.
+        length: tokens of a copy.
+        pictures: whether to draw heat maps.
+
+    Raises:
+        InputError: a number below 1; or, when training begins, data without names.
+    """
+
+    name = "induction"
+
+    def __init__(
+        self,
+        when: When = "log",
+        stories: int = 100,
+        names: bool = True,
+        rows: int = 32,
+        length: int = 32,
+        pictures: bool = True,
+    ) -> None:
+        super().__init__(when)
+        for key, value in (("stories", stories), ("rows", rows), ("length", length)):
+            if value < 1:
+                raise InputError(f"InductionProbe.{key} is {value}: it has to be at least 1")
+        self.stories, self.names, self.rows, self.length, self.pictures = stories, names, rows, length, pictures
+        self._suite: InductionSuite | None = None
+        self._history: list[tuple[int, AttentionScores]] = []
+
+    @property
+    @override
+    def lead_metrics(self) -> list[str]:
+        names = [f"names_{variant}" for variant in (self._suite.stories if self._suite else ())]
+        return [f"probe/induction/{what}" for what in (*(f"{n}/accuracy" for n in names), "repeated/accuracy/head_1")]
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prepared before training: text without names is refused here, not hours later."""
+        model, data = pl_module.model, trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(model, MTPModel)
+        is_text = isinstance(data, TokenDataModule)
+        tokens, stories = np.arange(model.config.vocab_size), {}
+        if is_text:
+            counts = data.token_counts()
+            tokens = np.flatnonzero(counts)
+            if self.names:
+                texts = data.heldout_texts(TEXTS_A_STORY * self.stories)
+                stories = prepare_names(texts, data.text_tokenizer, counts, self.stories, data.context)
+        repeated = prepare_repeated(model.heads_config, tokens.tolist(), self.rows, self.length)
+        self._suite = InductionSuite(stories, repeated, self.length)
+
+    @override
+    def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
+        assert self._suite is not None
+        step = trainer.global_step
+        metrics, scores = ask_induction(model, self._suite)
+        self._history.append((step, scores))
+        if at_end:
+            metrics |= ask_without(model, self._suite, scores)
+        if self.pictures:
+            self.save_picture(trainer, heat_map(scores, f"step {step:,}"), f"induction/step-{step:08d}.png")
+            if at_end:
+                self.save_picture(trainer, film_strip(self._history, "attention heads"), "induction/film.png")
+        return {f"probe/induction/{name}": value for name, value in metrics.items()}
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        history = [(step, s.layers, s.prefix_matching, s.previous_token) for step, s in self._history]
+        return super().state_dict() | {"history": history}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        history = state_dict["history"]
+        self._history = [(step, AttentionScores(tuple(layers), *scores)) for step, layers, *scores in history]

@@ -1,0 +1,166 @@
+"""Synthetic tasks: questions with one right answer, made afresh from a seed and never stored.
+
+A task's examples are rows of token ids, a question and then its answer. `task_module` makes windows of them for
+training; the fixed test sets are for validation and for `mtp_lightning.probes.exact_match`.
+
+No training example is a test example, by construction: a hash of the question says which side it is on.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.shapes import Bool, Int
+
+TEST_SHARE = 8
+"""One in so many questions is a test question."""
+MOST_ROUNDS = 64
+"""Draws of a whole test set until its examples have to be distinct."""
+
+
+class Examples(NamedTuple):
+    """Questions with their answers, padded on the right with token 0."""
+
+    tokens: Int[np.ndarray, "B L"]
+    lengths: Int[np.ndarray, "B"]
+    """Tokens of a row that are no padding; the answer ends there."""
+    answer_starts: Int[np.ndarray, "B"]
+    """Where the answer's first token is."""
+
+    def take(self, rows: np.ndarray) -> "Examples":
+        """The examples at these places, or where this mask is true."""
+        return Examples(self.tokens[rows], self.lengths[rows], self.answer_starts[rows])
+
+    @property
+    def is_real(self) -> Bool[np.ndarray, "B L"]:
+        """Question or answer, not padding."""
+        return np.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+    @property
+    def is_answer(self) -> Bool[np.ndarray, "B L"]:
+        return self.is_real & (np.arange(self.tokens.shape[1]) >= self.answer_starts[:, None])
+
+
+def joined(parts: list[Examples]) -> Examples:
+    """All of them in one, padded to the longest."""
+    width = max(part.tokens.shape[1] for part in parts)
+    tokens = [np.pad(part.tokens, ((0, 0), (0, width - part.tokens.shape[1]))) for part in parts]
+    return Examples(
+        np.concatenate(tokens),
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.answer_starts for part in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What is asked, as a frozen dataclass of its settings (plain values: they travel in checkpoints)."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of its metrics: `probe/<name>/...`."""
+
+    @property
+    @abstractmethod
+    def symbols(self) -> tuple[str, ...]:
+        """What each token id stands for; as many as the vocabulary has tokens."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, count: int) -> Examples:
+        """`count` examples as they come in training, test questions among them."""
+
+    @abstractmethod
+    def draw_test(self, rng: np.random.Generator, count: int, name: str) -> Examples:
+        """Like `draw`, for one of the test sets."""
+
+    @property
+    @abstractmethod
+    def test_names(self) -> tuple[str, ...]:
+        """The test sets, each with an accuracy of its own."""
+
+    @property
+    def averages(self) -> dict[str, tuple[str, ...]]:
+        """Means worth having: name -> the test sets behind it."""
+        return {}
+
+    @property
+    def named_places(self) -> dict[str, int]:
+        """Tokens of the answer, from 0, whose own accuracy is worth having."""
+        return {}
+
+    @abstractmethod
+    def space(self, name: str) -> int:
+        """How many different questions there are for this test set."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training example."""
+        raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.symbols)
+
+    def text(self, tokens: Int[np.ndarray, "L"]) -> str:
+        """The example as people would read it."""
+        return " ".join(self.symbols[token] for token in tokens)
+
+    def state(self) -> dict[str, Any]:
+        """What `task_from_state` needs."""
+        return {"name": self.name} | asdict(self)
+
+    def train(self, seed: int, index: int, count: int) -> Examples:
+        """`count` training examples, a pure function of (seed, index); none is a test question."""
+        rng = np.random.default_rng([_TRAIN, seed, index])
+        parts: list[Examples] = []
+        missing = count
+        while missing > 0:
+            drawn = self.draw(rng, missing + missing // 4 + 8)
+            parts.append(drawn.take(np.flatnonzero(~is_test(drawn))[:missing]))
+            missing -= len(parts[-1].lengths)
+        return joined(parts)
+
+    def test(self, name: str, size: int) -> Examples:
+        """`size` test examples, all different, the same whenever asked.
+
+        Raises:
+            InputError: there are not so many questions.
+        """
+        rng = np.random.default_rng([_TEST, *name.encode()])
+        found: dict[bytes, Examples] = {}
+        for _ in range(MOST_ROUNDS):
+            drawn = self.draw_test(rng, TEST_SHARE * size, name)
+            drawn = drawn.take(is_test(drawn))
+            for i, row in enumerate(drawn.tokens):
+                found.setdefault(row[: drawn.answer_starts[i]].tobytes(), drawn.take(np.array([i])))
+            if len(found) >= size:
+                return joined(list(found.values())[:size])
+        raise InputError(
+            f"data.test_size is {size}, and {self.name} '{name}' has {self.space(name)} different questions, of which "
+            f"one in {TEST_SHARE} is for tests: take a smaller test_size, or a larger task"
+        )
+
+    def test_sets(self, size: int) -> dict[str, Examples]:
+        """All test sets, `size` examples each."""
+        return {name: self.test(name, size) for name in self.test_names}
+
+
+_TRAIN, _TEST = 1, 2
+"""First words of the seeds: training and test sets never share a stream of random numbers."""
+
+
+def is_test(examples: Examples) -> Bool[np.ndarray, "B"]:
+    """Whether each question is for tests: a hash of its tokens (FNV-1a, over 64 bits) decides."""
+    L = int(examples.answer_starts.max(initial=0))
+    in_question = np.arange(L) < examples.answer_starts[:, None]
+    hashes = np.full(len(examples.lengths), 0xCBF29CE484222325, dtype=np.uint64)
+    for place in range(L):
+        stirred = (hashes ^ examples.tokens[:, place].astype(np.uint64)) * np.uint64(0x100000001B3)
+        hashes = np.where(in_question[:, place], stirred, hashes)
+    hashes ^= hashes >> np.uint64(32)  # FNV's low bits alone know little of the last tokens
+    test: Bool[np.ndarray, "B"] = (hashes * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)) % np.uint64(TEST_SHARE) == 0
+    return test

@@ -1,0 +1,87 @@
+"""All that is asked about induction, prepared once and the same at every step: names, repetition, attention."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from mtp_lightning.data.names import NamedStories, named_stories
+from mtp_lightning.data.tokenizer import Tokenizer
+from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.probes.ablation import mean_ablation
+from mtp_lightning.probes.attention import AttentionScores, attention_scores
+from mtp_lightning.probes.induction import name_accuracy
+from mtp_lightning.probes.repeated import repeated_windows, repetition
+from mtp_lightning.shapes import Int
+
+SEED = 0
+"""Of new names and random tokens: the questions are the same for every run."""
+ABLATED = 3
+"""Attention heads taken out at a time."""
+
+
+class InductionSuite(NamedTuple):
+    """The questions."""
+
+    stories: Mapping[str, NamedStories]
+    """`seen`: names of tokens that occur in the training data; `any`: of any tokens."""
+    repeated: Int[Tensor, "B L"]
+    length: int
+    """Tokens of a copy in `repeated`."""
+
+
+def prepare_names(
+    texts: Sequence[str], tokenizer: Tokenizer, counts: Int[np.ndarray, "V"], count: int, max_tokens: int
+) -> dict[str, NamedStories]:
+    """The first `count` texts with names, which are replaced by random ones of two tokens.
+
+    Args:
+        counts: how often each token occurs in the training data.
+
+    Raises:
+        InputError: no such texts, or no such names.
+    """
+    allowed = {"seen": counts > 0, "any": None}
+    return {
+        variant: named_stories(texts, tokenizer, count, max_tokens, SEED, tokens) for variant, tokens in allowed.items()
+    }
+
+
+def prepare_repeated(heads: HeadsConfig, tokens: Sequence[int], rows: int, length: int) -> Int[Tensor, "B L"]:
+    """Random tokens out of these, repeated, for a model with these heads."""
+    return repeated_windows(max(tokens) + 1, rows, length, heads.horizon, SEED, tokens)
+
+
+def ask_induction(model: MTPModel, suite: InductionSuite) -> tuple[dict[str, float], AttentionScores]:
+    """Metrics `names_seen/accuracy`, `repeated/loss/head_1`, `prefix_matching/max`, ..., and every attention head's
+    scores. The model is used as it is: in the mode it is in."""
+    metrics: dict[str, float] = {}
+    for variant, stories in suite.stories.items():
+        found = name_accuracy(model, stories).metrics()
+        metrics |= {f"names_{variant}/{name}": value for name, value in found.items()}
+    repeated = repetition(model, suite.repeated, suite.length).summary()
+    metrics |= {f"repeated/{name}": value for name, value in repeated.items()}
+    scores = attention_scores(model, suite.repeated)
+    return metrics | scores.summary(), scores
+
+
+def ask_without(model: MTPModel, suite: InductionSuite, scores: AttentionScores) -> dict[str, float]:
+    """What head 1 loses by the mean ablation of the three attention heads with the highest prefix-matching scores, and,
+    as a control, of the three with the lowest: drop of accuracy on the second copy and on the names."""
+    ranked = scores.top(scores.prefix_matching.numel())
+    chosen = {f"top_{ABLATED}": ranked[:ABLATED], f"lowest_{ABLATED}": ranked[-ABLATED:]}
+
+    def accuracies() -> dict[str, float]:
+        whole = repetition(model, suite.repeated, suite.length).summary()["accuracy/head_1"]
+        names = {f"names_{variant}": name_accuracy(model, s).accuracy for variant, s in suite.stories.items()}
+        return {"repeated": whole} | names
+
+    before = accuracies()
+    drops: dict[str, float] = {}
+    for which, heads in chosen.items():
+        with mean_ablation(model, heads, suite.repeated):
+            after = accuracies()
+        drops |= {f"without_{which}/{name}/drop": before[name] - after[name] for name in before}
+    return drops

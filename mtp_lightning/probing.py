@@ -1,0 +1,164 @@
+"""What callbacks that question the model while it learns share: when they ask, and that training does not notice."""
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.strategies.gather import full_model
+from mtp_lightning.tracking.logger import MLflowRunLogger
+
+When = int | Literal["log", "validation"]
+"""Every so many steps; at steps spaced evenly on a logarithmic scale; or at every validation."""
+PER_DECADE = 8
+"""Log-spaced steps between 100 and 1000, about."""
+HALF = 0.5
+"""Lead time is the first step at which an accuracy is at least so high."""
+PICTURES = "pictures"
+"""Folder of pictures, below `trainer.default_root_dir` and among the run's artifacts."""
+
+
+def log_spaced(step: int) -> bool:
+    """Whether this step is the rounded power of 10^(1/8) that it is next to: 1, 2, 3, 4, 6, 7, 10, 13, 18, 24, ..."""
+    exponent = math.log10(step) * PER_DECADE
+    return any(round(10 ** (k / PER_DECADE)) == step for k in (math.floor(exponent), math.ceil(exponent)))
+
+
+class ProbeCallback(pl.Callback):
+    """Asks the model something `when` it is due, before the first step and at the end, and records the answers.
+
+    Training does not notice: weights, gradients, mode, random states and the order of the data stay as they were. Every
+    rank takes part in gathering sharded weights, and rank zero alone asks. Compiled layers run as they were written.
+
+    Of `lead_metrics`, the first step asked at which one was at least a half is recorded at the end as
+    `<metric>/lead_step`, where it ever was, and `<metric>/reached` as 1 or 0.
+
+    `perf/probe/<name>/seconds` is recorded with every answer and, at the end, `perf/probe/<name>/share_of_time`: all
+    its seconds over those of training (of this attempt, where a run was continued).
+
+    Raises:
+        InputError: a number of steps below 1.
+    """
+
+    name: str
+    """Of the metrics that say what asking costs."""
+
+    def __init__(self, when: When) -> None:
+        if isinstance(when, int) and when < 1:
+            raise InputError(f"{type(self).__name__}.when is {when}: it has to be at least 1, 'log' or 'validation'")
+        self.when = when
+        self.seconds = 0.0
+        self.lead_steps: dict[str, int] = {}
+        """Metric -> the first step at which it was at least `HALF`."""
+        self._began = 0.0
+
+    @property
+    def lead_metrics(self) -> Sequence[str]:
+        """Metrics whose lead time is of interest."""
+        return ()
+
+    @abstractmethod
+    def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
+        """Metrics of the model, which is in evaluation mode; called on rank zero."""
+
+    def is_ready(self, trainer: pl.Trainer) -> bool:
+        """Whether there is something to ask with these data; the same on all ranks."""
+        return True
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began = time.perf_counter()
+        if trainer.global_step == 0 and self.when != "validation":
+            self._ask(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or step >= trainer.max_steps > 0:
+            return
+        if log_spaced(step) if self.when == "log" else isinstance(self.when, int) and step % self.when == 0:
+            self._ask(trainer, pl_module)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if self.when == "validation" and fitting and trainer.global_step != trainer.max_steps:  # the end has its own
+            self._ask(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._ask(trainer, pl_module, at_end=True)
+
+    def _ask(self, trainer: pl.Trainer, pl_module: pl.LightningModule, at_end: bool = False) -> None:
+        if not self.is_ready(trainer):
+            return
+        start = time.perf_counter()
+        own = pl_module.model
+        assert isinstance(own, MTPModel)
+        was_training = own.training
+        model = full_model(trainer, pl_module)
+        if model is None:
+            return
+        try:
+            with undisturbed():
+                metrics = self.ask(trainer, model, at_end)
+        finally:
+            own.train(was_training)
+        if not metrics:
+            return
+        metrics |= self._lead_times(metrics, trainer.global_step, at_end)
+        now = time.perf_counter()
+        self.seconds += now - start
+        metrics[f"perf/probe/{self.name}/seconds"] = now - start
+        if at_end:
+            metrics[f"perf/probe/{self.name}/share_of_time"] = self.seconds / (now - self._began)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+
+    def _lead_times(self, metrics: dict[str, float], step: int, at_end: bool) -> dict[str, float]:
+        for metric in self.lead_metrics:
+            if metrics.get(metric, 0.0) >= HALF:
+                self.lead_steps.setdefault(metric, step)
+        if not at_end:
+            return {}
+        reached = {f"{metric}/reached": float(metric in self.lead_steps) for metric in self.lead_metrics}
+        return reached | {f"{metric}/lead_step": float(step) for metric, step in self.lead_steps.items()}
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"lead_steps": dict(self.lead_steps)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.lead_steps = dict(state_dict["lead_steps"])
+
+    def save_picture(self, trainer: pl.Trainer, picture: bytes, name: str) -> None:
+        """Keep a PNG with the run, and among its artifacts."""
+        folder = Path(trainer.default_root_dir) / PICTURES / Path(name).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / Path(name).name
+        path.write_bytes(picture)
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowRunLogger):
+                logger.log_file_artifact(path, str(Path(PICTURES) / Path(name).parent))
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """No gradients, eager code, and torch's random states as they were."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+        yield
