@@ -1,0 +1,70 @@
+"""Exact match in one forward against real greedy decoding, question by question."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from tiny import VARIANTS, tiny_backbone
+
+from mtp_lightning.data.polynomial import Polynomial
+from mtp_lightning.data.star_graph import StarGraph
+from mtp_lightning.data.tasks import Examples, Task
+from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.decoding.generate import generate
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.probes.exact_match import answer, exact_match
+
+TASKS = [StarGraph(2, 2, 5), Polynomial(modulus=2, degree=1, train_operations=2, test_operations=3)]
+"""Small enough that a random model is right now and then."""
+
+
+def greedy(model: MTPModel, examples: Examples) -> list[bool]:
+    """Whether plain decoding writes each answer."""
+    exact = []
+    for row, start, length in zip(examples.tokens, examples.answer_starts, examples.lengths):
+        question = torch.from_numpy(row[:start])
+        said = generate(Engine(model), [question], int(length - start), heads_used=1)[0].tokens
+        exact.append(list(said) == row[start:length].tolist())
+    return exact
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+def test_one_forward_says_what_decoding_would(task: Task, make_model: Callable[..., MTPModel]) -> None:
+    examples = task.draw(np.random.default_rng(0), 200)
+    hits = 0
+    for seed in range(3):
+        model = make_model(n_future=2, n_layers=3, seed=seed, vocab_size=task.vocab_size)
+        with torch.no_grad():
+            model.unembedding.weight[task.vocab_size - 4 :] = 0.0  # so that it says digits
+        expected = greedy(model, examples)
+        assert answer(model, examples).exact.tolist() == expected
+        hits += sum(expected)
+    assert 0 < hits < 600, "neither all right nor all wrong"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_head_1_alone_is_head_1_of_all(name: str) -> None:
+    torch.manual_seed(0)
+    model = MTPModel(tiny_backbone(n_layers=7), VARIANTS[name]).eval()
+    tokens = torch.randint(16, (2, 9))
+    ahead = torch.randint(16, (model.n_future, 2, 9))
+    torch.testing.assert_close(model.next_token_states(tokens), model(tokens, None, ahead)[0])
+
+
+def test_metrics_of_sets_averages_and_places(make_model: Callable[..., MTPModel]) -> None:
+    task = Polynomial(modulus=2, degree=1, train_operations=2, test_operations=3)
+    model = make_model(vocab_size=task.vocab_size)
+    sets = {name: task.draw_test(np.random.default_rng(1), 30, name) for name in task.test_names}
+    found = exact_match(model, task, sets)
+    assert set(found) == {"m_1", "m_2", "m_3", "in_domain", "out_of_domain"}
+    assert found["in_domain"] == pytest.approx((found["m_1"] + found["m_2"]) / 2)
+    assert found["out_of_domain"] == found["m_3"]
+    graphs = StarGraph(2, 3, 6)
+    model = make_model(vocab_size=graphs.vocab_size)
+    examples = graphs.draw(np.random.default_rng(0), 50)
+    said = exact_match(model, graphs, {"path": examples})
+    assert set(said) == {"path", "branch"}
+    logits = model.unembedding(model.next_token_states(torch.from_numpy(examples.tokens)))
+    second = logits[:, graphs.longest - 3].argmax(-1)  # behind the start, which the answer begins with
+    assert said["branch"] == pytest.approx((second.numpy() == examples.tokens[:, -2]).mean())
