@@ -18,13 +18,28 @@ SAFETENSORS = ".safetensors"
 
 
 class LoadedModel(NamedTuple):
-    """A model in evaluation mode, its tokenizer, the training step it was saved at, and the positions of a window it
-    was trained on (None where the file does not say)."""
+    """What a checkpoint holds, the model in evaluation mode."""
 
+    path: Path
     model: MTPModel
-    tokenizer: Tokenizer
+    text_tokenizer: Tokenizer | None
+    """None where it was not trained on text."""
     step: int
+    """Training step it was saved at."""
     context: int | None
+    """Positions of a window it was trained on; None where the file does not say."""
+    task: Mapping[str, Any] | None
+    """State of the synthetic task it was trained on, if that is what it was."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """
+        Raises:
+            InputError: the model was not trained on text.
+        """
+        if self.text_tokenizer is None:
+            raise InputError(f"'{self.path}' holds no tokenizer: it was not trained on text")
+        return self.text_tokenizer
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -46,7 +61,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(path: Path) -> LoadedModel:
-    """Model and tokenizer of a checkpoint written by `mtp fit`, or of a file written by `mtp export`.
+    """The model of a checkpoint written by `mtp fit`, or of a file written by `mtp export`.
 
     Raises:
         InputError: not such a file.
@@ -58,11 +73,11 @@ def load_model(path: Path) -> LoadedModel:
         described, step = content[CHECKPOINT_KEY], content["global_step"]
         prefix = "model."
         weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    if described["tokenizer"] is None:
-        raise InputError(f"'{path}' holds no tokenizer: it was not trained on text")
     model = MTPModel(BackboneConfig(**described["backbone"]), HeadsConfig(**described["heads"]))
     model.load_state_dict(weights)
-    return LoadedModel(model.eval(), tokenizer_from_state(described["tokenizer"]), step, described.get("context"))
+    state = described["tokenizer"]
+    tokenizer = None if state is None else tokenizer_from_state(state)
+    return LoadedModel(path, model.eval(), tokenizer, step, described.get("context"), described.get("task"))
 
 
 def save_safetensors(loaded: LoadedModel, path: Path) -> None:
@@ -74,8 +89,9 @@ def save_safetensors(loaded: LoadedModel, path: Path) -> None:
         "format": CHECKPOINT_FORMAT,
         "backbone": asdict(model.config),
         "heads": asdict(model.heads_config),
-        "tokenizer": loaded.tokenizer.state(),
+        "tokenizer": None if loaded.text_tokenizer is None else loaded.text_tokenizer.state(),
         "context": loaded.context,
+        "task": None if loaded.task is None else dict(loaded.task),
     }
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     partial = path.with_name(path.name + ".partial")

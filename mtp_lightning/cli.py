@@ -36,6 +36,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "grid report": ("mtp_lightning.grid.commands:report", "a grid's table, figure and verdict"),
     "generate": ("mtp_lightning.decoding.command:generate_command", "continue a prompt with a checkpoint's model"),
     "export": ("mtp_lightning.interop.command:export_command", "write a checkpoint's model to one safetensors file"),
+    "evaluate induction": (
+        "mtp_lightning.probes.command:induction_command",
+        "does a model copy names and repeated tokens, and which attention heads do it",
+    ),
+    "evaluate polynomial": ("mtp_lightning.probes.command:polynomial_command", "polynomial arithmetic, by operations"),
+    "evaluate star-graph": ("mtp_lightning.probes.command:star_graph_command", "path finding in star graphs"),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
     "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),

@@ -252,13 +252,14 @@ class MTPModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What `load_model` needs beside the weights, as plain values: checkpoints load with weights_only."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        tokenizer = getattr(datamodule, "tokenizer", None)
+        tokenizer, task = getattr(datamodule, "tokenizer", None), getattr(datamodule, "task", None)
         checkpoint[CHECKPOINT_KEY] = {
             "format": CHECKPOINT_FORMAT,
             "backbone": asdict(self.model.config),
             "heads": asdict(self.model.heads_config),
             "tokenizer": tokenizer.state() if tokenizer is not None else None,
             "context": getattr(datamodule, "context", None),
+            "task": task.state() if task is not None else None,
         }
 
     @override

@@ -147,7 +147,8 @@ def _models(
 
     source, settings = SourceConfig(kind=kind, path=path), ShardSettings()  # type: ignore[arg-type]
     loaded = [load_model(find_checkpoint(Path(ckpt))) for ckpt in ckpts]
-    for (model, tokenizer, _, _), ckpt in zip(loaded, ckpts):
+    for one, ckpt in zip(loaded, ckpts):
+        model, tokenizer = one.model, one.tokenizer
         if kind == "shards":
             shards = Path(str(path))
         else:
@@ -159,7 +160,7 @@ def _models(
         label = f"n = {model.n_future}, L = {model.config.n_layers}"
         if model.heads_config.kind != "parallel":
             label += f", {model.heads_config.kind}"
-        if sum((m.config, m.heads_config) == (model.config, model.heads_config) for m, *_ in loaded) > 1:
+        if sum((m.config, m.heads_config) == (model.config, model.heads_config) for m in (other.model for other in loaded)) > 1:
             label += f", {Path(ckpt).stem}"
         yield label, model, heldout_prompts(store, count, length)
 

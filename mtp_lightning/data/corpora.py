@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mtp_lightning.data import stories, story_templates
 from mtp_lightning.errors import InputError, did_you_mean
 
-SourceKind = Literal["python_stdlib", "text", "json", "parquet", "hub", "shards"]
+SourceKind = Literal["python_stdlib", "stories", "text", "json", "parquet", "hub", "shards"]
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "text": (".txt",),
@@ -40,9 +41,9 @@ class SourceConfig:
     """
 
     kind: SourceKind = "python_stdlib"
-    """`python_stdlib`: the source code of the running interpreter's standard library; `text`, `json` (also JSON
-    lines) and `parquet`: local files; `hub`: a data set on the Hugging Face hub, streamed; `shards`: a folder made by
-    `mtp data prepare`."""
+    """`python_stdlib`: the source code of the running interpreter's standard library; `stories`: children's stories of
+    our own generator; `text`, `json` (also JSON lines) and `parquet`: local files; `hub`: a data set on the Hugging
+    Face hub, streamed; `shards`: a folder made by `mtp data prepare`."""
     path: str | None = None
     """File, folder or glob pattern of local files; name of a hub data set; folder of shards."""
     glob: str | None = None
@@ -58,11 +59,17 @@ class SourceConfig:
     revision: str | None = None
     """Commit of a hub data set, so that it cannot change under a running experiment."""
     max_documents: int | None = None
-    """Read only so many documents."""
+    """Read only so many documents. Of `stories` there are as many as asked for, 20,000 by default."""
+    invented_names: bool = False
+    """For `stories`: characters have names out of some two million, which nothing but copying foretells."""
 
     def __post_init__(self) -> None:
-        if self.kind != "python_stdlib" and not self.path:
+        if self.kind not in ("python_stdlib", "stories") and not self.path:
             raise InputError(f"data.source.path is missing: data.source.kind = '{self.kind}' reads from there")
+        if self.invented_names and self.kind != "stories":
+            raise InputError(
+                f"data.source.invented_names goes with data.source.kind = 'stories', not with '{self.kind}'"
+            )
         if self.separator == "":
             raise InputError("data.source.separator is empty: leave it out to keep a file as one document")
         if self.max_documents is not None and self.max_documents < 1:
@@ -92,6 +99,10 @@ def _all_documents(source: SourceConfig) -> Iterator[Document]:
     if source.kind == "hub":
         yield from _hub_documents(source)
         return
+    if source.kind == "stories":
+        texts = stories.stories(source.max_documents or stories.DEFAULT_COUNT, invented_names=source.invented_names)
+        yield from (Document(f"story#{i}", text) for i, text in enumerate(texts))
+        return
     root, files = local_files(source)
     for path in files:
         name = path.relative_to(root).as_posix()
@@ -105,7 +116,8 @@ def _all_documents(source: SourceConfig) -> Iterator[Document]:
 
 
 def local_files(source: SourceConfig) -> tuple[Path, list[Path]]:
-    """The folder that document names are relative to, and the files to read, sorted.
+    """The folder that document names are relative to, and the files to read, sorted; of stories, the files of the
+    generator, which are all that they depend on.
 
     Raises:
         InputError: a path that is missing, or that no file matches.
@@ -113,6 +125,8 @@ def local_files(source: SourceConfig) -> tuple[Path, list[Path]]:
     if source.kind == "python_stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         return root, sorted(_stdlib_modules(root))
+    if source.kind == "stories":
+        return Path(__file__).parent, [Path(stories.__file__), Path(story_templates.__file__)]
     path = Path(source.path or "").expanduser()
     if path.is_file():
         return path.parent, [path]

@@ -25,6 +25,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _DASHES = ("-", "--", ":", "-.")
 """A second round of the colours is dashed, a third dotted."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_NUMBERED = re.compile(r"probe/\w+/[a-z]+_(\d+)")
 _GREY = "#5f5f5f"
 
 
@@ -85,6 +86,9 @@ def _final(axes: Axes, report: Report) -> None:
     first = curve_metric(report)
     heads = [m for m in report.metrics if re.fullmatch(r"val/loss/head_\d+", m)]
     family = first.rsplit("/", 1)[0]
+    if numbers := {m: int(match[1]) for m in report.spec.compare if (match := _NUMBERED.fullmatch(m))}:
+        _profile(axes, report, family, numbers)
+        return
     metrics = heads if first in heads else [m for m in report.spec.compare if m.rsplit("/", 1)[0] == family]
     groups, places, labels, name, numeric = _axis(report)
     title, unit = ("Final validation loss of each head", "nats per token") if first in heads else _title(family)
@@ -119,6 +123,31 @@ def _final(axes: Axes, report: Report) -> None:
     axes.set_xticklabels(labels, rotation=slant, rotation_mode="anchor", ha="right" if long else "center")
     axes.margins(x=0.08)
     _legend(axes, "error bars:\nsd over seeds", outside=True, reverse=True)
+
+
+def _profile(axes: Axes, report: Report, family: str, numbers: Mapping[str, int]) -> None:
+    """Probes with numbers in their names, as in the paper's figure 8: a line for each setting along the numbers."""
+    axes.set(
+        title=f"{family} at the end", xlabel=next(iter(numbers)).rsplit("/", 1)[1].rsplit("_", 1)[0], ylabel="accuracy"
+    )
+    for index, group in enumerate(report.groups):
+        found = [(number, s) for metric, number in numbers.items() if (s := group.summary(metric)) is not None]
+        if not found:
+            continue
+        axes.errorbar(
+            [number for number, _ in found],
+            [s.mean for _, s in found],
+            yerr=[s.sd or 0.0 for _, s in found],
+            label=f"{group.label} (n={len(group.results)})",
+            color=_COLOURS[index % len(_COLOURS)],
+            linestyle=_DASHES[index // len(_COLOURS) % len(_DASHES)],
+            marker=_MARKERS[index % len(_MARKERS)],
+            linewidth=1.5,
+            markersize=5.5,
+            capsize=3,
+        )
+    axes.xaxis.set_major_locator(FixedLocator(list(numbers.values())))
+    _legend(axes, "error bars:\nsd over seeds", outside=True)
 
 
 def _title(metric: str) -> tuple[str, str]:

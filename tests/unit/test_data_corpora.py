@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from mtp_lightning.data import corpora
+from mtp_lightning.data import corpora, stories, story_templates
 from mtp_lightning.data.corpora import Document, SourceConfig, documents
+from mtp_lightning.data.prepare import ShardSettings, cache_name
+from mtp_lightning.data.tokenizer import ByteTokenizer
 from mtp_lightning.errors import InputError
 
 
@@ -28,6 +30,34 @@ def test_python_stdlib_is_code_without_tests() -> None:
     assert names == sorted(set(names), key=Path)
     assert not {part for name in names for part in name.split("/")} & {"test", "tests", "site-packages"}
     assert read(max_documents=3) == found[:3]
+
+
+def test_stories_need_no_path_and_more_of_them_begin_with_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read(kind="stories", max_documents=30)
+    assert [document.name for document in found] == [f"story#{i}" for i in range(30)]
+    assert [document.text for document in found] == list(stories.stories(30))
+    assert read(kind="stories", max_documents=3) == found[:3]
+    monkeypatch.setattr(stories, "DEFAULT_COUNT", 30)
+    assert read(kind="stories") == found
+
+
+def test_stories_of_another_generator_are_another_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cached(**source: object) -> str:
+        config = SourceConfig(kind="stories", **source)  # type: ignore[arg-type]
+        return cache_name(config, ByteTokenizer(), ShardSettings())
+
+    copies = []
+    for module in (corpora, stories, story_templates):
+        copies.append(tmp_path / Path(str(module.__file__)).name)
+        copies[-1].write_bytes(Path(str(module.__file__)).read_bytes())
+        monkeypatch.setattr(module, "__file__", str(copies[-1]))
+    before = cached(max_documents=30)
+    assert before.startswith("stories-")
+    assert before == cached(max_documents=30) != cached(max_documents=31)
+    for copy in copies[1:]:
+        copy.write_bytes(copy.read_bytes() + b"# edited")
+        assert cached(max_documents=30) != before
+        before = cached(max_documents=30)
 
 
 def test_text_folder_file_and_glob(folder: Path) -> None:

@@ -1,0 +1,163 @@
+"""`mtp evaluate induction | polynomial | star-graph`: the probes on any checkpoint."""
+
+import json as json_module
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtp_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from mtp_lightning.checkpoint import LoadedModel
+    from mtp_lightning.data.tasks import Task
+
+TEXTS_A_STORY = 20
+"""Documents looked through for one story with a name."""
+
+
+def induction_command(
+    ckpt: str,
+    stories: str = "generated",
+    separator: str | None = None,
+    count: int = 100,
+    length: int = 32,
+    out: str | None = None,
+    json: str | None = None,
+) -> None:
+    """Ask a model to copy two-token names and repeated random tokens, and find the attention heads behind it.
+
+    Args:
+        ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
+        stories: Text file or folder with stories; `generated` for those of the platform's own generator, `none` for no
+            names.
+        separator: What separates stories in a text file; without it a file is a story.
+        count: Stories with names.
+        length: Tokens of a copy of random tokens.
+        out: Folder for heads.png, a heat map of the attention heads.
+        json: File to write the numbers to as well.
+    """
+    import numpy as np
+
+    from mtp_lightning.probes.pictures import heat_map
+    from mtp_lightning.probes.suite import InductionSuite, ask_induction, ask_without, prepare_names, prepare_repeated
+
+    _check_least("count", count)
+    _check_least("length", length)
+    loaded = _load(ckpt)
+    vocab_size = loaded.model.config.vocab_size
+    named = {}
+    if stories != "none":
+        texts = _texts(stories, separator, TEXTS_A_STORY * count)
+        every = np.ones(vocab_size, dtype=np.int64)  # a checkpoint does not say which tokens it has seen
+        named = {"any": prepare_names(texts, loaded.tokenizer, every, count, loaded.context or 1024)["any"]}
+    repeated = prepare_repeated(loaded.model.heads_config, range(vocab_size), 32, length)
+    suite = InductionSuite(named, repeated, length)
+    with _asking(loaded, "induction"):
+        metrics, scores = ask_induction(loaded.model, suite)
+        metrics |= ask_without(loaded.model, suite, scores)
+    _show(f"induction at step {loaded.step:,}", metrics)
+    best = ", ".join(f"{layer} {head} ({_score(scores, layer, head):.2f})" for layer, head in scores.top(3))
+    print(f"attention heads with the highest prefix-matching scores: {best}")
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        (Path(out) / "heads.png").write_bytes(heat_map(scores, f"{Path(ckpt).name}, step {loaded.step:,}"))
+    _write(json, loaded, metrics)
+
+
+def polynomial_command(ckpt: str, test_size: int = 2000, json: str | None = None) -> None:
+    """Exact-match accuracy on polynomial arithmetic, by the number of operations.
+
+    Args:
+        ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
+        test_size: Questions for each number of operations.
+        json: File to write the numbers to as well.
+    """
+    _evaluate_task("polynomial", ckpt, test_size, json)
+
+
+def star_graph_command(ckpt: str, test_size: int = 2000, json: str | None = None) -> None:
+    """Exact-match accuracy of path finding in star graphs, and accuracy at the branch.
+
+    Args:
+        ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
+        test_size: Questions.
+        json: File to write the numbers to as well.
+    """
+    _evaluate_task("star_graph", ckpt, test_size, json)
+
+
+def _evaluate_task(name: str, ckpt: str, test_size: int, json: str | None) -> None:
+    import numpy as np
+
+    from mtp_lightning.data.known_tasks import task_from_state
+    from mtp_lightning.probes.exact_match import exact_match
+
+    _check_least("test_size", test_size)
+    loaded = _load(ckpt)
+    if loaded.task is None or loaded.task["name"] != name:
+        trained = "text or other data" if loaded.task is None else f"'{loaded.task['name']}'"
+        raise InputError(f"'{loaded.path}' was trained on {trained}, not on '{name}': its tokens mean something else")
+    task: Task = task_from_state(loaded.task)
+    sets = task.test_sets(test_size)
+    with _asking(loaded, name):
+        metrics = exact_match(loaded.model, task, sets)
+    _show(f"{name} at step {loaded.step:,}, {test_size:,} questions a test set", metrics)
+    example = next(iter(sets.values())).take(np.array([0]))
+    print(f"a question with its answer: {task.text(example.tokens[0, : example.lengths[0]])}")
+    _write(json, loaded, metrics)
+
+
+def _load(ckpt: str) -> "LoadedModel":
+    from mtp_lightning.checkpoint import find_checkpoint, load_model
+
+    return load_model(find_checkpoint(Path(ckpt)))
+
+
+def _texts(stories: str, separator: str | None, count: int) -> list[str]:
+    from itertools import islice
+
+    from mtp_lightning.data.corpora import SourceConfig, documents
+
+    if stories == "generated":
+        source = SourceConfig(kind="stories", max_documents=count)
+    else:
+        source = SourceConfig(kind="text", path=stories, separator=separator)
+    return [document.text for document in islice(documents(source), count)]
+
+
+@contextmanager
+def _asking(loaded: "LoadedModel", what: str) -> Iterator[None]:
+    import sys
+
+    import torch
+
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    print(f"asking '{loaded.path}' ({parameters:,} parameters, n_future {loaded.model.n_future})", file=sys.stderr)
+    start = time.perf_counter()
+    with torch.no_grad():
+        yield
+    print(f"{what}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+
+
+def _score(scores: Any, layer: str, head: int) -> float:
+    return float(scores.prefix_matching[scores.layers.index(layer), head])
+
+
+def _check_least(name: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{name} is {value}: it has to be at least 1")
+
+
+def _show(title: str, metrics: Mapping[str, float]) -> None:
+    width = max(map(len, metrics)) + 2
+    print(title)
+    for name, value in metrics.items():
+        print(f"  {name:<{width}}{value:8.4f}")
+
+
+def _write(json: str | None, loaded: "LoadedModel", metrics: Mapping[str, float]) -> None:
+    if json is not None:
+        content = {"ckpt": str(loaded.path), "step": loaded.step, "metrics": dict(metrics)}
+        Path(json).write_text(json_module.dumps(content, indent=1) + "\n")
