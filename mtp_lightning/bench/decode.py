@@ -30,7 +30,7 @@ def decode_command(
     new_tokens: int = 256,
     rounds: int = 5,
     dtype: Literal["fp32", "bf16"] = "fp32",
-    kind: Literal["python_stdlib", "text", "json", "parquet", "shards"] = "python_stdlib",
+    kind: Literal["python_stdlib", "stories", "text", "json", "parquet", "shards"] = "python_stdlib",
     path: str | None = None,
     directory: str = "runs/data",
     n_future: int = 4,

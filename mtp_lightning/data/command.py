@@ -13,7 +13,7 @@ from mtp_lightning.data.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, load
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
 
-CorpusKind = Literal["python_stdlib", "text", "json", "parquet", "hub"]
+CorpusKind = Literal["python_stdlib", "stories", "text", "json", "parquet", "hub"]
 
 
 def prepare_command(

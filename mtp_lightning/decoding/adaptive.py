@@ -1,106 +1,203 @@
-"""How many heads should draft? As many as pay, by what was accepted and what a step took, so far in this text.
+"""How many heads should draft? As many as pay, by what was accepted and what forwards took, in all texts so far.
 
-Tokens that k heads would make certain in a forward, from the acceptance of each place; seconds of such a forward, as
-measured: the best quotient wins. Drafting costs time on a machine whose forwards are not flat in the number of tokens
-(any CPU beyond four, any GPU at large batches), or on text that the heads do not foresee; then k falls to 1, plain
-decoding, and is tried again from time to time, more and more rarely while that goes on.
+    gain of k heads = tokens that a forward with k heads makes certain / its seconds over those of a plain forward
+
+The tokens follow from the acceptance of every place, which any forward that verifies tells. The cost (those seconds)
+depends on the machine and the number of rows: it is measured in trials, a few forwards with another k beside those with
+the k in use. The highest gain wins; k = 1, plain decoding, has gain 1.
+
+What a trial loses, against the k in use for the same tokens, is a debt, paid off with SHARE of all time; the next trial
+waits for that. So a new engine begins plainly, tries two heads, and more only where what is known of those promises
+something; and where drafts never pay it is slower than plain decoding by about SHARE. Its `Experience` outlives a text:
+the next begins with what is best.
 """
 
-import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from statistics import median
 
-FORGET = 0.9
-"""Weight of the past in the running means of acceptance."""
-TIMES = 9
-"""Forwards of one number of heads whose median time counts."""
-TRIAL = 2
+MEMORY = 64
+"""Drafts of a place, about, that its acceptance remembers."""
+DOUBT = 2.0
+"""Drafts that weigh as much as what the place before suggests (the first place: that every second one is right)."""
+KEPT = 5
+"""Measurements of one thing."""
+TRIAL = 4
 """Forwards that try a number of heads."""
-PATIENCE, MOST_PATIENCE = 32, 512
-"""Forwards until what is not in use is tried again: at first, and at most."""
-MARGIN = 1.02
-"""What another number of heads has to promise before it replaces the one in use."""
+SURE = 3
+"""Trials that make the cost of the heads in use credible."""
+REST = 32
+"""Forwards before a trial that only checks what is known."""
+SHARE = 0.01
+"""Of all time, what trials may lose."""
+MARGIN = 1.06
+"""Gain that a number of heads has to have over the one in use to replace it."""
+FURTHER = 1 / 3
+"""What a head adds to the cost, over what those before it do on average: a low guess, until it is tried."""
 
 
-class Adaptive:
-    """Chooses `heads_used` for every next forward.
+class Experience:
+    """What decoding with one engine has taught so far.
 
     Args:
         places: how many places ahead each head looks.
-        most: heads that may be used.
-        clock: seconds; for tests.
     """
 
-    def __init__(self, places: Sequence[int], most: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.places, self.most, self.clock = places, most, clock
-        self.acceptance = dict.fromkeys(range(2, places[most - 1] + 1), 0.5)
-        """Share of drafts accepted at a place, once all before were."""
-        self.seconds: dict[int, deque[float]] = {k: deque(maxlen=TIMES) for k in range(1, most + 1)}
-        self.current, self.wait, self.patience = most, PATIENCE, PATIENCE
-        self.trials = self._trials(*(2**i for i in range(most.bit_length()) if 2**i < most), most) if most > 1 else []
-        self.batch: int | None = None
+    def __init__(self, places: Sequence[int]) -> None:
+        self.places, self.most = places, len(places)
+        self.right = dict.fromkeys(range(2, places[-1] + 1), 0.0)
+        self.reached = dict(self.right)
+        """Drafts of each place whose turn came; `right`: those of them that were accepted. Old ones fade."""
+        self.costs: dict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        """(size of the batch, heads used) -> seconds of a forward over a plain one's, as every trial found them."""
+        self.debt = 0.0
+        """Seconds."""
+        self.trials, self.rested = 0, 0
+        """How many there were; forwards since the last."""
+
+    def observe(self, heads_used: int, accepted: Sequence[int]) -> None:
+        """A forward verified the drafts of so many heads, and made so many tokens certain in each row."""
+        for place in range(2, self.places[heads_used - 1] + 1):
+            hits = [count >= place for count in accepted if count >= place - 1]
+            fade = (1 - 1 / MEMORY) ** len(hits)
+            self.right[place] = fade * self.right[place] + sum(hits)
+            self.reached[place] = fade * self.reached[place] + len(hits)
+
+    def learn(self, rows: int, used: int, tried: int, ratio: float) -> None:
+        """A forward with `tried` heads took `ratio` times one with `used`."""
+        if tried == 1:
+            self.costs[_size(rows), used].append(1 / ratio)
+        else:
+            self.costs[_size(rows), tried].append((self.cost(rows, used) or 1.0) * ratio)
+
+    def tokens(self, heads_used: int) -> float:
+        """Expected of a forward that verifies the drafts of so many heads."""
+        total, chance, reached = 1.0, 0.5, 1.0
+        for place in range(2, self.places[heads_used - 1] + 1):
+            chance = (self.right[place] + DOUBT * chance) / (self.reached[place] + DOUBT)
+            reached *= chance
+            total += reached
+        return total
+
+    def cost(self, rows: int, heads_used: int) -> float | None:
+        """Of a forward, in plain ones; at a size never measured that of the nearest; None before any."""
+        if heads_used == 1:
+            return 1.0
+        sizes = [size for size, k in self.costs if k == heads_used]
+        nearest = min(sizes, key=lambda size: abs(size - _size(rows)), default=None)
+        return None if nearest is None else median(self.costs[nearest, heads_used])
+
+    def gain(self, rows: int, heads_used: int) -> float:
+        """Over plain decoding; 0 while it was never measured."""
+        cost = self.cost(rows, heads_used)
+        return self.tokens(heads_used) / cost if cost else 0.0
+
+    def best(self, rows: int, used: int = 1) -> int:
+        """The number of heads to go on with. Plain decoding needs no margin to replace drafts that do not pay."""
+        used = used if self.gain(rows, used) > 1 else 1
+        best = max(range(1, self.most + 1), key=lambda k: self.gain(rows, k))
+        return best if self.gain(rows, best) > MARGIN * self.gain(rows, used) else used
+
+    def measured(self, rows: int, heads_used: int) -> int:
+        """Trials that tell the cost at this very size."""
+        return SURE if heads_used == 1 else len(self.costs.get((_size(rows), heads_used), ()))
+
+    def to_try(self, rows: int, used: int) -> int | None:
+        """The next trial, if anything speaks for one: the most promising number that was never tried, of up to twice as
+        many heads as were; plain decoding, while the cost of the heads in use is that of another size, or hardly
+        measured; after a rest, plain decoding and a neighbour in turn.
+        """
+        tried = [k for k in range(1, self.most + 1) if self.cost(rows, k)]
+        promises = {k: self._promise(rows, k, tried) for k in range(1, min(2 * tried[-1], self.most) + 1)}
+        best = max(promises, key=promises.__getitem__)
+        measured = self.measured(rows, used)
+        if measured and best not in tried and promises[best] > MARGIN * self.gain(rows, used):
+            return best
+        if measured < SURE:
+            return 1
+        near = [k for k in (1, used + 1, 1, used - 1) if k != used and 1 <= k <= self.most]
+        return near[self.trials % len(near)] if near and self.rested >= REST else None
+
+    def _promise(self, rows: int, heads_used: int, tried: Sequence[int]) -> float:
+        """Gain as measured, or with a guess of the cost from the next smaller number that was tried."""
+        below = max(k for k in tried if k <= heads_used)
+        cost = self.cost(rows, below) or 1.0
+        guess = cost + FURTHER * (heads_used - below) * (cost - 1) / max(below - 1, 1)
+        return self.tokens(heads_used) / guess
+
+
+class Adaptive:
+    """Chooses `heads_used` for every next forward of one batch.
+
+    Attributes:
+        used: the number of heads in use; at first, for drafts behind the prompts.
+    """
+
+    def __init__(self, known: Experience, rows: int, clock: Callable[[], float]) -> None:
+        self.known, self.rows, self.clock = known, rows, clock
+        self.used = known.best(rows)
+        self.tried: int | None = None
+        self.seconds: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        """Heads used -> what the latest forwards took."""
+        self.pace = 0.0
+        """Seconds a token of the heads in use when the trial began."""
         self.last = clock()
 
     def start(self) -> None:
         """A step begins; without a word it begins where the last one ended."""
         self.last = self.clock()
 
-    def next(self, verified: int, drafted: int, accepted: Sequence[int]) -> int:
+    def next(self, verified: int, drafted: int, accepted: Sequence[int], left: int) -> int:
         """Take note of a step that verified the drafts of `verified` heads and drafted with `drafted`; returns how many
         heads are to draft in the next.
 
         Args:
             accepted: tokens that became certain in each row.
+            left: most tokens that any row still waits for; without enough of them no trial begins.
         """
-        now = self.clock()
+        known, now = self.known, self.clock()
         seconds, self.last = now - self.last, now
+        known.observe(verified, accepted)
+        known.rested += 1
+        if len(accepted) != self.rows:
+            self.rows, self.tried = len(accepted), None
+            self.seconds.clear()
+            self.used = known.best(self.rows)
+            return self.used
         if verified == drafted:  # otherwise it was a step of neither
             self.seconds[drafted].append(seconds)
-        for place in range(2, self.places[verified - 1] + 1):
-            hits = [count >= place for count in accepted if count >= place - 1]
-            if hits:
-                self.acceptance[place] = FORGET * self.acceptance[place] + (1 - FORGET) * sum(hits) / len(hits)
-        self._check_batch(len(accepted))
-        if self.trials:
-            return self.trials.pop()
-        best = max((k for k in self.seconds if self.seconds[k]), key=self.rate)
-        if best != self.current and self.rate(best) > MARGIN * self.rate(self.current):
-            self.current, self.patience = best, PATIENCE
-            self.wait = min(self.wait, PATIENCE)
-        self.wait -= 1
-        if self.wait <= 0:
-            self.trials = self._trials(*{1, self.current - 1, self.current + 1, 2 * self.current} - {self.current})
-            self.wait = self.patience = min(2 * self.patience, MOST_PATIENCE)
-        return self.current
+        if self.tried:
+            if verified == drafted or (_size(self.rows), self.tried) in known.costs:  # else it made what is made once
+                known.debt += seconds - sum(accepted) / self.rows * self.pace
+            return self._try(drafted)
+        known.debt = max(known.debt - SHARE * seconds, 0.0)
+        if known.rested % TRIAL == 0:  # looking takes time as well
+            self.used = known.best(self.rows, self.used)
+            allowed = known.debt == 0 or not known.measured(self.rows, self.used)  # what is borrowed may be far off
+            if allowed and left >= 4 * TRIAL and len(self.seconds[self.used]) >= TRIAL:
+                self._begin(known.to_try(self.rows, self.used))
+        return self.tried or self.used
 
-    def _check_batch(self, rows: int) -> None:
-        """Where half of the rows have left, what a forward takes has to be measured again."""
-        if self.batch is not None and rows <= self.batch / 2:
-            for times in self.seconds.values():
-                times.clear()
-            self.trials = self._trials(*{1, self.current, self.most})
-            self.wait = self.patience = PATIENCE
-        elif self.batch is not None:
-            return
-        self.batch = rows
+    def _begin(self, tried: int | None) -> None:
+        if tried:
+            self.tried, self.known.trials = tried, self.known.trials + 1
+            self.seconds[tried].clear()
+            self.pace = median(self.seconds[self.used]) / self.known.tokens(self.used)
 
-    def tokens(self, heads_used: int) -> float:
-        """Expected tokens of a forward that verifies the drafts of so many heads."""
-        total, reached = 1.0, 1.0
-        for place in range(2, self.places[heads_used - 1] + 1):
-            reached *= self.acceptance[place]
-            total += reached
-        return total
+    def _try(self, drafted: int) -> int:
+        """Go on with a trial, which ends with the better of the two in use and the step back, if it takes one."""
+        assert self.tried
+        if drafted == self.tried:
+            if len(self.seconds[drafted]) < TRIAL:
+                return drafted
+            ratio = median(self.seconds[drafted]) / median(self.seconds[self.used])
+            self.known.learn(self.rows, self.used, drafted, ratio)
+            self.used = self.known.best(self.rows, self.used)
+        if drafted == self.used or drafted != self.tried:
+            self.tried, self.known.rested = None, 0
+        return self.used
 
-    def rate(self, heads_used: int) -> float:
-        """Expected tokens a second; 0 while it was never measured."""
-        times = self.seconds[heads_used]
-        return self.tokens(heads_used) / median(times) if times else 0.0
 
-    def _trials(self, *numbers: int) -> list[int]:
-        """Steps to come, the last first. What they measure replaces what was measured before."""
-        tried = [k for k in numbers if 1 <= k <= self.most]
-        for k in tried:
-            self.seconds[k].clear()
-        return [k for k in tried for _ in range(TRIAL + 1)]
+def _size(rows: int) -> int:
+    """Sizes of batches that count as one: 1, 2, 3 and 4, 5 to 8 rows, .."""
+    return (rows - 1).bit_length()

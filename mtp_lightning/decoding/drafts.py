@@ -70,8 +70,8 @@ class Drafter:
         self.lookback = max(source.shift for source in sources(self.places, heads_used))
         self.reach = sys.maxsize
 
-    def key_values(self, batch: int, size: int, like: Tensor) -> KeyValues | None:
-        """Caches of its own for that many rows and slots."""
+    def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> KeyValues | None:
+        """Caches of its own for that many rows and slots, of heads 2 .. `heads_used`."""
         raise NotImplementedError
 
     def nbytes(self, count: int) -> tuple[int, int]:
@@ -99,9 +99,9 @@ class Parallel(Drafter):
         blocks: list[Block] = [model.heads[i][0] for i in range(1, heads_used)]  # type: ignore[index]
         self.layers, self.reach = SideBySide(blocks, dtype, rounded), reach
 
-    def key_values(self, batch: int, size: int, like: Tensor) -> KeyValues:
+    def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> KeyValues:
         layers = self.layers
-        return KeyValues(1, batch, size, layers.count * layers.kv_heads, like, layers.head_dim)
+        return KeyValues(1, batch, size, (heads_used - 1) * layers.kv_heads, like, layers.head_dim)
 
     def nbytes(self, count: int) -> tuple[int, int]:
         return self.layers.nbytes(count - 1)
@@ -124,7 +124,7 @@ class Matrices(Drafter):
         heads: list[LinearHead] = [model.heads[i] for i in range(1, heads_used)]  # type: ignore[misc]
         self.weight_GIO = torch.stack([head.projection.weight.detach().to(dtype).t() for head in heads]).contiguous()
 
-    def key_values(self, batch: int, size: int, like: Tensor) -> None:
+    def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> None:
         return None
 
     def nbytes(self, count: int) -> tuple[int, int]:
@@ -142,7 +142,7 @@ class Matrices(Drafter):
 class Anticausal(Drafter):
     """Heads below head 1, which has run them all: their states are there already."""
 
-    def key_values(self, batch: int, size: int, like: Tensor) -> None:
+    def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> None:
         return None
 
     def nbytes(self, count: int) -> tuple[int, int]:
@@ -173,8 +173,10 @@ class OneByOne(Drafter):
         if self.heads[0].joins:
             self.lookback = max(self.lookback, self.places[heads_used - 2] - 1)
 
-    def key_values(self, batch: int, size: int, like: Tensor) -> KeyValues:
-        layers = sum(len(head.layers) for head in self.heads)  # a shared module keeps what each of its heads saw
+    def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> KeyValues:
+        layers = sum(
+            len(head.layers) for head in self.heads[: heads_used - 1]
+        )  # a shared module keeps what each of its heads saw
         return KeyValues(layers, batch, size, self.config.kv_heads, like, self.config.head_dim)
 
     def nbytes(self, count: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtp_lightning.decoding.adaptive import Experience
 from mtp_lightning.decoding.drafts import Drafter, make_drafter
 from mtp_lightning.decoding.layers import KeyValues, Layer, LayerCache, Norm
 from mtp_lightning.decoding.linear import Linear, can_pack
@@ -51,6 +52,8 @@ class Engine:
         rounded = not exact_drafts and self.device.type == "cpu" and can_pack(torch.bfloat16) and cpu_has_bfloat16()
         reach = sys.maxsize if exact_drafts else DRAFT_REACH
         self.drafter: Drafter | None = make_drafter(model, self.heads_used, self.dtype, reach, rounded)
+        self.experience = Experience(self.heads.places[: self.heads_used])
+        """What `heads_used="auto"` has learned from the texts so far."""
         self.embedding = model.embedding.weight.detach().to(self.dtype, copy=True)
         self.norm = Norm(model.norm)
         self.unembeddings = [

@@ -10,9 +10,11 @@ those of heads 2 .. k (drafts). One forward over a_1 .. a_k then
 With k = 1 nothing is drafted: plain decoding.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mtp_lightning.decoding.adaptive import Adaptive
@@ -63,7 +65,7 @@ def generate(
 
     Args:
         heads_used: k. 1 decodes plainly, up to the engine's draft and verify; the engine's by default. "auto": as
-            many as pay, measured while decoding.
+            many as pay, by what the engine has measured in this text and those before.
         tree: candidates for each draft, of heads 2, 3, ..: [3, 2] verifies 3 first drafts, each with 2 second ones.
             A single one each, a chain, by default.
 
@@ -103,10 +105,10 @@ def stream(
     greedy = sampling.temperature == 0 and shape is None
     made = StaticSession if greedy and _static(engine) else Session
     session = made(engine, prompts, max_new_tokens, make_chooser(sampling), shape)
-    certain = session.read_prompts(most)
-    adaptive = Adaptive(engine.heads.places, most) if heads_used == "auto" else None
+    adaptive = Adaptive(engine.experience, len(prompts), _clock(engine)) if heads_used == "auto" else None
+    verified = drafted = adaptive.used if adaptive else most
+    certain = session.read_prompts(drafted)
     rows = [_Row(i, max_new_tokens, stop_ids) for i in range(len(prompts))]
-    verified = drafted = most
     while True:
         for place in reversed(range(session.batch)):  # from the last: a leaving row's place is taken by the last one
             if (row := rows[place]).ends_with(certain[place]):
@@ -124,10 +126,17 @@ def stream(
         advances = session.step(drafted)
         if adaptive:
             accepted = [len(advance.accepted) for advance in advances]
-            verified, drafted = drafted, adaptive.next(verified, drafted, accepted)
+            left = max(row.left for row in rows)
+            verified, drafted = drafted, adaptive.next(verified, drafted, accepted, left)
         for row, advance in zip(rows, advances):
             yield Step(row.number, row.take(advance.accepted), advance.block)
         certain = [advance.certain for advance in advances]
+
+
+def _clock(engine: Engine) -> Callable[[], float]:
+    """What others do on the machine does not lengthen the processor's time, where one thread does all the work."""
+    alone = engine.device.type == "cpu" and torch.get_num_threads() == 1
+    return time.thread_time if alone else time.perf_counter
 
 
 def _static(engine: Engine) -> bool:

@@ -190,15 +190,14 @@ class SideBySide:
     def __init__(self, blocks: Sequence[Block], dtype: torch.dtype, rounded: bool) -> None:
         first = blocks[0]
         E = first.attention.head_dim
-        self.head_dim, self.count = E, len(blocks)
+        self.head_dim = E
         self.kv_heads = first.attention.wk.out_features // E
-        self.heads = first.attention.wq.out_features // E
-        self.norm = Norm(first.attention_norm)
+        self.norm, self.dtype = Norm(first.attention_norm), dtype
         attention = [(block.attention, block.attention_norm) for block in blocks]
-        keys = [side_by_side(folded(a.wk, norm), E) for a, norm in attention]
-        values = [folded(a.wv, norm) for a, norm in attention]
-        self.kv = Linear(torch.cat(keys + values), dtype)
-        self.q = Linear(torch.cat([side_by_side(folded(a.wq, norm), E) for a, norm in attention]), dtype)
+        self.keys = [side_by_side(folded(a.wk, norm), E).to(dtype) for a, norm in attention]
+        self.values = [folded(a.wv, norm).to(dtype) for a, norm in attention]
+        self.queries = [side_by_side(folded(a.wq, norm), E).to(dtype) for a, norm in attention]
+        self._maps: dict[int, tuple[Linear, Linear]] = {}
         gate_up = [torch.cat([folded(b.ffn.gate, b.ffn_norm), folded(b.ffn.up, b.ffn_norm)]) for b in blocks]
         down = [block.ffn.down.weight for block in blocks]
         self.wo = Grouped([block.attention.wo.weight for block in blocks], dtype)
@@ -215,15 +214,26 @@ class SideBySide:
         """
         (B, L), Q, E = x_BLD.shape[:2], last.angles.shape[1], self.head_dim
         normed_BLD = self.norm(x_BLD)
-        kv = self.kv(normed_BLD).view(B, L, 2, -1, E)
-        cache.write(where, rotate(kv[:, :, 0], where.angles), kv[:, :, 1])
-        q = rotate(self.q(normed_BLD[:, -Q:]).view(B, Q, -1, E), last.angles)[:, :, : count * self.heads]
-        y_RGD = cache.heads(count * self.kv_heads).attend(last, q).view(B * Q, count, -1)  # R = B Q rows
+        to_kv, to_q = self._maps_of(count)
+        kv = to_kv(normed_BLD).view(B, L, 2, -1, E)
+        own = cache.heads(count * self.kv_heads)
+        own.write(where, rotate(kv[:, :, 0], where.angles), kv[:, :, 1])
+        q = rotate(to_q(normed_BLD[:, -Q:]).view(B, Q, -1, E), last.angles)
+        y_RGD = own.attend(last, q).view(B * Q, count, -1)  # R = B Q rows
         x_GRD = x_BLD[:, -Q:].reshape(B * Q, -1) + self.wo(y_RGD.transpose(0, 1))
         gate, up = self.gate_up(self.norm(x_GRD)).chunk(2, dim=-1)
         return (x_GRD + self.down(F.silu(gate) * up)).view(count, B, Q, -1)
 
+    def _maps_of(self, count: int) -> tuple[Linear, Linear]:
+        """To keys and values and to queries of the first `count` layers; a packed map cannot be cut, so made for each
+        number that is asked for."""
+        if count not in self._maps:
+            kv = torch.cat(self.keys[:count] + self.values[:count])
+            self._maps[count] = Linear(kv, self.dtype), Linear(torch.cat(self.queries[:count]), self.dtype)
+        return self._maps[count]
+
     def nbytes(self, count: int) -> tuple[int, int]:
         """(bytes of weights, bytes of keys and values per position) that the first `count` layers read."""
-        weights = self.kv.nbytes + self.q.nbytes + sum(w.nbytes(count) for w in (self.wo, self.gate_up, self.down))
+        weights = sum(w[i].nbytes for w in (self.keys, self.values, self.queries) for i in range(count))
+        weights += sum(w.nbytes(count) for w in (self.wo, self.gate_up, self.down))
         return weights, 2 * count * self.kv_heads * self.head_dim * self.wo.weight_GIO.itemsize

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mtp_lightning.decoding.choosing import Chooser, Verdict
 from mtp_lightning.decoding.drafts import Ahead
 from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.decoding.layers import KeyValues
 from mtp_lightning.decoding.positions import Positions, Ruler, Tree, Where
 from mtp_lightning.shapes import Float, Int
 
@@ -38,6 +39,10 @@ class Session:
         tree: shape of the drafts; a chain of what the heads in use give, by default.
     """
 
+    keeps_all = False
+    """Whether there are keys and values of all heads and all positions, also of those that do not draft yet and those
+    that no head will look back to."""
+
     def __init__(
         self, engine: Engine, prompts: Sequence[Tensor], room: int, chooser: Chooser, tree: Tree | None = None
     ) -> None:
@@ -53,8 +58,8 @@ class Session:
         self.prompt_lengths = [prompt.numel() for prompt in prompts]
         self.lengths = [0] * B
         self.path_cache = engine.key_values(B, size)
-        drafter = engine.drafter
-        self.draft_cache = drafter.key_values(B, size, engine.embedding) if drafter else None
+        self.draft_cache: KeyValues | None = None
+        self.heads_kept = 1
         self.inputs_BSX: Tensor | None = None
         """What the drafter read, or will, at every accepted position."""
         self.unread = {head: [0] * B for head in range(2, engine.heads_used + 1)}
@@ -80,7 +85,8 @@ class Session:
             verdict = self._verify(last, h[:, -1:], Tree.chain(1), rows, [length])
             self._advance(rows, [length], verdict.certain_B)
             certain += verdict.certain_B.tolist()
-            self._draft(rows, heads_used)
+        for row in range(self.batch):
+            self._draft(slice(row, row + 1), heads_used)
         return certain
 
     @torch.inference_mode()
@@ -163,7 +169,7 @@ class Session:
         if x_BMX is None:
             return
         if self.inputs_BSX is None:
-            self.inputs_BSX = x_BMX.new_zeros(len(self.text_BS), self.ruler.size, x_BMX.shape[-1])
+            self.inputs_BSX = x_BMX.new_empty(len(self.text_BS), self.ruler.size, x_BMX.shape[-1])
         if isinstance(slots, slice):
             self.inputs_BSX[rows, slots] = x_BMX
         else:
@@ -195,12 +201,27 @@ class Session:
         drafter = self.engine.drafter
         if drafter is None or heads_used == 1:
             return
+        if heads_used > self.heads_kept:
+            self._keep_heads(self.engine.heads_used if self.keeps_all else heads_used)
         ends = self.lengths[rows]
         behind = max(max(self.unread[head][rows]) for head in range(2, heads_used + 1))
-        self._propose(rows, ends, min(behind + drafter.lookback, max(ends)), heads_used)
+        seen = max(ends)  # from the first position that a row's heads will ever look at; the shortest row only grows
+        if not self.keeps_all:
+            seen -= max(min(self.lengths) - drafter.reach, 0)
+        self._propose(rows, ends, min(behind + drafter.lookback, seen), heads_used)
         for head in range(2, heads_used + 1):
             self.unread[head][rows] = [0] * len(ends)
         self.block = self.tree or Tree.chain(drafter.places[heads_used - 1])
+
+    def _keep_heads(self, heads_used: int) -> None:
+        """Make room for what heads 2 .. `heads_used` remember, of a text that they have yet to read: zeroed memory for
+        heads that never draft would take as long as many a step."""
+        drafter, size = self.engine.drafter, self.ruler.size
+        assert drafter is not None
+        self.draft_cache = drafter.key_values(self.batch, size, self.engine.embedding, heads_used)
+        self.heads_kept = heads_used
+        for head in range(2, heads_used + 1):
+            self.unread[head] = list(self.lengths)
 
     def _propose(self, rows: slice, ends: Positions, length: int, heads_used: int) -> None:
         """Drafts by heads 2 .. `heads_used`, which read the last `length` positions."""

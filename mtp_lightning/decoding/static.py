@@ -22,6 +22,7 @@ class StaticSession(Session):
     `Session`.
     """
 
+    keeps_all = True  # a recording holds on to its caches, and looks everywhere
     lengths_B: Tensor  # noqa: N815
     """`lengths`, on the device."""
     _recorded: "dict[tuple[int, int], Callable[[], _Outcome]]"

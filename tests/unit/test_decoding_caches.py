@@ -87,6 +87,26 @@ def test_caches_after_drafts_right_and_wrong_are_those_of_a_fresh_reading(name: 
     assert max(sizes) > 1, "right ones were kept"
 
 
+@pytest.mark.parametrize("name", ["parallel", "leap", "sequential", "causal"])
+def test_heads_that_join_late_draft_as_if_they_had_read_all_along(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no head in use will look back to is not read: with rows of any length, that makes no difference."""
+    engine = Engine(random_model(DRAFTING[name], seed=1, vocab_size=4))
+    assert engine.drafter is not None
+    if name in ("parallel", "leap"):
+        engine.drafter.reach = 3
+    prompts = [torch.randint(0, 4, (length,)) for length in (12, 5, 9)]
+    most, found = engine.heads_used, []
+    for keeps_all in (False, True):
+        monkeypatch.setattr(Session, "keeps_all", keeps_all)
+        session = Session(engine, prompts, 60, Chooser())
+        session.read_prompts(1)
+        blocks = [[advance.block for advance in session.step(k)] for k in (1, 1, 1, 2, 1, 2, most, most, 1, 1, most)]
+        session.remove(1)
+        blocks += [[advance.block for advance in session.step(k)] for k in (most, 1, 1, 1, most, most)]
+        found.append(blocks)
+    assert found[0] == found[1]
+
+
 class Remembering(Chooser):
     """Keeps the logits that drafts come from."""
 
