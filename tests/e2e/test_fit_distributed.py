@@ -49,11 +49,24 @@ def test_a_rank_dies_and_one_process_goes_on(mtp: Mtp, folder: Path, strategy: s
     assert "is the end of a run of 30 steps, and trainer.max_steps is 36" in longer.stderr
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero2", marks=pytest.mark.slow)])
+PROBE = """
+trainer:
+  callbacks+:
+    - class_path: callbacks.induction.InductionProbe
+      init_args: {when: 2, stories: 3, rows: 2, length: 6, pictures: false}
+"""
+SLOW_STRATEGIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "zero2", "zero3")]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", *SLOW_STRATEGIES])
 def test_probes_and_validation_on_two_processes(mtp: Mtp, folder: Path, strategy: str) -> None:
-    own = (*FIT[1:], "-c", f"conf/strategy/{strategy}.yaml", *TWO)
+    (folder / "probe.yaml").write_text(PROBE)
+    own = (*FIT[1:], "-c", "probe.yaml", "-c", f"conf/strategy/{strategy}.yaml", *TWO)
     mtp("fit", *own, "--trainer.max_steps", "6")
     checkpoint = folder / "runs/fit/checkpoints/step-00000006.ckpt"
     assert torch.load(checkpoint, weights_only=True)["heartbeat"]["metrics"]["decode/mismatches"] == 0
+    probed = "probe/induction/names_seen/loss"
+    found = history(default_tracking_uri(folder / "runs"), (folder / "runs/fit/mlflow_run_id").read_text(), [probed])
+    assert [step for step, _ in found[probed]] == [0, 2, 4, 6]
     validated = mtp("validate", *own, "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", "runs/validate")
     assert validated.stdout.count("val/loss/head_1") == 1

@@ -47,11 +47,16 @@ class Counting(MTPDataModule):
 @pytest.fixture
 def fit(tmp_path: Path) -> Fit:
     def run(
-        callbacks: list[pl.Callback], steps: int = 12, n_future: int = 2, kind: HeadKind = "parallel", **trainer: Any
+        callbacks: list[pl.Callback],
+        steps: int = 12,
+        n_future: int = 2,
+        kind: HeadKind = "parallel",
+        data: MTPDataModule | None = None,
+        **trainer: Any,
     ) -> Any:
         pl.seed_everything(0, verbose=False)
         module = MTPModule(
-            tiny_backbone(n_layers=3),
+            tiny_backbone(n_layers=3, vocab_size=16 if data is None else data.vocab_size),
             HeadsConfig(n_future=n_future, kind=kind),
             optimizer=OptimizerConfig(lr=1e-2),
             schedule=ScheduleConfig(warmup_steps=2),
@@ -65,7 +70,7 @@ def fit(tmp_path: Path) -> Fit:
             "gradient_clip_val": 1.0, "default_root_dir": tmp_path, "use_distributed_sampler": False,
         }  # fmt: skip
         trainer_ = pl.Trainer(**(settings | trainer))
-        trainer_.fit(module, datamodule=Counting(horizon=n_future, vocab_size=16))
+        trainer_.fit(module, datamodule=data or Counting(horizon=n_future, vocab_size=16))
         return trainer_, module, recorder
 
     return run

@@ -62,10 +62,21 @@ def test_models_resolve(file: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted((CONF_DIR / "data").glob("*.yaml")), ids=lambda p: p.stem)
 def test_data_files_resolve(file: Path, tmp_path: Path) -> None:
-    overrides = {"model.heads.n_future": 2, "data.tokenizer": "bytes"}  # a tokenizer is made by its user first
+    overrides: dict[str, Any] = {"model.heads.n_future": 2}
+    if "tokenizer" in yaml.safe_load(file.read_text())["data"]["init_args"]:
+        overrides["data.tokenizer"] = "bytes"  # a tokenizer is made by its user first
     config: dict[str, Any] = resolve_config([CONF_DIR / "base.yaml", file], overrides)
-    assert config["data"]["class_path"].endswith("TokenDataModule")
+    assert config["data"]["class_path"].endswith(("TokenDataModule", "TaskDataModule"))
     assert config["model"]["heads"]["n_future"] == 2
+
+
+@pytest.mark.parametrize("file", sorted((CONF_DIR / "probes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_probes_join_the_callbacks(file: Path) -> None:
+    config = resolve_config([CONF_DIR / "base.yaml", CONF_DIR / "data" / "python_stdlib.yaml", file], {})
+    before = yaml.safe_load((CONF_DIR / "base.yaml").read_text())["trainer"]["callbacks"]
+    classes = [callback["class_path"] for callback in config["trainer"]["callbacks"]]
+    assert classes[: len(before)] == [callback["class_path"] for callback in before]
+    assert len(classes) == len(before) + 1
 
 
 @pytest.mark.parametrize("file", sorted((CONF_DIR / "heads").glob("*.yaml")), ids=lambda p: p.stem)

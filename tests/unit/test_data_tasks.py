@@ -1,5 +1,6 @@
-"""Synthetic tasks: training and test examples never meet, windows hold what they should, star graphs are star graphs."""
+"""Synthetic tasks: training and test examples never meet, windows hold what they should, graphs are star graphs."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_star_graphs_are_star_graphs(degree: int, length: int) -> None:
         start, goal = ask.split()
         path = answer.split()
         assert (path[0], path[-1], len(path)) == (start, goal, length)
-        assert set(zip(path, path[1:])) <= set(edges)
+        assert set(pairwise(path)) <= set(edges)
         assert len(edges) == len(set(edges)) == degree * (length - 1)
         assert sum(a == start for a, _ in edges) == degree
         assert len({b for _, b in edges} | {start}) == degree * (length - 1) + 1
@@ -171,7 +172,7 @@ def test_validation_takes_every_set_that_fits_and_ranks_have_equally_many_rows()
         global_rank, world_size = 1, 4
 
     data.trainer = Trainer()  # type: ignore[assignment]
-    rows = [batch for batch in data.val_dataloader()]
+    rows = list(data.val_dataloader())
     assert [len(batch["tokens"]) for batch in rows] == [1, 1]
     assert [bool(batch["loss_mask"].any()) for batch in rows] == [True, True]
     Trainer.global_rank = 2
