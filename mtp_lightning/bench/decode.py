@@ -160,7 +160,13 @@ def _models(
         label = f"n = {model.n_future}, L = {model.config.n_layers}"
         if model.heads_config.kind != "parallel":
             label += f", {model.heads_config.kind}"
-        if sum((m.config, m.heads_config) == (model.config, model.heads_config) for m in (other.model for other in loaded)) > 1:
+        if (
+            sum(
+                (m.config, m.heads_config) == (model.config, model.heads_config)
+                for m in (other.model for other in loaded)
+            )
+            > 1
+        ):
             label += f", {Path(ckpt).stem}"
         yield label, model, heldout_prompts(store, count, length)
 

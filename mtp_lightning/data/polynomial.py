@@ -4,10 +4,13 @@ Expressions with m operations on elements of F_p[X] / (X^d), p = 7 and d = 5 in 
 
     + 1 0 0 3 2 neg 6 0 1 0 0 = 2 0 6 3 2          m = 2, coefficients from X^0 upwards
 
-The operations are negation, addition, multiplication, and composition f o g, f evaluated at g; products and powers are
-cut at X^d. What the paper leaves open is chosen here: prefix notation, which needs no brackets; every operation one of
-the four with equal chance; a binary one leaves its left side a uniform number of the operations that are still to be
-had; coefficients uniform, a token each, and all d of them always written.
+The operations are negation, addition, multiplication, and composition f o g: f, taken as the polynomial of degree below
+d that it is written as, evaluated at g. (Where g has a constant term, another representative of f would have another
+value.) Products and powers are cut at X^d.
+
+What the paper leaves open is chosen here: prefix notation, which needs no brackets; every operation one of the four
+with equal chance; a binary one leaves its left side a uniform number of the operations that are still to be had;
+coefficients uniform, a token each, and all d of them always written.
 """
 
 from dataclasses import dataclass

@@ -89,16 +89,18 @@ def test_expressions_are_drawn_as_described() -> None:
     operations = np.where((examples.tokens >= 7) & (examples.tokens < 11), examples.tokens - 7, -1)
     assert uniform(Counter((operations >= 0).sum(axis=1).tolist()), range(1, 6))
     assert uniform(Counter(operations[:, 0].tolist()), range(4))
+    in_question = np.arange(examples.tokens.shape[1]) < examples.answer_starts[:, None]
+    assert uniform(Counter(examples.tokens[in_question & (examples.tokens < 7)].tolist()), range(7))
     slots = draw_slots(np.random.default_rng(2), np.full(n, 4))
     left = [size(row[1:])[1] for row in slots.tolist() if row[0] > 0]
     assert uniform(Counter(left), range(4))
 
 
 def uniform(counts: Counter[int], values: range) -> bool:
-    """Whether chi-square is below what one in 10,000 exceeds, for up to four degrees of freedom."""
+    """Whether chi-square is below what one in 10,000 exceeds, for up to six degrees of freedom."""
     assert set(counts) == set(values)
     expected = counts.total() / len(values)
-    return sum((counts[v] - expected) ** 2 / expected for v in values) < 23.5
+    return sum((counts[v] - expected) ** 2 / expected for v in values) < 27.9
 
 
 def size(slots: list[int]) -> tuple[int, int]:
@@ -126,6 +128,12 @@ def test_the_space_is_counted_right() -> None:
 
     for m in (1, 2, 3):
         assert task.space(f"m_{m}") == len(set(expressions(m)))
+
+
+def test_averages_are_of_trained_and_of_untrained_numbers_of_operations() -> None:
+    means = Polynomial(train_operations=2, test_operations=3).averages
+    assert means == {"in_domain": ("m_1", "m_2"), "out_of_domain": ("m_3",)}
+    assert Polynomial(train_operations=2, test_operations=2).averages == {"in_domain": ("m_1", "m_2")}
 
 
 def test_longest_is_reached_and_never_passed() -> None:
