@@ -32,6 +32,21 @@ def test_plan_shows_what_would_happen_and_writes_nothing(tmp_path: Path, capsys:
     assert output.splitlines()[-1] == "6 cells: 6 missing; 6 to run"
 
 
+def test_overrides_on_the_command_line_are_on_top_of_the_files(tmp_path: Path) -> None:
+    """Other cells than without, checked like the file's own."""
+    grid, out = str(grid_file(tmp_path)), tmp_path / "plan.json"
+
+    def signatures(overrides: dict[str, Any] | None) -> set[str]:
+        commands.plan(tools(), grid, overrides=overrides, runs=str(tmp_path / "runs"), json=str(out))
+        return {row["signature"] for row in json.loads(out.read_text())["cells"]}
+
+    plain = signatures(None)
+    assert signatures({"trainer.max_steps": 5}) == plain, "what the file says already"
+    assert not signatures({"trainer.max_steps": 6}) & plain
+    with pytest.raises(InputError, match=r"model\.heads\.n_future: is an axis too"):
+        signatures({"model.heads.n_future": 3})
+
+
 def test_plan_tells_finished_failed_and_resumable_cells_apart(tmp_path: Path) -> None:
     cells = cells_of(tmp_path)
     finish(cells[0], loss_1=1.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_grid_fakes import GRID, cells_of, find, finish
 
-from mtp_lightning.grid.figures import Curves, draw, make_figure
+from mtp_lightning.grid.figures import Curves, curve_metric, draw, make_figure
 from mtp_lightning.grid.report import Report, build_report
 from mtp_lightning.grid.spec import load_grid
 
@@ -101,3 +101,42 @@ def test_no_two_of_a_dozen_curves_look_alike(tmp_path: Path) -> None:
     report = report_of(tmp_path, text)
     lines = make_figure(report, curves_of(report)).axes[0].get_lines()
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines) == 12
+
+
+PROBES = [f"probe/polynomial/m_{m}" for m in (1, 2, 3)]
+
+
+def test_probes_with_numbers_are_a_line_for_each_setting_along_them(tmp_path: Path) -> None:
+    """As in the paper's figure 8; the curves are of the metric that is compared first."""
+    text = GRID.replace(
+        "compare: [val/loss/head_1, decode/speedup]", f"compare: [{', '.join(PROBES)}, val/loss/head_1]"
+    )
+    cells = cells_of(tmp_path, text)
+    for cell in cells:
+        n = cell.config["model"]["heads"]["n_future"]
+        finish(cell, loss_1=1.0, **{name: 0.1 * n / m for m, name in enumerate(PROBES, start=1)})
+    report = build_report(load_grid(tmp_path / "grid.yaml", find), cells)
+    assert curve_metric(report) == PROBES[0]
+    left, right = make_figure(report, curves_of(report)).axes
+    assert (left.get_title(), left.get_ylabel()) == (PROBES[0], "accuracy")
+    assert (right.get_title(), right.get_xlabel()) == ("probe/polynomial at the end", "m")
+    assert list(right.get_xticks()) == [1, 2, 3]
+    lines = [container.lines[0] for container in right.containers]
+    assert [list(line.get_xdata()) for line in lines] == [[1, 2, 3]] * 3
+    assert [list(line.get_ydata()) for line in lines] == [
+        pytest.approx([0.1 * n, 0.1 * n / 2, 0.1 * n / 3]) for n in (1, 2, 4)
+    ]
+
+
+def test_probes_without_numbers_are_lines_along_the_axis(tmp_path: Path) -> None:
+    text = GRID.replace(
+        "val/loss/head_1, decode/speedup", "probe/star_graph/branch, probe/star_graph/path, val/loss/head_1"
+    )
+    cells = cells_of(tmp_path, text)
+    for cell in cells:
+        finish(cell, loss_1=1.0, **{"probe/star_graph/branch": 0.5, "probe/star_graph/path": 0.4})
+    report = build_report(load_grid(tmp_path / "grid.yaml", find), cells)
+    _, right = make_figure(report, {}).axes
+    assert right.get_title() == "probe/star_graph"
+    assert [container.get_label() for container in right.containers] == ["branch", "path"]
+    assert list(right.get_xticks()) == [1.0, 2.0, 4.0]
