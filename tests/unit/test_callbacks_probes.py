@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from test_callbacks_training import Fit, fit  # noqa: F401 (a fixture)
@@ -92,7 +93,15 @@ def test_a_probe_that_draws_and_derives_leaves_no_trace(fit: Fit) -> None:  # no
     with undisturbed():
         torch.rand(7)
     assert torch.equal(torch.rand(3), expected)
-    _, probed, recorder = fit([Rude(1)])
+    modes: list[bool] = []
+
+    class Watch(pl.Callback):
+        @override
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            modes.extend(part.training for part in module.modules())
+
+    _, probed, recorder = fit([Rude(1), Watch()])
+    assert all(modes), "back in the mode of training before the next step"
     assert recorder.steps("probe/rude") == list(range(13))
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), probed.parameters()))
 
