@@ -10,6 +10,7 @@ follows from the edges. Trained by next tokens, with the right path as input, a 
 text (the "Clever Hans cheat") and guesses the branch with probability 1 / d.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,12 +84,18 @@ class StarGraph(Task):
 
     @override
     def space(self, name: str) -> int:
-        """Labels of all nodes in turn, orders of the edges, paths to ask for; the same question is counted once for
-        every order of the paths."""
-        labellings = int(np.prod([self.labels - i for i in range(self.n_nodes)], dtype=object))
-        orders = int(np.prod(range(1, self.n_edges + 1), dtype=object))
-        paths = int(np.prod(range(1, self.degree + 1), dtype=object))
-        return labellings * orders * self.degree // paths
+        """Labels of all nodes in turn, the path that is asked for first; the others' order makes no difference, nor
+        does the order in which edges are listed."""
+        return math.perm(self.labels, self.n_nodes) // math.factorial(self.degree - 1)
+
+    @override
+    def canonical(self, examples: Examples) -> Examples:
+        """With the edges sorted: the same graph and path in another order is no other question."""
+        tokens = examples.tokens.copy()
+        edges = tokens[:, : 3 * self.n_edges].reshape(len(tokens), self.n_edges, 3)
+        order = np.argsort(edges[:, :, 0] * self.labels + edges[:, :, 1], axis=1)
+        tokens[:, : 3 * self.n_edges] = np.take_along_axis(edges, order[:, :, None], axis=1).reshape(len(tokens), -1)
+        return examples._replace(tokens=tokens)
 
     @override
     def draw(self, rng: np.random.Generator, count: int) -> Examples:

@@ -3,7 +3,8 @@
 A task's examples are rows of token ids, a question and then its answer. `task_module` makes windows of them for
 training; the fixed test sets are for validation and for `mtp_lightning.probes.exact_match`.
 
-No training example is a test example, by construction: a hash of the question says which side it is on.
+No training example is a test example, by construction: a hash of the question, in the order that stands for all that
+mean the same, says which side it is on.
 """
 
 from abc import ABC, abstractmethod
@@ -19,6 +20,8 @@ TEST_SHARE = 8
 """One in so many questions is a test question."""
 MOST_ROUNDS = 64
 """Draws of a whole test set until its examples have to be distinct."""
+MOST_DRAWN = 1 << 17
+"""Examples drawn at a time, for memory."""
 
 
 class Examples(NamedTuple):
@@ -96,6 +99,10 @@ class Task(ABC):
     def space(self, name: str) -> int:
         """How many different questions there are for this test set."""
 
+    def canonical(self, examples: Examples) -> Examples:
+        """The same questions in the one order that stands for all that mean the same; it decides about the side."""
+        return examples
+
     @property
     def longest(self) -> int:
         """Tokens of the longest training example."""
@@ -120,7 +127,7 @@ class Task(ABC):
         missing = count
         while missing > 0:
             drawn = self.draw(rng, missing + missing // 4 + 8)
-            parts.append(drawn.take(np.flatnonzero(~is_test(drawn))[:missing]))
+            parts.append(drawn.take(np.flatnonzero(~is_test(self.canonical(drawn)))[:missing]))
             missing -= len(parts[-1].lengths)
         return joined(parts)
 
@@ -132,11 +139,11 @@ class Task(ABC):
         """
         rng = np.random.default_rng([_TEST, *name.encode()])
         found: dict[bytes, Examples] = {}
-        for _ in range(MOST_ROUNDS):
-            drawn = self.draw_test(rng, TEST_SHARE * size, name)
-            drawn = drawn.take(is_test(drawn))
-            for i, row in enumerate(drawn.tokens):
-                found.setdefault(row[: drawn.answer_starts[i]].tobytes(), drawn.take(np.array([i])))
+        for _ in range(MOST_ROUNDS if TEST_SHARE * size <= self.space(name) * 2 else 0):
+            drawn = self.draw_test(rng, min(TEST_SHARE * size, MOST_DRAWN), name)
+            same = self.canonical(drawn)
+            for i in np.flatnonzero(is_test(same)):
+                found.setdefault(same.tokens[i, : same.answer_starts[i]].tobytes(), drawn.take(np.array([i])))
             if len(found) >= size:
                 return joined(list(found.values())[:size])
         raise InputError(

@@ -21,10 +21,16 @@ def questions(examples: Examples) -> set[bytes]:
     return {row[:end].tobytes() for row, end in zip(examples.tokens, examples.answer_starts)}
 
 
+def meanings(task: Task, examples: Examples) -> set[str]:
+    """What is asked, read as text: of a star graph its set of edges, start and goal."""
+    texts = [task.text(row[:end]) for row, end in zip(examples.tokens, examples.answer_starts)]
+    return {" ".join(sorted(text.split(" / ")[0].removesuffix(" |").split(" | "))) + text.split(" / ")[-1] for text in texts}
+
+
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
 def test_training_never_sees_a_test_question(task: Task) -> None:
-    trained = questions(joined([task.train(seed, index, 500) for seed in range(2) for index in range(5)]))
-    tested = {name: questions(test) for name, test in task.test_sets(40).items()}
+    trained = meanings(task, joined([task.train(seed, index, 500) for seed in range(2) for index in range(5)]))
+    tested = {name: meanings(task, test) for name, test in task.test_sets(40).items()}
     for name, asked in tested.items():
         assert len(asked) == 40
         assert not asked & trained, name
@@ -79,6 +85,14 @@ def test_star_graphs_are_star_graphs(degree: int, length: int) -> None:
     assert 0.3 < np.mean(firsts) < 0.7, "the order of the edges tells nothing"
     assert examples.lengths.tolist() == [task.longest] * 50
     assert examples.is_answer.sum(axis=1).tolist() == [length] * 50
+
+
+def test_the_questions_of_a_small_star_graph_are_counted_right() -> None:
+    """G(3, 2) with 4 labels: every labelling, one path asked for; and all of them are drawn, in every order."""
+    task = StarGraph(3, 2, 4)
+    examples = task.draw(np.random.default_rng(0), 5000)
+    assert len(meanings(task, examples)) == task.space("path") == 12
+    assert len(questions(examples)) == 12 * 6
 
 
 @pytest.mark.parametrize(
