@@ -7,6 +7,7 @@ import numpy as np
 from typing_extensions import override
 
 from mtp_lightning.data.datamodule import TokenDataModule
+from mtp_lightning.data.names import NamedStories
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.attention import AttentionScores
@@ -30,7 +31,8 @@ class InductionProbe(ProbeCallback):
 
     Args:
         when: every so many steps, "log" (spaced) or at every "validation".
-        stories: validation documents with names.
+        stories: validation documents with names, at the end.
+        quick_stories: those asked about before, the first ones; most of what asking costs.
         names: whether to ask about names; text without any needs it off, data that are not text never have them.
         rows: sequences of repeated tokens.
         length: tokens of a copy.
@@ -46,17 +48,22 @@ class InductionProbe(ProbeCallback):
         self,
         when: When = "log",
         stories: int = 100,
+        quick_stories: int = 32,
         names: bool = True,
         rows: int = 32,
         length: int = 32,
         pictures: bool = True,
     ) -> None:
         super().__init__(when)
-        for key, value in (("stories", stories), ("rows", rows), ("length", length)):
+        for key, value in (
+            ("stories", stories), ("quick_stories", quick_stories), ("rows", rows), ("length", length)
+        ):  # fmt: skip
             if value < 1:
                 raise InputError(f"InductionProbe.{key} is {value}: it has to be at least 1")
-        self.stories, self.names, self.rows, self.length, self.pictures = stories, names, rows, length, pictures
+        self.stories, self.quick_stories, self.names = stories, quick_stories, names
+        self.rows, self.length, self.pictures = rows, length, pictures
         self._suite: InductionSuite | None = None
+        self._quick_suite: InductionSuite | None = None
         self._history: list[tuple[int, AttentionScores]] = []
 
     @property
@@ -71,21 +78,28 @@ class InductionProbe(ProbeCallback):
         model, data = pl_module.model, trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(model, MTPModel)
         is_text = isinstance(data, TokenDataModule)
-        tokens, stories = np.arange(model.config.vocab_size), {}
+        tokens = np.arange(model.config.vocab_size)
+        stories: dict[str, NamedStories] = {}
+        quick: dict[str, NamedStories] = {}
         if is_text:
             counts = data.token_counts()
             tokens = np.flatnonzero(counts)
             if self.names:
                 texts = data.heldout_texts(TEXTS_A_STORY * self.stories)
-                stories = prepare_names(texts, data.text_tokenizer, counts, self.stories, data.context)
+                stories, quick = (
+                    prepare_names(texts, data.text_tokenizer, counts, count, data.context)
+                    for count in (self.stories, min(self.quick_stories, self.stories))
+                )
         repeated = prepare_repeated(model.heads_config, tokens.tolist(), self.rows, self.length)
         self._suite = InductionSuite(stories, repeated, self.length)
+        self._quick_suite = InductionSuite(quick, repeated, self.length)
 
     @override
     def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
         assert self._suite is not None
+        assert self._quick_suite is not None
         step = trainer.global_step
-        metrics, scores = ask_induction(model, self._suite)
+        metrics, scores = ask_induction(model, self._suite if at_end else self._quick_suite)
         self._history.append((step, scores))
         if at_end:
             metrics |= ask_without(model, self._suite, scores)

@@ -150,7 +150,9 @@ class ProbeCallback(pl.Callback):
         folder = Path(trainer.default_root_dir) / PICTURES / Path(name).parent
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / Path(name).name
-        path.write_bytes(picture)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(picture)
+        partial.replace(path)
         for logger in trainer.loggers:
             if isinstance(logger, MLflowRunLogger):
                 logger.log_file_artifact(path, str(Path(PICTURES) / Path(name).parent))

@@ -10,6 +10,7 @@ from typing_extensions import override
 from mtp_lightning.data.datamodule import MTPDataModule, check_at_least_one
 from mtp_lightning.data.loader import Batch, BatchLoader, ResumableLoader
 from mtp_lightning.data.tasks import Examples, Task, joined
+from mtp_lightning.data.windows import HORIZON_RESERVE
 from mtp_lightning.errors import InputError
 
 
@@ -21,16 +22,21 @@ def one_a_row(examples: Examples, length: int, answers_only: bool) -> Batch:
     return {"tokens": torch.from_numpy(tokens.astype(np.int64)), "loss_mask": torch.from_numpy(counts)}
 
 
-def packed(examples: Examples, length: int, n_rows: int, answers_only: bool) -> Batch | None:
+def packed(examples: Examples, length: int, room: int, n_rows: int, answers_only: bool) -> Batch | None:
     """Windows that begin with a whole example and go on, example behind example, each a document, to where the last one
-    is cut; None where the examples do not fill them."""
+    is cut; None where the examples do not fill them.
+
+    Args:
+        room: tokens after which the next window may begin, at least `length`: where it is the same, so are the inputs,
+            however far the heads look.
+    """
     ends = np.cumsum(examples.lengths)
     starts, start = [], 0
     for _ in range(n_rows):
-        if start + length > ends[-1]:
+        if start + room > ends[-1]:
             return None
         starts.append(start)
-        start = int(ends[np.searchsorted(ends, start + length)])
+        start = int(ends[np.searchsorted(ends, start + room)])
     places = np.array(starts)[:, None] + np.arange(length)
     counts = examples.is_answer if answers_only else examples.is_real
     return {
@@ -50,12 +56,13 @@ class TaskWindows(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         module = self.module
         task, n_rows, length = module.task, module.batch_size, module.window
-        count = n_rows * (2 + 2 * length // task.longest if module.pack else 1)
+        room = module.context + max(module.horizon, HORIZON_RESERVE)
+        count = n_rows * (2 + 2 * room // task.longest if module.pack else 1)
         batch = None
         while batch is None:
             examples = task.train(module.seed, index, count)
             if module.pack:
-                batch = packed(examples, length, n_rows, module.answers_only)
+                batch = packed(examples, length, room, n_rows, module.answers_only)
             else:
                 batch = one_a_row(examples, length, module.answers_only)
             count *= 2
@@ -88,7 +95,8 @@ class TaskDataModule(MTPDataModule):
     Args:
         task: what is asked; `mtp_lightning.data.star_graph.StarGraph`, `mtp_lightning.data.polynomial.Polynomial`.
         context: T, the input tokens of a window; by default the longest training example without its last token.
-        pack: example behind example until a window is full; otherwise one a window.
+        pack: example behind example until a window is full; otherwise one a window. What the end of a window cuts is
+            lost, so long examples are whole a little less often than they are drawn.
         answers_only: train on the answers' tokens alone, not on the questions', which are random.
         batch_size: windows of a batch, over all processes together.
         test_size: examples of each test set.

@@ -1,6 +1,7 @@
 """`mtp grid plan | run | status | report`. Each returns the exit status; bad input is an InputError, raised before
 anything is written."""
 
+import hashlib
 import json as json_module
 import os
 import sys
@@ -18,6 +19,7 @@ from mtp_lightning.grid.plan import Planned, plan_grid, plan_table, row_json, st
 from mtp_lightning.grid.process import child_environment, cores
 from mtp_lightning.grid.publish import publish
 from mtp_lightning.grid.report import Report
+from mtp_lightning.grid.signature import canonical
 from mtp_lightning.grid.spec import GridSpec
 from mtp_lightning.grid.state import State
 from mtp_lightning.grid.tables import notices, report_json, terminal_table
@@ -152,7 +154,9 @@ def _report(
     again: bool,
 ) -> bool:
     """Print first, write then: whatever goes wrong with a file or MLflow, the table has been seen."""
-    folder = Path(out) if out is not None else runs / "reports" / spec.name
+    # not over the report of the file as it is
+    other = f"-{hashlib.sha256(canonical(spec.overridden).encode()).hexdigest()[:8]}" if spec.overridden else ""
+    folder = Path(out) if out is not None else runs / "reports" / f"{spec.name}{other}"
     published = publish(tools, spec, [item.cell for item in planned], runs, _writable(folder), again, _show)
     for problem in published.problems:
         _print(f"warning: {problem}", error=True)

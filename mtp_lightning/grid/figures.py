@@ -86,10 +86,12 @@ def _final(axes: Axes, report: Report) -> None:
     first = curve_metric(report)
     heads = [m for m in report.metrics if re.fullmatch(r"val/loss/head_\d+", m)]
     family = first.rsplit("/", 1)[0]
-    if numbers := {m: int(match[1]) for m in report.spec.compare if (match := _NUMBERED.fullmatch(m))}:
+    sisters = [m for m in report.spec.compare if m.rsplit("/", 1)[0] == family]
+    numbers = {m: int(match[1]) for m in sisters if (match := _NUMBERED.fullmatch(m))}
+    if first in numbers:
         _profile(axes, report, family, numbers)
         return
-    metrics = heads if first in heads else [m for m in report.spec.compare if m.rsplit("/", 1)[0] == family]
+    metrics = heads if first in heads else sisters
     groups, places, labels, name, numeric = _axis(report)
     title, unit = ("Final validation loss of each head", "nats per token") if first in heads else _title(family)
     axes.set(title=title, xlabel=name, ylabel=unit)
@@ -102,7 +104,7 @@ def _final(axes: Axes, report: Report) -> None:
             [x for x, _ in found],
             [s.mean for _, s in found],
             yerr=[s.sd or 0.0 for _, s in found],
-            label=metric.rsplit("/", 1)[1].replace("_", " "),
+            label=metric.rsplit("/", 1)[-1].replace("_", " "),
             color=colormaps["viridis"](0.9 * index / max(1, len(metrics) - 1)),
             marker=_MARKERS[index % len(_MARKERS)],
             linestyle="-" if numeric else "none",  # between categories there is nothing to follow
@@ -130,6 +132,7 @@ def _profile(axes: Axes, report: Report, family: str, numbers: Mapping[str, int]
     axes.set(
         title=f"{family} at the end", xlabel=next(iter(numbers)).rsplit("/", 1)[1].rsplit("_", 1)[0], ylabel="accuracy"
     )
+    drawn = 0
     for index, group in enumerate(report.groups):
         found = [(number, s) for metric, number in numbers.items() if (s := group.summary(metric)) is not None]
         if not found:
@@ -146,6 +149,10 @@ def _profile(axes: Axes, report: Report, family: str, numbers: Mapping[str, int]
             markersize=5.5,
             capsize=3,
         )
+        drawn += 1
+    if not drawn:
+        _say(axes, "no finished cell has these numbers")
+        return
     axes.xaxis.set_major_locator(FixedLocator(list(numbers.values())))
     _legend(axes, "error bars:\nsd over seeds", outside=True)
 

@@ -9,7 +9,10 @@ from mtp_lightning.grid.units import quantity, size
 
 LOWER, HIGHER = "lower", "higher"
 
-_BETTER: tuple[tuple[str, str], ...] = (
+_BETTER: tuple[tuple[str, str | None], ...] = (
+    ("*/lead_step", LOWER),
+    ("*/drop", None),
+    ("*/chance", None),
     ("*loss*", LOWER),
     ("*bits_per_byte*", LOWER),
     ("*perplexity*", LOWER),
@@ -21,7 +24,6 @@ _BETTER: tuple[tuple[str, str], ...] = (
     ("*tokens_per_forward*", HIGHER),
     ("*speedup*", HIGHER),
     ("*pass_at_*", HIGHER),
-    ("*lead_step*", LOWER),
     ("probe/*", HIGHER),
 )
 

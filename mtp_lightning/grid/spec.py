@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +34,8 @@ class GridSpec:
     compare: tuple[str, ...] = ("val/loss/head_1",)
     files: Mapping[str, Path] = field(default_factory=dict)
     """Axis values that are configuration files, as written -> found."""
+    overridden: Mapping[str, Any] = field(default_factory=dict)
+    """What of `overrides` came from the command line."""
     lines: Lines = field(default_factory=dict, repr=False, compare=False)
 
     def where(self, *key: str) -> str:
@@ -51,7 +53,7 @@ def load_grid(path: Path, find_config: FindConfig, overrides: Mapping[str, Any] 
     raw, lines = read_yaml(path)
     if overrides and isinstance(raw, dict) and isinstance(raw.get("overrides", {}), dict):
         raw = raw | {"overrides": raw.get("overrides", {}) | dict(overrides)}
-    return _Reader(path, raw, lines, find_config).read()
+    return replace(_Reader(path, raw, lines, find_config).read(), overridden=dict(overrides or {}))
 
 
 class _Reader:

@@ -116,7 +116,7 @@ def report_json(report: Report) -> dict[str, Any]:
 
 def notices(report: Report) -> list[str]:
     """What has to be said beside the table."""
-    lines = []
+    lines = [f"on top of the grid file: {key} = {_shown_value(value)}" for key, value in report.spec.overridden.items()]
     if report.missing:
         count, total = len(report.missing), len(report.cells)
         lines.append(f"incomplete: {count} of {total} cells missing: {', '.join(report.missing)}")

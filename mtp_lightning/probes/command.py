@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import write_text
 
 if TYPE_CHECKING:
     from mtp_lightning.checkpoint import LoadedModel
     from mtp_lightning.data.tasks import Task
 
+UNSEEN = 1
+"""Seed of stories that the corpus, which has seed 0, does not have."""
 TEXTS_A_STORY = 20
 """Documents looked through for one story with a name."""
 
@@ -43,6 +46,7 @@ def induction_command(
     from mtp_lightning.probes.pictures import heat_map
     from mtp_lightning.probes.suite import InductionSuite, ask_induction, ask_without, prepare_names, prepare_repeated
 
+    _check_json(json)
     _check_least("count", count)
     _check_least("length", length)
     loaded = _load(ckpt)
@@ -94,6 +98,7 @@ def _evaluate_task(name: str, ckpt: str, test_size: int, json: str | None) -> No
     from mtp_lightning.data.known_tasks import task_from_state
     from mtp_lightning.probes.exact_match import exact_match
 
+    _check_json(json)
     _check_least("test_size", test_size)
     loaded = _load(ckpt)
     if loaded.task is None or loaded.task["name"] != name:
@@ -119,11 +124,11 @@ def _texts(stories: str, separator: str | None, count: int) -> list[str]:
     from itertools import islice
 
     from mtp_lightning.data.corpora import SourceConfig, documents
+    from mtp_lightning.data.stories import stories as generated
 
     if stories == "generated":
-        source = SourceConfig(kind="stories", max_documents=count)
-    else:
-        source = SourceConfig(kind="text", path=stories, separator=separator)
+        return list(generated(count, seed=UNSEEN))
+    source = SourceConfig(kind="text", path=stories, separator=separator)
     return [document.text for document in islice(documents(source), count)]
 
 
@@ -160,4 +165,10 @@ def _show(title: str, metrics: Mapping[str, float]) -> None:
 def _write(json: str | None, loaded: "LoadedModel", metrics: Mapping[str, float]) -> None:
     if json is not None:
         content = {"ckpt": str(loaded.path), "step": loaded.step, "metrics": dict(metrics)}
-        Path(json).write_text(json_module.dumps(content, indent=1) + "\n")
+        write_text(Path(json), json_module.dumps(content, indent=1) + "\n")
+
+
+def _check_json(path: str | None) -> None:
+    """Found out before the work, not after."""
+    if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+        raise InputError(f"json: '{path}' cannot be written: it is a folder, or its folder is not there")

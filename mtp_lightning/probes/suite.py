@@ -1,9 +1,10 @@
 """All that is asked about induction, prepared once and the same at every step: names, repetition, attention."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mtp_lightning.data.names import NamedStories, named_stories
@@ -69,19 +70,42 @@ def ask_induction(model: MTPModel, suite: InductionSuite) -> tuple[dict[str, flo
 
 def ask_without(model: MTPModel, suite: InductionSuite, scores: AttentionScores) -> dict[str, float]:
     """What head 1 loses by the mean ablation of the three attention heads with the highest prefix-matching scores, and,
-    as a control, of the three with the lowest: drop of accuracy on the second copy and on the names."""
-    ranked = scores.top(scores.prefix_matching.numel())
-    chosen = {f"top_{ABLATED}": ranked[:ABLATED], f"lowest_{ABLATED}": ranked[-ABLATED:]}
+    as a control, of the three others whose two scores together are the lowest (a previous-token head is part of
+    induction too): drop of accuracy on the second copy and on the names.
 
-    def accuracies() -> dict[str, float]:
-        whole = repetition(model, suite.repeated, suite.length).summary()["accuracy/head_1"]
-        names = {f"names_{variant}": name_accuracy(model, s).accuracy for variant, s in suite.stories.items()}
-        return {"repeated": whole} | names
-
-    before = accuracies()
+    Only attention heads that head 1 reads are ranked. Means are over the tokens that are asked about.
+    """
+    both = scores._replace(prefix_matching=scores.prefix_matching + scores.previous_token)
+    ranked, ranked_by_both = (
+        [(layer, head) for layer, head in s.top(s.prefix_matching.numel()) if _is_read(model, layer)]
+        for s in (scores, both)
+    )
+    top = ranked[:ABLATED]
+    lowest = [head for head in ranked_by_both if head not in top][-ABLATED:]
+    chosen = {f"top_{ABLATED}": top, f"lowest_{ABLATED}": lowest}
+    asked: dict[str, tuple[Tensor, Callable[[], float]]] = {
+        "repeated": (
+            suite.repeated,
+            lambda: repetition(model, suite.repeated, suite.length).summary()["accuracy/head_1"],
+        )
+    }
+    for variant, stories in suite.stories.items():
+        asked[f"names_{variant}"] = _without_padding(stories), lambda s=stories: name_accuracy(model, s).accuracy  # type: ignore[misc]
     drops: dict[str, float] = {}
-    for which, heads in chosen.items():
-        with mean_ablation(model, heads, suite.repeated):
-            after = accuracies()
-        drops |= {f"without_{which}/{name}/drop": before[name] - after[name] for name in before}
+    for name, (windows, accuracy) in asked.items():
+        before = accuracy()
+        for which, heads in chosen.items():
+            with mean_ablation(model, heads, windows):
+                drops[f"without_{which}/{name}/drop"] = before - accuracy()
     return drops
+
+
+def _is_read(model: MTPModel, layer: str) -> bool:
+    """Whether head 1 depends on a layer."""
+    return layer.startswith(("trunk_", "head_1_")) or layer == "head_1" or model.heads_config.kind == "anticausal"
+
+
+def _without_padding(stories: NamedStories) -> Int[Tensor, "B L"]:
+    """The longer half of the stories, cut to the length that all of them have."""
+    length = int(np.median(stories.lengths))
+    return torch.from_numpy(stories.tokens[stories.lengths >= length, :length])

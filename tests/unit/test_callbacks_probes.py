@@ -19,6 +19,7 @@ from mtp_lightning.data.star_graph import StarGraph
 from mtp_lightning.data.task_module import TaskDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.probes.suite import InductionSuite, ask_induction
 from mtp_lightning.probing import ProbeCallback, log_spaced, undisturbed
 
 STORIES = SourceConfig(kind="stories", max_documents=40)
@@ -36,7 +37,9 @@ def stories(tmp_path: Path) -> TokenDataModule:
 
 
 def probe(**settings: Any) -> InductionProbe:
-    return InductionProbe(**({"when": 2, "stories": 4, "rows": 2, "length": 6, "pictures": False} | settings))
+    return InductionProbe(
+        **({"when": 2, "stories": 4, "quick_stories": 2, "rows": 2, "length": 6, "pictures": False} | settings)
+    )
 
 
 def test_steps_on_a_logarithmic_scale() -> None:
@@ -176,19 +179,28 @@ def test_the_history_of_attention_heads_travels_in_checkpoints(fit: Fit, tmp_pat
         assert torch.equal(mine.prefix_matching, theirs.prefix_matching)
 
 
-def test_all_questions_at_the_end_some_before(fit: Fit) -> None:  # noqa: F811
-    class Counted(ExactMatchProbe):
-        asked: list[int]
+def test_all_questions_at_the_end_some_before(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    asked: list[int] = []
 
-        @override
-        def ask(self, trainer: Any, model: MTPModel, at_end: bool) -> dict[str, float]:
-            found = super().ask(trainer, model, at_end)
-            return found | {"all": float(found["probe/star_graph/path"] * 8 % 1)}
+    def count(model: MTPModel, task: Any, sets: dict[str, Any]) -> dict[str, float]:
+        asked.append(len(sets["path"].lengths))
+        return {"path": 0.0}
 
-    _, _, recorder = fit([Counted(4, questions=3)], data=graphs())
-    shares = [metrics["probe/star_graph/path"] for _, metrics in recorder.calls if "all" in metrics]
-    assert all(round(share * 3, 5).is_integer() for share in shares[:-1])
-    assert (shares[-1] * 8).is_integer()
+    monkeypatch.setattr("callbacks.exact_match.exact_match", count)
+    fit([ExactMatchProbe(4, questions=3)], data=graphs())
+    assert asked == [3, 3, 3, 8]
+
+
+def test_all_stories_at_the_end_some_before(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    asked: list[int] = []
+
+    def count(model: MTPModel, suite: InductionSuite) -> Any:
+        asked.append(len(suite.stories["any"].lengths))
+        return ask_induction(model, suite)
+
+    monkeypatch.setattr("callbacks.induction.ask_induction", count)
+    fit([probe(when=6)], data=stories(tmp_path))
+    assert asked == [2, 2, 4]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from mtp_lightning.data.polynomial import Polynomial
 from mtp_lightning.data.star_graph import StarGraph
-from mtp_lightning.data.task_module import TaskDataModule, one_a_row, packed
+from mtp_lightning.data.task_module import TaskDataModule, TaskWindows, one_a_row, packed
 from mtp_lightning.data.tasks import TEST_SHARE, Examples, Task, is_test, joined
 from mtp_lightning.errors import InputError
 from mtp_lightning.objective.targets import make_targets
@@ -24,7 +24,9 @@ def questions(examples: Examples) -> set[bytes]:
 def meanings(task: Task, examples: Examples) -> set[str]:
     """What is asked, read as text: of a star graph its set of edges, start and goal."""
     texts = [task.text(row[:end]) for row, end in zip(examples.tokens, examples.answer_starts)]
-    return {" ".join(sorted(text.split(" / ")[0].removesuffix(" |").split(" | "))) + text.split(" / ")[-1] for text in texts}
+    return {
+        " ".join(sorted(text.split(" / ")[0].removesuffix(" |").split(" | "))) + text.split(" / ")[-1] for text in texts
+    }
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
@@ -112,17 +114,20 @@ def test_packed_windows_by_hand() -> None:
     """Examples of 3, 2, 4 and 5 tokens in windows of 4: each begins with a whole one, the last ones are cut."""
     tokens = np.array([[1, 2, 3, 0, 0], [4, 5, 0, 0, 0], [6, 7, 8, 9, 0], [10, 11, 12, 13, 14]])
     examples = Examples(tokens, np.array([3, 2, 4, 5]), np.array([2, 1, 3, 3]))
-    batch = packed(examples, 4, 2, answers_only=False)
+    batch = packed(examples, 4, 4, 2, answers_only=False)
     assert batch is not None
     assert batch["tokens"].tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
     assert batch["documents"].tolist() == [[0, 0, 0, 1], [2, 2, 2, 2]]
     assert batch["loss_mask"].all()
-    answers = packed(examples, 4, 3, answers_only=True)
+    answers = packed(examples, 4, 4, 3, answers_only=True)
     assert answers is not None
     assert answers["tokens"].tolist()[2] == [10, 11, 12, 13]
     assert answers["loss_mask"].int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
-    assert packed(examples, 4, 4, answers_only=True) is None
-    assert packed(examples, 15, 1, answers_only=True) is None
+    assert packed(examples, 4, 4, 4, answers_only=True) is None
+    assert packed(examples, 15, 15, 1, answers_only=True) is None
+    shorter = packed(examples, 3, 4, 2, answers_only=False)
+    assert shorter is not None
+    assert shorter["tokens"].tolist() == [[1, 2, 3], [6, 7, 8]], "where windows begin is a matter of room alone"
 
 
 def test_one_a_row_masks_what_is_behind() -> None:
@@ -173,6 +178,15 @@ def test_ranks_share_a_batch_and_a_resumed_run_sees_what_it_would_have(
     assert whole.shape == (6, 4, 31)
     assert torch.equal(torch.stack(batches(skip=4)), whole[4:])
     assert torch.equal(torch.stack(batches(1, 2)), whole[:, 1::2])
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_models_with_any_number_of_heads_see_the_same_inputs(pack: bool) -> None:
+    def inputs(horizon: int) -> torch.Tensor:
+        data = make(TASKS[1], pack=pack, context=30, batch_size=8, horizon=horizon)
+        return TaskWindows(data)[5]["tokens"][:, :30]
+
+    assert torch.equal(inputs(1), inputs(4))
 
 
 def test_validation_takes_every_set_that_fits_and_ranks_have_equally_many_rows() -> None:

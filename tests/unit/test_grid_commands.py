@@ -47,6 +47,17 @@ def test_overrides_on_the_command_line_are_on_top_of_the_files(tmp_path: Path) -
         signatures({"model.heads.n_future": 3})
 
 
+def test_a_report_under_overrides_says_so_and_does_not_replace_the_files_own(tmp_path: Path) -> None:
+    grid, runs = str(grid_file(tmp_path)), tmp_path / "runs"
+    for overrides in (None, {"trainer.max_steps": 6}):
+        assert commands.run(tools(), grid, overrides=overrides, runs=str(runs), workers=2) == 0
+    plain, other = sorted((runs / "reports").iterdir(), key=lambda folder: len(folder.name))
+    assert plain.name == "head-count"
+    assert other.name.startswith("head-count-")
+    assert "On top of the grid file: trainer.max_steps = 6" in (other / "report.md").read_text()
+    assert "On top of" not in (plain / "report.md").read_text()
+
+
 def test_plan_tells_finished_failed_and_resumable_cells_apart(tmp_path: Path) -> None:
     cells = cells_of(tmp_path)
     finish(cells[0], loss_1=1.0)

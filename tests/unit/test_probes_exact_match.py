@@ -43,6 +43,17 @@ def test_one_forward_says_what_decoding_would(task: Task, make_model: Callable[.
     assert 0 < hits < 600, "neither all right nor all wrong"
 
 
+def test_answers_of_different_lengths(make_model: Callable[..., MTPModel]) -> None:
+    """What is behind a short answer's end is not asked for; here nothing in it is ever right."""
+    model = make_model(vocab_size=16)
+    question = torch.tensor([[1, 2, 3]])
+    said = list(generate(Engine(model), list(question), 3, heads_used=1)[0].tokens)
+    wrong = [(token + 1) % 16 for token in said]
+    rows = np.array([[1, 2, 3, *said], [1, 2, 3, said[0], *wrong[1:]], [1, 2, 3, said[0], wrong[1], 0]])
+    examples = Examples(rows, np.array([6, 4, 5]), np.array([3, 3, 3]))
+    assert answer(model, examples).exact.tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_head_1_alone_is_head_1_of_all(name: str) -> None:
     torch.manual_seed(0)

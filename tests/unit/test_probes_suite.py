@@ -1,0 +1,59 @@
+"""The questions about induction together: which tokens names are made of, and which attention heads are taken out."""
+
+import numpy as np
+import pytest
+import torch
+from test_probes_attention import induction_by_hand
+from tiny import VARIANTS, tiny_backbone
+
+from mtp_lightning.data.stories import stories
+from mtp_lightning.data.tokenizer import ByteTokenizer
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.probes.attention import AttentionScores, attention_layers, attention_scores
+from mtp_lightning.probes.suite import InductionSuite, ask_induction, ask_without, prepare_names, prepare_repeated
+
+
+def test_seen_names_are_made_of_tokens_that_were_seen() -> None:
+    counts = np.zeros(256, dtype=np.int64)
+    counts[[ord(letter) for letter in "ABCDEFGHIJKLMabcdefghijklm"]] = 1
+    named = prepare_names(list(stories(40)), ByteTokenizer(), counts, 20, 200)
+    assert set(named["seen"].pairs.flatten().tolist()) <= set(np.flatnonzero(counts).tolist())
+    assert not set(named["any"].pairs.flatten().tolist()) <= set(np.flatnonzero(counts).tolist())
+
+
+def test_without_its_induction_head_a_model_does_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four attention heads in all, two of which do the work. The previous-token head has the lowest prefix-matching
+    score of all, and is none of the control."""
+    model = induction_by_hand()
+    suite = InductionSuite({}, prepare_repeated(model.heads_config, range(16), 16, 12), 12)
+    metrics, scores = ask_induction(model, suite)
+    assert metrics["repeated/accuracy/head_1"] > 0.4
+    assert scores.top(4)[-1] == ("trunk_1", 0) == scores.top(1, "previous_token")[0]
+    monkeypatch.setattr("mtp_lightning.probes.suite.ABLATED", 1)
+    drops = ask_without(model, suite, scores)
+    assert drops["without_top_1/repeated/drop"] > 0.3
+    assert abs(drops["without_lowest_1/repeated/drop"]) < 0.05
+
+
+@pytest.mark.parametrize("name", ["parallel", "anticausal", "two layers a head"])
+def test_only_attention_heads_that_head_1_reads_are_taken_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Head 1 of an anticausal model reads all of them; of others, what the further heads have is no loss to it."""
+    torch.manual_seed(0)
+    heads = VARIANTS[name]
+    model = MTPModel(tiny_backbone(n_layers=7), heads).eval()
+    suite = InductionSuite({}, prepare_repeated(heads, range(16), 4, 6), 6)
+    scores = attention_scores(model, suite.repeated)
+    further = [layer.startswith(("head_2", "head_3")) for layer in scores.layers]
+    raised = AttentionScores(
+        scores.layers, scores.prefix_matching + torch.tensor(further)[:, None], scores.previous_token
+    )
+    taken: list[str] = []
+
+    def watch(model: MTPModel, chosen: list[tuple[str, int]], windows: torch.Tensor) -> object:
+        taken.extend(layer for layer, _ in chosen)
+        return torch.no_grad()
+
+    monkeypatch.setattr("mtp_lightning.probes.suite.mean_ablation", watch)
+    ask_without(model, suite, raised)
+    assert set(taken) <= set(attention_layers(model))
+    assert any(layer.startswith("head_2") for layer in taken) == (name == "anticausal")
