@@ -29,7 +29,7 @@ class ExactMatchProbe(ProbeCallback):
         if questions < 1:
             raise InputError(f"ExactMatchProbe.questions is {questions}: it has to be at least 1")
         self.questions = questions
-        self._lead: list[str] = []
+        self._lead: dict[str, float] = {}
 
     @override
     def is_ready(self, trainer: pl.Trainer) -> bool:
@@ -37,7 +37,8 @@ class ExactMatchProbe(ProbeCallback):
 
     @property
     @override
-    def lead_metrics(self) -> list[str]:
+    def lead_metrics(self) -> dict[str, float]:
+        """Half of the way from chance to all right."""
         return self._lead
 
     @override
@@ -48,7 +49,7 @@ class ExactMatchProbe(ProbeCallback):
             name: test if at_end else test.take(np.arange(min(self.questions, len(test.lengths))))
             for name, test in data.test_sets.items()
         }
-        self._lead = [f"probe/{data.task.name}/{name}" for name in asked]
+        self._lead = {f"probe/{data.task.name}/{name}": (1 + data.task.chance) / 2 for name in asked}
         found = exact_match(model, data.task, asked)
         return {f"probe/{data.task.name}/{name}": value for name, value in found.items()}
 

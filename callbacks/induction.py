@@ -68,9 +68,10 @@ class InductionProbe(ProbeCallback):
 
     @property
     @override
-    def lead_metrics(self) -> list[str]:
+    def lead_metrics(self) -> dict[str, float]:
         names = [f"names_{variant}" for variant in (self._suite.stories if self._suite else ())]
-        return [f"probe/induction/{what}" for what in (*(f"{n}/accuracy" for n in names), "repeated/accuracy/head_1")]
+        what = [*(f"{name}/accuracy" for name in names), "repeated/accuracy/head_1"]
+        return {f"probe/induction/{metric}": 0.5 for metric in what}
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -3,7 +3,7 @@
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,6 @@ When = int | Literal["log", "validation"]
 """Every so many steps; at steps spaced evenly on a logarithmic scale; or at every validation."""
 PER_DECADE = 8
 """Log-spaced steps between 100 and 1000, about."""
-HALF = 0.5
-"""Lead time is the first step at which an accuracy is at least so high."""
 PICTURES = "pictures"
 """Folder of pictures, below `trainer.default_root_dir` and among the run's artifacts."""
 
@@ -40,7 +38,7 @@ class ProbeCallback(pl.Callback):
     Training does not notice: weights, gradients, mode, random states and the order of the data stay as they were. Every
     rank takes part in gathering sharded weights, and rank zero alone asks. Compiled layers run as they were written.
 
-    Of `lead_metrics`, the first step asked at which one was at least a half is recorded at the end as
+    Of `lead_metrics`, the first step asked at which one was as high as wanted is recorded at the end as
     `<metric>/lead_step`, where it ever was, and `<metric>/reached` as 1 or 0.
 
     `perf/probe/<name>/seconds` is recorded with every answer and, at the end, `perf/probe/<name>/share_of_time`: all
@@ -59,13 +57,13 @@ class ProbeCallback(pl.Callback):
         self.when = when
         self.seconds = 0.0
         self.lead_steps: dict[str, int] = {}
-        """Metric -> the first step at which it was at least `HALF`."""
+        """Metric -> the first step at which it was as high as wanted."""
         self._began = 0.0
 
     @property
-    def lead_metrics(self) -> Sequence[str]:
-        """Metrics whose lead time is of interest."""
-        return ()
+    def lead_metrics(self) -> Mapping[str, float]:
+        """Metrics whose lead time is of interest, and from what value on they have formed."""
+        return {}
 
     @abstractmethod
     def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
@@ -129,8 +127,8 @@ class ProbeCallback(pl.Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
 
     def _lead_times(self, metrics: dict[str, float], step: int, at_end: bool) -> dict[str, float]:
-        for metric in self.lead_metrics:
-            if metrics.get(metric, 0.0) >= HALF:
+        for metric, wanted in self.lead_metrics.items():
+            if metrics.get(metric, -math.inf) >= wanted:
                 self.lead_steps.setdefault(metric, step)
         if not at_end:
             return {}

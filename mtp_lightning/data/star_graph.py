@@ -78,6 +78,12 @@ class StarGraph(Task):
 
     @property
     @override
+    def chance(self) -> float:
+        """Of the right branch."""
+        return 1 / self.degree
+
+    @property
+    @override
     def named_places(self) -> dict[str, int]:
         """The branch: by chance it is right in one of `degree` cases."""
         return {"branch": 1}

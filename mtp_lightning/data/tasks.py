@@ -86,6 +86,11 @@ class Task(ABC):
         """The test sets, each with an accuracy of its own."""
 
     @property
+    def chance(self) -> float:
+        """Exact match of who guesses all that has to be searched for, and knows the rest."""
+        return 0.0
+
+    @property
     def averages(self) -> dict[str, tuple[str, ...]]:
         """Means worth having: name -> the test sets behind it."""
         return {}

@@ -145,8 +145,8 @@ def test_lead_time_is_the_first_step_above_a_half_and_survives_a_restart(fit: Fi
 
         @property
         @override
-        def lead_metrics(self) -> list[str]:
-            return ["probe/told", "probe/never"]
+        def lead_metrics(self) -> dict[str, float]:
+            return {"probe/told": 0.5, "probe/never": 0.21}
 
         @override
         def ask(self, trainer: Any, model: MTPModel, at_end: bool) -> dict[str, float]:
@@ -189,6 +189,14 @@ def test_all_questions_at_the_end_some_before(fit: Fit, monkeypatch: pytest.Monk
     monkeypatch.setattr("callbacks.exact_match.exact_match", count)
     fit([ExactMatchProbe(4, questions=3)], data=graphs())
     assert asked == [3, 3, 3, 8]
+
+
+def test_half_of_the_way_from_chance_is_what_counts(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """With two paths to choose from a half is nothing."""
+    told = iter([0.4, 0.6, 0.74, 0.75])
+    monkeypatch.setattr("callbacks.exact_match.exact_match", lambda *_: {"path": next(told)})
+    _, _, recorder = fit([ExactMatchProbe(4)], data=graphs())
+    assert recorder.last["probe/star_graph/path/lead_step"] == 12
 
 
 def test_all_stories_at_the_end_some_before(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
