@@ -24,7 +24,7 @@ class ExactMatchProbe(ProbeCallback):
 
     name = "exact_match"
 
-    def __init__(self, when: When = "log", questions: int = 256) -> None:
+    def __init__(self, when: When = "log", questions: int = 64) -> None:
         super().__init__(when)
         if questions < 1:
             raise InputError(f"ExactMatchProbe.questions is {questions}: it has to be at least 1")

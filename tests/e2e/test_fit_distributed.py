@@ -62,6 +62,7 @@ SLOW_STRATEGIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddp"
 def test_probes_and_validation_on_two_processes(mtp: Mtp, folder: Path, strategy: str) -> None:
     (folder / "probe.yaml").write_text(PROBE)
     own = (*FIT[1:], "-c", "probe.yaml", "-c", f"conf/strategy/{strategy}.yaml", *TWO)
+    own += ("--data.context", "100")  # room for a name and its second mention
     mtp("fit", *own, "--trainer.max_steps", "6")
     checkpoint = folder / "runs/fit/checkpoints/step-00000006.ckpt"
     assert torch.load(checkpoint, weights_only=True)["heartbeat"]["metrics"]["decode/mismatches"] == 0
