@@ -67,7 +67,9 @@ def test_probes_and_validation_on_two_processes(mtp: Mtp, folder: Path, strategy
     checkpoint = folder / "runs/fit/checkpoints/step-00000006.ckpt"
     assert torch.load(checkpoint, weights_only=True)["heartbeat"]["metrics"]["decode/mismatches"] == 0
     probed = "probe/induction/names_seen/loss"
-    found = history(default_tracking_uri(folder / "runs"), (folder / "runs/fit/mlflow_run_id").read_text(), [probed])
+    found = history(
+        default_tracking_uri(folder / "runs"), (folder / "runs/fit/mlflow_run_id").read_text().strip(), [probed]
+    )
     assert [step for step, _ in found[probed]] == [0, 2, 4, 6]
     validated = mtp("validate", *own, "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", "runs/validate")
     assert validated.stdout.count("val/loss/head_1") == 1
