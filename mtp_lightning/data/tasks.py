@@ -109,9 +109,9 @@ class Task(ABC):
         return examples
 
     @property
+    @abstractmethod
     def longest(self) -> int:
         """Tokens of the longest training example."""
-        raise NotImplementedError
 
     @property
     def vocab_size(self) -> int:
