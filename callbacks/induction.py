@@ -12,11 +12,15 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.attention import AttentionScores
 from mtp_lightning.probes.pictures import film_strip, heat_map
-from mtp_lightning.probes.suite import InductionSuite, ask_induction, ask_without, prepare_names, prepare_repeated
+from mtp_lightning.probes.suite import (
+    TEXTS_A_STORY,
+    InductionSuite,
+    ask_induction,
+    ask_without,
+    prepare_names,
+    prepare_repeated,
+)
 from mtp_lightning.probing import ProbeCallback, When
-
-TEXTS_A_STORY = 20
-"""Validation documents looked through for one story with a name."""
 
 
 class InductionProbe(ProbeCallback):

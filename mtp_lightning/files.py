@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mtp_lightning.errors import InputError
+
 
 def write_text(path: Path, text: str) -> None:
     """Readers see the old file or the new one, never a part; on a full disk the old one stays."""
@@ -70,3 +72,9 @@ class FileLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def check_json(path: str | None) -> None:
+    """Found out before hours of work, not after."""
+    if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+        raise InputError(f"json: {path} cannot be written: it is a folder, or its folder is not there")

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import write_text
+from mtp_lightning.files import check_json, write_text
 from mtp_lightning.grid.display import open_display, summary
 from mtp_lightning.grid.launch import Launched, LocalLauncher
 from mtp_lightning.grid.plan import Planned, plan_grid, plan_table, row_json, status_table
@@ -40,7 +40,7 @@ def plan(
         runs: Folder of the cells.
         json: Write the table to this file too.
     """
-    _check_json(json)
+    check_json(json)
     spec, planned = plan_grid(tools, grid, runs, overrides)
     _print(plan_table(spec, planned))
     _print(f"{summary([item.state.value for item in planned])}; {len(_to_run(planned))} to run")
@@ -59,7 +59,7 @@ def status(
         runs: Folder of the cells.
         json: Write the table to this file too.
     """
-    _check_json(json)
+    check_json(json)
     spec, planned = plan_grid(tools, grid, runs, overrides)
     _print(status_table(spec, planned))
     _print(summary([item.state.value for item in planned]))
@@ -87,7 +87,7 @@ def run(
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers: {workers} is not a number of processes; give 1 or more")
-    _check_json(json)
+    check_json(json)
     spec, planned = plan_grid(tools, grid, runs, overrides)
     folder = _writable(Path(runs).absolute())
     todo = [item for item in planned if item.state is not State.FINISHED]
@@ -123,7 +123,7 @@ def report(
         out: Folder for report.md, results.csv and figure.png. Default: reports/NAME in the runs folder.
         json: Write the table to this file too.
     """
-    _check_json(json)
+    check_json(json)
     spec, planned = plan_grid(tools, grid, runs, overrides)
     folder = _writable(Path(runs).absolute())
     recorded = _report(tools, spec, planned, folder, out, json, again=True)
@@ -195,12 +195,6 @@ def _writable(folder: Path) -> Path:
 
 def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _check_json(path: str | None) -> None:
-    """Found out before hours of work, not after."""
-    if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
-        raise InputError(f"json: {path} cannot be written: it is a folder, or its folder is not there")
 
 
 def _write_json(path: str | None, value: Mapping[str, Any]) -> None:

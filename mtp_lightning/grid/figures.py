@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from mtp_lightning.grid.cells import axis_names
-from mtp_lightning.grid.report import Group, Report
+from mtp_lightning.grid.report import Group, Report, Summary
 
 Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
 """Group signature -> seed -> (step, value) of `curve_metric`."""
@@ -100,18 +100,9 @@ def _final(axes: Axes, report: Report) -> None:
         found = [(x, s) for x, group in zip(places, groups) if (s := group.summary(metric)) is not None]
         if not found:
             continue
-        axes.errorbar(
-            [x for x, _ in found],
-            [s.mean for _, s in found],
-            yerr=[s.sd or 0.0 for _, s in found],
-            label=metric.rsplit("/", 1)[-1].replace("_", " "),
-            color=colormaps["viridis"](0.9 * index / max(1, len(metrics) - 1)),
-            marker=_MARKERS[index % len(_MARKERS)],
-            linestyle="-" if numeric else "none",  # between categories there is nothing to follow
-            linewidth=1.5,
-            markersize=5.5,
-            capsize=3,
-        )
+        colour = colormaps["viridis"](0.9 * index / max(1, len(metrics) - 1))
+        dashes = "-" if numeric else "none"  # between categories there is nothing to follow
+        _line(axes, found, metric.rsplit("/", 1)[-1].replace("_", " "), index, colour, dashes)
         drawn += 1
     if not drawn:
         _say(axes, "no finished cell has these numbers")
@@ -127,6 +118,22 @@ def _final(axes: Axes, report: Report) -> None:
     _legend(axes, "error bars:\nsd over seeds", outside=True, reverse=True)
 
 
+def _line(axes: Axes, found: Sequence[tuple[float, Summary]], label: str, index: int, colour: Any, dashes: str) -> None:
+    """Means with their spreads; `index` picks the marker."""
+    axes.errorbar(
+        [x for x, _ in found],
+        [s.mean for _, s in found],
+        yerr=[s.sd or 0.0 for _, s in found],
+        label=label,
+        color=colour,
+        linestyle=dashes,
+        marker=_MARKERS[index % len(_MARKERS)],
+        linewidth=1.5,
+        markersize=5.5,
+        capsize=3,
+    )
+
+
 def _profile(axes: Axes, report: Report, family: str, numbers: Mapping[str, int]) -> None:
     """Probes with numbers in their names, as in the paper's figure 8: a line for each setting along the numbers."""
     axes.set(
@@ -134,21 +141,11 @@ def _profile(axes: Axes, report: Report, family: str, numbers: Mapping[str, int]
     )
     drawn = 0
     for index, group in enumerate(report.groups):
-        found = [(number, s) for metric, number in numbers.items() if (s := group.summary(metric)) is not None]
+        found = [(float(number), s) for metric, number in numbers.items() if (s := group.summary(metric)) is not None]
         if not found:
             continue
-        axes.errorbar(
-            [number for number, _ in found],
-            [s.mean for _, s in found],
-            yerr=[s.sd or 0.0 for _, s in found],
-            label=f"{group.label} (n={len(group.results)})",
-            color=_COLOURS[index % len(_COLOURS)],
-            linestyle=_DASHES[index // len(_COLOURS) % len(_DASHES)],
-            marker=_MARKERS[index % len(_MARKERS)],
-            linewidth=1.5,
-            markersize=5.5,
-            capsize=3,
-        )
+        colour, dashes = _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
+        _line(axes, found, f"{group.label} (n={len(group.results)})", index, colour, dashes)
         drawn += 1
     if not drawn:
         _say(axes, "no finished cell has these numbers")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import write_text
+from mtp_lightning.files import check_json, write_text
 
 if TYPE_CHECKING:
     from mtp_lightning.checkpoint import LoadedModel
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 UNSEEN = 1
 """Seed of stories that the corpus, which has seed 0, does not have."""
-TEXTS_A_STORY = 20
-"""Documents looked through for one story with a name."""
 
 
 def induction_command(
@@ -44,9 +42,16 @@ def induction_command(
     import numpy as np
 
     from mtp_lightning.probes.pictures import heat_map
-    from mtp_lightning.probes.suite import InductionSuite, ask_induction, ask_without, prepare_names, prepare_repeated
+    from mtp_lightning.probes.suite import (
+        TEXTS_A_STORY,
+        InductionSuite,
+        ask_induction,
+        ask_without,
+        prepare_names,
+        prepare_repeated,
+    )
 
-    _check_json(json)
+    check_json(json)
     _check_least("count", count)
     _check_least("length", length)
     loaded = _load(ckpt)
@@ -98,7 +103,7 @@ def _evaluate_task(name: str, ckpt: str, test_size: int, json: str | None) -> No
     from mtp_lightning.data.known_tasks import task_from_state
     from mtp_lightning.probes.exact_match import exact_match
 
-    _check_json(json)
+    check_json(json)
     _check_least("test_size", test_size)
     loaded = _load(ckpt)
     if loaded.task is None or loaded.task["name"] != name:
@@ -166,9 +171,3 @@ def _write(json: str | None, loaded: "LoadedModel", metrics: Mapping[str, float]
     if json is not None:
         content = {"ckpt": str(loaded.path), "step": loaded.step, "metrics": dict(metrics)}
         write_text(Path(json), json_module.dumps(content, indent=1) + "\n")
-
-
-def _check_json(path: str | None) -> None:
-    """Found out before the work, not after."""
-    if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
-        raise InputError(f"json: '{path}' cannot be written: it is a folder, or its folder is not there")

@@ -19,6 +19,8 @@ from mtp_lightning.shapes import Int
 
 SEED = 0
 """Of new names and random tokens: the questions are the same for every run."""
+TEXTS_A_STORY = 20
+"""Documents to look through for one story with a name."""
 ABLATED = 3
 """Attention heads taken out at a time."""
 
