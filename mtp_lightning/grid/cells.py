@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.grid.resources import Resources
 from mtp_lightning.grid.signature import SEED_KEY, canonical, signature
 from mtp_lightning.grid.spec import GridSpec, is_file
 
@@ -32,6 +33,8 @@ class Cell:
     group_label: str
     baseline: bool
     directory: Path
+    resources: Resources = Resources()
+    retry: int = 0
     aliases: tuple["Cell", ...] = ()
     """Other combinations of the grid that came to the same configuration."""
 

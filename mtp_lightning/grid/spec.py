@@ -13,6 +13,26 @@ from mtp_lightning.grid.yaml_lines import Lines, read_yaml
 FindConfig = Callable[[str, Path], Path]
 """(name as written, folder of the grid file) -> the configuration file; raises InputError where there is none."""
 
+
+@dataclass(frozen=True)
+class At:
+    """Where runs are compared: behind so much training, of every cell alike."""
+
+    unit: str
+    """`step`, `tokens` or `flops`."""
+    amount: float
+
+
+@dataclass(frozen=True)
+class ResourceRule:
+    """Resources of the cells for which an expression over their values holds; later rules win, key by key."""
+
+    when: str | None
+    """None: every cell."""
+    values: Mapping[str, Any]
+    """Some of the fields of `Resources`."""
+
+
 KEYS = ("name", "configs", "overrides", "axes", "seeds", "baseline", "compare")
 _REQUIRED = ("name", "configs", "axes")
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -36,6 +56,23 @@ class GridSpec:
     """Axis values that are configuration files, as written -> found."""
     overridden: Mapping[str, Any] = field(default_factory=dict)
     """What of `overrides` came from the command line."""
+    zip: tuple[tuple[str, ...], ...] = ()
+    """Groups of axes that advance together."""
+    include: tuple[Mapping[str, Any], ...] = ()
+    """Extra settings: values of axes and of any other key."""
+    exclude: tuple[str, ...] = ()
+    """Expressions over axis values; a setting for which one holds is left out."""
+    ablate: bool = False
+    """One factor at a time from the baseline, instead of the product of the axes."""
+    resources: tuple[ResourceRule, ...] = ()
+    budget: Mapping[str, float] = field(default_factory=dict)
+    """`gpu_hours`, `hours`, `tokens`, `flops`: `plan` refuses a grid that costs more."""
+    retry: int = 0
+    """Attempts after a failure that are made without being asked."""
+    better: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> `lower` or `higher`, where the file says so."""
+    at: Mapping[str, At] = field(default_factory=dict)
+    """Metric -> where it is compared, where that is not the end."""
     lines: Lines = field(default_factory=dict, repr=False, compare=False)
 
     def where(self, *key: str) -> str:
