@@ -1,7 +1,7 @@
 """From a grid to its cells: the product of the axes, times the seeds, each with its full configuration."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Cell:
     group_label: str
     baseline: bool
     directory: Path
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     retry: int = 0
     aliases: tuple["Cell", ...] = ()
     """Other combinations of the grid that came to the same configuration."""
