@@ -1,14 +1,25 @@
-"""Checkpoints that a killed run continues from without a gap or a repeat."""
+"""Checkpoints that a killed or preempted run continues from without a gap or a repeat."""
 
+import signal
+import sys
+import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
-from mtp_lightning.errors import InputError
+from mtp_lightning.errors import PREEMPTED, InputError, Preempted
+
+STOPPING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+"""What Slurm, its users' scripts, submitit, launchers and terminals send to a run that has to go."""
+ASK_SECONDS = 2.0
+"""How often processes of one run agree on whether to save or stop; each time costs a collective."""
+GO_ON, SAVE, STOP = 0, 1, 2
 
 
 class PeriodicCheckpoint(Checkpoint):
@@ -17,6 +28,10 @@ class PeriodicCheckpoint(Checkpoint):
     Files are `<default_root_dir>/checkpoints/step-00000200.ckpt`, named so only when they are whole; the newest `keep`
     stay. Where a step ends in a validation, the checkpoint waits for it: saved before it, a resumed run would never
     log that validation.
+
+    A signal that asks the run to stop sets a flag. The step under way is finished, a checkpoint written, and the run
+    ended by `Preempted`: exit status 75, or 130 for SIGINT. Any process of several may be the one that was told. A
+    second SIGINT ends the run at once. Signals get lost, so it is the period that bounds what a run can lose.
 
     Raises:
         InputError: a period or `keep` below 1.
@@ -31,10 +46,18 @@ class PeriodicCheckpoint(Checkpoint):
         self.keep = keep
         self._saved_step = -1
         self._saved_at = 0.0
+        self._ask_at = 0
+        """Step at which the processes ask each other next."""
+        self._told: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self._ask_at, self._told = 0, None
+        # In place of Lightning's own handlers, which broadcast from inside a handler and save nothing.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in STOPPING}
 
     @override
     def on_train_batch_end(
@@ -54,16 +77,58 @@ class PeriodicCheckpoint(Checkpoint):
         if trainer.global_step != self._saved_step:
             self._save(trainer)
 
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._restore_handlers()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._told is signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._told = self._told or signal.Signals(number)
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
     def _save_if_due(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
         if step == self._saved_step or trainer.sanity_checking:
             return
         if step >= trainer.max_steps > 0:
             return  # the last one comes behind what other callbacks still measure, or a resumed run would lack that
-        by_step = step % self.every_n_steps == 0
-        by_time = time.monotonic() - self._saved_at >= self.every_n_seconds
-        if trainer.strategy.broadcast(by_step or by_time):  # clocks differ between ranks, and saving is collective
+        wish = self._agreed(trainer, STOP if self._told else SAVE if self._is_late() else GO_ON)
+        if wish != GO_ON or step % self.every_n_steps == 0:
             self._save(trainer)
+        if wish == STOP:
+            self._stop(trainer)
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._saved_at >= self.every_n_seconds
+
+    def _agreed(self, trainer: pl.Trainer, wish: int) -> int:
+        """The strongest wish of all processes, since saving is collective, and clocks and signals differ between them.
+        They ask each other about every `ASK_SECONDS`: at a step that all of them know beforehand."""
+        if trainer.world_size == 1:
+            return wish
+        if trainer.global_step < self._ask_at:
+            return GO_ON
+        seconds = (time.monotonic() - self._saved_at) / max(1, trainer.global_step - self._saved_step)
+        steps = max(1, min(1000, int(ASK_SECONDS / max(seconds, 1e-6))))
+        answer = torch.tensor([wish, steps], device=trainer.strategy.root_device)
+        agreed, steps = trainer.strategy.reduce(answer, reduce_op="max").tolist()
+        self._ask_at = trainer.global_step + int(steps)
+        return int(agreed)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        name = self._told.name if self._told else "another process was told to stop"
+        if trainer.is_global_zero:
+            print(f"{name}: saved step {trainer.global_step}, stopping", file=sys.stderr, flush=True)
+        raise Preempted(128 + signal.SIGINT if self._told is signal.SIGINT else PREEMPTED)
 
     def _save(self, trainer: pl.Trainer) -> None:
         folder = Path(trainer.default_root_dir) / "checkpoints"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from mtp_lightning.files import write_json
@@ -113,7 +112,7 @@ class Heartbeat(pl.Callback):
         if not trainer.is_global_zero or not folder.is_dir():
             return
         (folder / RESULT).unlink(missing_ok=True)  # what ends a run can still fail behind our teardown
-        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
+        if isinstance(exception, (KeyboardInterrupt, SystemExit)):
             return
         frames = traceback.extract_tb(exception.__traceback__)
         where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None

@@ -12,3 +12,11 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """`"; did you mean 'n_future'?"` for the nearest of `candidates`, or an empty string if none is near."""
     near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+PREEMPTED = 75
+"""Exit status of a run that was told to stop and has saved what it goes on from (EX_TEMPFAIL of sysexits.h)."""
+
+
+class Preempted(SystemExit):
+    """Ends such a run: no failure, and nothing for a traceback."""

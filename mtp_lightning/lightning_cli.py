@@ -33,6 +33,8 @@ from mtp_lightning.tracking.logger import KeepRecord, MLflowRunLogger
 
 # Lightning 2.6 with torch 2.13; nothing a user could do about it.
 warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+# `mtp fit` on a machine that has Slurm is no mistake.
+warnings.filterwarnings("ignore", ".*srun. command is available", UserWarning)
 
 OmegaConf.register_resolver("native_precision", native_precision, replace=True)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from processes import Mtp
 
+from mtp_lightning.errors import PREEMPTED
 from mtp_lightning.tracking.read import history, read_run
 from mtp_lightning.tracking.store import default_tracking_uri
 
@@ -19,14 +20,14 @@ import os, signal
 import lightning.pytorch as pl
 
 class Kill(pl.Callback):
-    '''Kills its own process, once for each of the steps given: in training, or inside the validation behind it.'''
-    def __init__(self, steps: list[int]) -> None:
-        self.steps = steps
+    '''Sends its own process signals, once at each of the steps: in training, or inside the validation behind it.'''
+    def __init__(self, steps: list[int], signals: list[int]) -> None:
+        self.signals = dict(zip(steps, signals))
     def strike(self, step: int) -> None:
         marker = f"killed-{step}"
-        if step in self.steps and not os.path.exists(marker):
+        if step in self.signals and not os.path.exists(marker):
             open(marker, "w").close()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signals[step])
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step % 6:
             self.strike(trainer.global_step)
@@ -45,14 +46,19 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_killed_and_restarted_is_as_if_never_killed(mtp: Mtp, folder: Path) -> None:
     """Bit for bit in the weights; one MLflow run with every step once and the same values."""
     chance = random.Random()
-    steps = [chance.choice([7, 8, 9, 10, 11]), 18, chance.choice([25, 26, 27])]  # 18 dies inside its validation
-    print("killed at", steps)
+    # 12 and 18 strike inside their validations; only kill is not waited for
+    steps = [chance.choice([7, 8, 9, 10, 11]), 12, 18, chance.choice([25, 26, 27])]
+    signals = [signal.SIGKILL, chance.choice([signal.SIGTERM, signal.SIGUSR1]), signal.SIGKILL, signal.SIGUSR2]
+    print("at", steps, "came", signals)
     (folder / "killer.py").write_text(KILLER)
     mtp(*FIT, "--trainer.default_root_dir", "runs/whole")
     killed = (*FIT, "--trainer.default_root_dir", "runs/killed", "--ckpt_path", "auto")
     killed += ("--trainer.callbacks+=killer.Kill", f"--trainer.callbacks.steps={steps}")
-    for _ in steps:
-        assert mtp(*killed, check=False).returncode == -signal.SIGKILL
+    killed += (f"--trainer.callbacks.signals={[int(number) for number in signals]}",)
+    for number in signals:
+        ended = mtp(*killed, check=False)
+        assert ended.returncode == (-number if number == signal.SIGKILL else PREEMPTED), ended.stderr
+        assert "Traceback" not in ended.stderr
     mtp(*killed)
     whole, resumed = weights(folder / "runs/whole"), weights(folder / "runs/killed")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -61,7 +67,7 @@ def test_killed_and_restarted_is_as_if_never_killed(mtp: Mtp, folder: Path) -> N
     ids = {name: (folder / "runs" / name / "mlflow_run_id").read_text().strip() for name in ("whole", "killed")}
     record = read_run(uri, ids["killed"])
     assert record.status == "FINISHED"
-    assert record.tags["mtp.attempt"] == "4"
+    assert record.tags["mtp.attempt"] == "5"
     keys = [key for key in record.metrics if key.startswith(("train/", "val/"))] + ["perf/tokens_seen"]
     assert {"train/loss", "val/loss/head_3", "val/bits_per_byte", "train/gradient_norm"} <= set(keys)
     theirs = history(uri, ids["whole"], keys)

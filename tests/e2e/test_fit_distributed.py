@@ -7,6 +7,7 @@ import torch
 from processes import Mtp
 from test_fit import FIT
 
+from mtp_lightning.errors import PREEMPTED
 from mtp_lightning.tracking.read import history
 from mtp_lightning.tracking.store import default_tracking_uri
 
@@ -49,13 +50,43 @@ def test_a_rank_dies_and_one_process_goes_on(mtp: Mtp, folder: Path, strategy: s
     assert "is the end of a run of 30 steps, and trainer.max_steps is 36" in longer.stderr
 
 
+SLOW_STRATEGIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "zero2", "zero3")]
+
+TELLER = """
+import os, signal
+import callbacks.checkpointing
+import lightning.pytorch as pl
+
+callbacks.checkpointing.ASK_SECONDS = 0.02  # the whole run takes less than the usual two seconds
+
+class TellRank(pl.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 8 and trainer.global_rank == 1 and not os.path.exists("told"):
+            open("told", "w").close()
+            os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.parametrize(
+    "strategy", ["ddp", *[pytest.param(name, marks=pytest.mark.slow) for name in ("zero3", "fsdp2")]]
+)
+def test_one_rank_is_told_to_stop_and_all_save(mtp: Mtp, folder: Path, strategy: str) -> None:
+    (folder / "teller.py").write_text(TELLER)
+    run = (*FIT, "-c", f"conf/strategy/{strategy}.yaml", *TWO, "--ckpt_path", "auto")
+    run += ("--trainer.callbacks+=teller.TellRank",)
+    told = mtp(*run, check=False)
+    assert told.returncode == PREEMPTED, told.stderr[-3000:]
+    assert "another process was told to stop: saved step" in told.stderr
+    mtp(*run)
+    assert [step for step, _ in losses(folder, "fit")] == list(range(1, 31))
+
+
 PROBE = """
 trainer:
   callbacks+:
     - class_path: callbacks.induction.InductionProbe
       init_args: {when: 2, stories: 3, rows: 2, length: 6, pictures: false}
 """
-SLOW_STRATEGIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "zero2", "zero3")]
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", *SLOW_STRATEGIES])

@@ -1,9 +1,14 @@
 """Callbacks on a real, tiny run: exactly what they log and write, and that training does not notice them."""
 
 import math
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import create_autospec
 
 import lightning.pytorch as pl
 import pytest
@@ -11,12 +16,13 @@ import torch
 from tiny import Recorder, tiny_backbone
 from typing_extensions import override
 
+from callbacks import checkpointing
 from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.decoding import DecodingProbe
 from callbacks.heartbeat import Heartbeat
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import BatchLoader, ResumableLoader
-from mtp_lightning.errors import InputError
+from mtp_lightning.errors import InputError, Preempted
 from mtp_lightning.model.config import HeadKind, HeadsConfig
 from mtp_lightning.module import MTPModule
 from mtp_lightning.optimization import OptimizerConfig, ScheduleConfig
@@ -154,6 +160,95 @@ def test_a_checkpoint_that_could_not_be_written_leaves_nothing(
     with pytest.raises(OSError, match=r"step-00000003\.ckpt"):
         fit([PeriodicCheckpoint(every_n_steps=3)])
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+class Tell(pl.Callback):
+    """Sends its own process a signal at the end of a batch, or inside the validation behind it; again at each step."""
+
+    def __init__(self, number: signal.Signals, steps: list[int], validating: bool = False) -> None:
+        self.number, self.steps, self.validating = number, steps, validating
+        self.trained: list[int] = []
+
+    @override
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.trained.append(trainer.global_step)
+        if trainer.global_step in self.steps and not self.validating:
+            os.kill(os.getpid(), self.number)
+
+    @override
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step in self.steps and self.validating:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(n, 130 if n is signal.SIGINT else 75) for n in checkpointing.STOPPING], ids=lambda v: str(v)
+)
+def test_a_run_that_is_told_to_stop_saves_its_step_and_ends(
+    fit: Fit, tmp_path: Path, number: signal.Signals, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {n: signal.getsignal(n) for n in checkpointing.STOPPING}
+    tell = Tell(number, [4])
+    with pytest.raises(Preempted) as stopped:
+        fit([tell, Heartbeat(), PeriodicCheckpoint()])
+    assert stopped.value.code == status
+    assert tell.trained == [1, 2, 3, 4]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004.ckpt"]
+    assert capsys.readouterr().err.endswith(f"{number.name}: saved step 4, stopping\n")
+    assert not (tmp_path / "result.json").exists()
+    assert not (tmp_path / "failure.json").exists()
+    assert {n: signal.getsignal(n) for n in checkpointing.STOPPING} == before
+
+
+def test_told_to_stop_in_a_validation_it_ends_behind_it(fit: Fit, tmp_path: Path) -> None:
+    """Not inside: a resumed run would never log that validation."""
+    tell = Tell(signal.SIGTERM, [6], validating=True)
+    with pytest.raises(Preempted):
+        fit([tell, PeriodicCheckpoint()])
+    assert tell.trained[-1] == 6
+    (file,) = (tmp_path / "checkpoints").iterdir()
+    assert file.name == "step-00000006.ckpt"
+
+
+def test_told_to_stop_at_its_last_step_a_run_just_ends(fit: Fit, tmp_path: Path) -> None:
+    fit([Tell(signal.SIGTERM, [7]), Heartbeat(), PeriodicCheckpoint()], steps=7)
+    assert (tmp_path / "result.json").exists()
+
+
+def test_a_second_ctrl_c_does_not_wait(fit: Fit, tmp_path: Path) -> None:
+    class Twice(pl.Callback):
+        @override
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit) as stopped:  # Lightning's answer to a KeyboardInterrupt
+        fit([Twice(), PeriodicCheckpoint()])
+    assert stopped.value.code == 1
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_several_processes_ask_each_other_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At steps that all of them know, the strongest wish wins: here the other process has to stop from step 5 on."""
+    asked: list[int] = []
+    trainer = create_autospec(pl.Trainer, instance=True, world_size=2)
+
+    def reduce(wishes: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        assert reduce_op == "max"
+        asked.append(trainer.global_step)
+        other = checkpointing.STOP if trainer.global_step >= 5 else checkpointing.GO_ON
+        return torch.maximum(wishes, torch.tensor([other, 3]))
+
+    trainer.strategy = SimpleNamespace(reduce=reduce, root_device="cpu")
+    monkeypatch.setattr(checkpointing, "ASK_SECONDS", 0.0)
+    checkpoint = PeriodicCheckpoint()
+    checkpoint._saved_at = time.monotonic()
+    answers = []
+    for trainer.global_step in range(1, 9):
+        answers.append(checkpoint._agreed(trainer, checkpointing.GO_ON))
+    assert asked == [1, 4, 7]
+    assert answers == [checkpointing.GO_ON] * 6 + [checkpointing.STOP, checkpointing.GO_ON]
 
 
 def test_no_checkpoint_inside_a_step(fit: Fit) -> None:
