@@ -5,15 +5,13 @@ flag is merged, and `${model.heads.n_future}` means the same in a file and on th
 resolves file by file, and a later override silently never reaches an earlier file.)
 """
 
-import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf import OmegaConf
@@ -29,6 +27,7 @@ from mtp_lightning.module import MTPModule
 from mtp_lightning.parsing import Parser, input_error_behind, where_said
 from mtp_lightning.paths import find_config
 from mtp_lightning.precision import native_precision
+from mtp_lightning.strategies.slurm import without_requeueing
 from mtp_lightning.tracking.logger import KeepRecord, MLflowRunLogger
 
 # Lightning 2.6 with torch 2.13; nothing a user could do about it.
@@ -62,6 +61,19 @@ def semantic_parameters(config: dict[str, Any]) -> dict[str, Any]:
     may_change = ("logger", "callbacks", "accelerator", "devices", "num_nodes")
     trainer = {k: v for k, v in config.get("trainer", {}).items() if k not in may_change}
     return {k: v for k, v in config.items() if k not in ("config", "ckpt_path", "trainer")} | {"trainer": trainer}
+
+
+def _horizon(n_future: int, offsets: Sequence[int] | None) -> int:
+    """Tokens a window carries behind its inputs. What is wrong with the two, `HeadsConfig` says."""
+    return max(offsets) if offsets else max(1, n_future)
+
+
+LINKS: tuple[tuple[tuple[str, ...], str, Callable[..., Any] | None], ...] = (
+    (("model.heads.n_future", "model.heads.offsets"), "data.init_args.horizon", _horizon),
+    (("model.backbone.vocab_size",), "data.init_args.vocab_size", None),
+    (("seed_everything",), "data.init_args.seed", None),
+)
+"""(keys, the key that follows from them, how; None: it is the same)."""
 
 
 class MTPCLI(LightningCLI):
@@ -104,11 +116,8 @@ class MTPCLI(LightningCLI):
             default=None,
             help="Checkpoint to start from; `auto`: the newest good one of trainer.default_root_dir, if there is one.",
         )
-        parser.link_arguments(
-            ("model.heads.n_future", "model.heads.offsets"), "data.init_args.horizon", compute_fn=_horizon
-        )
-        parser.link_arguments("model.backbone.vocab_size", "data.init_args.vocab_size")
-        parser.link_arguments("seed_everything", "data.init_args.seed")
+        for sources, target, compute in LINKS:
+            parser.link_arguments(sources, target, compute_fn=compute)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -133,10 +142,10 @@ class MTPCLI(LightningCLI):
         if not self.parse_only:
             super().instantiate_classes()
 
-
-def _horizon(n_future: int, offsets: Sequence[int] | None) -> int:
-    """Tokens a window carries behind its inputs. What is wrong with the two, `HeadsConfig` says."""
-    return max(offsets) if offsets else max(1, n_future)
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        plugins = without_requeueing(self._get(self.config_init, "trainer.plugins"))
+        return super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
 
 
 def resolve_config_paths(args: Sequence[str]) -> list[str]:
@@ -150,43 +159,6 @@ def resolve_config_paths(args: Sequence[str]) -> list[str]:
         expects_path = arg in ("-c", "--config")
         resolved.append(arg)
     return resolved
-
-
-def resolve_config(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The full configuration, defaults and interpolations included, as `mtp fit` would run it.
-
-    Raises:
-        InputError: an unknown key, a wrong type, an impossible model.
-    """
-    args = [part for path in configs for part in ("-c", str(path))]
-    args += [f"--{key}={flag_value(value)}" for key, value in overrides.items()]
-    cli = MTPCLI(args, parse_only=True)
-    check_objects(cli)
-    return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))  # type: ignore[no-any-return]
-
-
-def check_objects(cli: MTPCLI) -> None:
-    """Make model and data module, without weights and without data, so that their own checks run.
-
-    Raises:
-        InputError: what they refuse.
-    """
-    check_trainer(cli.config)
-    config = cli.config.clone()
-    config.trainer.logger, config.trainer.callbacks = False, None
-    try:
-        with torch.device("meta"):
-            cli.parser.instantiate(config)
-    except ValueError as error:
-        refused = input_error_behind(error)
-        if refused is None:
-            raise
-        raise refused from error
-
-
-def flag_value(value: Any) -> str:
-    """A value of a grid file, as it would be written on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def fit(args: Sequence[str]) -> int:

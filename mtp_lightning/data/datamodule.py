@@ -35,6 +35,10 @@ class MTPDataModule(pl.LightningDataModule):
 
     tokenizer: Tokenizer | None = None
     """None for data that is not text."""
+    batch_size: int | None = None
+    """Windows of a batch, over all processes together."""
+    context: int | None = None
+    """T, the input tokens of a window. Where a module does not say, `mtp grid plan` cannot tell what a run costs."""
 
     def __init__(self, horizon: int = 1, vocab_size: int = 256) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 import math
 
 
-def quantity(value: float) -> str:
+def quantity(value: float | int) -> str:
     """Decimal prefixes, three digits: 950, 12.3 k, 1.50 M."""
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * 0.9995:
@@ -11,7 +11,7 @@ def quantity(value: float) -> str:
     return _three(value)
 
 
-def size(value: float) -> str:
+def size(value: float | int) -> str:
     """Bytes in binary prefixes: 512 B, 1.23 MiB."""
     for exponent, prefix in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if abs(value) >= 1024**exponent:
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _three(value: float) -> str:
+def _three(value: float | int) -> str:
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     magnitude = math.floor(math.log10(abs(value)))

@@ -124,3 +124,23 @@ def flops_per_token(backbone: BackboneConfig, heads: HeadsConfig, context: int) 
     matmuls += counts.joins_run * 2 * d * d + counts.linears * d * d
     matmuls += counts.unembeddings_run * backbone.vocab_size * d
     return 6 * matmuls + 6 * (len(widths) + counts.layers_run) * context * d
+
+
+STATE_BYTES = 16
+"""Of a weight in training: itself, its gradient, AdamW's two moments, in float32 (mixed precision keeps them so)."""
+
+
+def training_memory(backbone: BackboneConfig, heads: HeadsConfig, rows: int, context: int, width: int) -> int:
+    """Bytes of one process that shards nothing, about: weights and optimizer, and what a step's forward keeps for its
+    backward. The loss, which needs O(chunk x V), and the libraries come on top.
+
+    Args:
+        width: bytes of an activation: 4, or 2 under bfloat16 autocast, where the residual stream keeps 4.
+    """
+    d, kv = backbone.dim, backbone.kv_heads * backbone.head_dim
+    widths = [*trunk_widths(backbone, heads), *[backbone.ffn] * count_heads(heads).layers_run]
+    # inputs of two norms; normed twice, q, attention's output twice, k and v; gate, its silu, up, their product
+    kept = sum(2 * d * 4 + (5 * d + 2 * kv + 4 * ffn) * width for ffn in widths)
+    streams = 1 + (1 if heads.kind in ("none", "order") else heads.n_future)
+    kept += streams * 3 * d * 4  # behind the trunk and each head: itself, normed, and its gradient
+    return STATE_BYTES * count_parameters(backbone, heads).total + rows * context * kept

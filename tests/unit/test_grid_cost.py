@@ -1,0 +1,125 @@
+"""What a grid costs: tokens and FLOPs of every cell, hours by the nearest measurement, and a budget that holds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_grid_fakes import GRID, cells_of, finish, grid_file, measure, tools
+from tiny import tiny_backbone
+from torch.autograd.graph import saved_tensors_hooks
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.grid.commands import plan, run
+from mtp_lightning.grid.cost import Size, Total, costs
+from mtp_lightning.grid.state import Progress, Result
+from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.counts import STATE_BYTES, count_parameters, training_memory
+from mtp_lightning.model.mtp import MTPModel
+
+GPUS = GRID + "resources: {gpus: 2}\n"
+
+
+def test_hours_come_from_the_nearest_measurement(tmp_path: Path) -> None:
+    """Cells: n = 1, 2, 4 with seeds 0, 1; 500 tokens each, FLOPs proportional to n."""
+    cells = cells_of(tmp_path)
+    before = costs(cells, measure)
+    assert {cost.seconds for cost in before} == {None}
+    assert str(Total.of(before)).endswith("run time unknown")
+
+    finish(cells[0])
+    Result(step=5, metrics={}, wall_seconds=100.0).write(cells[0].directory)
+    found = costs(cells, measure)
+    assert [cost.seconds for cost in found] == [100, 100, 200, 200, 400, 400]
+    assert [cost.basis for cost in found[:3]] == ["measured", "its other seeds", "other settings"]
+
+    cells[4].directory.mkdir()
+    Progress(step=2, max_steps=5, phase="training", tokens_per_second=2.5).write(cells[4].directory)
+    found = costs(cells, measure)
+    assert found[4].seconds == 500 / 2.5
+    assert found[4].basis == "its pace"
+    assert found[4].done == 0.4
+    # of 100 s for n = 1 and 200 s for n = 4 the median speed: 3 / 4 of that of n = 4
+    assert [cost.seconds for cost in found[2:4]] == pytest.approx([200 / 1.5] * 2)
+
+
+def test_sums_of_all_and_of_what_is_left(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, GPUS)
+    for cell in cells[:2]:
+        cell.directory.mkdir(parents=True)
+        Result(step=5, metrics={}, wall_seconds=3600.0).write(cell.directory)
+    found = costs(cells, measure)
+    total, left = Total.of(found), Total.of(found, left=True)
+    assert total.amounts == {"gpu_hours": 2 * 14, "hours": 14, "tokens": 6 * 500, "flops": 2 * 7 * 500 * 24000}
+    assert left.amounts == {"gpu_hours": 2 * 12, "hours": 12, "tokens": 4 * 500, "flops": 2 * 6 * 500 * 24000}
+    assert str(total) == "3.00 k tokens, 168 MFLOPs, about 14 h 00 min of run time, about 28.0 GPU-hours"
+
+
+def test_speeds_of_other_resources_say_nothing(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, GRID + "resources: {rules: [{when: n_future == 4, gpus: 1}]}\n")
+    cells[0].directory.mkdir(parents=True)
+    Result(step=5, metrics={}, wall_seconds=100.0).write(cells[0].directory)
+    found = costs(cells, measure)
+    assert found[2].seconds == 200
+    assert found[4].seconds is None
+    assert str(Total.of(found)) == (
+        "3.00 k tokens, 168 MFLOPs, about 10 min 00 s of run time and 2 cells of unknown length, GPU-hours unknown"
+    )
+
+
+def test_a_run_whose_data_does_not_say_how_long_it_is(tmp_path: Path) -> None:
+    found = costs(cells_of(tmp_path), lambda config: Size(10, 5))
+    assert Total.of(found).unknown == {"hours": 6, "tokens": 6, "flops": 6}
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        ("tokens: 2999", "the grid costs 3.00 k tokens, and its budget is 3.00 k tokens"),
+        ("flops: 1.0e6", "the grid costs 168 M FLOPs, and its budget is 1.00 M FLOPs"),
+        ("hours: 0.05", "the grid costs 0.06 hours, and its budget is 0.05 hours"),
+    ],
+)
+def test_above_its_budget_a_grid_is_shown_and_not_run(
+    tmp_path: Path, budget: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"{GRID}budget: {{{budget}}}\n"
+    cell = cells_of(tmp_path, text)[0]
+    cell.directory.mkdir(parents=True)
+    Result(step=5, metrics={}, wall_seconds=15.0).write(cell.directory)
+    path = str(grid_file(tmp_path, text))
+    runs = str(tmp_path / "runs")
+    with pytest.raises(InputError, match=says):
+        plan(tools(), path, runs=runs, json=str(tmp_path / "plan.json"))
+    assert "n_future=4 seed=1" in capsys.readouterr().out
+    assert json.loads((tmp_path / "plan.json").read_text())["cells"][5]["cost"]["tokens"] == 500
+    with pytest.raises(InputError, match=f"grid.yaml:9: budget.{budget.split(':')[0]}: {says}"):
+        run(tools(), path, runs=runs)
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == [cell.signature]
+
+
+def test_within_its_budget_it_runs(tmp_path: Path) -> None:
+    path = grid_file(tmp_path, GRID + "budget: {tokens: 3000, gpu_hours: 1, hours: 1}\n")
+    assert run(tools(), str(path), runs=str(tmp_path / "runs"), workers=2) == 0
+
+
+@pytest.mark.parametrize("heads", [HeadsConfig(), HeadsConfig(n_future=3), HeadsConfig(n_future=4, kind="causal")])
+def test_memory_is_about_what_autograd_keeps(heads: HeadsConfig) -> None:
+    backbone, rows, context = tiny_backbone(n_layers=8, dim=64, ffn_dim=160, n_kv_heads=2, n_heads=4), 4, 96
+    model = MTPModel(backbone, heads)
+    kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with saved_tensors_hooks(pack, lambda x: x):
+        states = model(torch.zeros(rows, context, dtype=torch.long))
+    states.sum()
+    estimate = (
+        training_memory(backbone, heads, rows, context, 4) - STATE_BYTES * count_parameters(backbone, heads).total
+    )
+    assert estimate == pytest.approx(sum(kept.values()), rel=0.15)
