@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,7 +32,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("mtp_lightning.lightning_cli:validate", "validate a checkpoint: the same, with --ckpt_path"),
     "grid plan": ("mtp_lightning.grid.commands:plan", "a grid's cells, and what would happen to each; writes nothing"),
     "grid run": ("mtp_lightning.grid.commands:run", "run a grid's missing cells on this machine, then report"),
-    "grid status": ("mtp_lightning.grid.commands:status", "how far a grid's cells are"),
+    "grid submit": ("mtp_lightning.grid.cluster:submit", "submit a grid's missing cells to Slurm, and return at once"),
+    "grid resume": ("mtp_lightning.grid.cluster:resume", "the missing, failed and preempted cells: on Slurm, or here"),
+    "grid status": ("mtp_lightning.grid.cluster:status", "how far a grid's cells are"),
+    "grid logs": ("mtp_lightning.grid.cluster:logs", "the end of a cell's log"),
+    "grid cancel": ("mtp_lightning.grid.cluster:cancel", "take a grid's cells out of Slurm's queue"),
     "grid report": ("mtp_lightning.grid.commands:report", "a grid's table, figure and verdict"),
     "generate": ("mtp_lightning.decoding.command:generate_command", "continue a prompt with a checkpoint's model"),
     "export": ("mtp_lightning.interop.command:export_command", "write a checkpoint's model to one safetensors file"),
@@ -70,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ECONNREFUSED):
             raise
         print(f"mtp: error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
         return 1
@@ -127,10 +131,15 @@ def call(function: Callable[..., Any], args: Sequence[str], prog: str) -> int:
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise InputError(f"{prog}: {message.strip()} (see `{prog} --help`)") from ex
 
-    handed_in = {"tools": grid_tools()} if "tools" in inspect.signature(function).parameters else {}
+    parameters = inspect.signature(function).parameters
+    handed_in = {"tools": grid_tools()} if "tools" in parameters else {}
+    lists = {name for name, p in parameters.items() if p.annotation == list[str] and p.default is p.empty}
+    switches = {f"--{name}" for name, p in parameters.items() if p.annotation is bool}
     parser = Parser(prog=prog, description=(function.__doc__ or "").strip().split("\n")[0])
-    parser.add_function_arguments(function, as_positional=True, skip=set(handed_in))
-    parsed = parser.instantiate(parser.parse_args([_underscored(arg) for arg in args])).as_dict()
+    parser.add_function_arguments(function, as_positional=True, skip={*handed_in, *lists})
+    for name in lists:
+        parser.add_argument(name, nargs="*", type=str, default=[], help="any number of them")
+    parsed = parser.instantiate(parser.parse_args(_switched([_underscored(arg) for arg in args], switches))).as_dict()
     return function(**handed_in, **parsed) or 0
 
 
@@ -140,10 +149,17 @@ def _underscored(arg: str) -> str:
     return flag.replace("-", "_").replace("__", "--", 1) + equals + value if arg.startswith("--") else arg
 
 
+def _switched(args: Sequence[str], switches: Collection[str]) -> list[str]:
+    """`--watch` is `--watch=true`; jsonargparse wants a value."""
+    behind = [*args[1:], ""]
+    return [f"{arg}=true" if arg in switches and b not in ("true", "false") else arg for arg, b in zip(args, behind)]
+
+
 def grid_tools() -> "GridTools":
     """What a grid borrows from the rest of the house. Lightning loads when the first cell is resolved."""
     from mtp_lightning.grid.tools import GridTools, default_ui_command
     from mtp_lightning.paths import find_config
+    from mtp_lightning.resolving import Resolver, cache_folder
 
     def ui_command(runs: Path, grid: str) -> str:
         """As this very program was called: an environment need not be on the PATH."""
@@ -153,13 +169,15 @@ def grid_tools() -> "GridTools":
         program = "mtp" if shutil.which("mtp") else " ".join(called)
         return program + default_ui_command(runs, grid).removeprefix("mtp")
 
-    def resolve(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        from mtp_lightning.lightning_cli import resolve_config
-
-        return resolve_config(configs, overrides)
-
+    resolver = Resolver(cache_folder())
     return GridTools(
-        resolve=resolve, materialise=cell_config, command=cell_command, find_config=find_config, ui_command=ui_command
+        resolve=resolver,
+        measure=resolver.measure,
+        remember=resolver.remember,
+        materialise=cell_config,
+        command=cell_command,
+        find_config=find_config,
+        ui_command=ui_command,
     )
 
 
@@ -170,13 +188,17 @@ def cell_command(cell: "Cell") -> list[str]:
 
 def cell_config(cell: "Cell") -> dict[str, Any]:
     """The cell's configuration with its own folder, its MLflow run, and the shards of all cells in one place."""
-    from mtp_lightning.grid.record import experiment_name
+    from mtp_lightning.grid.view import experiment_name
     from mtp_lightning.tracking.store import default_tracking_uri
 
     runs = cell.directory.parent
     config: dict[str, Any] = copy.deepcopy(dict(cell.config))
     config["ckpt_path"] = "auto"
     config["trainer"] |= {"default_root_dir": str(cell.directory), "enable_progress_bar": False}
+    if cell.resources.tasks_per_node > 1:
+        config["trainer"]["devices"] = cell.resources.tasks_per_node
+    if cell.resources.nodes > 1:
+        config["trainer"]["num_nodes"] = cell.resources.nodes
     config["trainer"]["logger"] = {
         "class_path": "mtp_lightning.tracking.logger.MLflowRunLogger",
         "init_args": {

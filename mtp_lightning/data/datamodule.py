@@ -111,6 +111,9 @@ class TokenDataModule(MTPDataModule):
         InputError: bad input; the message names the configuration key.
     """
 
+    batch_size: int
+    context: int
+
     def __init__(
         self,
         source: SourceConfig = PYTHON_STDLIB,

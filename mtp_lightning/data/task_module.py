@@ -110,6 +110,9 @@ class TaskDataModule(MTPDataModule):
         InputError: bad input; the message names the configuration key.
     """
 
+    batch_size: int
+    context: int
+
     def __init__(
         self,
         task: Task,

@@ -1,15 +1,17 @@
-"""From a grid to its cells: the product of the axes, times the seeds, each with its full configuration."""
+"""From a grid to its cells: its settings, times the seeds, each with its full configuration."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.grid.allotment import Allotment, look_up
 from mtp_lightning.grid.resources import Resources
+from mtp_lightning.grid.settings import Setting, find_settings, is_baseline
 from mtp_lightning.grid.signature import SEED_KEY, canonical, signature
-from mtp_lightning.grid.spec import GridSpec, is_file
+from mtp_lightning.grid.spec import FindConfig, GridSpec, read_grid
+from mtp_lightning.grid.values import is_file, short_names, shown, value_names
 
 Resolver = Callable[[Sequence[Path], Mapping[str, Any]], dict[str, Any]]
 """(configuration files, dotted overrides) -> the full configuration, defaults included, interpolation done, as plain
@@ -22,7 +24,8 @@ class Cell:
 
     grid: str
     values: Mapping[str, Any]
-    """Axis key -> value, as written in the grid file."""
+    """Axis key -> value, as written in the grid file; and what else an `include` sets. An axis may be missing that
+    neither the `include` nor the baseline names: it is as the configurations have it."""
     seed: int
     config: Mapping[str, Any]
     signature: str
@@ -38,121 +41,149 @@ class Cell:
     aliases: tuple["Cell", ...] = ()
     """Other combinations of the grid that came to the same configuration."""
 
-    def stands_for(self, values: Mapping[str, Any]) -> bool:
-        return any(canonical(cell.values) == canonical(values) for cell in (self, *self.aliases))
+
+def load_cells(
+    path: Path, find_config: FindConfig, resolve: Resolver, runs: Path, overrides: Mapping[str, Any] | None = None
+) -> tuple[GridSpec, list[Cell]]:
+    """A grid file and its cells; what is wrong with the file and what is wrong with its cells is told together."""
+    spec, problems = read_grid(path, find_config, overrides)
+    if spec is None:
+        raise InputError("\n".join(problems))
+    return spec, expand(spec, resolve, runs, problems)
 
 
-def expand(spec: GridSpec, resolve: Resolver, runs: Path) -> list[Cell]:
+def expand(spec: GridSpec, resolve: Resolver, runs: Path, known: Sequence[str] = ()) -> list[Cell]:
     """All cells, settings in the order of the file with seeds innermost. Every cell is resolved before any is
-    returned; all errors are reported together."""
+    returned; all errors are reported together.
+
+    Args:
+        known: what is wrong with the grid already. Of its cells' errors only those are told then that a single part
+            of the grid is to blame for: its combinations may not be as they were meant.
+    """
+    settings, problems = find_settings(spec)
+    problems = [*known, *problems]
+    maker = _Maker(spec, _remembering(resolve), runs)
     cells: dict[str, Cell] = {}
     errors: dict[str, None] = {}
-    names = axis_names(spec)
-    resolve = _remembering(resolve)
-    for values in _settings(spec):
+    for setting in settings:
+        refused = None
         try:
-            group = _group(spec, resolve, values)
-            for seed in spec.seeds:
-                cell = _cell(spec, resolve, names, values, seed, group, runs)
+            for cell in maker.cells(setting):
                 cells[cell.signature] = _merge(cells.get(cell.signature), cell)
         except InputError as error:
-            errors[_blame(spec, resolve, values, error)] = None
-    if errors:
-        raise InputError("\n".join(errors))
+            refused = error
+        if refused is not None:  # out of the handler, or the resolver's next errors would have this one as context
+            message = maker.blame_part(setting, refused)
+            if message or not problems:
+                errors[message or maker.blame_combination(setting, refused)] = None
+    if not problems and not errors:
+        maker.allot.finish()
+    if told := dict.fromkeys([*problems, *errors, *maker.allot.problems]):
+        raise InputError("\n".join(told))
     return list(cells.values())
 
 
 def axis_names(spec: GridSpec) -> dict[str, str]:
-    """Axis key -> its shortest dotted ending that no other axis shares: `model.heads.n_future` -> `n_future`."""
-    taken = [key.split(".") for key in spec.axes] + [["seed"]]
-
-    def shortest(key: str) -> str:
-        parts = key.split(".")
-        for size in range(1, len(parts)):
-            if sum(other[-size:] == parts[-size:] for other in taken) == 1:
-                return ".".join(parts[-size:])
-        return key
-
-    return {key: shortest(key) for key in spec.axes}
-
-
-def value_name(spec: GridSpec, key: str, value: object) -> str:
-    """A configuration file goes by its stem where that is unambiguous, anything else by its text."""
-    if is_file(value):
-        stems = [Path(other).stem for other in spec.axes[key] if is_file(other)]
-        stem = Path(str(value)).stem
-        return stem if stems.count(stem) == 1 else str(value)
-    return value if isinstance(value, str) else canonical(value)
+    """Key -> its shortest dotted ending that no other one shares: axes, then keys that only an `include` sets."""
+    return short_names(spec.keys)
 
 
 def baseline_values(spec: GridSpec, values: Mapping[str, Any]) -> dict[str, Any] | None:
     """The setting that `values` is compared with: the baseline, and for axes it leaves open, the same value."""
-    return {**values, **spec.baseline} if spec.baseline else None
+    return {key: values[key] for key in spec.axes if key in values} | dict(spec.baseline) if spec.baseline else None
 
 
-def _settings(spec: GridSpec) -> Iterator[dict[str, Any]]:
-    for combination in product(*spec.axes.values()):
-        yield dict(zip(spec.axes, combination))
+class _Maker:
+    """Makes the cells of settings, and finds who is to blame where that fails."""
+
+    def __init__(self, spec: GridSpec, resolve: Resolver, runs: Path) -> None:
+        self.spec, self.resolve, self.runs = spec, resolve, runs
+        self.allot = Allotment(spec)
+        self.names = axis_names(spec)
+        values = {key: list(spec.axes.get(key, ())) for key in spec.keys}
+        for given in spec.include:
+            for key, value in given.items():
+                values[key].append(value)
+        self.values = {key: value_names(found) for key, found in values.items()}
+
+    def cells(self, setting: Setting) -> list[Cell]:
+        values, spec = setting.values, self.spec
+        # Always resolved with seed 0: other keys may interpolate the seed, and the group must not see them differ.
+        group = _identity(self.config(values, 0), without_seed=True)
+        varying = [key for key in values if len(self.values[key]) > 1 or key not in spec.axes]
+        parts = [f"{self.names[key]}={self.values[key][canonical(values[key])]}" for key in varying]
+        cells = []
+        for seed in setting.seeds:
+            config = self.config(values, seed)
+            name = _identity(config)
+            cells.append(
+                Cell(
+                    grid=spec.name,
+                    values=values,
+                    seed=seed,
+                    config=config,
+                    signature=name,
+                    group=group,
+                    label=" ".join([*parts, *([f"seed={seed}"] if len(spec.seeds) > 1 else [])]) or spec.name,
+                    group_label=" ".join(parts) or spec.name,
+                    baseline=is_baseline(spec, values),
+                    directory=self.runs / name,
+                    resources=self.allot(values, seed, config),
+                    retry=spec.retry,
+                )
+            )
+        return cells
+
+    def config(
+        self, values: Mapping[str, Any], seed: int, overrides: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """`overrides`: in place of the grid's."""
+        files = {key: self.spec.files[value] for key, value in values.items() if is_file(value)}
+        plain = {key: value for key, value in values.items() if key not in files}
+        common = self.spec.overrides if overrides is None else overrides
+        config = self.resolve([*self.spec.configs, *files.values()], {**common, **plain, SEED_KEY: seed})
+        for key in files:
+            look_up(config, key)
+        return config
+
+    def blame_part(self, setting: Setting, error: InputError) -> str | None:
+        """The error with the grid file and the culprit in front: the first part of the grid that alone, on top of
+        `configs`, gives the same error. None where no single part does."""
+        spec = self.spec
+
+        def fails_alike(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> bool:
+            try:
+                _identity(self.config(values, spec.seeds[0], overrides))
+            except InputError as other:
+                return str(other) == str(error)
+            return False
+
+        if fails_alike({}, {}):
+            return f"{spec.where('configs')}: {error}"
+        for key, value in spec.overrides.items():
+            if fails_alike({}, {key: value}):
+                return f"{spec.where('overrides', key)} = {shown(value)}: {error}"
+        for key, value in setting.values.items():
+            if fails_alike({key: value}):
+                return f"{self.where(setting, key)} = {shown(value)}: {error}"
+        return None
+
+    def where(self, setting: Setting, key: str) -> str:
+        item = setting.included
+        if item is not None and key in self.spec.include[item]:
+            return self.spec.where("include", item, key)
+        return self.spec.where("axes", key, self.spec.axes[key].index(setting.values[key]))
+
+    def blame_combination(self, setting: Setting, error: InputError) -> str:
+        where = self.spec.where("axes") if setting.included is None else self.spec.where("include", setting.included)
+        return f"{where}: {', '.join(f'{key} = {shown(value)}' for key, value in setting.values.items())}: {error}"
 
 
-def _resolve(spec: GridSpec, resolve: Resolver, values: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    files = [spec.files[value] for value in values.values() if is_file(value)]
-    plain = {key: value for key, value in values.items() if not is_file(value)}
-    return resolve([*spec.configs, *files], {**spec.overrides, **plain, SEED_KEY: seed})
-
-
-def _remembering(resolve: Resolver) -> Resolver:
-    """Resolving is the slow part, and seed 0 of a setting is asked for twice."""
-    known: dict[str, dict[str, Any]] = {}
-
-    def remembered(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        key = canonical([[str(path) for path in configs], overrides])
-        if key not in known:
-            known[key] = resolve(configs, overrides)
-        return known[key]
-
-    return remembered
-
-
-def _group(spec: GridSpec, resolve: Resolver, values: Mapping[str, Any]) -> str:
-    # Always resolved with seed 0: other keys may interpolate the seed, and the group must not see them differ.
-    return signature(_resolve(spec, resolve, values, 0), without_seed=True)
-
-
-def _cell(
-    spec: GridSpec,
-    resolve: Resolver,
-    names: Mapping[str, str],
-    values: Mapping[str, Any],
-    seed: int,
-    group: str,
-    runs: Path,
-) -> Cell:
-    config = _resolve(spec, resolve, values, seed)
-    for key, value in values.items():
-        if is_file(value) and not _has(config, key):
-            raise InputError(f"no key '{key}' in the configuration")
+def _identity(config: Mapping[str, Any], *, without_seed: bool = False) -> str:
     try:
-        name = signature(config)
+        return signature(config, without_seed=without_seed)
     except TypeError as error:
         raise InputError(f"cannot be written to YAML: {error}") from error
-    varying = [f"{names[k]}={value_name(spec, k, v)}" for k, v in values.items() if len(spec.axes[k]) > 1]
-    group_label = " ".join(varying) or spec.name
-    if len(spec.seeds) > 1:
-        varying.append(f"seed={seed}")
-    base = baseline_values(spec, values)
-    return Cell(
-        grid=spec.name,
-        values=values,
-        seed=seed,
-        config=config,
-        signature=name,
-        group=group,
-        label=" ".join(varying) or spec.name,
-        group_label=group_label,
-        baseline=base is not None and canonical(values) == canonical(base),
-        directory=runs / name,
-    )
 
 
 def _merge(first: Cell | None, cell: Cell) -> Cell:
@@ -161,38 +192,20 @@ def _merge(first: Cell | None, cell: Cell) -> Cell:
     return replace(first, aliases=(*first.aliases, cell), baseline=first.baseline or cell.baseline)
 
 
-def _has(config: Mapping[str, Any], key: str) -> bool:
-    node: Any = config
-    for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return False
-        node = node[part]
-    return True
+def _remembering(resolve: Resolver) -> Resolver:
+    """Resolving is the slow part. Seed 0 of a setting is asked for twice, what is refused once for every suspect."""
+    known: dict[str, dict[str, Any] | InputError] = {}
 
+    def remembered(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        key = canonical([[str(path) for path in configs], overrides])
+        if key not in known:
+            try:
+                known[key] = resolve(configs, overrides)
+            except InputError as error:
+                known[key] = error
+        found = known[key]
+        if isinstance(found, InputError):
+            raise found
+        return found
 
-def _blame(spec: GridSpec, resolve: Resolver, values: Mapping[str, Any], error: InputError) -> str:
-    """The error with the grid file and the culprit in front: the first part of the grid that alone, on top of
-    `configs`, gives the same error; the whole combination where no single part does."""
-    bare = replace(spec, overrides={})
-
-    def fails_alike(with_overrides: GridSpec, part: Mapping[str, Any]) -> bool:
-        try:
-            _cell(with_overrides, resolve, axis_names(spec), part, spec.seeds[0], "", Path())
-        except InputError as other:
-            return str(other) == str(error)
-        return False
-
-    if fails_alike(bare, {}):
-        return f"{spec.where('configs')}: {error}"
-    for key, value in spec.overrides.items():
-        if fails_alike(replace(spec, overrides={key: value}), {}):
-            return f"{spec.where('overrides', key)} = {_shown(value)}: {error}"
-    for key, value in values.items():
-        if fails_alike(spec, {key: value}):
-            return f"{spec.where('axes', key)} = {_shown(value)}: {error}"
-    combination = ", ".join(f"{key} = {_shown(value)}" for key, value in values.items())
-    return f"{spec.where('axes')}: {combination}: {error}"
-
-
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) else canonical(value)
+    return remembered

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class LocalLauncher:
         self.cells, self.began = list(cells), time.time()
         self.waiting = {cell.signature: cell for cell in cells}
         self.retry_at: dict[str, float] = {}
+        self.retried: Counter[str] = Counter()
         self.active: dict[str, Attempt] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.signals: list[tuple[int, float]] = []
@@ -112,6 +114,8 @@ class LocalLauncher:
         """What another launcher made of the cell since this one began; its failure is not tried again here."""
         if state is State.FINISHED:
             return Outcome(state)
+        if self.retried[cell.signature]:
+            return None
         status = Status.read(cell.directory)
         lately = status is not None and (status.ended_at or 0.0) >= self.began
         return Outcome(state, failure_reason(cell.directory)) if state is State.FAILED and lately else None
@@ -134,9 +138,15 @@ class LocalLauncher:
     def _collect(self) -> None:
         for name, attempt in list(self.active.items()):
             outcome = attempt.poll(self.display.note)
-            if outcome is not None:
-                del self.active[name]
-                self._ended(attempt.cell, outcome)
+            if outcome is None:
+                continue
+            del self.active[name]
+            self._ended(attempt.cell, outcome)
+            if outcome.state is State.FAILED and self.retried[name] < attempt.cell.retry and not self.signals:
+                self.retried[name] += 1
+                self.display.note(f"{attempt.cell.label}: again, {self.retried[name]} of {attempt.cell.retry}")
+                self.waiting[name] = attempt.cell
+                del self.outcomes[name]
 
     def _ended(self, cell: Cell, outcome: Outcome) -> None:
         self.waiting.pop(cell.signature, None)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+from mtp_lightning.grid.statistics import Interval
 from mtp_lightning.grid.units import quantity, size
 
 LOWER, HIGHER = "lower", "higher"
@@ -44,7 +45,7 @@ FAMILIES: tuple[str, ...] = (
 
 
 def better(metric: str) -> str | None:
-    """`lower`, `higher`, or None where the name does not tell."""
+    """`lower`, `higher`, or None where the name does not tell. Reports ask `Report.better`, which knows the file."""
     return next((way for pattern, way in _BETTER if fnmatchcase(metric, pattern)), None)
 
 
@@ -67,6 +68,11 @@ def shown(metric: str, value: float, *, like: float | None = None, signed: bool 
     if metric.startswith("model/") or "per_second" in metric:
         return sign + quantity(value)
     return sign + f"{value:.{decimals(value if like is None else like)}f}"
+
+
+def interval_text(metric: str, interval: Interval, like: float) -> str:
+    low, high = (shown(metric, value, like=like, signed=True) for value in (interval.low, interval.high))
+    return f"[{low}, {high}]"
 
 
 def decimals(value: float) -> int:

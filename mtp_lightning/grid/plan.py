@@ -1,6 +1,6 @@
 """The cells of a grid as they stand: what each is, and what `run` would do with it. Reads only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from mtp_lightning.grid.cells import Cell, expand
-from mtp_lightning.grid.spec import GridSpec, load_grid
+from mtp_lightning.grid.cells import Cell, load_cells
+from mtp_lightning.grid.cost import Cost
+from mtp_lightning.grid.spec import GridSpec
 from mtp_lightning.grid.state import CHECKPOINTS, Progress, Result, State, Status, cell_state, failure_reason
 from mtp_lightning.grid.tools import GridTools
-from mtp_lightning.grid.units import quantity
+from mtp_lightning.grid.units import duration, quantity, size
 
 ACTIONS = {
     State.MISSING: "run",
@@ -39,20 +40,37 @@ class Planned:
 def plan_grid(
     tools: GridTools, grid: str, runs: str, overrides: Mapping[str, Any] | None = None
 ) -> tuple[GridSpec, list[Planned]]:
-    spec = load_grid(Path(grid), tools.find_config, overrides)
-    cells = expand(spec, tools.resolve, Path(runs).absolute())
+    spec, cells = load_cells(Path(grid), tools.find_config, tools.resolve, Path(runs).absolute(), overrides)
+    tools.remember()
     return spec, [Planned(cell, cell_state(cell.directory)) for cell in cells]
 
 
-def plan_table(spec: GridSpec, planned: Sequence[Planned]) -> Table:
+def plan_table(spec: GridSpec, planned: Sequence[Planned], found: Sequence[Cost]) -> Table:
     table = Table(title=f"{spec.name}: {len(planned)} cells", title_justify="left")
     for name in ("cell", "signature", "state", "run would"):
         table.add_column(name, no_wrap=True)
-    for item in planned:
+    for name in ("parameters", "tokens", "FLOPs", "memory", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for item, cost in zip(planned, found):
         label = item.cell.label + (" (baseline)" if item.cell.baseline else "")
         same = "".join(f"\n= {alias.label}" for alias in item.cell.aliases)
-        table.add_row(Text(label).append(same, style="dim"), item.cell.signature, item.state.value, item.action)
+        seconds = "?" if cost.seconds is None else duration(cost.seconds)
+        table.add_row(
+            Text(label).append(same, style="dim"),
+            item.cell.signature,
+            item.state.value,
+            item.action,
+            quantity(cost.size.parameters),
+            _known(cost.size.tokens, quantity),
+            _known(cost.size.flops, quantity),
+            _known(cost.size.memory_bytes, size),
+            Text(seconds, style="" if cost.basis == "measured" else "dim"),
+        )
     return table
+
+
+def _known(value: int | None, shown: Callable[[int], str]) -> str:
+    return "?" if value is None else shown(value)
 
 
 def status_table(spec: GridSpec, planned: Sequence[Planned]) -> Table:

@@ -14,8 +14,9 @@ from typing import IO, Any
 
 import yaml
 
-from mtp_lightning.errors import InputError
+from mtp_lightning.errors import PREEMPTED, InputError
 from mtp_lightning.files import FileLock, write_text
+from mtp_lightning.grid.attempts import log_attempt
 from mtp_lightning.grid.cells import Cell
 from mtp_lightning.grid.state import CONFIG, LOG, Failure, Progress, Result, State, Status, process_token
 
@@ -60,6 +61,7 @@ class Attempt:
         self.cell, self.process, self.lock, self.status = cell, process, lock, status
         self.pace = Pace(status.started_at)
         self.stopped_by: int | None = None
+        self.given_up: str | None = None
 
     @classmethod
     def start(
@@ -70,10 +72,11 @@ class Attempt:
         command: Command,
         environment: Mapping[str, str],
         warn: Callable[[str], None],
+        job: str | None = None,
     ) -> "Attempt":
         """Needs the held lock. Raises OSError (no room, no rights) or InputError, and then has started nothing."""
         directory = cell.directory
-        previous = Status.read(directory)
+        previous = close_attempt(directory)
         write_text(directory / CONFIG, yaml.safe_dump(materialise(cell), sort_keys=False, allow_unicode=True))
         (directory / Failure.FILE).unlink(missing_ok=True)
         arguments = command(cell)
@@ -82,6 +85,7 @@ class Attempt:
             attempt=previous.attempt + 1 if previous else 1,
             host=socket.gethostname(),
             started_at=time.time(),
+            job=job,
         )
         with (directory / LOG).open("ab") as log:
             _header(log, status, arguments)
@@ -95,7 +99,7 @@ class Attempt:
                 pass_fds=(lock.descriptor,),
             )
         attempt = cls(cell, process, lock, replace(status, pid=process.pid, process=process_token(process.pid)))
-        attempt._note(attempt.status, warn)
+        _note(cell, attempt.status, warn)
         return attempt
 
     def stop(self, signum: int) -> None:
@@ -107,6 +111,11 @@ class Attempt:
     def kill(self) -> None:
         """End the run and whatever it started."""
         self.stopped_by = self.stopped_by or signal.SIGKILL
+        self._kill_group()
+
+    def give_up(self, reason: str) -> None:
+        """End a run that cannot come to anything: a failure."""
+        self.given_up = reason
         self._kill_group()
 
     def poll(self, warn: Callable[[str], None]) -> Outcome | None:
@@ -122,7 +131,7 @@ class Attempt:
             returncode=returncode,
             reason=outcome.reason,
         )
-        self._note(ended, warn)
+        _note(self.cell, ended, warn)
         self.lock.release()
         return outcome
 
@@ -130,8 +139,12 @@ class Attempt:
         directory, seconds = self.cell.directory, time.time() - self.status.started_at
         if Result.read(directory) is not None:
             return Outcome(State.FINISHED, None, seconds)
+        if self.given_up is not None:
+            return Outcome(State.FAILED, self.given_up, seconds)
         if self.stopped_by is not None:
             return Outcome(State.INTERRUPTED, f"stopped by {signal.Signals(self.stopped_by).name}", seconds)
+        if returncode == PREEMPTED:
+            return Outcome(State.INTERRUPTED, "preempted", seconds)
         failure = Failure.read(directory)
         if failure is not None:
             return Outcome(State.FAILED, one_line(f"{failure.error}: {failure.message}"), seconds)
@@ -142,13 +155,6 @@ class Attempt:
     def _kill_group(self) -> None:
         with suppress(ProcessLookupError, PermissionError):  # macOS says "permission" for a group of zombies
             os.killpg(self.process.pid, signal.SIGKILL)
-
-    def _note(self, status: Status, warn: Callable[[str], None]) -> None:
-        """A full disk must not take the launcher and the other cells down with it."""
-        try:
-            status.write(self.cell.directory)
-        except OSError as error:
-            warn(f"{self.cell.label}: cannot write {Status.FILE}: {error.strerror}")
 
 
 class Pace:
@@ -186,11 +192,33 @@ def failed_to_start(cell: Cell, error: Exception, warn: Callable[[str], None]) -
         ended_at=now,
         reason=text,
     )
+    _note(cell, status, warn)
+    return Outcome(State.FAILED, text)
+
+
+def _note(cell: Cell, status: Status, warn: Callable[[str], None]) -> None:
+    """A full disk must not take the launcher and the other cells down with it."""
     try:
         status.write(cell.directory)
-    except OSError as full:
-        warn(f"{cell.label}: cannot write {Status.FILE}: {full.strerror}")
-    return Outcome(State.FAILED, text)
+        if status.ended_at is not None:
+            log_attempt(cell.directory, status)
+    except OSError as error:
+        warn(f"{cell.label}: cannot write {Status.FILE}: {error.strerror}")
+
+
+def close_attempt(directory: Path) -> Status | None:
+    """The attempt before. If its launcher was killed with it, how it ended is written down only now."""
+    previous = Status.read(directory)
+    if previous is None or previous.ended_at is not None:
+        return previous
+    failure = Failure.read(directory)
+    state, reason = State.INTERRUPTED, "killed, and its launcher too"
+    if failure is not None:
+        state, reason = State.FAILED, one_line(f"{failure.error}: {failure.message}")
+    closed = replace(previous, state=state.value, reason=reason, ended_at=time.time())
+    closed.write(directory)
+    log_attempt(directory, closed)
+    return closed
 
 
 def log_tail(path: Path, lines: int = 5) -> str:

@@ -6,12 +6,13 @@ from functools import cache
 from pathlib import Path
 
 from mtp_lightning.files import read_json, write_json, write_text
+from mtp_lightning.grid.budgets import Points, ReadHistory
 from mtp_lightning.grid.cells import Cell
 from mtp_lightning.grid.report import Report, build_report
-from mtp_lightning.grid.spec import GridSpec
+from mtp_lightning.grid.spec import At, GridSpec
 from mtp_lightning.grid.state import RUN_ID
 from mtp_lightning.grid.tables import csv_text, markdown, report_json
-from mtp_lightning.grid.tools import GridTools, Tracking
+from mtp_lightning.grid.tools import GridTools
 
 MARKDOWN, CSV, FIGURE, RECORD = "report.md", "results.csv", "figure.png", "report.json"
 FILES = (MARKDOWN, CSV, FIGURE)
@@ -31,6 +32,7 @@ def publish(
     out: Path,
     again: bool,
     show: Callable[[Report], None],
+    at: At | None = None,
 ) -> Published:
     """`again=False` leaves files and MLflow alone when they hold this very report already, which spares the seconds
     that loading MLflow and drawing take."""
@@ -48,7 +50,13 @@ def publish(
         attempt(f"MLflow run {run_id}", lambda: found.update(store().metrics(run_id)))
         return found
 
-    report = build_report(spec, cells, read_metrics)
+    @cache
+    def history(run_id: str, metric: str) -> Points:
+        found: list[tuple[int, float]] = []
+        attempt(f"MLflow run {run_id}", lambda: found.extend(store().history(run_id, metric)))
+        return found
+
+    report = build_report(spec, cells, read_metrics, history, at)
     show(report)
     record = report_json(report)
     if not again and read_json(out / RECORD) == record and all((out / name).is_file() for name in FILES):
@@ -56,21 +64,19 @@ def publish(
     (out / RECORD).unlink(missing_ok=True)
     attempt(MARKDOWN, lambda: write_text(out / MARKDOWN, markdown(report)))
     attempt(CSV, lambda: write_text(out / CSV, csv_text(report)))
-    attempt(FIGURE, lambda: _draw(report, store(), out / FIGURE))
+    attempt(FIGURE, lambda: _draw(report, history, out / FIGURE))
     attempt("MLflow", lambda: store().record(report, [out / name for name in FILES if (out / name).is_file()]))
     if not problems:  # last: it says that all the rest is in place
         attempt(RECORD, lambda: write_json(out / RECORD, record))
     return Published(report, tuple(problems))
 
 
-def _draw(report: Report, store: Tracking, path: Path) -> None:
+def _draw(report: Report, history: ReadHistory, path: Path) -> None:
     from mtp_lightning.grid.figures import curve_metric, draw  # matplotlib takes its time to load
 
-    curves: dict[str, dict[int, Sequence[tuple[int, float]]]] = {}
+    curves: dict[str, dict[int, Points]] = {}
     for cell in report.cells:
         group, run_id = report.group(cell.group), cell.directory / RUN_ID
         if group is not None and cell.seed in group.results and run_id.is_file():
-            curves.setdefault(cell.group, {})[cell.seed] = store.history(
-                run_id.read_text().strip(), curve_metric(report)
-            )
+            curves.setdefault(cell.group, {})[cell.seed] = history(run_id.read_text().strip(), curve_metric(report))
     draw(report, curves, path)

@@ -1,19 +1,30 @@
-"""A report in MLflow: one run named `report` without metrics, and the note on the experiment's page."""
+"""A grid in MLflow, beside its cells: its chart view; its report, one run named `report` without metrics, and as the
+note on the experiment's page."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mtp_lightning.grid.report import Report
-from mtp_lightning.grid.tables import markdown, markdown_table
+from mtp_lightning.grid.spec import GridSpec
+from mtp_lightning.grid.tables import legend, markdown, markdown_table, notices
 from mtp_lightning.grid.verdict import verdict
+from mtp_lightning.grid.view import experiment_name, write_comparison
 
 NOTE_LIMIT = 5000
 """What MLflow takes in an experiment's tag."""
 
 
-def experiment_name(grid: str) -> str:
-    return f"mtp/{grid}"
+BRIEFLY = 2.0
+"""Seconds that the cells wait for a server that is away; they have more patience of their own."""
+
+
+def record_view(uri: str, spec: GridSpec) -> None:
+    """Make the grid's experiment, if it is not there, and put its chart view into it."""
+    from mtp_lightning.tracking.store import connect, ensure_experiment
+
+    experiment = ensure_experiment(uri, experiment_name(spec.name), away=BRIEFLY)
+    write_comparison(connect(uri), experiment, spec)
 
 
 def record_report(uri: str, report: Report, files: Sequence[Path]) -> str:
@@ -40,13 +51,15 @@ def write_record(client: Any, experiment: str, report: Report, files: Sequence[P
     client.set_tag(run_id, "mlflow.note.content", markdown(report))
     client.set_terminated(run_id, "FINISHED")
     client.set_experiment_tag(experiment, "mlflow.note.content", note(report))
+    write_comparison(client, experiment, report.spec)
 
 
 def note(report: Report) -> str:
-    """One line first, since MLflow shows the note folded; then as much of the table as a tag holds."""
-    full = f"{report.spec.name}: {verdict(report)}\n\n"
+    """One line first, since MLflow shows the note folded; then what is missing, and as much of the table as a tag
+    holds."""
+    full = "\n\n".join([f"{report.spec.name}: {verdict(report)}", *notices(report), ""])
     for metrics in (report.metrics, report.spec.compare):
-        text = full + markdown_table(report, metrics)
+        text = full + f"{markdown_table(report, metrics)}\n\n{legend(report)}\n"
         if len(text) <= NOTE_LIMIT:
             return text
     return full[:NOTE_LIMIT]

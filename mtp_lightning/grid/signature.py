@@ -6,9 +6,9 @@ default would silently pass old results off as new ones. What cannot change a re
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 SCHEMA = 1
@@ -86,6 +86,7 @@ def _semantic(node: Mapping[str, Any], at: tuple[str, ...]) -> dict[str, Any]:
     return kept
 
 
+@cache  # of the same few hundred keys for every cell of a grid
 def _reason(path: tuple[str, ...]) -> str | None:
     for pattern, reason in NON_SEMANTIC:
         parts = pattern.split(".")
@@ -100,13 +101,13 @@ def _observes(entry: object) -> bool:
 
 
 def _plain(value: object, at: str) -> object:
+    if value is None or isinstance(value, (str, bool, int)):  # first: nearly all are
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{at}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{at}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        return int(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
     place = f" at {at.lstrip('.')}" if at else ""
     raise TypeError(f"{value!r}{place} is neither text, number, true/false, list nor mapping")

@@ -2,15 +2,18 @@
 
 config.yaml     what `mtp fit` is given                      launcher
 status.json     the last attempt: process, times, reason     launcher
+attempts.jsonl  all attempts that ended, and how             launcher
 log.txt         output of all attempts                       launcher
 lock            held while the cell runs                     launcher and run
 progress.json   step, loss, throughput, a heartbeat          run
 result.json     metrics, written last and once: finished     run
 failure.json    why the attempt failed                       run
 mlflow_run_id   the MLflow run that every attempt continues  run
+code.diff       what the code had on top of its commit       launcher, on Slurm
 checkpoints/                                                 run
 """
 
+import functools
 import os
 import socket
 import time
@@ -23,6 +26,7 @@ from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type
 from mtp_lightning.files import read_json, write_json
 
 CONFIG, LOG, LOCK, RUN_ID, CHECKPOINTS = "config.yaml", "log.txt", "lock", "mlflow_run_id", "checkpoints"
+ATTEMPTS, DIFF = "attempts.jsonl", "code.diff"
 
 HEARTBEAT_SECONDS = 300.0
 """A run that was silent for longer counts as dead where its process cannot be looked at."""
@@ -30,6 +34,8 @@ HEARTBEAT_SECONDS = 300.0
 
 class State(str, Enum):
     MISSING = "missing"
+    QUEUED = "queued"
+    """Waits for Slurm, which a cell's folder does not know."""
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
@@ -54,7 +60,7 @@ class Record:
         raw = read_json(directory / cls.FILE)
         if raw is None:
             return None
-        hints = get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]  # mypy: classes of dataclasses cannot be hashed
         known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
         if not all(_fits(value, hints[name]) for name, value in known.items()):
             return None
@@ -62,6 +68,11 @@ class Record:
             return cls(**{name: _as_float(value, hints[name]) for name, value in known.items()})
         except TypeError:  # a required key is absent
             return None
+
+
+@functools.cache
+def _hints(cls: type[Record]) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,8 @@ class Status(Record):
     ended_at: float | None = None
     returncode: int | None = None
     reason: str | None = None
+    job: str | None = None
+    """Of Slurm, as squeue writes it: `12_3`."""
 
 
 @dataclass(frozen=True)
@@ -117,26 +130,49 @@ class Failure(Record):
     message: str
 
 
+@dataclass(frozen=True)
+class CellFiles:
+    """What a cell's folder says, each file read once."""
+
+    result: Result | None
+    status: Status | None
+    progress: Progress | None
+    failure: Failure | None
+
+    @classmethod
+    def read(cls, directory: Path) -> "CellFiles":
+        result, status = Result.read(directory), Status.read(directory)
+        return cls(result, status, Progress.read(directory), Failure.read(directory))
+
+    @property
+    def state(self) -> State:
+        """Finished by its result; running by a living process; else what the last attempt left."""
+        if self.result is not None:
+            return State.FINISHED
+        return State.RUNNING if _alive(self.status, self.progress) else self.left
+
+    @property
+    def left(self) -> State:
+        """What the last attempt left, if it is over."""
+        if self.status is None:
+            return State.MISSING if self.progress is None else State.INTERRUPTED
+        if self.status.state == State.RUNNING.value and self.failure is not None:
+            return State.FAILED  # the launcher was gone before it could note it
+        return State.FAILED if self.status.state == State.FAILED.value else State.INTERRUPTED
+
+    @property
+    def reason(self) -> str | None:
+        if self.status is not None and self.status.reason:
+            return self.status.reason
+        return " ".join(f"{self.failure.error}: {self.failure.message}".split()) if self.failure is not None else None
+
+
 def cell_state(directory: Path) -> State:
-    """Finished by its result; running by a living process; else what the last attempt left."""
-    if Result.read(directory) is not None:
-        return State.FINISHED
-    status, progress = Status.read(directory), Progress.read(directory)
-    if _alive(status, progress):
-        return State.RUNNING
-    if status is None:
-        return State.MISSING if progress is None else State.INTERRUPTED
-    if status.state == State.RUNNING.value and Failure.read(directory) is not None:
-        return State.FAILED  # the launcher was gone before it could note it
-    return State.FAILED if status.state == State.FAILED.value else State.INTERRUPTED
+    return CellFiles.read(directory).state
 
 
 def failure_reason(directory: Path) -> str | None:
-    status = Status.read(directory)
-    if status is not None and status.reason:
-        return status.reason
-    failure = Failure.read(directory)
-    return " ".join(f"{failure.error}: {failure.message}".split()) if failure is not None else None
+    return CellFiles.read(directory).reason
 
 
 def process_token(pid: int) -> str | None:
@@ -170,13 +206,20 @@ def _alive(status: Status | None, progress: Progress | None) -> bool:
     heartbeat = progress.updated_at if progress is not None else 0.0
     if status is not None and status.state == State.RUNNING.value:
         if status.host != here:
-            return time.time() - max(heartbeat, status.started_at) < HEARTBEAT_SECONDS
+            return _lately(max(heartbeat, status.started_at))
         if status.pid is not None and process_token(status.pid) == status.process:
             return status.process is not None
-    # A run that was started by hand in this folder has a heartbeat and no status of its own.
-    if progress is None or time.time() - heartbeat >= HEARTBEAT_SECONDS:
+    # A run that was started by hand in this folder has a heartbeat and no status of its own; an attempt that is known
+    # to have ended leaves its last heartbeat behind.
+    ended_at = status.ended_at if status is not None and status.ended_at is not None else 0.0
+    if progress is None or heartbeat <= ended_at or not _lately(heartbeat):
         return False
     return progress.host != here or process_token(progress.pid) is not None
+
+
+def _lately(at: float) -> bool:
+    """A sign of life from the future is of a clock that jumped, and not good for ever."""
+    return abs(time.time() - at) < HEARTBEAT_SECONDS
 
 
 def _fits(value: object, hint: Any) -> bool:

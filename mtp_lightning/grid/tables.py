@@ -4,18 +4,28 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from mtp_lightning.grid.metrics import better, shown
-from mtp_lightning.grid.report import Group, Report, Summary
+from mtp_lightning.grid.metrics import interval_text, shown
+from mtp_lightning.grid.report import Group, Report
 from mtp_lightning.grid.signature import canonical
+from mtp_lightning.grid.statistics import LEVEL, Interval, Summary
 from mtp_lightning.grid.verdict import verdict
 
 WIDE = 5
 """Settings up to which they are columns; more of them become rows, with the compared metrics only."""
+
+
+METHODS = {
+    "t": "Student's t",
+    "bootstrap-t": "studentized bootstrap from 6 seeds on",
+    "Welch": "Welch's t where no seed is common",
+}
+_GAP = ("difference", "difference_sd", "ci_low", "ci_high", "n_pairs", "ci_method")
 
 
 def terminal_table(report: Report) -> Table:
@@ -25,21 +35,22 @@ def terminal_table(report: Report) -> Table:
             text.append(f"\n{gap}", style="dim")
         return text
 
-    table = Table(title=f"{report.spec.name}: mean ± sd over seeds, difference to the baseline", title_justify="left")
+    title = f"{report.spec.name}: mean ± sd over seeds, difference to the baseline"
+    table = Table(title=title + (f" [{LEVEL:.0%} interval]" if _intervals(report) else ""), title_justify="left")
     if len(report.groups) <= WIDE:
         table.add_column("metric", no_wrap=True)
         for group in report.groups:
             table.add_column(Text(_heading(group)), justify="right")
         for metric in report.metrics:
-            table.add_row(_with_arrow(metric), *(cell(group, metric) for group in report.groups))
+            table.add_row(_with_arrow(report, metric), *(cell(group, metric) for group in report.groups))
         return table
     table.add_column("setting", no_wrap=True)
     table.add_column("n", justify="right")
     for metric in report.spec.compare:
-        table.add_column(_with_arrow(metric), justify="right")
+        table.add_column(_with_arrow(report, metric), justify="right")
     for group in report.groups:
-        name = group.label + (" (baseline)" if _is_baseline(group) else "")
-        table.add_row(Text(name), str(len(group.results)), *(cell(group, m) for m in report.spec.compare))
+        name = group.label + (" (baseline)" if group.is_baseline else "")
+        table.add_row(Text(name), _count(group), *(cell(group, m) for m in report.spec.compare))
     return table
 
 
@@ -48,7 +59,7 @@ def markdown(report: Report, metrics: Sequence[str] | None = None) -> str:
     parts = [f"# {report.spec.name}", verdict(report)]
     parts += [f"**{line[0].upper()}{line[1:]}**" for line in notices(report)]
     parts.append(markdown_table(report, report.metrics if metrics is None else metrics))
-    parts.append("Mean ± sample standard deviation over seeds; in brackets the difference to the baseline, by seed.")
+    parts.append(legend(report))
     return "\n\n".join(parts) + "\n"
 
 
@@ -59,54 +70,78 @@ def markdown_table(report: Report, metrics: Sequence[str]) -> str:
 
     if len(report.groups) <= WIDE:
         head = ["metric", *(_heading(group).replace("\n", ", ") for group in report.groups)]
-        rows = [[_with_arrow(m), *(cell(group, m) for group in report.groups)] for m in metrics]
+        rows = [[_with_arrow(report, m), *(cell(group, m) for group in report.groups)] for m in metrics]
     else:
-        head = ["setting", *map(_with_arrow, metrics)]
+        head = ["setting", *(_with_arrow(report, metric) for metric in metrics)]
         rows = [[_heading(group).replace("\n", ", "), *(cell(group, m) for m in metrics)] for group in report.groups]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
+def legend(report: Report) -> str:
+    text = "Mean ± sample standard deviation over seeds; in brackets the difference to the baseline, by seed"
+    methods = {found.method for found in _intervals(report)}
+    if not methods:
+        return text + "."
+    said = [name for method, name in METHODS.items() if method in methods]
+    return (
+        f"{text}, with its {LEVEL:.0%} confidence interval ({'; '.join(said)}). Each interval holds for its own "
+        "difference: of twenty, one misses by chance."
+    )
+
+
 def csv_text(report: Report) -> str:
-    """Long form, one line for each setting and metric; empty where there is no such number."""
+    """Long form, one line for each setting and metric; empty where there is no such number. `cells` are the seeds that
+    there should be; `n_pairs` is 0 for a difference of means without a common seed."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["group", *report.spec.axes, "metric", "mean", "sd", "n", "difference", "difference_sd"])
+    keys = list(dict.fromkeys([*report.spec.axes, *(key for group in report.groups for key in group.values)]))
+    writer.writerow(["group", *keys, "metric", "at", "mean", "sd", "n", "cells", *_GAP])
     for group in report.groups:
+        setting = [_shown_value(group.values[key]) if key in group.values else "" for key in keys]
         for metric in report.metrics:
-            found, gap = group.summary(metric), report.difference(group, metric)
+            found, at = group.summary(metric), report.aligned.at.get(metric)
             if found is None:
                 continue
-            numbers = [found.mean, found.sd, found.n, *((gap.mean, gap.sd) if gap else (None, None))]
-            writer.writerow([group.label, *map(_shown_value, group.values.values()), metric, *map(_raw, numbers)])
+            where = "" if at is None else f"{at.unit}={at.amount:.12g}"
+            numbers = map(_raw, (found.mean, found.sd, found.n, len(group.seeds)))
+            writer.writerow([group.label, *setting, metric, where, *numbers, *_gap_fields(report, group, metric)])
     return out.getvalue()
 
 
 def report_json(report: Report) -> dict[str, Any]:
     """What the table says, for `--json`. Numbers that are not finite are null, since JSON has none."""
 
-    def numbers(summary: Summary | None) -> dict[str, Any] | None:
-        if summary is None:
-            return None
-        return {"mean": _finite(summary.mean), "sd": _finite(summary.sd), "n": summary.n}
+    def metric(group: Group, name: str, found: Summary) -> dict[str, Any]:
+        gap = report.difference(group, name)
+        numbers = {"mean": _finite(found.mean), "sd": _finite(found.sd), "n": found.n}
+        if gap is None:
+            return {**numbers, "difference": None}
+        difference = {"mean": _finite(gap.mean), "sd": _finite(gap.sd), "n": gap.n}
+        interval = None if gap.interval is None else asdict(gap.interval)
+        return {**numbers, "difference": {**difference, "interval": interval}}
 
     return {
         "grid": report.spec.name,
         "verdict": verdict(report),
         "cells": len(report.cells),
         "missing": list(report.missing),
+        "unfinished": list(report.unfinished),
         "warnings": list(report.warnings),
+        "notices": notices(report),
+        "at": {name: {"unit": at.unit, "amount": at.amount} for name, at in report.aligned.at.items()},
         "groups": [
             {
                 "label": group.label,
                 "signature": group.signature,
                 "values": dict(group.values),
                 "seeds": list(group.results),
-                "baseline": _is_baseline(group),
+                "cells": len(group.seeds),
+                "baseline": group.is_baseline,
                 "metrics": {
-                    metric: {**found, "difference": numbers(report.difference(group, metric))}
-                    for metric in report.metrics
-                    if (found := numbers(group.summary(metric)))
+                    name: metric(group, name, found)
+                    for name in report.metrics
+                    if (found := group.summary(name)) is not None
                 },
             }
             for group in report.groups
@@ -120,29 +155,44 @@ def notices(report: Report) -> list[str]:
     if report.missing:
         count, total = len(report.missing), len(report.cells)
         lines.append(f"incomplete: {count} of {total} cells missing: {', '.join(report.missing)}")
+    if report.unfinished:
+        lines.append(f"not finished, and compared as far as they are: {', '.join(report.unfinished)}")
+    lines += report.aligned.notes
     absent = [m for m in report.spec.compare if not any(group.summary(m) for group in report.groups)]
     if absent and len(report.missing) < len(report.cells):
         lines.append(f"no finished cell has {', '.join(absent)}")
+    for metric in report.metrics:
+        seeds = [(group, seed) for group in report.groups for seed in _diverged(group, metric)]
+        if seeds:
+            lines.append(f"not finite: {metric} of {', '.join(f'{group.label} seed={seed}' for group, seed in seeds)}")
     return lines + [f"warning: {text}" for text in report.warnings]
 
 
 def mean_text(group: Group, metric: str) -> str:
-    """`1.2345 ± 0.0012`; with `(n=1)` where that is fewer than the group has; a dash for no number."""
-    found = group.summary(metric)
+    """`1.2345 ± 0.0012`; with `(n=1 of 2)` where that is fewer than the group should have, and how many of them are
+    not finite; a dash for no number."""
+    found, diverged = group.summary(metric), len(_diverged(group, metric))
     if found is None:
         return "–"
     text = shown(metric, found.mean) + _spread(metric, found, found.mean)
-    return text + (f" (n={found.n})" if found.n != len(group.results) else "")
+    said = [f"n={found.n} of {len(group.seeds)}"] if found.n != len(group.results) else []
+    said += [f"{diverged} of {found.n} not finite"] if diverged else []
+    return text + (f" ({', '.join(said)})" if said else "")
 
 
 def difference_text(report: Report, group: Group, metric: str) -> str | None:
-    gap = report.difference(group, metric)
-    if gap is None:
+    """`-0.0500 [-0.0800, -0.0200]`; with fewer seeds than an interval takes, `-0.0500 ± 0.0707`."""
+    gap, found = report.difference(group, metric), group.summary(metric)
+    if gap is None or found is None:
         return None
-    found = group.summary(metric)
-    like = found.mean if found else gap.mean
-    text = shown(metric, gap.mean, like=like, signed=True) + _spread(metric, gap, like)
-    return text if gap.n else f"{text}, unpaired"
+    text = shown(metric, gap.mean, like=found.mean, signed=True)
+    if gap.interval is not None:
+        text += f" {interval_text(metric, gap.interval, found.mean)}"
+    else:
+        text += _spread(metric, gap, found.mean)
+    if gap.n == 0:
+        return f"{text}, unpaired"
+    return text if gap.n == found.n else f"{text}, {gap.n} pair{'s' if gap.n > 1 else ''}"
 
 
 def _spread(metric: str, summary: Summary, like: float) -> str:
@@ -151,15 +201,35 @@ def _spread(metric: str, summary: Summary, like: float) -> str:
 
 
 def _heading(group: Group) -> str:
-    return f"{group.label}\n{'baseline, ' if _is_baseline(group) else ''}n={len(group.results)}"
+    return f"{group.label}\n{'baseline, ' if group.is_baseline else ''}n={_count(group)}"
 
 
-def _with_arrow(metric: str) -> str:
-    return metric + {"lower": " ↓", "higher": " ↑", None: ""}[better(metric)]
+def _count(group: Group) -> str:
+    """`2 of 3`: a seed that is missing stands beside the mean that lacks it."""
+    found, there_should_be = len(group.results), len(group.seeds)
+    return str(found) if found == there_should_be else f"{found} of {there_should_be}"
 
 
-def _is_baseline(group: Group) -> bool:
-    return group.baseline == group.signature
+def _with_arrow(report: Report, metric: str) -> str:
+    return report.named(metric) + {"lower": " ↓", "higher": " ↑", None: ""}[report.better(metric)]
+
+
+def _diverged(group: Group, metric: str) -> list[int]:
+    return [seed for seed, value in group.by_seed(metric).items() if not math.isfinite(value)]
+
+
+def _intervals(report: Report) -> list[Interval]:
+    gaps = [report.difference(group, metric) for group in report.groups for metric in report.metrics]
+    return [gap.interval for gap in gaps if gap is not None and gap.interval is not None]
+
+
+def _gap_fields(report: Report, group: Group, metric: str) -> list[str]:
+    gap = report.difference(group, metric)
+    if gap is None:
+        return [""] * len(_GAP)
+    found = gap.interval
+    low, high, method = (found.low, found.high, found.method) if found else (None, None, "")
+    return [*map(_raw, (gap.mean, gap.sd, low, high, gap.n)), method]
 
 
 def _shown_value(value: object) -> str:

@@ -4,18 +4,23 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from mtp_lightning.grid.cells import Resolver
+from mtp_lightning.grid.cost import Size
 from mtp_lightning.grid.process import Command, Materialise
-from mtp_lightning.grid.record import experiment_name, record_report
+from mtp_lightning.grid.record import record_report, record_view
 from mtp_lightning.grid.report import Report
-from mtp_lightning.grid.spec import FindConfig
+from mtp_lightning.grid.spec import FindConfig, GridSpec
+from mtp_lightning.grid.view import experiment_name
 
 
 @runtime_checkable
 class Tracking(Protocol):
-    """The tracking store of one runs folder, as far as reports need it."""
+    """The tracking store of one runs folder, as far as a grid needs it."""
+
+    def prepare(self, spec: GridSpec) -> None:
+        """What the grid's page shows before its first report."""
 
     def metrics(self, run_id: str) -> Mapping[str, float]:
         """Last values."""
@@ -30,6 +35,9 @@ class MlflowTracking:
     """Loads MLflow at the first question, which takes seconds."""
 
     uri: str
+
+    def prepare(self, spec: GridSpec) -> None:
+        record_view(self.uri, spec)
 
     def metrics(self, run_id: str) -> Mapping[str, float]:
         from mtp_lightning.tracking.read import read_run
@@ -66,7 +74,20 @@ class GridTools:
     materialise: Materialise
     command: Command
     find_config: FindConfig
+    measure: Callable[[Mapping[str, Any]], Size]
+    """How large a run of a configuration is; of configurations that `resolve` gave."""
+    remember: Callable[[], None] = lambda: None
+    """Called when all cells are resolved: the next command may be quicker."""
     tracking: Callable[[Path], Tracking] = default_tracking
     """The runs folder -> its tracking store."""
     ui_command: Callable[[Path, str], str] = default_ui_command
     """(runs folder, grid name) -> the command that opens the MLflow UI on the grid's page."""
+
+    def prepare_tracking(self, spec: GridSpec, runs: Path) -> str | None:
+        """Do what can be done before the first cell, so that the link to the charts works while cells run; what went
+        wrong, which is no reason not to run."""
+        try:
+            self.tracking(runs).prepare(spec)
+        except Exception as error:  # MLflow raises what its store raises
+            return f"MLflow: {type(error).__name__}: {error}"
+        return None

@@ -1,14 +1,16 @@
 """One sentence about the first metric of a grid's `compare`, computed from the numbers and worded no stronger.
 
-A difference counts as real when it exceeds the spread: the largest of the standard deviations over seeds of the two
-settings and of their paired difference. That is a rule of thumb for a few seeds, not a test.
+A difference counts as real when its confidence interval leaves out zero. With too few seeds for an interval, when it
+exceeds the spread: the largest of the standard deviations over seeds of the two settings and of their paired
+difference. That is a rule of thumb, not a test.
 """
 
 import math
 from collections.abc import Sequence
 
-from mtp_lightning.grid.metrics import LOWER, better, shown
-from mtp_lightning.grid.report import Group, Report, Summary, difference
+from mtp_lightning.grid.metrics import LOWER, interval_text, shown
+from mtp_lightning.grid.report import Group, Report
+from mtp_lightning.grid.statistics import LEVEL, Difference, Summary, compared
 
 
 def verdict(report: Report) -> str:
@@ -17,15 +19,17 @@ def verdict(report: Report) -> str:
     if not measured:
         return f"No verdict: no finished cell has {metric}."
     sentence = _sentence(report, metric, measured)
-    if report.missing:
-        sentence += f" Provisional: {len(report.missing)} of {len(report.cells)} cells are missing."
+    lacking = {"missing": len(report.missing), "not finished": len(report.unfinished)}
+    if any(lacking.values()):
+        said = [f"{count} of {len(report.cells)} cells are {how}" for how, count in lacking.items() if count]
+        sentence += f" Provisional: {' and '.join(said)}."
     if report.warnings:
         sentence += " Mind the warnings."
     return sentence
 
 
 def _sentence(report: Report, metric: str, measured: Sequence[tuple[Group, Summary]]) -> str:
-    way = better(metric)
+    way, named = report.better(metric), report.named(metric)
     if len(measured) == 1:
         return f"No comparison: only {measured[0][0].label} has {metric}."
     if way is None:
@@ -36,11 +40,13 @@ def _sentence(report: Report, metric: str, measured: Sequence[tuple[Group, Summa
     diverged = [group.label for group, found in measured if not math.isfinite(found.mean)]
     ranked = sorted(finite, key=lambda pair: pair[1].mean if way == LOWER else -pair[1].mean)
     tail = f" Not finite: {', '.join(diverged)}." if diverged else ""
+    without = [group.label for group in report.groups if group.results and group.summary(metric) is None]
+    tail += f" Without a value: {', '.join(without)}." if without else ""
     best, found = ranked[0]
     other, is_baseline = _reference(report, ranked)
     if other is None:
-        return f"{_capital(best.label)} has the only finite {metric}, {shown(metric, found.mean)}.{tail}"
-    return _compared(metric, "lowest" if way == LOWER else "highest", best, other, is_baseline) + tail
+        return f"{_capital(best.label)} has the only finite {named}, {shown(metric, found.mean)}.{tail}"
+    return _compared(report, "lowest" if way == LOWER else "highest", best, other, is_baseline) + tail
 
 
 def _reference(report: Report, ranked: Sequence[tuple[Group, Summary]]) -> tuple[Group | None, bool]:
@@ -52,27 +58,35 @@ def _reference(report: Report, ranked: Sequence[tuple[Group, Summary]]) -> tuple
     return (ranked[1][0], False) if len(ranked) > 1 else (None, False)
 
 
-def _compared(metric: str, superlative: str, best: Group, other: Group, other_is_baseline: bool) -> str:
-    mine, theirs, gap = best.summary(metric), other.summary(metric), difference(best, other, metric)
+def _compared(report: Report, superlative: str, best: Group, other: Group, other_is_baseline: bool) -> str:
+    metric = report.spec.compare[0]
+    mine, theirs = best.summary(metric), other.summary(metric)
+    gap = compared(best.by_seed(metric), other.by_seed(metric))
     assert mine and theirs and gap  # noqa: PT018 - ranked settings all have the metric
     if gap.mean and (gap.mean < 0) != (mine.mean < theirs.mean):
         return f"No verdict: {best.label} and {other.label} have {metric} of different seeds."
-    name = f"{best.label}, the baseline," if best.baseline == best.signature else best.label
+    name = f"{best.label}, the baseline," if best.is_baseline else best.label
     rival = f"the baseline {other.label}" if other_is_baseline else f"the next, {other.label}"
     amount = shown(metric, abs(gap.mean), like=mine.mean)
     apart = f"{amount} {'lower' if gap.mean < 0 else 'higher'} than {rival}" if gap.mean else f"equal to {rival}"
-    start = f"{_capital(name)} has the {superlative} {metric}, {shown(metric, mine.mean)}"
+    has = f"has the {superlative} {report.named(metric)}, {shown(metric, mine.mean)}"
     if mine.n < 2 or theirs.n < 2:
-        return f"{start}: {apart}; with one seed nothing is known about the spread."
-    seeds = min(mine.n, theirs.n)
+        return f"{_capital(name)} {has}: {apart}; with one seed nothing is known about the spread."
+    real, beyond = _beyond(metric, mine, theirs, gap)
+    if real:
+        return f"{_capital(name)} {has}: {apart}, {beyond}."
+    return f"No difference beyond {beyond}: {name} {has}, but {'only ' if gap.mean else 'is '}{apart}."
+
+
+def _beyond(metric: str, mine: Summary, theirs: Summary, gap: Difference) -> tuple[bool, str]:
+    """Whether the difference is one, and what it was held against."""
+    if gap.interval is not None:
+        seeds = f"{gap.n} seeds" if gap.n else f"{mine.n} and {theirs.n} seeds, unpaired"
+        held = f"{LEVEL:.0%} interval {interval_text(metric, gap.interval, mine.mean)} over {seeds}"
+        return gap.interval.excludes_zero, f"{held} leaves out 0" if gap.interval.excludes_zero else f"chance ({held})"
     spread = max(summary.sd or 0.0 for summary in (mine, theirs, gap))
-    around = f"the spread over {seeds} seeds ({shown(metric, spread, like=mine.mean)})"
-    if abs(gap.mean) > spread:
-        return f"{start}: {apart}, more than {around}."
-    return (
-        f"No difference beyond {around}: {name} has the {superlative} {metric}, {shown(metric, mine.mean)}, "
-        f"but {'only ' if gap.mean else 'is '}{apart}."
-    )
+    around = f"the spread over {min(mine.n, theirs.n)} seeds ({shown(metric, spread, like=mine.mean)})"
+    return abs(gap.mean) > spread, f"more than {around}" if abs(gap.mean) > spread else around
 
 
 def _capital(text: str) -> str:

@@ -9,6 +9,7 @@ import yaml
 from mtp_lightning.errors import InputError
 
 Lines = dict[tuple[str, ...], int]
+"""Path of a key or of a list's item (its index, from 0, as text) -> 1-based line."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,8 +23,15 @@ _Loader.add_implicit_resolver(
 )
 
 
+def place(path: Path, lines: Lines, *key: str | int) -> str:
+    """`grid.yaml:7: axes.model.heads.n_future`, for the front of an error message. An item of a list (an index) lends
+    its line and not its name: the message quotes the item."""
+    line = lines.get(tuple(map(str, key)))
+    return f"{path}{f':{line}' if line else ''}: {'.'.join(part for part in key if isinstance(part, str))}"
+
+
 def read_yaml(path: Path) -> tuple[Any, Lines]:
-    """The document and the 1-based line of every mapping key, by its path: `lines["axes", "model.n"]`."""
+    """The document and where everything in it stands: `lines["axes", "model.n"]`, `lines["exclude", "0"]`."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -49,6 +57,11 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
 
 
 def _collect(path: Path, node: yaml.Node, at: tuple[str, ...], lines: Lines) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            where = (*at, str(index))
+            lines[where] = item.start_mark.line + 1
+            _collect(path, item, where, lines)
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:

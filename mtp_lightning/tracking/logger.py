@@ -1,5 +1,6 @@
 """Lightning's logger for MLflow: metrics in batches, and a restarted run goes on as the same MLflow run."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,11 @@ from typing_extensions import override
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
+from mtp_lightning.tracking.begin import begun_run, new_run
+from mtp_lightning.tracking.journal import JOURNAL
+from mtp_lightning.tracking.machine import SYSTEM, start_monitor
 from mtp_lightning.tracking.params import as_parameters
+from mtp_lightning.tracking.patience import PATIENCE, StoreAwayError
 from mtp_lightning.tracking.provenance import provenance
 from mtp_lightning.tracking.read import infinity_restored
 from mtp_lightning.tracking.store import (
@@ -21,14 +26,11 @@ from mtp_lightning.tracking.store import (
     connect,
     default_tracking_uri,
     ensure_experiment,
-    with_patience,
 )
-from mtp_lightning.tracking.writer import RunWriter
+from mtp_lightning.tracking.writer import BRIEFLY, RunWriter
 
 RUN_FILE = "mlflow_run_id"
 """In a run's own folder: the id of its MLflow run."""
-SYSTEM = "system/"
-"""Prefix of MLflow's own metrics of the machine, which count their own steps."""
 
 
 class MLflowRunLogger(Logger):
@@ -36,10 +38,12 @@ class MLflowRunLogger(Logger):
 
     Metrics wait in memory and are written every `flush_every_seconds`, before every checkpoint (`KeepRecord`) and at
     the end. When a run is continued from its `directory`, points at or before the last recorded step of their metric
-    are left out: no step stands twice.
+    are left out: no step stands twice. A server may be away while the run goes on: what it did not get is sent when it
+    is back, by a later attempt too; only the start and the end wait for it, for a minute.
 
     Args:
-        tracking_uri: an MLflow store; by default `runs/mlflow.db` in the working directory.
+        tracking_uri: an MLflow store; by default what MLFLOW_TRACKING_URI names, or else `runs/mlflow.db` in the
+            working directory.
         experiment: MLflow experiment, made if it is not there.
         run_name: how the run is shown.
         directory: the run's own folder, which remembers the MLflow run. Without one, every start is a new run.
@@ -48,6 +52,7 @@ class MLflowRunLogger(Logger):
 
     Raises:
         InputError: a store that MLflow does not take.
+        StoreAwayError: at the start or the end, a server that does not answer.
     """
 
     def __init__(
@@ -123,7 +128,8 @@ class MLflowRunLogger(Logger):
             client = connect(self.tracking_uri)
             self._writer = self._continue_run(client) or self._start_run(client, experiment_id)
             if self.system_metrics:
-                self._monitor = self._writer.start_monitor(self.system_metrics_seconds)
+                run = (self._writer.run_id, self.tracking_uri)
+                self._monitor = start_monitor(self._writer, *run, self.system_metrics_seconds)
         return self._writer
 
     def _start_run(self, client: Any, experiment_id: str) -> RunWriter:
@@ -133,42 +139,32 @@ class MLflowRunLogger(Logger):
             except OSError as error:
                 raise _unwritable(self.directory, error) from error
         tags = {"mtp.attempt": "1"} | provenance() | self.tags
-        run = with_patience(
-            lambda: client.create_run(experiment_id, tags=tags, run_name=self.run_name), self.tracking_uri
-        )
-        run_id = str(run.info.run_id)
+        run_id = new_run(client, experiment_id, self.run_name, tags, self.tracking_uri)
         if self.directory:
             try:
                 write_text(self.directory / RUN_FILE, run_id + "\n")
             except OSError as error:
                 client.delete_run(run_id)
                 raise _unwritable(self.directory, error) from error
-        return RunWriter(client, run_id, self.tracking_uri, self.flush_every_seconds)
+        return self._new_writer(client, run_id)
+
+    def _new_writer(self, client: Any, run_id: str) -> RunWriter:
+        journal = self.directory / JOURNAL if self.directory else None
+        return RunWriter(client, run_id, self.tracking_uri, self.flush_every_seconds, journal=journal)
 
     def _continue_run(self, client: Any) -> RunWriter | None:
         """The run that `directory` remembers, set running again; None where it remembers none."""
-        file = self.directory / RUN_FILE if self.directory else None
-        if file is None or not file.is_file():
+        if self.directory is None or not (self.directory / RUN_FILE).is_file():
             return None
-        from mlflow.exceptions import MlflowException
-
-        run_id = file.read_text().strip()
-        try:
-            run = with_patience(lambda: client.get_run(run_id), self.tracking_uri)
-        except MlflowException as error:
-            raise InputError(
-                f"trainer.logger.init_args.tracking_uri: '{self.tracking_uri}' does not hold the run of "
-                f"'{self.directory}' ({run_id}): give the store it was begun in, or a new folder"
-            ) from error
-        if run.info.lifecycle_stage != "active":
-            raise InputError(
-                f"the run of '{self.directory}' ({run_id}) was deleted in MLflow: restore it there or give a new folder"
-            )
+        writer = self._new_writer(client, (self.directory / RUN_FILE).read_text().strip())
+        run = begun_run(client, writer.run_id, self.tracking_uri, self.directory)
+        if writer.resend():
+            run = begun_run(client, writer.run_id, self.tracking_uri, self.directory)
         self._params = dict(run.data.params)
+        steps = {metric.key: metric.step for metric in run.data._metric_objs}  # `metrics` has values alone
         values = {k: infinity_restored(v) for k, v in run.data.metrics.items() if not k.startswith(SYSTEM)}
         self.last_values = values
-        recorded = {key: max(m.step for m in client.get_metric_history(run_id, key)) for key in values}
-        writer = RunWriter(client, run_id, self.tracking_uri, self.flush_every_seconds, recorded)
+        writer.recorded = {key: steps[key] for key in values}
         self._status_before = run.info.status
         writer.set_status("RUNNING")
         attempt = int(run.data.tags.get("mtp.attempt", "1")) + 1
@@ -185,11 +181,22 @@ class MLflowRunLogger(Logger):
         """
         # Lightning adds `epoch` to every step: training is one epoch of as many batches as steps.
         kept = {name: value for name, value in metrics.items() if name != "epoch"}
-        self.last_values |= self.writer.log_metrics(kept, step or 0)
+        taken = self.writer.log_metrics(kept, step or 0)  # the first use finds the values of earlier attempts
+        self.last_values |= taken
+
+    @rank_zero_only
+    def keep(self) -> None:
+        """Write what waits, beside the run where the store is away."""
+        if self._writer is not None:
+            self._writer.keep()
 
     @rank_zero_only
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits, to the store.
+
+        Raises:
+            StoreAwayError: it does not answer.
+        """
         if self._writer is not None:
             self._writer.flush()
 
@@ -220,34 +227,44 @@ class MLflowRunLogger(Logger):
 
     @rank_zero_only
     def log_text_artifact(self, text: str, name: str) -> None:
-        self.client.log_text(self.run_id, text, name)
+        self.writer.log_text(text, name)
 
     @rank_zero_only
     def log_file_artifact(self, path: Path, folder: str | None = None) -> None:
-        self.client.log_artifact(self.run_id, str(path), folder)
+        self.writer.log_file(path, folder)
 
     @override
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the rest and close the run: FINISHED, FAILED, or KILLED where it was interrupted."""
+        """Write the rest and close the run: FINISHED, FAILED, or KILLED where it was interrupted.
+
+        Raises:
+            StoreAwayError: the store does not answer, where all else went well.
+        """
         if self._writer is None or self._refused:
             return
-        ended = {"success": "FINISHED", "finished": "FINISHED"}.get(status, "KILLED" if self.interrupted else "FAILED")
-        self._close(ended)
+        if status in ("success", "finished"):
+            self._close("FINISHED")
+            return
+        try:
+            self._close("KILLED" if self.interrupted else "FAILED", BRIEFLY)
+        except StoreAwayError as error:  # what ended the run matters more, and is on its way
+            print(f"warning: {error.strerror}: {self.tracking_uri}", file=sys.stderr)
 
-    def _close(self, status: str) -> None:
+    def _close(self, status: str, away: float = PATIENCE) -> None:
         if self._monitor is not None:
             self._monitor.finish()
             self._monitor = None
-        self.writer.flush()
-        self.writer.set_status(status)
+        self.writer.flush(away)
+        self.writer.set_status(status, away)
 
 
 class KeepRecord(pl.Callback):
     """Keeps a logger's record whole: the command line adds it to every run.
 
     A checkpoint is written only behind the metrics of its steps: a run killed right after it goes on from there, and
-    would never come back to steps that were still waiting in memory.
+    would never come back to steps that were still waiting in memory. Where the store is away, a file beside the
+    checkpoints holds them.
     """
 
     @override
@@ -255,7 +272,7 @@ class KeepRecord(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         for logger in _ours(trainer):
-            logger.flush()
+            logger.keep()
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -7,6 +7,11 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mtp_lightning.files import read_json
+
+SNAPSHOT_FILE = "git.json"
+"""In a copy of a checkout: the git tags of what was copied."""
+
 
 def provenance() -> dict[str, str]:
     """Tags of a run. The git ones are absent where the code does not run from a checkout."""
@@ -21,6 +26,9 @@ def provenance() -> dict[str, str]:
 
 def git_tags(checkout: Path) -> dict[str, str]:
     """`mtp.git_commit` and whether anything tracked was changed since, `mtp.git_dirty`."""
+    copied = read_json(checkout / SNAPSHOT_FILE)
+    if copied is not None:
+        return copied
     if not (checkout / ".git").exists():
         return {}
     commit = _git(checkout, "rev-parse", "HEAD")

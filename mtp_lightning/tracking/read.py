@@ -4,9 +4,11 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.tracking.patience import with_patience
 from mtp_lightning.tracking.store import connect_existing
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def read_run(uri: str, run_id: str) -> RunRecord:
     from mlflow.exceptions import MlflowException
 
     try:
-        return _record(client.get_run(run_id))
+        return _record(with_patience(lambda: client.get_run(run_id), uri))
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -45,20 +47,26 @@ def read_run(uri: str, run_id: str) -> RunRecord:
 def history(uri: str, run_id: str, keys: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
     """Every (step, value) of the metrics named, in order of steps; keys that were never logged are left out."""
     client = connect_existing(uri)
-    found = {
-        key: [(m.step, infinity_restored(m.value)) for m in client.get_metric_history(run_id, key)] for key in keys
-    }
+
+    def points(key: str) -> list[tuple[int, float]]:
+        found = with_patience(lambda: client.get_metric_history(run_id, key), uri)
+        return [(m.step, infinity_restored(m.value)) for m in found]
+
+    found = {key: points(key) for key in keys}
     return {key: sorted(points, key=lambda point: point[0]) for key, points in found.items() if points}
 
 
 def find_runs(uri: str, experiment: str, tags: Mapping[str, str]) -> list[RunRecord]:
     """The runs of an experiment that carry all of `tags`, oldest first; none where there is no such experiment."""
     client = connect_existing(uri)
-    found = client.get_experiment_by_name(experiment)
+    found = with_patience(lambda: client.get_experiment_by_name(experiment), uri)
     runs: list[RunRecord] = []
     token: str | None = None
     while found is not None:
-        page = client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
+        oldest_first = ["attributes.start_time ASC"]
+        page = with_patience(
+            partial(client.search_runs, [found.experiment_id], order_by=oldest_first, page_token=token), uri
+        )
         runs += [record for record in map(_record, page) if tags.items() <= record.tags.items()]
         token = page.token
         if not token:

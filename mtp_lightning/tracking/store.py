@@ -4,12 +4,11 @@ import errno
 import logging
 import os
 import sqlite3
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.tracking.patience import PATIENCE, with_patience
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,20 +16,21 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 """Default folder of everything that runs write, below the working directory."""
 KEY = "trainer.logger.init_args.tracking_uri"
+ENVIRONMENT = "MLFLOW_TRACKING_URI"
 _SQLITE = "sqlite:///"
-_DISK_TROUBLE = {
-    "database or disk is full": errno.ENOSPC,
-    "disk I/O error": errno.EIO,
-    "readonly database": errno.EROFS,
-    "unable to open database file": errno.EACCES,
-}
-"""What SQLite says -> the error of the operating system behind it."""
-
-T = TypeVar("T")
 
 
 def default_tracking_uri(runs: Path = RUNS) -> str:
-    """MLflow on SQLite in the runs folder. (MLflow's file store, Lightning's default, is refused by MLflow 3.)"""
+    """What `MLFLOW_TRACKING_URI` names, or else SQLite in the runs folder. (MLflow's file store, Lightning's default,
+    is refused by MLflow 3.)
+
+    Where several machines write it has to be a server, such as `http://HOST:PORT`: on a network's file system, SQLite's
+    locks do not hold.
+    """
+    return os.environ.get(ENVIRONMENT) or _below(runs)
+
+
+def _below(runs: Path) -> str:
     return f"{_SQLITE}{(runs.absolute() / 'mlflow.db').as_posix()}"
 
 
@@ -52,9 +52,10 @@ def check_uri(uri: str) -> None:
         InputError: a folder of files, which was MLflow's default for long.
     """
     if "://" not in uri or uri.startswith("file:"):
+        key = ENVIRONMENT if uri == os.environ.get(ENVIRONMENT) else KEY
         raise InputError(
-            f"{KEY} is '{uri}': MLflow keeps runs in a database or on a server, no longer in a folder of files; "
-            f"give sqlite:////path/mlflow.db or http://HOST:PORT, or leave it out for {default_tracking_uri()}"
+            f"{key} is '{uri}': MLflow keeps runs in a database or on a server, no longer in a folder of files; "
+            f"give sqlite:////path/mlflow.db or http://HOST:PORT, or leave it out for {_below(RUNS)}"
         )
 
 
@@ -148,16 +149,17 @@ def check_writable(uri: str) -> None:
             raise InputError(f"{KEY}: '{path}' cannot be written to")
 
 
-def ensure_experiment(uri: str, name: str) -> str:
+def ensure_experiment(uri: str, name: str, away: float = PATIENCE) -> str:
     """The id of the experiment, made if need be; its artifacts lie beside a SQLite store's file.
 
     Raises:
         InputError: it was deleted in MLflow, which keeps its name taken.
+        StoreAwayError: a server did not answer for `away` seconds.
     """
     client = connect(uri)
     from mlflow.exceptions import MlflowException
 
-    found = with_patience(lambda: client.get_experiment_by_name(name), uri)
+    found = with_patience(lambda: client.get_experiment_by_name(name), uri, away)
     if found is None:
         root = artifact_root(uri)
         location = f"{root}/{name}" if root else None
@@ -173,28 +175,3 @@ def ensure_experiment(uri: str, name: str) -> str:
             f"(mlflow experiments restore -x {found.experiment_id}) or choose another name"
         )
     return str(found.experiment_id)
-
-
-def with_patience(call: Callable[[], T], uri: str, tries: int = 8, first_wait: float = 0.2) -> T:
-    """Run a call on the store again while other processes hold its database: about half a minute in all, beside the
-    20 s that SQLite itself waits each time. A write that did arrive is not doubled: MLflow knows a point by its time.
-
-    Raises:
-        OSError: the disk is full, or the file cannot be written; names it.
-        MlflowException: anything else that MLflow refuses, or a database still locked after the last try.
-    """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import OperationalError
-
-    for attempt in range(tries):
-        try:
-            return call()
-        except (MlflowException, OperationalError) as error:
-            text = str(error)
-            for words, number in _DISK_TROUBLE.items():
-                if words in text:
-                    raise OSError(number, f"MLflow cannot write ({words})", str(sqlite_file(uri) or uri)) from error
-            if "database is locked" not in text or attempt == tries - 1:
-                raise
-            time.sleep(first_wait * 2**attempt)
-    raise AssertionError("unreachable")

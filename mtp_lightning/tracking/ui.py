@@ -1,4 +1,4 @@
-"""The MLflow UI on a store, bound to 127.0.0.1, with the link that opens the right page."""
+"""The MLflow UI on a store, bound to 127.0.0.1, with the links that open the right page."""
 
 import os
 import signal
@@ -10,40 +10,60 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
-from pathlib import Path
-from typing import IO
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING
 
 from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.tracking.patience import with_patience
 from mtp_lightning.tracking.store import artifact_root, connect_existing
+from mtp_lightning.tracking.views import has_view, view_key
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment
 
 HOST = "127.0.0.1"
 
 
-def experiment_url(port: int, experiment_id: str) -> str:
-    """The charts of an experiment. Without `workflowType` MLflow 3 opens on its pages for language-model traces."""
-    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    return f"http://{HOST}:{port}/{page}"
+def links(server: str, experiment: "Experiment") -> list[str]:
+    """Of an experiment's pages on a server: its saved view, where it has one, then its plain charts. Without
+    `workflowType` MLflow 3 opens on its pages for language-model traces."""
+    page = f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    plain = f"{server.rstrip('/')}/{page}"
+    key = view_key(experiment.name)
+    return [f"{plain}&viewStateShareKey={key}", plain] if has_view(experiment.tags, key) else [plain]
 
 
-def find_experiment(uri: str, name: str | None) -> str:
-    """The id of the experiment called `name`, or of the one made last.
+def is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def find_experiment(uri: str, name: str | None) -> "Experiment":
+    """The experiment called `name`, or the one made last.
 
     Raises:
         InputError: no such store or experiment.
+        StoreAwayError: a server that does not answer.
     """
-    if not uri.startswith(("sqlite:", "postgresql", "mysql", "mssql")):
-        raise InputError(f"uri: '{uri}' is not a database: a server has its own pages, open them in a browser")
-    experiments = connect_existing(uri).search_experiments(order_by=["creation_time DESC"])
+    if not is_server(uri) and not uri.startswith(("sqlite:", "postgresql", "mysql", "mssql")):
+        raise InputError(f"uri: '{uri}' is neither a database nor a server that MLflow's pages could come from")
+    client = connect_existing(uri)
+    experiments = with_patience(lambda: client.search_experiments(order_by=["creation_time DESC"]), uri, away=1.0)
     if name is None:
-        return str(experiments[0].experiment_id)
+        return experiments[0]
     for experiment in experiments:
         if experiment.name == name:
-            return str(experiment.experiment_id)
+            return experiment
     raise InputError(f"experiment: '{name}' is not in '{uri}'{did_you_mean(name, [e.name for e in experiments])}")
 
 
-def serve(uri: str, experiment_id: str, port: int, open_browser: bool) -> int:
-    """Run the server until Ctrl-C; prints the link once it answers. Returns the exit status.
+def show(urls: Sequence[str], open_browser: bool) -> None:
+    print("\n".join(urls), flush=True)
+    if open_browser:
+        webbrowser.open(urls[0])
+
+
+def serve(uri: str, experiment: "Experiment", port: int, open_browser: bool) -> int:
+    """Run a server until Ctrl-C; prints the links once it answers. Returns the exit status.
 
     Raises:
         InputError: the port is taken.
@@ -55,10 +75,10 @@ def serve(uri: str, experiment_id: str, port: int, open_browser: bool) -> int:
         except OSError as error:
             raise InputError(f"port {port} of {HOST} is taken ({error.strerror}); give another --port") from error
     with tempfile.TemporaryFile() as problems:
-        return _serve(uri, experiment_id, port, open_browser, problems)
+        return _serve(uri, experiment, port, open_browser, problems)
 
 
-def _serve(uri: str, experiment_id: str, port: int, open_browser: bool, problems: IO[bytes]) -> int:
+def _serve(uri: str, experiment: "Experiment", port: int, open_browser: bool, problems: IO[bytes]) -> int:
     server = subprocess.Popen(
         server_command(uri, port),
         env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # else two more processes of 250 MB
@@ -69,12 +89,9 @@ def _serve(uri: str, experiment_id: str, port: int, open_browser: bool, problems
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         print(f"starting MLflow on {uri} (some seconds) ...", file=sys.stderr, flush=True)
-        _wait_until_healthy(server, port, problems)
-        link = experiment_url(port, experiment_id)
-        print(link, flush=True)
+        wait_until_healthy(server, port, problems)
+        show(links(f"http://{HOST}:{port}", experiment), open_browser)
         print("Ctrl-C stops it.", file=sys.stderr, flush=True)
-        if open_browser:
-            webbrowser.open(link)
         return server.wait()
     except KeyboardInterrupt:
         return 0
@@ -92,7 +109,7 @@ def server_command(uri: str, port: int) -> list[str]:
     return [*command, "--default-artifact-root", root] if root else command
 
 
-def _wait_until_healthy(
+def wait_until_healthy(
     server: "subprocess.Popen[bytes]", port: int, problems: IO[bytes], seconds: float = 120.0
 ) -> None:
     deadline = time.monotonic() + seconds
@@ -122,10 +139,3 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
             server.wait(timeout=5)
         except subprocess.TimeoutExpired:
             continue
-
-
-def runs_of(folder: str) -> Path:
-    path = Path(folder)
-    if not path.is_dir():
-        raise InputError(f"runs: '{folder}' is not a folder: run something first, or give the folder of earlier runs")
-    return path

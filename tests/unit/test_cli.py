@@ -85,7 +85,7 @@ def test_where_said_prefers_the_flag(tmp_path: Path) -> None:
         (["bench", "loss", "--dtype", "fp8"], "dtype is 'fp8'"),
         (["bench", "loss", "--rounds", "many"], "mtp bench loss"),
         (["grid", "plan", "nothing.yaml"], "nothing.yaml"),
-        (["ui"], "'runs' is not a folder"),
+        (["ui"], "no runs are recorded in"),
     ],
 )
 def test_other_commands_refuse(args: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

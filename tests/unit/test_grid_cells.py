@@ -77,6 +77,10 @@ def test_a_value_may_be_a_configuration_file(tmp_path: Path) -> None:
     ]
     assert [cell.config["model"]["width"] for cell in cells] == [8, 8, 64, 64]
     assert [cell.baseline for cell in cells] == [True, True, False, False]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "small.yaml").write_text("model: {width: 9}")
+    clash = cells_of(tmp_path, text.replace("large.yaml]", "large.yaml, other/small.yaml]"), **files)
+    assert [cell.group_label for cell in clash][::2] == ["model=small.yaml", "model=large", "model=other/small.yaml"]
     with pytest.raises(InputError, match=r"axes.modle = small.yaml: no key 'modle'"):
         cells_of(tmp_path, text.replace("model:", "modle:"), **files)
 
@@ -89,7 +93,7 @@ def test_equal_configurations_are_one_cell(tmp_path: Path) -> None:
     assert [cell.label for cell in cells][::2] == ["model=a seed=0", "model=c seed=0"]
     assert [alias.label for alias in cells[0].aliases] == ["model=b seed=0"]
     assert cells[0].baseline
-    assert cells[0].stands_for({"model": "b.yaml"})
+    assert [alias.values for alias in cells[0].aliases] == [{"model": "b.yaml"}]
 
 
 def test_a_partial_baseline_keeps_the_other_axes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`mtp grid plan | run | status | report` as the command line calls them."""
+"""`mtp grid plan | run | report`, and `status` without Slurm, as the command line calls them."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ import pytest
 from test_grid_fakes import GRID, FakeTracking, cells_of, environment, finish, grid_file, starts, tools
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid import commands
+from mtp_lightning.grid import cluster, commands
 from mtp_lightning.grid.state import CHECKPOINTS, RUN_ID, Progress, State, Status, cell_state
 
 MTP_UI = "MLflow: mtp ui --runs {runs} --experiment mtp/head-count"
@@ -29,7 +29,10 @@ def test_plan_shows_what_would_happen_and_writes_nothing(tmp_path: Path, capsys:
     assert sorted(tmp_path.rglob("*")) == before
     output = capsys.readouterr().out
     assert "n_future=1 seed=0 (baseline)" in output
-    assert output.splitlines()[-1] == "6 cells: 6 missing; 6 to run"
+    assert output.splitlines()[-2:] == [
+        "6 cells: 6 missing; 6 to run",
+        "in all 3.00 k tokens, 168 MFLOPs, run time unknown",
+    ]
 
 
 def test_overrides_on_the_command_line_are_on_top_of_the_files(tmp_path: Path) -> None:
@@ -98,14 +101,14 @@ def test_run_trains_reports_and_the_second_time_only_reports(
     reports = tmp_path / "runs" / "reports" / "head-count"
     assert sorted(path.name for path in reports.iterdir()) == ["figure.png", "report.json", "report.md", "results.csv"]
     assert tracking.recorded == [["report.md", "results.csv", "figure.png"]]
-    assert opened == [tmp_path / "runs"]
+    assert opened == [tmp_path / "runs"] * 2  # for the link to the charts, and for the report
 
     assert run(tmp_path, tracking=open_store) == 0
     second = capsys.readouterr()
     assert second.out == first.out
     assert second.err == "all 6 cells are finished: nothing to run\n"
     assert [starts(cell) for cell in cells] == [1] * 6
-    assert len(opened) == 1  # MLflow was not even loaded
+    assert len(opened) == 2  # MLflow was not even loaded
 
     (reports / "figure.png").unlink()
     assert run(tmp_path, tracking=open_store) == 0
@@ -130,7 +133,7 @@ def test_status_tells_how_far_each_cell_is(tmp_path: Path, capsys: pytest.Captur
     cells[1].directory.mkdir()
     Progress(step=3, max_steps=5, phase="train", loss=2.5, tokens_per_second=1000.0).write(cells[1].directory)
     out = tmp_path / "status.json"
-    commands.status(tools(), str(tmp_path / "grid.yaml"), runs=str(tmp_path / "runs"), json=str(out))
+    cluster.status(tools(), str(tmp_path / "grid.yaml"), runs=str(tmp_path / "runs"), json=str(out))
     output = capsys.readouterr().out
     assert "3/5" in output
     assert "1.00 k" in output
@@ -224,6 +227,6 @@ def test_a_thousand_cells_are_planned_and_their_status_read_quickly(tmp_path: Pa
     for cell in cells[:500]:
         finish(cell, loss_1=1.0)
     began = time.monotonic()
-    for command in (commands.plan, commands.status):
+    for command in (commands.plan, cluster.status):
         command(tools(), str(tmp_path / "grid.yaml"), runs=str(tmp_path / "runs"))
     assert time.monotonic() - began < 20  # generous: the run-time type checks of the tests cost much of it

@@ -12,10 +12,11 @@ import yaml
 
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.grid.cells import Cell, expand
+from mtp_lightning.grid.cost import Size
 from mtp_lightning.grid.display import Line
 from mtp_lightning.grid.launch import Launched, LocalLauncher
 from mtp_lightning.grid.report import Report
-from mtp_lightning.grid.spec import load_grid
+from mtp_lightning.grid.spec import GridSpec, load_grid
 from mtp_lightning.grid.state import Result, cell_state
 from mtp_lightning.grid.tools import GridTools
 
@@ -70,6 +71,13 @@ def resolve(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, 
         raise InputError("model.heads.n_future: too many for the layers")
     config["data"]["init_args"]["seed"] = config["seed_everything"]
     return config
+
+
+def measure(config: Mapping[str, Any]) -> Size:
+    """1000 parameters a layer, 100 tokens a step."""
+    model, steps = config["model"], config["trainer"]["max_steps"]
+    parameters = 1000 * model["n_layers"]
+    return Size(parameters, parameters, 6 * parameters * model["heads"]["n_future"], 100 * steps, 16 * parameters)
 
 
 def _merge(config: dict[str, Any], more: Mapping[str, Any], name: str) -> None:
@@ -127,6 +135,7 @@ def tools(script: str = DONE, **more: Any) -> GridTools:
         "materialise": lambda cell: {**cell.config, "trainer": {**cell.config["trainer"], "logger": "mlflow"}},
         "command": command(script),
         "find_config": find,
+        "measure": measure,
         "tracking": lambda runs: FakeTracking(),
         **more,
     }
@@ -140,6 +149,9 @@ class FakeTracking:
 
     def __init__(self) -> None:
         self.recorded = []
+
+    def prepare(self, spec: GridSpec) -> None:
+        pass
 
     def metrics(self, run_id: str) -> Mapping[str, float]:
         return {}

@@ -3,14 +3,16 @@
 import math
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_grid_fakes import GRID, cells_of, find, finish
 
+from mtp_lightning.grid.budgets import Aligned
 from mtp_lightning.grid.figures import Curves, curve_metric, draw, make_figure
 from mtp_lightning.grid.report import Report, build_report
-from mtp_lightning.grid.spec import load_grid
+from mtp_lightning.grid.spec import At, load_grid
 
 
 def report_of(folder: Path, text: str = GRID, **files: str) -> Report:
@@ -82,7 +84,8 @@ def test_values_that_are_no_numbers_are_categories(tmp_path: Path) -> None:
 
 
 def test_two_axes_are_settings_side_by_side(tmp_path: Path) -> None:
-    report = report_of(tmp_path, GRID.replace("axes:\n", "axes:\n  model.width: [8, 16]\n"))
+    text = GRID.replace("axes:\n", "axes:\n  model.width: [8, 16]\n")
+    report = report_of(tmp_path, text.replace("baseline: {model.heads.n_future: 1}\n", ""))
     right = make_figure(report, {}).axes[1]
     assert next(text.get_text() for text in right.get_xticklabels()) == "width=8 n_future=1"
 
@@ -140,3 +143,79 @@ def test_probes_without_numbers_are_lines_along_the_axis(tmp_path: Path) -> None
     assert right.get_title() == "probe/star_graph"
     assert [container.get_label() for container in right.containers] == ["branch", "path"]
     assert list(right.get_xticks()) == [1.0, 2.0, 4.0]
+
+
+def seeded(folder: Path, text: str = GRID) -> Report:
+    """Three seeds; n_future=2 is 0.1, 0.2, 0.3 below the baseline, n_future=4 has one seed, and that not finite."""
+    cells = cells_of(folder, text.replace("[0, 1]", "[0, 1, 2]"))
+    for cell in cells:
+        n = cell.config["model"]["heads"]["n_future"]
+        if n == 4 and cell.seed:
+            continue
+        gap = {1: 0.0, 2: -0.1 * (cell.seed + 1), 4: math.nan}[n]
+        finish(cell, loss_1=2.0 + 0.5 * cell.seed + gap)
+    return build_report(load_grid(folder / "grid.yaml", find), cells)
+
+
+def test_an_ablation_is_differences_one_below_the_other(tmp_path: Path) -> None:
+    report = seeded(tmp_path)
+    report = replace(report, spec=replace(report.spec, ablate=True))
+    _, right = make_figure(report, {}).axes
+    assert right.get_title() == "Validation loss of head 1"
+    assert right.get_xlabel() == "difference to the baseline, nats per token, left is better"
+    assert right.get_legend().get_title().get_text() == "against n_future=1"
+    assert [text.get_text() for text in right.get_yticklabels()] == ["n_future=2 (n=3)", "n_future=4 (not finite)"]
+    assert right.yaxis_inverted()
+    zero, seeds, *_, means = right.get_lines()
+    assert list(zero.get_xdata()) == [0.0, 0.0]
+    assert sorted(seeds.get_xdata()) == pytest.approx([-0.3, -0.2, -0.1])
+    assert (list(means.get_xdata()), list(means.get_ydata())) == ([pytest.approx(-0.2)], [0])
+    (ends,) = right.containers[0].lines[2][0].get_segments()
+    assert [x for x, _ in ends] == pytest.approx([-0.2 - 0.248414, -0.2 + 0.248414], abs=1e-5)
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["one seed", "mean", "95% interval"]
+
+
+def test_several_axes_with_a_baseline_are_differences_too(tmp_path: Path) -> None:
+    text = GRID.replace("axes:\n", "axes:\n  model.width: [8, 16]\n")
+    right = make_figure(report_of(tmp_path, text), {}).axes[1]
+    labels = [text.get_text() for text in right.get_yticklabels()]
+    assert labels == [f"width={width} n_future={n} (n=2)" for width in (8, 16) for n in (2, 4)]
+    assert right.get_legend().get_title().get_text() == "against each one's\nbaseline"
+    assert "95% interval" not in [text.get_text() for text in right.get_legend().get_texts()]
+
+
+def test_a_setting_with_another_key_makes_categories(tmp_path: Path) -> None:
+    report = report_of(tmp_path, GRID.replace("baseline: {model.heads.n_future: 1}\n", ""))
+    one, two, four = report.groups
+    mixed = replace(report, groups=[one, two, replace(four, values={"optimizer.lr": 0.1}, label="lr=0.1")])
+    right = make_figure(mixed, {}).axes[1]
+    assert [text.get_text() for text in right.get_xticklabels()] == ["n_future=1", "n_future=2", "lr=0.1"]
+    assert list(right.get_xticks()) == [0, 1, 2]
+
+
+def test_at_a_budget_the_curves_run_along_it(tmp_path: Path) -> None:
+    report = report_of(tmp_path)
+    rates = {cell.signature: 100.0 * cell.config["model"]["heads"]["n_future"] for cell in report.cells}
+    at = {"val/loss/head_1": At("flops", 2e4), "val/loss/head_2": At("flops", 2e4)}
+    left, right = make_figure(replace(report, aligned=Aligned(at, {}, {"flops": rates}, [])), curves_of(report, 4)).axes
+    assert left.get_xlabel() == "FLOPs (dotted: where they are compared)"
+    one, _, four, dotted = left.get_lines()
+    assert [list(line.get_xdata()) for line in (one, four)] == [[0, 1000, 2000, 3000], [0, 4000, 8000, 12000]]
+    assert list(dotted.get_xdata()) == [2e4, 2e4]
+    assert right.get_title() == "Validation loss of each head at 20.0 k FLOPs"
+    assert [container.get_label() for container in right.containers] == ["head 1", "head 2"], (
+        "what is at the end is not"
+    )
+
+
+def test_in_an_ablation_a_setting_goes_by_what_it_changes(tmp_path: Path) -> None:
+    text = GRID.replace("axes:\n", "ablate: true\naxes:\n  model.width: [8, 16]\n")
+    report = report_of(tmp_path, text.replace("baseline: {", "baseline: {model.width: 8, "))
+    left, right = make_figure(report, curves_of(report)).axes
+    changed = ["n_future=2", "n_future=4"]
+    assert sorted(text.get_text() for text in right.get_yticklabels()) == sorted(
+        f"{label} (n=2)" for label in [*changed, "width=16"]
+    )
+    assert sorted(line.get_label() for line in left.get_lines()) == sorted(
+        f"{label} (n=2)" for label in ["baseline", *changed, "width=16"]
+    )

@@ -78,6 +78,14 @@ def test_the_note_begins_with_one_line_and_fits_a_tag(tmp_path: Path) -> None:
     assert len(note(large)) <= NOTE_LIMIT
 
 
+def test_the_note_names_what_is_missing_and_explains_the_table(tmp_path: Path) -> None:
+    report = report_of(tmp_path)
+    (report.cells[-1].directory / "result.json").unlink()
+    said = note(build_report(report.spec, report.cells))
+    assert "\n\nincomplete: 1 of 6 cells missing: n_future=4 seed=1 (missing)\n\n" in said
+    assert said.endswith("in brackets the difference to the baseline, by seed.\n")
+
+
 def test_a_note_too_long_for_a_tag_keeps_the_compared_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = report_of(tmp_path)
     monkeypatch.setattr("mtp_lightning.grid.record.NOTE_LIMIT", len(note(report)) - 1)

@@ -1,19 +1,21 @@
-"""The report's numbers against hand-computed ones, its warnings, its verdicts, and its texts to the letter."""
+"""The report's numbers against hand-computed ones, its warnings, and its texts to the letter."""
 
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_grid_fakes import GRID, cells_of, find, finish, grid_file
+from test_grid_fakes import GRID, cells_of, find, finish
 
 from mtp_lightning.grid.cells import Cell
 from mtp_lightning.grid.metrics import better, ordered, shown
-from mtp_lightning.grid.report import Report, Summary, build_report, summarise
+from mtp_lightning.grid.report import Report, build_report
 from mtp_lightning.grid.spec import load_grid
 from mtp_lightning.grid.state import RUN_ID, State, Status
+from mtp_lightning.grid.statistics import Difference, Summary, summarise
 from mtp_lightning.grid.tables import csv_text, markdown, notices, report_json, terminal_table
 from mtp_lightning.grid.units import duration, quantity, size
 from mtp_lightning.grid.verdict import verdict
@@ -65,8 +67,8 @@ def test_means_spreads_and_paired_differences(tmp_path: Path) -> None:
 def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     report = filled(tmp_path, {(1, 0): 2.0, (2, 0): 1.5, (2, 1): 9.0, (4, 1): 3.0})
     _, two, four = report.groups
-    assert report.difference(two, "val/loss/head_1") == Summary(-0.5, None, 1)
-    assert report.difference(four, "val/loss/head_1") == Summary(1.0, None, 0)  # no common seed: means only
+    assert report.difference(two, "val/loss/head_1") == Difference(-0.5, None, 1)
+    assert report.difference(four, "val/loss/head_1") == Difference(1.0, None, 0)  # no common seed: means only
     assert "1.0000, unpaired" in markdown(report)
 
 
@@ -76,7 +78,8 @@ def test_a_diverged_seed_is_not_averaged_away(tmp_path: Path) -> None:
     assert math.isnan(found.mean)
     report = filled(tmp_path, {**LOSSES, (2, 1): math.nan})
     assert report_json(report)["groups"][1]["metrics"]["val/loss/head_1"]["mean"] is None
-    assert "nan" in markdown(report)
+    assert "| nan (1 of 2 not finite) (nan) |" in markdown(report)
+    assert "not finite: val/loss/head_1 of n_future=2 seed=1" in notices(report)
     assert verdict(report).endswith("Not finite: n_future=2.")
 
 
@@ -91,7 +94,9 @@ def test_missing_cells_are_named_with_their_reason(tmp_path: Path) -> None:
         "incomplete: 2 of 6 cells missing: n_future=2 seed=0 (missing), n_future=4 seed=1 (failed: OSError: disk full)"
     ]
     assert "2 of 6 cells are missing" in verdict(report)
-    assert "| 2.2000 " in markdown(report)
+    assert "| n_future=2, n=1 of 2 |" in markdown(report)
+    assert "| 2.2000 (+0.0000) |" in markdown(report)
+    assert report_json(report)["groups"][1]["cells"] == 2
 
 
 def test_nothing_finished_is_a_report_too(tmp_path: Path) -> None:
@@ -146,72 +151,6 @@ def test_a_partial_baseline_compares_like_with_like(tmp_path: Path) -> None:
     assert [gap and gap.mean for gap in gaps] == [None, 8.0, None, 16.0]
 
 
-VERDICTS = {
-    "better": (
-        {**LOSSES, (2, 0): 1.0, (2, 1): 1.2},
-        "n_future=2 has the lowest val/loss/head_1, 1.1000: 1.0000 lower than the baseline n_future=1, more than the "
-        "spread over 2 seeds (0.1414).",
-    ),
-    "within": (
-        LOSSES,
-        "No difference beyond the spread over 2 seeds (0.2121): n_future=2 has the lowest val/loss/head_1, 2.0500, but "
-        "only 0.0500 lower than the baseline n_future=1.",
-    ),
-    "baseline": (
-        {**LOSSES, (1, 0): 1.0, (1, 1): 1.0},
-        "n_future=1, the baseline, has the lowest val/loss/head_1, 1.0000: 1.0500 lower than the next, n_future=2, "
-        "more than the spread over 2 seeds (0.2121).",
-    ),
-    "tie": (
-        dict.fromkeys(LOSSES, 1.0),
-        "No difference beyond the spread over 2 seeds (0.0000): n_future=1, the baseline, has the lowest "
-        "val/loss/head_1, 1.0000, but is equal to the next, n_future=2.",
-    ),
-    "one seed": (
-        {(1, 0): 2.0, (2, 0): 1.0, (4, 0): 3.0, (4, 1): 3.0},
-        "n_future=2 has the lowest val/loss/head_1, 1.0000: 1.0000 lower than the baseline n_future=1; with one seed "
-        "nothing is known about the spread. Provisional: 2 of 6 cells are missing.",
-    ),
-    "alone": (
-        {(4, 0): 2.0},
-        "No comparison: only n_future=4 has val/loss/head_1. Provisional: 5 of 6 cells are missing.",
-    ),
-    "others diverged": (
-        {key: 1.0 if key[0] == 4 else math.nan for key in LOSSES},
-        "n_future=4 has the only finite val/loss/head_1, 1.0000. Not finite: n_future=1, n_future=2.",
-    ),
-    "all diverged": (
-        dict.fromkeys(LOSSES, math.nan),
-        "No verdict: val/loss/head_1 is not a finite number in any setting.",
-    ),
-}
-
-
-@pytest.mark.parametrize(("losses", "sentence"), VERDICTS.values(), ids=VERDICTS)
-def test_verdicts_say_what_the_numbers_do(
-    tmp_path: Path, losses: Mapping[tuple[int, int], float], sentence: str
-) -> None:
-    assert verdict(filled(tmp_path, losses)) == sentence
-
-
-def test_no_verdict_where_means_and_paired_differences_disagree(tmp_path: Path) -> None:
-    """n_future=2 looks better only because it lacks the seed that is bad for all."""
-    losses = {(1, 0): 1.0, (1, 1): 2.0, (2, 0): 1.1}
-    said = verdict(filled(tmp_path, losses))
-    assert said.startswith("No verdict: n_future=2 and n_future=1 have val/loss/head_1 of different seeds.")
-
-
-def test_verdicts_know_which_way_is_better(tmp_path: Path) -> None:
-    text = GRID.replace("[val/loss/head_1, decode/speedup]", "[val/accuracy/head_1]")
-    cells = cells_of(tmp_path, text)
-    for cell in cells:
-        finish(cell, **{"val/accuracy/head_1": 0.1 * value(cell)[0] + 0.001 * cell.seed, "odd": 1.0})
-    spec = load_grid(tmp_path / "grid.yaml", find)
-    assert verdict(build_report(spec, cells)).startswith("n_future=4 has the highest val/accuracy/head_1, 0.4005: 0.30")
-    odd = load_grid(grid_file(tmp_path, text.replace("val/accuracy/head_1", "odd")), find)
-    assert verdict(build_report(odd, cells)) == "No verdict: whether a lower or a higher odd is better is not known."
-
-
 def test_markdown_to_the_letter(tmp_path: Path) -> None:
     assert markdown(filled(tmp_path)) == (
         "# head-count\n\n"
@@ -230,15 +169,55 @@ def test_markdown_to_the_letter(tmp_path: Path) -> None:
 def test_csv_to_the_letter(tmp_path: Path) -> None:
     report = filled(tmp_path, {(1, 0): 2.0, (1, 1): 2.5, (2, 0): 1.5, (2, 1): 2.25, (4, 0): 2.5})
     assert csv_text(report) == (
-        "group,model.heads.n_future,metric,mean,sd,n,difference,difference_sd\n"
-        "n_future=1,1,val/loss/head_1,2.25,0.353553390593,2,,\n"
-        "n_future=1,1,model/parameters,123456,0,2,,\n"
-        "n_future=2,2,val/loss/head_1,1.875,0.53033008589,2,-0.375,0.176776695297\n"
-        "n_future=2,2,decode/speedup,1.5,0,2,,\n"
-        "n_future=2,2,model/parameters,123456,0,2,0,0\n"
-        "n_future=4,4,val/loss/head_1,2.5,,1,0.5,\n"
-        "n_future=4,4,model/parameters,123456,,1,0,\n"
+        "group,model.heads.n_future,metric,at,mean,sd,n,cells,difference,difference_sd,ci_low,ci_high,n_pairs,ci_method\n"
+        "n_future=1,1,val/loss/head_1,,2.25,0.353553390593,2,2,,,,,,\n"
+        "n_future=1,1,model/parameters,,123456,0,2,2,,,,,,\n"
+        "n_future=2,2,val/loss/head_1,,1.875,0.53033008589,2,2,-0.375,0.176776695297,,,2,\n"
+        "n_future=2,2,decode/speedup,,1.5,0,2,2,,,,,,\n"
+        "n_future=2,2,model/parameters,,123456,0,2,2,0,0,,,2,\n"
+        "n_future=4,4,val/loss/head_1,,2.5,,1,2,0.5,,,,1,\n"
+        "n_future=4,4,model/parameters,,123456,,1,2,0,,,,1,\n"
     )
+
+
+THREE = GRID.replace("[0, 1]", "[0, 1, 2]")
+DIFFERENCES = (-0.25, -0.375, -0.5)
+LOW, HIGH = "-0.6855", "-0.0645"
+"""-0.375 -/+ 4.3027 x 0.125 / sqrt(3)"""
+
+
+def three_seeds(folder: Path, differences: tuple[float, ...] = DIFFERENCES) -> Report:
+    losses = {(1, seed): 2.0 + 0.125 * seed for seed in range(3)}
+    losses |= {(2, seed): losses[1, seed] + gap for seed, gap in enumerate(differences)}
+    return filled(folder, {**losses, **{(4, seed): 4.0 for seed in range(3)}}, THREE)
+
+
+def test_from_three_seeds_on_there_is_an_interval_in_table_csv_and_json(tmp_path: Path) -> None:
+    report = three_seeds(tmp_path)
+    text = markdown(report)
+    assert f"| 1.7500 ± 0.0000 (-0.3750 [{LOW}, {HIGH}]) |" in text
+    assert "with its 95% confidence interval (Student's t)." in text
+    assert "[95% interval]" in rendered(report, tmp_path)
+    row = next(line for line in csv_text(report).splitlines() if line.startswith("n_future=2,2,val/loss/head_1"))
+    assert row.startswith("n_future=2,2,val/loss/head_1,,1.75,0,3,3,-0.375,0.125,-0.685517213")
+    assert row.endswith(",3,t")
+    gap = report_json(report)["groups"][1]["metrics"]["val/loss/head_1"]["difference"]
+    assert gap["interval"] == {"low": pytest.approx(-0.685517214), "high": pytest.approx(-0.064482786), "method": "t"}
+
+
+def test_a_seed_that_one_of_two_lacks_is_told_beside_the_difference(tmp_path: Path) -> None:
+    losses = {(1, 0): 2.0, (1, 1): 2.2, (2, 0): 1.0, (2, 1): 1.3, (2, 2): 1.1}
+    assert "(-0.9500 ± 0.0707, 2 pairs) |" in markdown(filled(tmp_path, losses, THREE))
+
+
+def test_settings_without_an_axis_and_with_other_keys_are_told_apart(tmp_path: Path) -> None:
+    report = filled(tmp_path)
+    one, two, four = report.groups
+    mixed = [one, replace(two, values={"optimizer.lr": 0.1}), replace(four, values={**four.values, "model.width": 8})]
+    header, *rows = csv_text(replace(report, groups=mixed)).splitlines()
+    assert header.startswith("group,model.heads.n_future,optimizer.lr,model.width,metric,")
+    starts = [row.partition(",val/")[0] for row in rows if ",val/loss/head_1," in row]
+    assert starts == ["n_future=1,1,,", "n_future=2,,0.1,", "n_future=4,4,,8"]
 
 
 def test_json_says_what_the_table_says(tmp_path: Path) -> None:

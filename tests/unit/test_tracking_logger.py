@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from test_tracking_fakes import CountingClient, fresh_store
 from torch.utils.data import DataLoader
 
-import mtp_lightning.tracking.store as store_module
+import mtp_lightning.tracking.patience as patience_module
 from callbacks.checkpointing import PeriodicCheckpoint
 from mtp_lightning.errors import InputError
 from mtp_lightning.tracking.logger import RUN_FILE, KeepRecord, MLflowRunLogger
@@ -95,7 +95,7 @@ def test_the_clock_writes_what_waits() -> None:
 
 
 def test_what_could_not_be_written_stays_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience_module.time, "sleep", lambda seconds: None)
     client = CountingClient([MlflowException("database is locked")] * 3)
     sink = writer(client)
     sink.log_metrics({"m": 1.0}, 0)

@@ -12,15 +12,15 @@ import pytest
 from mlflow.exceptions import MlflowException
 from test_tracking_fakes import fresh_store
 
-import mtp_lightning.tracking.store as store_module
+import mtp_lightning.tracking.patience as patience_module
 from mtp_lightning.errors import InputError
+from mtp_lightning.tracking.patience import with_patience
 from mtp_lightning.tracking.store import (
     check_writable,
     connect,
     default_tracking_uri,
     ensure_experiment,
     sqlite_file,
-    with_patience,
 )
 
 MAKE = "import sys; from mtp_lightning.tracking.store import ensure_experiment as e; print(e(sys.argv[1], 'mtp/x'))"
@@ -35,6 +35,16 @@ def test_the_default_store_is_a_database_below_runs(tmp_path: Path, monkeypatch:
     assert default_tracking_uri() == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert sqlite_file(default_tracking_uri()) == tmp_path / "runs" / "mlflow.db"
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_environment_names_another_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert default_tracking_uri(tmp_path) == "http://host:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
+    with pytest.raises(InputError, match=r"^MLFLOW_TRACKING_URI is 'mlruns': .* leave it out for sqlite:///"):
+        connect(default_tracking_uri(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert default_tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "mlruns"])
@@ -96,7 +106,7 @@ def test_a_deleted_experiment_is_not_written_to(tmp_path: Path) -> None:
 
 def test_a_locked_database_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(store_module.time, "sleep", waits.append)
+    monkeypatch.setattr(patience_module.time, "sleep", waits.append)
     answers: list[Exception | str] = [MlflowException("(sqlite3.OperationalError) database is locked")] * 3
 
     def call() -> str:

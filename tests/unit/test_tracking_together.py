@@ -18,7 +18,8 @@ def write_many(uri: str, directory: str, offset: int) -> None:
 
 
 def test_four_processes_on_one_new_store_lose_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([MLflowRunLogger.__module__])  # what takes its time to load, once
     uri = default_tracking_uri(tmp_path)
     folders = [tmp_path / str(i) for i in range(4)]
     writers = [context.Process(target=write_many, args=(uri, str(f), 1000 * i)) for i, f in enumerate(folders)]

@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from test_tracking_fakes import fresh_store
 from mtp_lightning.errors import InputError
 from mtp_lightning.tracking.command import ui_command
 from mtp_lightning.tracking.logger import MLflowRunLogger
+from mtp_lightning.tracking.store import connect
 from mtp_lightning.tracking.ui import find_experiment, serve, server_command
 
 ROOT = Path(__file__).parents[2]
@@ -30,16 +32,31 @@ def free_port() -> int:
 
 
 def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a folder: run something first"):
+    with pytest.raises(InputError, match=r"no runs are recorded in '.*nowhere/mlflow\.db'"):
         ui_command(runs=str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"no runs are recorded in '.*mlflow\.db'"):
         ui_command(runs=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_is_not_served_again() -> None:
-    with pytest.raises(InputError, match="'http://host:5000' is not a database"):
-        find_experiment("http://host:5000", None)
+def test_a_server_has_its_pages_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only its links are printed; the store behind it is a stand-in."""
+    behind = connect(fresh_store(tmp_path))
+    behind.create_experiment("mtp/head-count", tags={"mlflow.sharedViewState.mtp-head-count": "{}"})
+    monkeypatch.setattr("mtp_lightning.tracking.ui.connect_existing", lambda uri: behind)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://host/")
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    with redirect_stdout(StringIO()) as out:
+        assert ui_command("mtp/head-count", runs=str(tmp_path / "nowhere"), open=True) == 0
+    plain = "https://host/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    assert out.getvalue().splitlines() == [f"{plain}&viewStateShareKey=mtp-head-count", plain]
+    assert opened == [f"{plain}&viewStateShareKey=mtp-head-count"]
+
+
+def test_what_has_no_pages_is_refused() -> None:
+    with pytest.raises(InputError, match="'databricks://x' is neither a database nor a server"):
+        find_experiment("databricks://x", None)
 
 
 def test_the_server_is_bound_to_this_machine(tmp_path: Path) -> None:
@@ -49,8 +66,9 @@ def test_the_server_is_bound_to_this_machine(tmp_path: Path) -> None:
 
 
 def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
+    experiment = find_experiment(fresh_store(tmp_path), None)
     with pytest.raises(RuntimeError, match=r"the MLflow server ended with status \d+:\n.*"):
-        serve("sqlite:////proc/nowhere/mlflow.db", "0", free_port(), open_browser=False)
+        serve("sqlite:////proc/nowhere/mlflow.db", experiment, free_port(), open_browser=False)
 
 
 def get(port: int, path: str, host: str | None = None) -> tuple[int, bytes]:

@@ -1,0 +1,47 @@
+"""The MLflow run of an attempt: a new one, made once, or the one that an earlier attempt began."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.tracking.patience import with_patience
+
+TOKEN = "mtp.start"
+"""Tag with a random value, by which a run is found whose making was not answered."""
+
+
+def new_run(client: Any, experiment_id: str, name: str | None, tags: Mapping[str, str], uri: str) -> str:
+    """The id of a run made now. A server that dies over its answer may hold the run already."""
+    token, asked = uuid4().hex, False
+
+    def make() -> Any:
+        nonlocal asked
+        found = client.search_runs([experiment_id], f"tags.`{TOKEN}` = '{token}'", max_results=1) if asked else []
+        asked = True
+        return found[0] if found else client.create_run(experiment_id, tags={**tags, TOKEN: token}, run_name=name)
+
+    return str(with_patience(make, uri).info.run_id)
+
+
+def begun_run(client: Any, run_id: str, uri: str, directory: Path) -> Any:
+    """The run that `directory` remembers, as MLflow has it.
+
+    Raises:
+        InputError: it is not in this store, or was deleted there.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = with_patience(lambda: client.get_run(run_id), uri)
+    except MlflowException as error:
+        raise InputError(
+            f"trainer.logger.init_args.tracking_uri: '{uri}' does not hold the run of "
+            f"'{directory}' ({run_id}): give the store it was begun in, or a new folder"
+        ) from error
+    if run.info.lifecycle_stage != "active":
+        raise InputError(
+            f"the run of '{directory}' ({run_id}) was deleted in MLflow: restore it there or give a new folder"
+        )
+    return run

@@ -1,0 +1,234 @@
+"""What runs on the nodes, without Slurm: tasks as processes with Slurm's variables, and a mark for "queued again"."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_grid_fakes import DONE, ONE, cells_of, command, environment, finish, launch, starts, states, until
+
+from mtp_lightning.files import FileLock
+from mtp_lightning.grid.attempts import read_attempts
+from mtp_lightning.grid.cells import Cell
+from mtp_lightning.grid.resources import Resources
+from mtp_lightning.grid.state import DIFF, LOCK, Progress, State, Status, cell_state
+from mtp_lightning.grid.task import write_cell
+
+JOB = """
+import signal, sys
+from pathlib import Path
+from mtp_lightning.grid import job
+job.SAVE_SECONDS, job.FELLOWS_SECONDS = 1.0, 0.5
+def queue_again(*_):
+    Path("queued").open("a").write("again\\n")
+    sys.exit(255)
+signal.signal(signal.SIGUSR2, queue_again)
+job.CellJob(sys.argv[1], sys.argv[2] or None)()
+"""
+WAITS = "progress(1)\nwhile not (cell / 'go').exists(): time.sleep(0.02)\nfinish()"
+SAVES = """
+def save(*_):
+    (cell / "checkpoints").mkdir(exist_ok=True)
+    (cell / "checkpoints" / f"{time.time()}.ckpt").touch()
+    os._exit(75)
+signal.signal(signal.SIGUSR1, save)
+signal.signal(signal.SIGTERM, save)
+progress(1)
+(cell / "ready").touch()
+time.sleep(60)
+"""
+
+
+class Slurm:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.queued = folder / "queued"
+
+    def start(self, cell: Cell, script: str, job: str = "7", rank: int = 0, code: str = "") -> "subprocess.Popen[str]":
+        submission = self.folder / "runs" / "submissions" / job
+        submission.mkdir(parents=True, exist_ok=True)
+        if not rank:
+            write_cell(submission, 0, cell, dict(cell.config), command(script)(cell))
+        variables = {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": "0", "SLURM_PROCID": str(rank)}
+        variables["SLURM_CPUS_ON_NODE"] = "6"
+        return subprocess.Popen(
+            [sys.executable, "-c", JOB, str(submission), code], cwd=self.folder, text=True,
+            env=environment() | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self, cell: Cell, script: str, **more: Any) -> tuple[int, bool]:
+        """Exit status, and whether it was queued again."""
+        process = self.start(cell, script, **more)
+        return self.end(process)
+
+    def end(self, process: "subprocess.Popen[str]") -> tuple[int, bool]:
+        process.communicate(timeout=60)
+        again = self.queued.exists()
+        self.queued.unlink(missing_ok=True)
+        return process.returncode, again
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Slurm:
+    return Slurm(tmp_path)
+
+
+@pytest.fixture
+def cell(tmp_path: Path) -> Cell:
+    (one,) = cells_of(tmp_path, ONE)
+    return one
+
+
+def attempts(cell: Cell) -> list[tuple[Any, ...]]:
+    return [(one["attempt"], one["job"], one["state"], one["reason"]) for one in read_attempts(cell.directory)]
+
+
+def test_a_cell_is_run_as_it_is_here_and_only_once(slurm: Slurm, cell: Cell, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / DIFF).write_text("+ a line\n")
+    script = "print(os.environ['OMP_NUM_THREADS'])\n" + DONE
+    for _ in range(2):
+        assert slurm.run(cell, script, code=str(tmp_path / "code")) == (0, False)
+    assert attempts(cell) == [(1, "7_0", "finished", None)]
+    assert (cell.directory / "log.txt").read_text().splitlines()[1] == os.environ.get("OMP_NUM_THREADS", "6")
+    assert (cell.directory / DIFF).read_text() == "+ a line\n"
+
+
+def ready(cell: Cell) -> None:
+    until(lambda: (cell.directory / "ready").exists(), 60)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "ends"),
+    [(signal.SIGUSR2, "stopped by SIGUSR1", (255, True)), (signal.SIGTERM, "stopped by SIGTERM", (75, False))],
+)
+def test_signals_reach_the_run_which_saves(slurm: Slurm, cell: Cell, number: int, reason: str, ends: Any) -> None:
+    """Slurm's warning: and the job is queued again. Cancelled: it is not."""
+    process = slurm.start(cell, SAVES)
+    ready(cell)
+    process.send_signal(number)
+    assert slurm.end(process) == ends
+    assert attempts(cell) == [(1, "7_0", "interrupted", reason)]
+    assert len(list((cell.directory / "checkpoints").iterdir())) == 1
+    assert cell_state(cell.directory) is State.INTERRUPTED
+
+
+def test_a_run_that_does_not_save_in_time_is_killed_and_queued_again(slurm: Slurm, cell: Cell) -> None:
+    process = slurm.start(cell, SAVES.replace("SIGUSR1, save", "SIGUSR1, signal.SIG_IGN"))
+    ready(cell)
+    process.send_signal(signal.SIGUSR2)
+    assert slurm.end(process) == (255, True)
+    assert attempts(cell) == [(1, "7_0", "interrupted", "stopped by SIGUSR1")]
+
+
+def test_a_run_that_was_told_to_stop_by_somebody_else_is_no_failure(slurm: Slurm, cell: Cell) -> None:
+    assert slurm.run(cell, "progress(1); sys.exit(75)") == (255, True)
+    assert attempts(cell) == [(1, "7_0", "interrupted", "preempted")]
+
+
+def test_a_cell_that_gets_nowhere_is_not_queued_for_ever(slurm: Slurm, cell: Cell) -> None:
+    again = [slurm.run(cell, "sys.exit(75)")[1] for _ in range(5)]
+    assert again == [True] * 3 + [False] * 2
+    assert starts(cell) == 4, "the last one was not even begun"
+    status = Status.read(cell.directory)
+    assert status is not None
+    assert status.reason == "interrupted 4 times without a new checkpoint: not queued again"
+    assert slurm.run(cell, "sys.exit(75)", job="8")[1], "submitted anew, it has its chances"
+
+
+def test_a_cell_that_gets_on_is_queued_as_often_as_it_takes(slurm: Slurm, cell: Cell) -> None:
+    saves = "(cell / 'checkpoints').mkdir(exist_ok=True); (cell / 'checkpoints' / f'{time.time()}.ckpt').touch()\n"
+    assert [slurm.run(cell, saves + "sys.exit(75)")[1] for _ in range(5)] == [True] * 5
+
+
+def test_failures_are_tried_again_by_whoever_runs_the_cell(slurm: Slurm, cell: Cell) -> None:
+    script = "count = len((cell / 'starts').read_text().splitlines())\nif count < 3: sys.exit(count)\nfinish()"
+    cell = replace(cell, retry=1)
+    assert slurm.run(cell, script) == (1, False)
+    assert attempts(cell) == [(n, "7_0", "failed", f"exit status {n}") for n in (1, 2)]
+    other = replace(cell, retry=2, directory=cell.directory.with_name("other"))
+    launched, display = launch([other], script)
+    assert launched.outcomes[other.signature].state is State.FINISHED
+    assert [one[2] for one in attempts(other)] == ["failed", "failed", "finished"]
+    assert [note for note in display.notes if "again" in note] == [f"{cell.label}: again, {n} of 2" for n in (1, 2)]
+
+
+def test_a_job_that_was_killed_with_its_run_is_told_by_the_next(slurm: Slurm, cell: Cell) -> None:
+    process = slurm.start(cell, WAITS)
+    until(lambda: Progress.read(cell.directory) is not None, 60)
+    process.kill()
+    status = Status.read(cell.directory)
+    assert status is not None
+    assert status.pid is not None
+    os.killpg(status.pid, signal.SIGKILL)
+    process.communicate()
+    assert slurm.run(cell, DONE) == (0, False)
+    assert attempts(cell) == [
+        (1, "7_0", "interrupted", "killed, and its launcher too"),
+        (2, "7_0", "finished", None),
+    ]
+
+
+def test_a_cell_that_runs_elsewhere_is_left_alone(slurm: Slurm, cell: Cell) -> None:
+    cell.directory.mkdir(parents=True)
+    lock = FileLock(cell.directory / LOCK)
+    assert lock.acquire()
+    assert slurm.run(cell, DONE) == (0, False)
+    lock.release()
+    Status("running", 1, "node1", time.time(), job="6_0").write(cell.directory)
+    assert slurm.run(cell, DONE) == (0, False)
+    assert starts(cell) == 0
+    Status("running", 1, "node1", time.time(), job="7_0").write(cell.directory)
+    slurm.run(cell, DONE)
+    assert states([cell]) == ["finished"], "that was this very job, before its node went down"
+
+
+def two(cell: Cell) -> Cell:
+    return replace(cell, resources=Resources(tasks=2), retry=1)
+
+
+RANKED = "rank = int(os.environ['SLURM_PROCID'])\n(cell / f'rank{rank}').open('a').write('x')\n"
+
+
+def both(slurm: Slurm, cell: Cell, script: str) -> Sequence[int]:
+    tasks = [slurm.start(cell, script, rank=rank) for rank in range(2)]
+    return [slurm.end(task)[0] for task in tasks]
+
+
+def test_tasks_start_together_and_end_with_the_first(slurm: Slurm, cell: Cell) -> None:
+    script = (
+        "if rank: time.sleep(60)\ntime.sleep(0.5)\nif len((cell / 'rank0').read_text()) == 1: sys.exit(3)\nfinish()"
+    )
+    assert both(slurm, two(cell), RANKED + script) == [0, 0]
+    assert [len((cell.directory / f"rank{rank}").read_text()) for rank in range(2)] == [2, 2]
+    assert [one[2] for one in attempts(cell)] == ["failed", "finished"]
+
+
+def test_a_task_that_dies_takes_the_run_with_it(slurm: Slurm, cell: Cell) -> None:
+    assert both(slurm, two(cell), RANKED + "if rank: sys.exit(9)\ntime.sleep(60)") == [1, 0]
+    assert [one[3].split(" on ")[0] for one in attempts(cell)] == ["task 1"] * 2
+    assert attempts(cell)[0][3].endswith("ended with exit status 9")
+
+
+def test_every_task_is_warned_and_hands_it_on(slurm: Slurm, cell: Cell) -> None:
+    saves = SAVES.replace("{time.time()}", "{os.environ['SLURM_PROCID']}").replace("'ready'", "f'ready{rank}'")
+    script = RANKED + saves.replace('"ready"', "f'ready{rank}'")
+    tasks = [slurm.start(two(cell), script, rank=rank) for rank in range(2)]
+    until(lambda: all((cell.directory / f"ready{rank}").exists() for rank in range(2)), 60)
+    tasks[1].send_signal(signal.SIGUSR2)
+    until(lambda: (cell.directory / "checkpoints" / "1.ckpt").exists(), 60)
+    tasks[0].send_signal(signal.SIGUSR2)
+    assert [slurm.end(task) for task in tasks] == [(255, True), (0, False)]
+    assert len(list((cell.directory / "checkpoints").iterdir())) == 2
+
+
+def test_a_cell_that_is_finished_sends_all_its_tasks_home(slurm: Slurm, cell: Cell) -> None:
+    finish(cell, loss_1=1.0)
+    assert both(slurm, two(cell), DONE) == [0, 0]
+    assert starts(cell) == 0

@@ -1,0 +1,126 @@
+"""What is wrong with a grid and its cells is told all at once, each with its line, and nothing that only follows."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_grid_fakes import find, grid_file, resolve
+from test_grid_settings import BASELINE, GRID
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.grid.cells import load_cells
+
+
+def refused(folder: Path, more: str, **files: str) -> list[str]:
+    """The lines of the error, without the name of the grid file."""
+    path = grid_file(folder, GRID + more, **files)
+    with pytest.raises(InputError) as caught:
+        load_cells(path, find, resolve, folder)
+    return str(caught.value).replace(f"{path}:", "").splitlines()
+
+
+REFUSED = {
+    "nothing": (
+        "exclude: [n_future == 3]",
+        ["7: exclude: 'n_future == 3' holds for no setting of the grid; mend it, "],
+    ),
+    "everything": ("exclude:\n- width == 8\n- width == 16", ["7: exclude: leaves nothing of the axes"]),
+    "baseline": (
+        f"exclude:\n- n_layers == 6\n- n_future < 2\n{BASELINE}",
+        ["10: baseline: the baseline is excluded by 'n_future < 2'"],
+    ),
+    "types": (
+        "exclude:\n- width > 8\n- width > 'x'\n- n_future > 'x'",
+        ["9: exclude: 'width > 'x'': 8 (a number) and 'x' (text) have no order", "10: exclude: 'n_future > 'x'': 1"],
+    ),
+    "gpus": (
+        "resources:\n  gpus: 2\n  rules: [{when: width > 8, tasks: 4}]",
+        ["7: resources: 4 tasks on 2 GPUs are impossible"],
+    ),
+    "no cell": ("resources: {rules: [{when: width > 16, gpus: 2}]}", ["7: resources.rules: 'width > 16' holds for no"]),
+    "rule": (
+        "resources:\n  rules:\n  - {when: width > 'a', gpus: 2}\n  - {when: width > 8, gpus: 1}",
+        ["9: resources.rules: 'width > 'a'': 8 (a number) and 'a' (text) have no order"],
+    ),
+    "include": (
+        "include:\n- {model.width: 3}\n- model.width: 2\n  model.heads.n_future: 0",
+        ["10: include.model.heads.n_future = 0: model.heads.n_future: must be at least 1"],
+    ),
+    "value": ("  optimizer.lr:\n  - 1\n  - none.yaml", ["9: axes.optimizer.lr: configuration file 'none.yaml' is not"]),
+    "key": ("  model.depth:\n  - 4", ["8: axes.model.depth = 4: unknown key 'model.depth'"]),
+    "include key": ("include:\n- {trainer.max_step: 3}", ["8: include.trainer.max_step = 3: unknown key"]),
+    "include both": (
+        "include:\n- {model.n_layers: 2, model.heads.n_future: 6}",
+        ["8: include: model.heads.n_future = 6, model.n_layers = 2: model.heads.n_future: too many for the layers"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("more", "expected"), REFUSED.values(), ids=REFUSED)
+def test_what_is_wrong_is_told_once_with_its_line(tmp_path: Path, more: str, expected: list[str]) -> None:
+    told = refused(tmp_path, more + "\n")
+    assert len(told) == len(expected)
+    for line, start in zip(told, expected):
+        assert line.startswith(start), told
+
+
+def test_problems_of_file_and_cells_are_told_together(tmp_path: Path) -> None:
+    """And of the cells, only what does not follow from what is wrong with the file."""
+    more = """\
+  optimizer.lr: fast
+  model.heads.mtch: [none]
+zip: [[model.heads.n_future, model.width]]
+exclude: [width >= 8, lr > 1]
+include: [{model.n_layers: 2, model.heads.n_future: 6}]
+baseline: {model.width: 9}
+resources: {nodes: 0}
+sedes: [1]
+"""
+    told = refused(tmp_path, more)
+    assert [line.split(":")[0] for line in told] == ["14", "7", "9", "12", "13", "10", "8"], told
+    assert told[-2].endswith("leaves nothing of the axes")
+    assert told[-1].endswith("axes.model.heads.mtch = none: unknown key 'model.heads.mtch'; did you mean 'match'?")
+
+
+def test_good_items_keep_their_lines_beside_bad_ones(tmp_path: Path) -> None:
+    more = """\
+exclude:
+  - depth > 1
+  - n_layers > 'x'
+include:
+  - {}
+  - {trainer.max_step: 3}
+resources:
+  rules:
+    - {when: width > 8}
+    - {when: width > 'x', gpus: 1}
+"""
+    told = refused(tmp_path, more)
+    assert sorted(int(line.split(":")[0]) for line in told) == [8, 9, 11, 12, 15, 16], told
+
+
+def test_what_is_refused_for_many_cells_is_resolved_for_few(tmp_path: Path) -> None:
+    asked = []
+
+    def counting(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        asked.append(overrides)
+        return resolve(configs, overrides)
+
+    text = GRID.replace("[8, 16]", str([*range(100)])).replace("[1, 2, 4]", "[0]")
+    with pytest.raises(InputError, match=r"n_future = 0: model.heads.n_future: must be at least 1"):
+        load_cells(grid_file(tmp_path, text), find, counting, tmp_path)
+    assert len(asked) == 200 + 2  # every setting, the configurations alone, n_future alone
+
+
+def test_the_resolver_is_asked_for_the_culprit_out_of_any_handler(tmp_path: Path) -> None:
+    """It looks for refusals among the contexts of what jsonargparse raises, and would find that of another cell."""
+
+    def contextual(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        assert sys.exc_info() == (None, None, None)
+        return resolve(configs, overrides)
+
+    path = grid_file(tmp_path, GRID.replace("[1, 2, 4]", "[0]"))
+    with pytest.raises(InputError, match=r"axes.model.heads.n_future = 0: "):
+        load_cells(path, find, contextual, tmp_path)

@@ -1,0 +1,217 @@
+"""`mtp grid submit | resume | status | logs | cancel` over a Slurm of scripts; a real one is in tests/e2e."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_grid_fakes import GRID, ONE, cells_of, finish, grid_file, starts, states, tools
+from test_grid_slurm_fakes import FakeSlurm, slurm
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.files import FileLock
+from mtp_lightning.grid import cluster, submit
+from mtp_lightning.grid import slurm as programs
+from mtp_lightning.grid.state import Progress, State, Status
+from mtp_lightning.grid.submissions import Submission, Submissions
+
+__all__ = ["slurm"]
+
+
+@pytest.fixture(autouse=True)
+def no_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "checkout", lambda: None)
+
+
+def call(command: Any, *more: Any, **options: Any) -> int:
+    return command(tools(), "grid.yaml", *more, **options)  # type: ignore[no-any-return]
+
+
+def rows() -> list[dict[str, Any]]:
+    assert call(cluster.status, json="status.json") == 0
+    found: list[dict[str, Any]] = json.loads(Path("status.json").read_text())["cells"]
+    return found
+
+
+def records() -> list[Submission]:
+    return Submissions(Path("runs").absolute()).read()
+
+
+def attempted(folder: Path, state: State, job: str | None = None, **more: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    Status(state.value, 1, **{"host": "node1", "started_at": time.time(), "job": job, **more}).write(folder)
+
+
+def test_missing_and_interrupted_cells_are_submitted_and_failed_ones_named(
+    slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid_file(tmp_path)
+    cells = cells_of(tmp_path)
+    finish(cells[0], loss_1=1.0)
+    attempted(cells[1].directory, State.FAILED)
+    attempted(cells[2].directory, State.INTERRUPTED)
+    cells[3].directory.mkdir()
+    Progress(step=1, max_steps=5, phase="train").write(cells[3].directory)  # started by hand
+    call(cluster.submit)
+    (record,) = records()
+    assert record.cells == tuple(cell.signature for cell in (cells[2], *cells[4:]))
+    told = capsys.readouterr().out
+    assert "3 of 6 cells submitted; 1 finished, 1 failed, 1 running" in told
+    assert "1 failed (n_future=1 seed=1); `mtp grid resume grid.yaml` submits them again" in told
+    call(cluster.resume)
+    assert [list(one.cells) for one in records()[1:]] == [[cells[1].signature]]
+    assert slurm.elements() == ["7_0", "7_1", "7_2", "8_0"]
+
+
+def test_each_shape_of_resources_is_an_array_of_its_own_no_longer_than_slurm_allows(
+    slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    rules = "[{when: n_future == 4, gpus: 2, nodes: 2, memory_gb: 1.5, minutes: 8, account: mine}]"
+    grid_file(tmp_path, GRID + f"resources: {{cpus: 3, rules: {rules}}}\n")
+    slurm.say("largest", "3")
+    call(cluster.submit, max_parallel=2, partition="long", account="theirs")
+    assert slurm.elements() == ["7_0", "7_1", "7_2", "8_0", "9_0", "9_1"]
+    scripts = [(tmp_path / "runs/submissions" / one.token / "job.sh").read_text() for one in records()]
+    flags = [{line.split(" --", 1)[1] for line in text.splitlines() if line.startswith("#SBATCH")} for text in scripts]
+    common = {"nodes=1", "ntasks-per-node=1", "cpus-per-task=3", "partition=long", "requeue"}
+    assert flags[0] >= common | {"array=0-2%2", "account=theirs", "signal=USR2@120"}
+    assert not any(flag.startswith(("time", "mem", "gpus", "wckey")) for flag in flags[0]), "left to the cluster"
+    wide = {"nodes=2", "ntasks-per-node=2", "gpus-per-node=2", "mem=1536M", "time=8", "account=mine", "array=0-1%2"}
+    assert flags[2] >= wide
+    assert "--cpus-per-task=3" in scripts[0].split("srun")[1]
+
+
+def test_a_cell_that_another_grid_has_submitted_is_not_submitted_again(
+    slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid_file(tmp_path)
+    call(cluster.submit)
+    grid_file(tmp_path, GRID.replace("head-count", "other").replace("[1, 2, 4]", "[1, 2, 3]"))
+    call(cluster.submit)
+    assert "2 of 6 cells submitted; 4 queued" in capsys.readouterr().out
+    assert len(slurm.elements()) == 8
+
+
+@pytest.mark.parametrize("known", ["queue", "accounts", "nobody"])
+def test_an_intent_without_a_job_is_adopted_where_slurm_knows_it(
+    slurm: FakeSlurm, tmp_path: Path, known: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid_file(tmp_path, ONE)
+    call(cluster.submit)
+    (record,) = records()
+    path = tmp_path / "runs/submissions" / f"{record.token}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"job": None}))
+    if known != "queue":
+        slurm.empty()
+    slurm.say("accounts", f"5_0|mtp-other-1\n7_0|{record.job_name}\n" if known == "accounts" else "")
+    call(cluster.submit)
+    adopted = records()[0]
+    assert (adopted.job, adopted.over) == {
+        "queue": ("7", False), "accounts": ("7", True), "nobody": (None, True)
+    }[known]  # fmt: skip
+    assert len(records()) == (1 if known == "queue" else 2)
+
+
+def test_nobody_looks_for_a_job_while_its_sbatch_is_at_work(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The submitter is dead, its sbatch is not: the job may yet appear."""
+    grid_file(tmp_path, ONE)
+    slurm.say("sbatch", (slurm.folder / "sbatch").read_text().replace("job = 1", "import time; time.sleep(2)\njob = 1"))
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(Submissions, "write", _then_die_in_a_second(Submissions.write))
+        call(cluster.submit)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert records()[0].job is None
+    call(cluster.submit)
+    assert slurm.elements() == ["7_0"]
+    assert [one.job for one in records()] == ["7"]
+
+
+def _then_die_in_a_second(write: Any) -> Any:
+    import signal
+
+    def written(self: Submissions, one: Submission) -> None:
+        write(self, one)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(1)
+
+    return written
+
+
+def test_two_submitters_take_turns(slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtp_lightning.grid import submissions
+
+    grid_file(tmp_path, ONE)
+    folder = tmp_path / "runs/submissions"
+    folder.mkdir(parents=True)
+    other = FileLock(folder / "lock")
+    assert other.acquire()
+    monkeypatch.setattr(submissions, "LOCK_SECONDS", 0.2)
+    with pytest.raises(InputError, match="another `mtp grid submit` is at work there"):
+        call(cluster.submit)
+    assert rows()[0]["state"] == "missing", "looking needs no turn"
+    other.release()
+    call(cluster.submit)
+
+
+def test_what_slurm_refuses_leaves_nothing_behind(slurm: FakeSlurm, tmp_path: Path) -> None:
+    grid_file(tmp_path, GRID + "resources: {rules: [{when: n_future == 4, gpus: 8}]}\n")
+    slurm.say("refuses", "Requested node configuration is not available")
+    with pytest.raises(InputError, match=r"(?s)not available .cells with 1 node, 1 task.\n.*not available.*8 GPUs"):
+        call(cluster.submit)
+    assert not records()
+    assert [path.name for path in (tmp_path / "runs/submissions").iterdir()] == ["lock"]
+
+
+def test_without_an_answer_from_slurm_nothing_is_guessed(
+    slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid_file(tmp_path, ONE)
+    call(cluster.submit)
+    slurm.say("broken")
+    assert call(cluster.submit) == 1
+    assert "mtp: error: squeue: Unable to contact slurm controller" in capsys.readouterr().err
+    assert rows()[0]["state"] == "missing"
+    assert "from the cells' files alone: squeue: Unable" in capsys.readouterr().err
+    (slurm.folder / "broken").unlink()
+    slurm.say("silent")
+    monkeypatch.setattr(programs, "CLIENT_SECONDS", 0.3)
+    assert call(cluster.cancel, []) == 1
+    assert "squeue has not answered in 0.3 s" in capsys.readouterr().err
+    assert len(records()) == 1
+    assert not records()[0].over
+
+
+def test_an_sbatch_that_does_not_answer_is_looked_for_later(
+    slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid_file(tmp_path, ONE)
+    slurm.say("sbatch", (slurm.folder / "sbatch").read_text().replace("print(job)", "import time; time.sleep(60)"))
+    monkeypatch.setattr(programs, "CLIENT_SECONDS", 1.5)
+    assert call(cluster.submit) == 1
+    assert "sbatch has not answered in 1.5 s; `mtp grid status` finds out" in capsys.readouterr().err
+    assert [one.job for one in records()] == [None]
+    assert rows()[0]["state"] == "queued"
+    assert [one.job for one in records()] == ["7"]
+
+
+def test_without_slurm_it_says_what_is_missing_and_what_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.chdir(tmp_path)
+    grid_file(tmp_path, ONE)
+    with pytest.raises(InputError, match=r"sbatch is not on the PATH; `mtp grid run grid.yaml` runs the cells on this"):
+        call(cluster.submit)
+    with pytest.raises(InputError, match=r"Ctrl-C in `mtp grid run` stops local runs"):
+        call(cluster.cancel, [])
+    assert not (tmp_path / "runs").exists()
+    (cell,) = cells_of(tmp_path, ONE)
+    assert call(cluster.resume) == 0, "it was never submitted: it runs here"
+    assert (states([cell]), starts(cell)) == (["finished"], 1)

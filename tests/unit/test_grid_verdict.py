@@ -1,0 +1,101 @@
+"""What the verdict says of made-up numbers, to the letter."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_grid_fakes import GRID, cells_of, find, finish, grid_file
+from test_grid_report import HIGH, LOSSES, LOW, filled, three_seeds, value
+
+from mtp_lightning.grid.report import build_report
+from mtp_lightning.grid.spec import load_grid
+from mtp_lightning.grid.tables import markdown
+from mtp_lightning.grid.verdict import verdict
+
+VERDICTS = {
+    "better": (
+        {**LOSSES, (2, 0): 1.0, (2, 1): 1.2},
+        "n_future=2 has the lowest val/loss/head_1, 1.1000: 1.0000 lower than the baseline n_future=1, more than the "
+        "spread over 2 seeds (0.1414).",
+    ),
+    "within": (
+        LOSSES,
+        "No difference beyond the spread over 2 seeds (0.2121): n_future=2 has the lowest val/loss/head_1, 2.0500, but "
+        "only 0.0500 lower than the baseline n_future=1.",
+    ),
+    "baseline": (
+        {**LOSSES, (1, 0): 1.0, (1, 1): 1.0},
+        "n_future=1, the baseline, has the lowest val/loss/head_1, 1.0000: 1.0500 lower than the next, n_future=2, "
+        "more than the spread over 2 seeds (0.2121).",
+    ),
+    "tie": (
+        dict.fromkeys(LOSSES, 1.0),
+        "No difference beyond the spread over 2 seeds (0.0000): n_future=1, the baseline, has the lowest "
+        "val/loss/head_1, 1.0000, but is equal to the next, n_future=2.",
+    ),
+    "one seed": (
+        {(1, 0): 2.0, (2, 0): 1.0, (4, 0): 3.0, (4, 1): 3.0},
+        "n_future=2 has the lowest val/loss/head_1, 1.0000: 1.0000 lower than the baseline n_future=1; with one seed "
+        "nothing is known about the spread. Provisional: 2 of 6 cells are missing.",
+    ),
+    "alone": (
+        {(4, 0): 2.0},
+        "No comparison: only n_future=4 has val/loss/head_1. Provisional: 5 of 6 cells are missing.",
+    ),
+    "others diverged": (
+        {key: 1.0 if key[0] == 4 else math.nan for key in LOSSES},
+        "n_future=4 has the only finite val/loss/head_1, 1.0000. Not finite: n_future=1, n_future=2.",
+    ),
+    "all diverged": (
+        dict.fromkeys(LOSSES, math.nan),
+        "No verdict: val/loss/head_1 is not a finite number in any setting.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("losses", "sentence"), VERDICTS.values(), ids=VERDICTS)
+def test_verdicts_say_what_the_numbers_do(
+    tmp_path: Path, losses: Mapping[tuple[int, int], float], sentence: str
+) -> None:
+    assert verdict(filled(tmp_path, losses)) == sentence
+
+
+def test_no_verdict_where_means_and_paired_differences_disagree(tmp_path: Path) -> None:
+    """n_future=2 looks better only because it lacks the seed that is bad for all."""
+    losses = {(1, 0): 1.0, (1, 1): 2.0, (2, 0): 1.1}
+    said = verdict(filled(tmp_path, losses))
+    assert said.startswith("No verdict: n_future=2 and n_future=1 have val/loss/head_1 of different seeds.")
+
+
+def test_verdicts_know_which_way_is_better(tmp_path: Path) -> None:
+    text = GRID.replace("[val/loss/head_1, decode/speedup]", "[val/accuracy/head_1]")
+    cells = cells_of(tmp_path, text)
+    for cell in cells:
+        finish(cell, **{"val/accuracy/head_1": 0.1 * value(cell)[0] + 0.001 * cell.seed, "odd": 1.0})
+    spec = load_grid(tmp_path / "grid.yaml", find)
+    assert verdict(build_report(spec, cells)).startswith("n_future=4 has the highest val/accuracy/head_1, 0.4005: 0.30")
+    odd = load_grid(grid_file(tmp_path, text.replace("val/accuracy/head_1", "odd")), find)
+    assert verdict(build_report(odd, cells)) == "No verdict: whether a lower or a higher odd is better is not known."
+
+
+def test_the_verdict_rests_on_the_interval_where_there_is_one(tmp_path: Path) -> None:
+    assert verdict(three_seeds(tmp_path)) == (
+        "n_future=2 has the lowest val/loss/head_1, 1.7500: 0.3750 lower than the baseline n_future=1, 95% interval "
+        f"[{LOW}, {HIGH}] over 3 seeds leaves out 0."
+    )
+    # Larger than every spread, and yet such three differences are no evidence.
+    assert verdict(three_seeds(tmp_path, (-0.1, -0.3, -0.5))) == (
+        "No difference beyond chance (95% interval [-0.7968, +0.1968] over 3 seeds): n_future=2 has the lowest "
+        "val/loss/head_1, 1.8250, but only 0.3000 lower than the baseline n_future=1."
+    )
+
+
+def test_the_file_may_say_what_is_better(tmp_path: Path) -> None:
+    report = filled(tmp_path, {**LOSSES, (4, 0): 9.0})
+    turned = replace(report, spec=replace(report.spec, better={"val/loss/head_1": "higher"}))
+    assert verdict(turned).startswith(
+        "No difference beyond the spread over 2 seeds (4.5962): n_future=4 has the highest"
+    )
+    assert "val/loss/head_1 ↑" in markdown(turned)

@@ -1,0 +1,254 @@
+"""A server that is away: training goes on, nothing is lost, nothing stands twice, and the end is clear."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from test_tracking_fakes import CountingClient, fresh_store
+
+import mtp_lightning.tracking.patience as patience
+import mtp_lightning.tracking.writer as writer_module
+from mtp_lightning.tracking.begin import TOKEN, new_run
+from mtp_lightning.tracking.journal import JOURNAL, read_journal
+from mtp_lightning.tracking.logger import MLflowRunLogger
+from mtp_lightning.tracking.patience import StoreAwayError, with_patience
+from mtp_lightning.tracking.read import find_runs, history, read_run
+from mtp_lightning.tracking.writer import RunWriter
+
+SERVER = "http://host:5000"
+REFUSED = "API request to http://host:5000/api failed with exception Connection refused"
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.waits: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(writer_module, "time", clock)
+    return clock
+
+
+class AwayClient(CountingClient):
+    """Answers only while it is there; a call that it does not answer takes `seconds`."""
+
+    def __init__(self, clock: Clock, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.clock, self.seconds, self.away, self.asked = clock, seconds, False, 0
+        self.files: list[tuple[str, str | None]] = []
+
+    def _answer(self) -> None:
+        self.asked += 1
+        if self.away:
+            self.clock.now += self.seconds
+            raise MlflowException(REFUSED)
+
+    def log_batch(self, run_id: str, **content: Any) -> None:
+        self._answer()
+        super().log_batch(run_id, **content)
+
+    def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
+        self._answer()
+        self.files.append((path, folder))
+
+
+def writer(client: CountingClient, journal: Path | None = None, seconds: float = 5.0) -> RunWriter:
+    return RunWriter(client, "run", SERVER, seconds, journal=journal)
+
+
+def test_a_server_is_waited_for_and_then_named(clock: Clock) -> None:
+    def call() -> None:
+        raise MlflowException(REFUSED)
+
+    with pytest.raises(
+        StoreAwayError, match=r"does not answer within 60 s \(.*Connection refused\): 'http://host:5000'"
+    ):
+        with_patience(call, SERVER)
+    assert clock.waits[:6] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
+    assert 50 < clock.now - 1000 <= 60
+
+
+def test_what_a_server_refuses_for_good_is_not_asked_again(clock: Clock) -> None:
+    answers = [MlflowException("busy", TEMPORARILY_UNAVAILABLE), MlflowException("no", INVALID_PARAMETER_VALUE)]
+
+    def call() -> None:
+        raise answers.pop(0)
+
+    with pytest.raises(MlflowException, match=r"^no$"):
+        with_patience(call, SERVER)
+    with pytest.raises(MlflowException, match=r"^gone$"):
+        with_patience(lambda: (_ for _ in ()).throw(MlflowException("gone")), "sqlite:////x/mlflow.db")
+    assert clock.waits == [0.2]
+
+
+def test_training_goes_on_without_the_server(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    client = AwayClient(clock)
+    sink = writer(client)
+    client.away = True
+    for step in range(100):
+        sink.log_metrics({"m": 0.0}, step)
+        clock.now += 1
+    assert client.points == []
+    assert client.asked < 50  # a few times every ten seconds
+    assert sum(clock.waits) < 10
+    client.away = False
+    for step in range(100, 120):
+        sink.log_metrics({"m": 0.0}, step)
+        clock.now += 1
+    sink.flush()
+    assert client.points == [("m", step) for step in range(120)]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1].split(" (")[0] for line in said] == [" MLflow does not answer", " MLflow answers again"]
+
+
+def test_a_server_that_never_answers_costs_a_tenth_of_the_time(clock: Clock) -> None:
+    client = AwayClient(clock, seconds=30.0)
+    client.away = True
+    sink = writer(client)
+    for step in range(1000):
+        sink.log_metrics({"m": 0.0}, step)
+        clock.now += 1
+    assert client.asked * client.seconds <= 0.1 * (clock.now - 1000) + 30
+
+
+def test_at_a_checkpoint_what_waits_is_kept_beside_it(clock: Clock, tmp_path: Path) -> None:
+    client, journal = AwayClient(clock), tmp_path / JOURNAL
+    sink = writer(client, journal)
+    client.away = True
+    sink.log_metrics({"m": math.nan, "n": math.inf}, 7)
+    sink.log_file(tmp_path / "a.png", "pictures")
+    sink.keep()
+    kept = read_journal(journal)
+    assert [(m.key, str(m.value), m.timestamp, m.step) for m in kept.points] == [
+        ("m", "nan", 1000000, 7),
+        ("n", "inf", 1000000, 7),
+    ]
+    assert kept.files == [(str(tmp_path / "a.png"), "pictures")]
+
+    after = AwayClient(clock)  # of a process that is killed here, the next one sends it
+    assert writer(after, journal).resend()
+    assert (after.points, after.files) == ([("m", 7), ("n", 7)], kept.files)
+    assert not journal.exists()
+    assert not writer(after, journal).resend()
+
+
+def test_the_journal_goes_when_the_server_is_back(clock: Clock, tmp_path: Path) -> None:
+    client, journal = AwayClient(clock), tmp_path / JOURNAL
+    sink = writer(client, journal)
+    client.away = True
+    sink.log_metrics({"m": 0.0}, 0)
+    sink.keep()
+    assert journal.exists()
+    client.away = False
+    sink.keep()  # too early to ask again
+    assert journal.exists()
+    clock.now += 11
+    sink.keep()
+    assert not journal.exists()
+    assert client.points == [("m", 0)]
+
+
+def test_memory_is_not_filled_without_end(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "TOO_MANY", 10)
+    client = AwayClient(clock)
+    client.away = True
+    sink = writer(client, tmp_path / JOURNAL)
+    for step in range(9):
+        sink.log_metrics({"m": 0.0}, step)
+    with pytest.raises(StoreAwayError, match=r"10 values wait in .*unsent\.jsonl"):
+        sink.log_metrics({"m": 0.0}, 9)
+    assert len(read_journal(tmp_path / JOURNAL)) == 10
+
+
+def test_a_run_whose_making_was_not_answered_is_made_once(clock: Clock) -> None:
+    made: list[dict[str, str]] = []
+
+    def create_run(experiment: str, tags: dict[str, str], run_name: str | None) -> Any:
+        made.append(tags)
+        raise MlflowException(REFUSED)
+
+    def search_runs(experiments: list[str], words: str, max_results: int) -> list[Any]:
+        found = [i for i, tags in enumerate(made) if words == f"tags.`{TOKEN}` = '{tags[TOKEN]}'"]
+        return [SimpleNamespace(info=SimpleNamespace(run_id=str(i))) for i in found]
+
+    client = SimpleNamespace(create_run=create_run, search_runs=search_runs)
+    assert new_run(client, "1", "name", {"a": "b"}, SERVER) == "0"
+    assert len(made) == 1
+
+
+class Gate:
+    """Between every `MlflowClient` and its store, which is here a real one: closed, nothing is written."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.closed = False
+        for name in ("log_batch", "set_terminated", "log_artifact"):
+            monkeypatch.setattr(MlflowClient, name, self._guarded(getattr(MlflowClient, name)))
+        monkeypatch.setattr(patience, "_is_away", lambda error, uri: REFUSED in str(error))
+
+    def _guarded(self, method: Any) -> Any:
+        def call(*args: Any, **content: Any) -> Any:
+            if self.closed:
+                raise MlflowException(REFUSED)
+            return method(*args, **content)
+
+        return call
+
+
+def test_a_run_that_ended_without_its_server_is_whole_after_the_next_attempt(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed, and failed at the end, and started again: every step once, in one run."""
+    uri, gate = fresh_store(tmp_path), Gate(monkeypatch)
+
+    def attempt() -> MLflowRunLogger:
+        return MLflowRunLogger(uri, directory=str(tmp_path / "run"), system_metrics=False, flush_every_seconds=1e9)
+
+    first = attempt()
+    for step in range(6):
+        first.log_metrics({"m": float(step)}, step)
+        if step == 3:
+            gate.closed = True
+            first.keep()
+    assert len(read_journal(tmp_path / "run" / JOURNAL)) == 4
+    del first  # 4 and 5 are lost with the process, whose last checkpoint was at 3
+
+    gate.closed = False
+    second = attempt()
+    for step in range(4, 9):
+        second.log_metrics({"m": float(step)}, step)
+    gate.closed = True
+    with pytest.raises(StoreAwayError, match="5 values wait in"):
+        second.flush()
+    second.finalize("failed")  # as Lightning does behind an error
+    assert "5 values wait in" in capsys.readouterr().err
+
+    gate.closed = False
+    third = attempt()
+    third.log_metrics({"m": 9.0}, 8)
+    assert third.last_values == {"m": 8.0}
+    third.finalize("success")
+    (run,) = find_runs(uri, "mtp/fit", {})
+    assert history(uri, run.run_id, ["m"]) == {"m": [(step, float(step)) for step in range(9)]}
+    assert read_run(uri, run.run_id).status == "FINISHED"
+    assert not (tmp_path / "run" / JOURNAL).exists()
