@@ -12,7 +12,8 @@ from rich.console import Console
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
 from mtp_lightning.grid import commands, slurm
-from mtp_lightning.grid.cells import Cell, load_cells
+from mtp_lightning.grid.cells import Cell
+from mtp_lightning.grid.cost import Total, check_budget, costs
 from mtp_lightning.grid.display import counts, open_display, summary
 from mtp_lightning.grid.logs import find_cell, newest_log, show_end
 from mtp_lightning.grid.logs import follow as follow_log
@@ -69,7 +70,7 @@ def submit(
         qos: Where the grid file names none.
     """
     defaults = {"partition": partition, "account": account, "qos": qos}
-    loaded = _load(tools, grid, overrides, runs)
+    loaded = tools.load(grid, runs, overrides)
     return _submit(tools, loaded, grid, runs, max_parallel, defaults, (State.MISSING, State.INTERRUPTED))
 
 
@@ -98,7 +99,7 @@ def resume(
         qos: On Slurm: where the grid file names none.
         workers: Here: cells at a time.
     """
-    loaded = _load(tools, grid, overrides, runs)
+    loaded = tools.load(grid, runs, overrides)
     if not any(one.grid == loaded[0].name for one in Submissions(Path(runs).absolute()).read()):
         return commands.run(tools, grid, overrides=overrides, runs=runs, workers=workers)
     defaults = {"partition": partition, "account": account, "qos": qos}
@@ -125,7 +126,7 @@ def status(
         json: Write the table to this file too.
     """
     check_json(json)
-    spec, cells = _load(tools, grid, overrides, runs)
+    spec, cells = tools.load(grid, runs, overrides)
     rows, silent = _watch(cells, Path(runs).absolute()) if watch else look(cells, Path(runs).absolute())
     say(standing_table(f"{spec.name}: {len(rows)} cells", rows))
     say(summary([row.state.value for row in rows]))
@@ -157,7 +158,7 @@ def logs(
     """
     if lines < 0:
         raise InputError(f"lines: {lines} is less than none")
-    _, cells = _load(tools, grid, overrides, runs)
+    _, cells = tools.load(grid, runs, overrides)
     found, folder = find_cell(cells, cell), Path(runs).absolute()
     (row,), _ = look([found], folder)
     path = newest_log(row, Submissions(folder))
@@ -182,7 +183,7 @@ def cancel(
         runs: Folder of the cells.
     """
     _needs_slurm("nothing can be cancelled from here; Ctrl-C in `mtp grid run` stops local runs")
-    _, all_cells = _load(tools, grid, overrides, runs)
+    _, all_cells = tools.load(grid, runs, overrides)
     chosen = [find_cell(all_cells, name) for name in cells] or all_cells
     submissions = Submissions(Path(runs).absolute())
     rows = standings(chosen, submissions, submissions.look())
@@ -196,10 +197,6 @@ def cancel(
     if not hit and not local:
         say("nothing waits or runs")
     return 0
-
-
-def _load(tools: GridTools, grid: str, overrides: dict[str, Any] | None, runs: str) -> tuple[GridSpec, list[Cell]]:
-    return load_cells(Path(grid), tools.find_config, tools.resolve, Path(runs).absolute(), overrides)
 
 
 def _needs_slurm(otherwise: str) -> None:
@@ -221,6 +218,7 @@ def _submit(
         raise InputError(f"max_parallel: {parallel} is no number of cells; give 1 or more")
     spec, cells = loaded
     _needs_slurm(f"`mtp grid run {grid}` runs the cells on this machine")
+    check_budget(spec, Total.of(costs(cells, tools.measure)))
     folder = writable(Path(runs).absolute())
     submissions = Submissions(folder)
     with submissions.locked():

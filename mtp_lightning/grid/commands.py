@@ -12,17 +12,19 @@ from rich.console import Console
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
 from mtp_lightning.grid.budgets import COMMON, parse_at
+from mtp_lightning.grid.cells import Cell
 from mtp_lightning.grid.cost import Total, check_budget, costs
 from mtp_lightning.grid.display import open_display, summary
 from mtp_lightning.grid.launch import Launched, LocalLauncher
 from mtp_lightning.grid.output import say, writable, write_table
-from mtp_lightning.grid.plan import Planned, plan_grid, plan_table, row_json
+from mtp_lightning.grid.plan import TO_RUN, plan_table, row_json
 from mtp_lightning.grid.process import child_environment, cores
 from mtp_lightning.grid.publish import publish
 from mtp_lightning.grid.report import Report
 from mtp_lightning.grid.signature import canonical
 from mtp_lightning.grid.spec import At, GridSpec
-from mtp_lightning.grid.state import State
+from mtp_lightning.grid.standing import look
+from mtp_lightning.grid.state import State, cell_state
 from mtp_lightning.grid.tables import notices, report_json, terminal_table
 from mtp_lightning.grid.tools import GridTools
 from mtp_lightning.grid.verdict import verdict
@@ -42,17 +44,20 @@ def plan(
         json: Write the table to this file too.
     """
     check_json(json)
-    spec, planned = plan_grid(tools, grid, runs, overrides)
-    found = costs([item.cell for item in planned], tools.measure)
-    say(plan_table(spec, planned, found))
-    say(f"{summary([item.state.value for item in planned])}; {len(_to_run(planned))} to run")
+    spec, cells = tools.load(grid, runs, overrides)
+    found = costs(cells, tools.measure)
+    rows, silent = look(cells, Path(runs).absolute(), settle=False)
+    say(plan_table(spec, rows, found))
+    to_run = sum(row.state in TO_RUN for row in rows)
+    say(f"{summary([row.state.value for row in rows])}; {to_run} to run")
     total, left = Total.of(found), Total.of(found, left=True)
     say(f"in all {total}")
-    if 0 < len(_to_run(planned)) < len(planned):
+    if 0 < to_run < len(rows):
         say(f"still to come {left}")
-    rows = [{**row_json(item), "cost": cost.json()} for item, cost in zip(planned, found)]
+    if silent is not None:
+        say(f"warning: from the cells' files alone: {silent}", error=True)
     sums = {"total": total.amounts, "left": left.amounts, "unknown": total.unknown}
-    write_table(json, {"grid": spec.name, "cells": rows, **sums})
+    write_table(json, {"grid": spec.name, "cells": [row_json(*pair) for pair in zip(rows, found)], **sums})
     check_budget(spec, total)
     return 0
 
@@ -78,23 +83,23 @@ def run(
     if workers is not None and workers < 1:
         raise InputError(f"workers: {workers} is not a number of processes; give 1 or more")
     check_json(json)
-    spec, planned = plan_grid(tools, grid, runs, overrides)
-    check_budget(spec, Total.of(costs([item.cell for item in planned], tools.measure)))
+    spec, cells = tools.load(grid, runs, overrides)
+    check_budget(spec, Total.of(costs(cells, tools.measure)))
     folder = writable(Path(runs).absolute())
-    todo = [item for item in planned if item.state is not State.FINISHED]
+    todo = [cell for cell in cells if cell_state(cell.directory) is not State.FINISHED]
     failed = False
     if todo:
         if problem := tools.prepare_tracking(spec, folder):
             say(f"warning: {problem}", error=True)
-        launched = _launch(tools, planned, todo, workers or _default_workers(len(todo)))
+        launched = _launch(tools, len(cells), todo, workers or _default_workers(len(todo)))
         ended = summary([outcome.state.value for outcome in launched.outcomes.values()])
         if launched.interrupted:
             say(f"stopped ({ended}); the same command goes on where this one ended", error=True)
             return INTERRUPTED
         failed = any(outcome.state is not State.FINISHED for outcome in launched.outcomes.values())
     else:
-        say(f"all {len(planned)} cells are finished: nothing to run", error=True)
-    recorded = _report(tools, spec, planned, folder, None, json, again=bool(todo))
+        say(f"all {len(cells)} cells are finished: nothing to run", error=True)
+    recorded = _report(tools, spec, cells, folder, None, json, again=bool(todo))
     return 1 if failed or not recorded else 0
 
 
@@ -123,22 +128,22 @@ def report(
     """
     check_json(json)
     budget = None if at is None else parse_at(at)
-    spec, planned = plan_grid(tools, grid, runs, overrides)
+    spec, cells = tools.load(grid, runs, overrides)
     folder = writable(Path(runs).absolute())
-    recorded = _report(tools, spec, planned, folder, out, json, again=True, at=budget)
+    recorded = _report(tools, spec, cells, folder, out, json, again=True, at=budget)
     return 0 if recorded else 1
 
 
-def _launch(tools: GridTools, planned: Sequence[Planned], todo: Sequence[Planned], workers: int) -> Launched:
+def _launch(tools: GridTools, count: int, todo: Sequence[Cell], workers: int) -> Launched:
     threads = child_environment(workers, os.environ)["OMP_NUM_THREADS"]
     say(
-        f"{len(todo)} of {len(planned)} cells to run, {workers} at a time with {threads} thread"
+        f"{len(todo)} of {count} cells to run, {workers} at a time with {threads} thread"
         f"{'s' if threads != '1' else ''} each",
         error=True,
     )
     display = open_display(Console(stderr=True))
     try:
-        return LocalLauncher(tools.materialise, tools.command, display, workers).launch([item.cell for item in todo])
+        return LocalLauncher(tools.materialise, tools.command, display, workers).launch(todo)
     finally:
         display.close()
 
@@ -146,7 +151,7 @@ def _launch(tools: GridTools, planned: Sequence[Planned], todo: Sequence[Planned
 def _report(
     tools: GridTools,
     spec: GridSpec,
-    planned: Sequence[Planned],
+    cells: Sequence[Cell],
     runs: Path,
     out: str | None,
     json: str | None,
@@ -158,7 +163,7 @@ def _report(
     other = f"-{hashlib.sha256(canonical(spec.overridden).encode()).hexdigest()[:8]}" if spec.overridden else ""
     where = "" if at is None else "-common" if at == COMMON else f"-{at.unit}-{at.amount:g}"
     folder = Path(out) if out is not None else runs / "reports" / f"{spec.name}{other}{where}"
-    published = publish(tools, spec, [item.cell for item in planned], runs, writable(folder), again, _show, at)
+    published = publish(tools, spec, cells, runs, writable(folder), again, _show, at)
     for problem in published.problems:
         say(f"warning: {problem}", error=True)
     write_table(json, report_json(published.report))
@@ -172,10 +177,6 @@ def _show(report: Report) -> None:
     for line in notices(report):
         say(line)
     say(verdict(report))
-
-
-def _to_run(planned: Sequence[Planned]) -> list[Planned]:
-    return [item for item in planned if item.state not in (State.FINISHED, State.RUNNING)]
 
 
 def _default_workers(cells: int) -> int:

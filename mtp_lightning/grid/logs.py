@@ -45,8 +45,7 @@ def newest_log(row: Standing, submissions: Submissions) -> Path | None:
 def show_end(path: Path, lines: int) -> int:
     """Print the last `lines` lines, or all for 0; returns how far the file was read, in bytes."""
     content = path.read_bytes()
-    kept = content.splitlines(keepends=True)[-lines:] if lines else [content]
-    _print(b"".join(kept))
+    _print(b"".join(content.splitlines(keepends=True)[-lines:]))
     return len(content)
 
 

@@ -48,7 +48,7 @@ class Element:
         return not self.waits and self.state != "COMPLETING"
 
     def __str__(self) -> str:
-        return f"{self.state.lower()} ({self.reason})" if self.reason and self.waits else self.state.lower()
+        return f"{self.state.lower()} ({self.reason})" if self.reason else self.state.lower()
 
 
 def missing_program() -> str | None:

@@ -84,13 +84,17 @@ def standings(cells: Sequence[Cell], submissions: Submissions, live: Mapping[str
     return [_standing(cell, places.get(cell.signature), submissions, live) for cell in cells]
 
 
-def look(cells: Sequence[Cell], runs: Path) -> tuple[list[Standing], str | None]:
-    """Where the cells stand now, and why Slurm could not be asked, if something was submitted and it could not."""
+def look(cells: Sequence[Cell], runs: Path, settle: bool = True) -> tuple[list[Standing], str | None]:
+    """Where the cells stand now, and why Slurm could not be asked, if something was submitted and it could not.
+
+    Args:
+        settle: bring the record of submissions up to date too, which writes.
+    """
     submissions = Submissions(runs)
     if missing_program() is not None:
         return standings(cells, submissions, None), None
     try:
-        return standings(cells, submissions, submissions.look()), None
+        return standings(cells, submissions, submissions.look(settle)), None
     except SlurmError as error:
         return standings(cells, submissions, None), str(error)
 

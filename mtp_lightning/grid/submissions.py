@@ -110,12 +110,12 @@ class Submissions:
         assert self._lock is not None, "the lock is not held"
         return self._lock.descriptor
 
-    def look(self) -> dict[str, slurm.Element]:
-        """What waits or runs, by element; put in order too, unless somebody else is at it."""
+    def look(self, settle: bool = True) -> dict[str, slurm.Element]:
+        """What waits or runs, by element; put in order too, if wished and unless somebody else is at it."""
         if not self.folder.is_dir():
             return {}
         lock = FileLock(self.folder / "lock")
-        if not lock.acquire():
+        if not settle or not lock.acquire():
             return slurm.elements(one.job_name for one in self.read() if not one.over)
         try:
             return self.settle()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from mtp_lightning.grid.cells import Resolver
+from mtp_lightning.grid.cells import Cell, Resolver, load_cells
 from mtp_lightning.grid.cost import Size
 from mtp_lightning.grid.process import Command, Materialise
 from mtp_lightning.grid.record import record_report, record_view
@@ -82,6 +82,19 @@ class GridTools:
     """The runs folder -> its tracking store."""
     ui_command: Callable[[Path, str], str] = default_ui_command
     """(runs folder, grid name) -> the command that opens the MLflow UI on the grid's page."""
+
+    def load(self, grid: str, runs: str, overrides: Mapping[str, Any] | None = None) -> tuple[GridSpec, list[Cell]]:
+        """A grid file and its cells, all checked.
+
+        Args:
+            overrides: on top of the file's.
+
+        Raises:
+            InputError: everything that is wrong with them.
+        """
+        loaded = load_cells(Path(grid), self.find_config, self.resolve, Path(runs).absolute(), overrides)
+        self.remember()
+        return loaded
 
     def prepare_tracking(self, spec: GridSpec, runs: Path) -> str | None:
         """Do what can be done before the first cell, so that the link to the charts works while cells run; what went

@@ -139,7 +139,7 @@ README = Path(__file__).parents[2] / "README.md"
 def test_the_readmes_grid_is_a_grid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text(README.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0])
     assert main(["grid", "plan", "grid.yaml"]) == 0
-    assert "6 to run" in capsys.readouterr().out
+    assert "12 cells: 12 missing; 12 to run" in capsys.readouterr().out
 
 
 def test_the_readmes_data_commands_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_cell_that_another_grid_has_submitted_is_not_submitted_again(
     assert len(slurm.elements()) == 8
 
 
-@pytest.mark.parametrize("known", ["queue", "accounts", "nobody"])
+@pytest.mark.parametrize("known", ["queue", "ended", "accounts", "nobody"])
 def test_an_intent_without_a_job_is_adopted_where_slurm_knows_it(
     slurm: FakeSlurm, tmp_path: Path, known: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,14 +103,15 @@ def test_an_intent_without_a_job_is_adopted_where_slurm_knows_it(
     (record,) = records()
     path = tmp_path / "runs/submissions" / f"{record.token}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"job": None}))
-    if known != "queue":
+    if known == "ended":
+        slurm.set("7_0", "COMPLETED")  # Slurm forgets it in some minutes
+    elif known != "queue":
         slurm.empty()
     slurm.say("accounts", f"5_0|mtp-other-1\n7_0|{record.job_name}\n" if known == "accounts" else "")
     call(cluster.submit)
     adopted = records()[0]
-    assert (adopted.job, adopted.over) == {
-        "queue": ("7", False), "accounts": ("7", True), "nobody": (None, True)
-    }[known]  # fmt: skip
+    expected = {"queue": ("7", False), "ended": ("7", True), "accounts": ("7", True), "nobody": (None, True)}
+    assert (adopted.job, adopted.over) == expected[known]
     assert len(records()) == (1 if known == "queue" else 2)
 
 

@@ -35,7 +35,9 @@ def told() -> list[tuple[str, str | None]]:
     return [(row["state"], row["slurm"]) for row in rows()]
 
 
-def test_files_come_first_then_the_queue(slurm: FakeSlurm, submitted: list[Any]) -> None:
+def test_files_come_first_then_the_queue(
+    slurm: FakeSlurm, submitted: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     finish(submitted[0], loss_1=1.0)
     slurm.set("7_1", "RUNNING")
     slurm.set("7_2", "COMPLETING")
@@ -53,6 +55,8 @@ def test_files_come_first_then_the_queue(slurm: FakeSlurm, submitted: list[Any])
     ]
     assert rows()[2]["reason"] == "bad luck"
     assert slurm.calls("squeue") == 2, "one a command"
+    call(cluster.resume)
+    assert "0 of 6 cells submitted" in capsys.readouterr().out, "not before its job has ended"
 
 
 def _made(folder: Path) -> Path:
@@ -193,6 +197,8 @@ def test_logs_are_the_cells_own_or_slurms_where_the_last_job_did_not_get_so_far(
 
     attempted(folder, State.FAILED, None, started_at=record.submitted_at - 100)  # a local run, long ago
     assert said() == "srun: error\n"
+    attempted(folder, State.FAILED, None, started_at=record.submitted_at + 100)  # a local run since
+    assert said(lines=1) == "three\n"
     attempted(folder, State.FAILED, "7_0")
     assert said(lines=2) == "two\nthree\n"
     assert said(lines=0) == "one\ntwo\nthree\n"
