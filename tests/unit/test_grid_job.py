@@ -202,9 +202,9 @@ def both(slurm: Slurm, cell: Cell, script: str) -> Sequence[int]:
 
 
 def test_tasks_start_together_and_end_with_the_first(slurm: Slurm, cell: Cell) -> None:
-    script = (
-        "if rank: time.sleep(60)\ntime.sleep(0.5)\nif len((cell / 'rank0').read_text()) == 1: sys.exit(3)\nfinish()"
-    )
+    turn = "turn = len((cell / 'rank0').read_text())\n"
+    meets = "while not (cell / 'rank1').exists() or len((cell / 'rank1').read_text()) < turn: time.sleep(0.02)\n"
+    script = "if rank: time.sleep(60)\n" + turn + meets + "if turn == 1: sys.exit(3)\nfinish()"
     assert both(slurm, two(cell), RANKED + script) == [0, 0]
     assert [len((cell.directory / f"rank{rank}").read_text()) for rank in range(2)] == [2, 2]
     assert [one[2] for one in attempts(cell)] == ["failed", "finished"]
