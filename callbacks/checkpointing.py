@@ -1,5 +1,6 @@
 """Checkpoints that a killed or preempted run continues from without a gap or a repeat."""
 
+import os
 import signal
 import sys
 import threading
@@ -49,12 +50,13 @@ class PeriodicCheckpoint(Checkpoint):
         self._ask_at = 0
         """Step at which the processes ask each other next."""
         self._told: signal.Signals | None = None
+        self._interrupts = 0
         self._before: dict[signal.Signals, Any] = {}
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
-        self._ask_at, self._told = 0, None
+        self._ask_at, self._told, self._interrupts = 0, None, 0
         # In place of Lightning's own handlers, which broadcast from inside a handler and save nothing.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in STOPPING}
@@ -86,8 +88,10 @@ class PeriodicCheckpoint(Checkpoint):
         self._restore_handlers()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._told is signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts == 2:
+                raise KeyboardInterrupt
         self._told = self._told or signal.Signals(number)
 
     def _restore_handlers(self) -> None:
@@ -141,10 +145,18 @@ class PeriodicCheckpoint(Checkpoint):
             raise OSError(error.errno, error.strerror, str(path)) from error
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
+            _to_disk(partial)
             partial.replace(path)
-            stale = [*folder.glob("step-*.partial"), *sorted(folder.glob("step-*.ckpt"))[: -self.keep]]
-            for old in stale:
+            # By age, not by step: behind a newer one that turned out torn, a resumed run is at earlier steps again.
+            others = sorted((p for p in folder.glob("step-*.ckpt") if p != path), key=lambda p: p.stat().st_mtime_ns)
+            for old in (*folder.glob("step-*.partial"), *others[: len(others) + 1 - self.keep]):
                 old.unlink()
+
+
+def _to_disk(path: Path) -> None:
+    """A name is only given to what would outlive a loss of power."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:

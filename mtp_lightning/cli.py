@@ -159,7 +159,8 @@ def grid_tools() -> "GridTools":
     """What a grid borrows from the rest of the house. Lightning loads when the first cell is resolved."""
     from mtp_lightning.grid.tools import GridTools, default_ui_command
     from mtp_lightning.paths import find_config
-    from mtp_lightning.resolving import Resolver, cache_folder
+    from mtp_lightning.remembering import cache_folder
+    from mtp_lightning.resolving import Resolver
 
     def ui_command(runs: Path, grid: str) -> str:
         """As this very program was called: an environment need not be on the PATH."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ def read_attempts(directory: Path) -> list[dict[str, Any]]:
 def newest_checkpoint(directory: Path) -> str | None:
     """Its name, which holds the step."""
     return max((path.name for path in (directory / CHECKPOINTS).glob("*.ckpt")), default=None)
+
+
+def saved_step(directory: Path) -> int:
+    """The step that an attempt would go on from; 0 without a checkpoint."""
+    found = re.search(r"(\d+)\.ckpt$", newest_checkpoint(directory) or "")
+    return int(found[1]) if found else 0
 
 
 def interrupted_in_vain(directory: Path, job: str) -> int:

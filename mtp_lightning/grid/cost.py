@@ -10,9 +10,10 @@ from statistics import median
 from typing import Any
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.grid.attempts import saved_step
 from mtp_lightning.grid.cells import Cell
 from mtp_lightning.grid.spec import GridSpec
-from mtp_lightning.grid.state import Progress, Result
+from mtp_lightning.grid.state import Progress, Result, State, cell_state
 from mtp_lightning.grid.units import duration, quantity
 
 HOUR = 3600.0
@@ -86,6 +87,7 @@ class _Run:
         self.cell, self.size = cell, size
         self.result = Result.read(cell.directory)
         self.progress = None if self.result else Progress.read(cell.directory)
+        self.is_running = self.progress is not None and cell_state(cell.directory) is State.RUNNING
         used = cell.resources
         self.shape = (used.nodes * used.gpus, used.nodes * used.tasks_per_node)
         """(GPUs, processes): speeds of others say nothing."""
@@ -108,10 +110,14 @@ class _Run:
 
     def cost(self, seeds: Mapping[str, Sequence[float]], speeds: Mapping[tuple[int, int], Sequence[float]]) -> Cost:
         seconds, basis = self._seconds(seeds, speeds)
-        done = 1.0 if self.result else 0.0
-        if self.progress and self.progress.max_steps > 0:
-            done = min(1.0, self.progress.step / self.progress.max_steps)
-        return Cost(self.size, seconds, basis, self.shape[0], done)
+        return Cost(self.size, seconds, basis, self.shape[0], self._done())
+
+    def _done(self) -> float:
+        """A run that is not at work goes on from its newest checkpoint."""
+        if self.result or not self.progress or self.progress.max_steps < 1:
+            return 1.0 if self.result else 0.0
+        step = self.progress.step if self.is_running else saved_step(self.cell.directory)
+        return min(1.0, step / self.progress.max_steps)
 
     def _seconds(
         self, seeds: Mapping[str, Sequence[float]], speeds: Mapping[tuple[int, int], Sequence[float]]

@@ -49,6 +49,9 @@ OBSERVERS: tuple[tuple[str, str], ...] = (
 """(pattern of a class path, reason): entries of `trainer.callbacks` that are no part of the identity. Probes are:
 they add metrics to a result, and a result without the metrics asked for is not that cell's result."""
 
+_COUNT_OR_SHARE = ("limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval")
+"""Keys of Lightning's where 1 is one batch and 1.0 is all; everywhere else they are one number."""
+
 
 def signature(config: Mapping[str, Any], *, without_seed: bool = False) -> str:
     """12 hexadecimal digits; `without_seed` gives the group, shared by the seeds of one setting."""
@@ -81,6 +84,8 @@ def _semantic(node: Mapping[str, Any], at: tuple[str, ...]) -> dict[str, Any]:
         elif here == ("trainer", "callbacks") and isinstance(value, (list, tuple)):
             # No callbacks at all, an empty list and a list of observers are the same run.
             kept[str(key)] = [entry for entry in value if not _observes(entry)] or None
+        elif str(key) in _COUNT_OR_SHARE and isinstance(value, float) and value == 1.0:
+            kept[str(key)] = "1.0: all"  # not 1: one batch
         else:
             kept[str(key)] = value
     return kept

@@ -36,6 +36,8 @@ def begun_run(client: Any, run_id: str, uri: str, directory: Path) -> Any:
     try:
         run = with_patience(lambda: client.get_run(run_id), uri)
     except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         raise InputError(
             f"trainer.logger.init_args.tracking_uri: '{uri}' does not hold the run of "
             f"'{directory}' ({run_id}): give the store it was begun in, or a new folder"

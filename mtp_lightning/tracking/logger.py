@@ -17,7 +17,7 @@ from mtp_lightning.tracking.begin import begun_run, new_run
 from mtp_lightning.tracking.journal import JOURNAL
 from mtp_lightning.tracking.machine import SYSTEM, start_monitor
 from mtp_lightning.tracking.params import as_parameters
-from mtp_lightning.tracking.patience import PATIENCE, StoreAwayError
+from mtp_lightning.tracking.patience import PATIENCE
 from mtp_lightning.tracking.provenance import provenance
 from mtp_lightning.tracking.read import infinity_restored
 from mtp_lightning.tracking.store import (
@@ -248,7 +248,7 @@ class MLflowRunLogger(Logger):
             return
         try:
             self._close("KILLED" if self.interrupted else "FAILED", BRIEFLY)
-        except StoreAwayError as error:  # what ended the run matters more, and is on its way
+        except OSError as error:  # away, or its disk is full: what ended the run matters more, and is on its way
             print(f"warning: {error.strerror}: {self.tracking_uri}", file=sys.stderr)
 
     def _close(self, status: str, away: float = PATIENCE) -> None:

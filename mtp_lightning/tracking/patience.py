@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
     from sqlalchemy.exc import OperationalError
 
 PATIENCE = 60.0
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 
 class StoreAwayError(OSError):
-    """A server that did not answer for as long as it was waited for."""
+    """A server that did not answer, or a database that others held, for as long as it was waited for."""
 
     def __init__(self, uri: str, seconds: float, reason: Exception) -> None:
         waited = f" within {seconds:.0f} s" if seconds > 1 else ""
@@ -39,11 +40,13 @@ def with_patience(call: Callable[[], T], uri: str, away: float = PATIENCE) -> T:
     arrive is not doubled: MLflow knows a point by its time.
 
     Raises:
-        StoreAwayError: the server did not come back.
+        StoreAwayError: the server did not come back, or the database is still locked after the last try.
         OSError: the disk is full, or the file cannot be written; names it.
-        MlflowException: anything else that MLflow refuses, or a database still locked after the last try.
+        MlflowException: anything else that MLflow refuses.
+        requests.HTTPError: a file that is refused.
     """
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
     from sqlalchemy.exc import OperationalError
 
     deadline = time.monotonic() + away
@@ -51,7 +54,7 @@ def with_patience(call: Callable[[], T], uri: str, away: float = PATIENCE) -> T:
         wait = FIRST_WAIT * 2**attempt
         try:
             return call()
-        except (MlflowException, OperationalError) as error:
+        except (MlflowException, OperationalError, RequestException) as error:
             for words, number in _DISK_TROUBLE.items():
                 if words in str(error):
                     file = uri.removeprefix("sqlite:///")
@@ -60,18 +63,21 @@ def with_patience(call: Callable[[], T], uri: str, away: float = PATIENCE) -> T:
                 wait = min(wait, LONGEST_WAIT)
                 if time.monotonic() + wait > deadline:
                     raise StoreAwayError(uri, away, error) from error
-            elif "database is locked" not in str(error) or attempt == TRIES - 1:
+            elif "database is locked" not in str(error):
                 raise
+            elif attempt == TRIES - 1:
+                raise StoreAwayError(uri, 0.0, error) from error
         time.sleep(wait)
     raise AssertionError("unreachable")
 
 
-def _is_away(error: "MlflowException | OperationalError", uri: str) -> bool:
+def _is_away(error: "MlflowException | OperationalError | RequestException", uri: str) -> bool:
     """No connection, no answer in time, or one that says try later. MLflow gives all of these the status 500 and above
-    or 429; what it refuses for good is in the 400s."""
+    or 429; what it refuses for good is in the 400s. Files go by requests of their own."""
     if uri.startswith("sqlite:"):
         return False
-    status = getattr(error, "get_http_status_code", lambda: 503)()
+    answer = getattr(error, "response", None)
+    status = getattr(error, "get_http_status_code", lambda: 503 if answer is None else answer.status_code)()
     return status >= 500 or status == 429
 
 

@@ -142,12 +142,21 @@ class RunWriter:
             self._call(self.client.log_batch, self.run_id, metrics=batch, away=away)
             del points[: len(batch)]
         while files:
-            path, folder = files[0]
-            self._call(self.client.log_artifact, self.run_id, path, folder, away=away)
+            self._send_file(*files[0], away)
             del files[0]
         self._flushed_at = time.monotonic()
         if self.journal is not None:
             self.journal.unlink(missing_ok=True)
+
+    def _send_file(self, path: str, folder: str | None, away: float) -> None:
+        """A picture that is refused (too large for a proxy) or gone is told, and stops nothing else."""
+        from mlflow.exceptions import MlflowException
+        from requests import RequestException
+
+        try:
+            self._call(self.client.log_artifact, self.run_id, path, folder, away=away)
+        except (MlflowException, RequestException, FileNotFoundError) as error:
+            _say(f"{path} is not recorded: {error}")
 
     def log_params(self, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param

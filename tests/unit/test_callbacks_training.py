@@ -229,6 +229,27 @@ def test_a_second_ctrl_c_does_not_wait(fit: Fit, tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_newer_file_that_is_torn_does_not_push_out_a_good_one(fit: Fit, tmp_path: Path) -> None:
+    """A run that went on from an earlier step, behind a torn file of a later one."""
+    (tmp_path / "checkpoints").mkdir()
+    torn = tmp_path / "checkpoints" / "step-00000400.ckpt"
+    torn.write_bytes(b"torn")
+    fit([PeriodicCheckpoint(every_n_steps=3, keep=1)], steps=6)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000006.ckpt"]
+
+
+def test_two_ctrl_c_behind_another_signal_do_not_wait(fit: Fit, tmp_path: Path) -> None:
+    class Thrice(pl.Callback):
+        @override
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as stopped:
+        fit([Thrice(), PeriodicCheckpoint()])
+    assert stopped.value.code == 1
+
+
 def test_several_processes_ask_each_other_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """At steps that all of them know, the strongest wish wins: here the other process has to stop from step 5 on."""
     asked: list[int] = []

@@ -43,6 +43,15 @@ def test_hours_come_from_the_nearest_measurement(tmp_path: Path) -> None:
     assert [cost.seconds for cost in found[2:4]] == pytest.approx([200 / 1.5] * 2)
 
 
+def test_what_a_dead_run_did_behind_its_checkpoint_is_not_done(tmp_path: Path) -> None:
+    cell = cells_of(tmp_path)[0]
+    (cell.directory / "checkpoints").mkdir(parents=True)
+    Progress(step=4, max_steps=5, phase="training", updated_at=1.0).write(cell.directory)
+    assert costs([cell], measure)[0].done == 0
+    (cell.directory / "checkpoints" / "step-00000002.ckpt").touch()
+    assert costs([cell], measure)[0].done == 0.4
+
+
 def test_sums_of_all_and_of_what_is_left(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, GPUS)
     for cell in cells[:2]:

@@ -111,3 +111,12 @@ def test_the_reason_is_told_for_keys_and_what_is_under_them() -> None:
 def test_what_yaml_cannot_hold_is_refused_with_its_place() -> None:
     with pytest.raises(TypeError, match=r"at config.a\[1\].b"):
         signature({"a": [0, {"b": object()}]})
+
+
+def test_one_batch_is_not_all_of_them() -> None:
+    def of(value: object) -> str:
+        return signature({"trainer": {"limit_val_batches": value, "max_steps": 10}})
+
+    assert of(1) != of(1.0)
+    assert of(2) == of(2.0)
+    assert signature({"a": {"rate": 1}}) == signature({"a": {"rate": 1.0}})

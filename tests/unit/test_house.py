@@ -29,7 +29,8 @@ ALLOWED = {
     "paths": set[str](),
     "precision": set[str](),
     "probing": {"model", "strategies", "tracking"},
-    "resolving": {"configurations", "grid"},
+    "remembering": {"grid"},
+    "resolving": {"configurations", "grid", "remembering"},
 }
 """Room -> rooms it may import (DESIGN). `errors`, `shapes` and the package itself are open to all; the command line
 and the benchmarks may import everything."""

@@ -114,6 +114,51 @@ def test_other_classes_and_other_keys_are_parsed(fake: Fake, files: list[Path]) 
     assert [resolve(files, overrides) for overrides in wanted] == [fake.plain(overrides) for overrides in wanted]
 
 
+def test_what_interpolates_is_parsed(fake: Fake, files: list[Path]) -> None:
+    """Another value of the same key proves nothing for it."""
+    plain = fake.plain
+
+    def interpolating(overrides: Mapping[str, Any]) -> dict[str, Any]:
+        n = overrides.get("model.n", 1)
+        return plain({key: n if value == "${model.n}" else value for key, value in overrides.items()})
+
+    fake.plain = interpolating  # type: ignore[method-assign]
+    resolve = Resolver(None)
+    wanted = [{"model.n": n, "model.width": width} for n in (1, 2, 3) for width in (8, 9, "${model.n}")]
+    assert [resolve(files, overrides) for overrides in wanted] == [interpolating(overrides) for overrides in wanted]
+
+
+def test_a_key_and_one_below_it_are_parsed_in_their_order(fake: Fake, files: list[Path]) -> None:
+    resolve = Resolver(None)
+    wanted: list[dict[str, Any]] = [
+        {"model.kind.init_args": {"x": x, "y": 0}, "model.kind.init_args.x": 7, "seed_everything": s}
+        for x in (1, 2) for s in (0, 1)
+    ]  # fmt: skip
+    wanted += [dict(reversed(overrides.items())) for overrides in wanted]
+    assert [resolve(files, overrides) for overrides in wanted] == [fake.plain(overrides) for overrides in wanted]
+
+
+def test_a_value_that_needs_another_is_parsed_with_it(fake: Fake, files: list[Path]) -> None:
+    """Alone, beside the anchor's other values, it would be refused."""
+    plain = fake.plain
+
+    def strict(overrides: Mapping[str, Any]) -> dict[str, Any]:
+        if overrides["model.width"] == 9 and overrides["model.n"] == 1:
+            raise InputError("no width 9 for one head")
+        return plain(overrides)
+
+    fake.plain = strict  # type: ignore[method-assign]
+    resolve = Resolver(None)
+    for overrides in product(n=[1, 2], width=[8], seeds=[0]) + product(n=[2, 3], width=[9], seeds=[0, 1]):
+        assert resolve(files, overrides) == strict(overrides)
+
+
+def test_one_and_the_whole_are_two(fake: Fake, files: list[Path]) -> None:
+    resolve = Resolver(None)
+    found = [resolve(files, {"data.init_args.size": size})["data"]["init_args"]["size"] for size in (4, 1, 1.0)]
+    assert [type(size) for size in found] == [int, int, float]
+
+
 def test_every_combination_is_checked_as_a_whole(fake: Fake, files: list[Path]) -> None:
     resolve = Resolver(None)
     for overrides in product(n=[1, 9], width=[20, 8], seeds=[0])[:3]:
@@ -156,6 +201,53 @@ def test_what_depends_on_more_than_files_is_not_remembered(
         resolve(files, {"model.n": 1})
         resolve.remember()
     assert len(fake.parses) == 2
+
+
+def test_files_that_are_named_are_looked_at(fake: Fake, files: list[Path], tmp_path: Path) -> None:
+    """In a value of the grid, or in a file, beside it."""
+    (tmp_path / "tokenizer.json").write_text("1")
+    (tmp_path / "inner.yaml").write_text("1")
+    files[0].write_text("model: inner.yaml\n")
+
+    def parses() -> int:
+        fake.parses.clear()
+        resolve = Resolver(tmp_path / "cache")
+        resolve(files, {"data.init_args.size": str(tmp_path / "tokenizer.json")})
+        resolve.remember()
+        return len(fake.parses)
+
+    assert [parses(), parses()] == [1, 0]
+    for name in ("tokenizer.json", "inner.yaml"):
+        (tmp_path / name).write_text("another")
+        assert [parses(), parses()] == [1, 0], name
+
+
+def test_the_environment_in_a_value_is_not_remembered(fake: Fake, files: list[Path], tmp_path: Path) -> None:
+    for _ in range(2):
+        resolve = Resolver(tmp_path / "cache")
+        resolve(files, {"data.init_args.size": "${oc.env:N}"})
+        resolve.remember()
+    assert len(fake.parses) == 2
+
+
+def test_other_gpus_are_another_machine(
+    fake: Fake, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for visible in ("", "0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        resolve = Resolver(tmp_path / "cache")
+        resolve(files, {"model.n": 1})
+        resolve.remember()
+    assert len(fake.parses) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_ends_nothing(
+    fake: Fake, files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolve = Resolver(files[0] / "cache")
+    assert resolve(files, {"model.n": 1}) == fake.plain({"model.n": 1})
+    resolve.remember()
+    assert "nothing is remembered" in capsys.readouterr().err
 
 
 def test_classes_of_others_are_not_remembered(fake: Fake, files: list[Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
@@ -22,6 +23,10 @@ from mtp_lightning.tracking.writer import RunWriter
 
 SERVER = "http://host:5000"
 REFUSED = "API request to http://host:5000/api failed with exception Connection refused"
+
+
+Refusal = requests.Response()
+Refusal.status_code = 413
 
 
 class Clock:
@@ -167,6 +172,43 @@ def test_the_journal_goes_when_the_server_is_back(clock: Clock, tmp_path: Path) 
     sink.keep()
     assert not journal.exists()
     assert client.points == [("m", 0)]
+
+
+@pytest.mark.parametrize("error", [requests.HTTPError("413 too large", response=Refusal), FileNotFoundError("gone")])
+def test_a_picture_that_is_refused_stops_neither_training_nor_the_rest(
+    clock: Clock, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = AwayClient(clock)
+    client.log_artifact = lambda *_: (_ for _ in ()).throw(error)  # type: ignore[method-assign]
+    run = writer(client)
+    run.log_metrics({"m": 1.0}, 1)
+    run.log_file(Path("heat.png"), None)
+    run.log_metrics({"m": 2.0}, 2)
+    run.flush()
+    assert client.points == [("m", 1), ("m", 2)]
+    assert capsys.readouterr().err.count("heat.png is not recorded") == 1
+
+
+def test_a_file_store_that_is_away_is_asked_again(clock: Clock) -> None:
+    answers: list[Exception | str] = [requests.ConnectionError("refused"), requests.Timeout("slow"), "done"]
+
+    def call() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert with_patience(call, SERVER) == "done"
+
+
+def test_a_database_that_others_hold_loses_nothing(clock: Clock, tmp_path: Path) -> None:
+    client = CountingClient([MlflowException("database is locked")] * 50)
+    run = RunWriter(client, "run", "sqlite:////x/mlflow.db", 1e9, journal=tmp_path / JOURNAL)
+    run.log_metrics({"m": 1.0}, 1)
+    run.keep()
+    assert len(read_journal(tmp_path / JOURNAL)) == 1
+    with pytest.raises(StoreAwayError, match="1 values wait in"):
+        run.flush()
 
 
 def test_memory_is_not_filled_without_end(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
