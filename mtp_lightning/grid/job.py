@@ -150,8 +150,7 @@ class _Leader:
     def _wait(self, attempt: Attempt) -> Outcome:
         died: str | None = None
         while (returncode := attempt.process.poll()) is None:
-            if attempt.stopped_by is None and (self.warned_at is not None or self.terminated):
-                attempt.stop(signal.SIGUSR1)  # we were told before there was anybody to tell
+            self._hand_on(attempt)
             if self.warned_at is not None and time.monotonic() - self.warned_at > SAVE_SECONDS:
                 attempt.kill()
             if died is None:
@@ -161,6 +160,7 @@ class _Leader:
             time.sleep(_POLL_SECONDS)
         if returncode:
             time.sleep(2 * _POLL_SECONDS)  # Slurm signals the run and us at once: our handler may yet come
+            self._hand_on(attempt)
         outcome = attempt.poll(_say)
         assert outcome is not None
         return outcome
@@ -173,15 +173,15 @@ class _Leader:
             sys.exit(PREEMPTED)
         self.queue_again(signal.SIGUSR2, None)
 
+    def _hand_on(self, attempt: Attempt) -> None:
+        if attempt.stopped_by is None and (self.warned_at is not None or self.terminated):
+            attempt.stop(signal.SIGUSR1 if self.warned_at is not None else signal.SIGTERM)
+
     def _warned(self, number: int, frame: FrameType | None) -> None:
         self.warned_at = self.warned_at or time.monotonic()
-        if self.attempt is not None:
-            self.attempt.stop(signal.SIGUSR1)
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         self.terminated = True
-        if self.attempt is not None:
-            self.attempt.stop(signal.SIGTERM)
 
 
 class _Follower:

@@ -57,7 +57,7 @@ def test_a_copy_holds_the_code_as_it_was_and_is_made_once_for_each_state(
     (checkout / "mtp_lightning/a.py").write_text("A = 2\n")
     (checkout / "callbacks/b.py").unlink()
     (checkout / "callbacks/new.py").write_bytes(b"NEW = 'caf\xc3\xa9'\r\n")
-    (checkout / "callbacks/new.log").write_text("")
+    (checkout / "callbacks/notes.txt").write_text("")
     dirty = snapshot(checkout, runs)
     assert dirty.name.startswith(f"{commit[:12]}-")
     assert files(dirty) == {"mtp_lightning/a.py", "callbacks/new.py", "code.diff", "git.json"}
