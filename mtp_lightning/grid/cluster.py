@@ -1,6 +1,7 @@
 """`mtp grid submit | resume | status | logs | cancel`. Each returns the exit status."""
 
 import functools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -64,12 +65,12 @@ def submit(
         grid: The grid file.
         overrides: Values on top of the grid file's overrides, as in '{data.init_args.batch_size: 8}'.
         runs: Folder of the cells, on a disk that the nodes share.
-        max_parallel: Cells at a time, of each shape of resources. Default: as many as Slurm lets run.
+        max_parallel: Cells of each job array at a time. Default: as many as Slurm lets run.
         partition: Where the grid file names none.
         account: Where the grid file names none.
         qos: Where the grid file names none.
     """
-    defaults = {"partition": partition, "account": account, "qos": qos}
+    defaults = _defaults(partition, account, qos)
     loaded = tools.load(grid, runs, overrides)
     return _submit(tools, loaded, grid, runs, max_parallel, defaults, (State.MISSING, State.INTERRUPTED))
 
@@ -93,7 +94,7 @@ def resume(
         grid: The grid file.
         overrides: Values on top of the grid file's overrides, as in '{data.init_args.batch_size: 8}'.
         runs: Folder of the cells.
-        max_parallel: On Slurm: cells at a time, of each shape of resources.
+        max_parallel: On Slurm: cells of each job array at a time.
         partition: On Slurm: where the grid file names none.
         account: On Slurm: where the grid file names none.
         qos: On Slurm: where the grid file names none.
@@ -102,7 +103,7 @@ def resume(
     loaded = tools.load(grid, runs, overrides)
     if not any(one.grid == loaded[0].name for one in Submissions(Path(runs).absolute()).read()):
         return commands.run(tools, grid, overrides=overrides, runs=runs, workers=workers)
-    defaults = {"partition": partition, "account": account, "qos": qos}
+    defaults = _defaults(partition, account, qos)
     wanted = (State.MISSING, State.INTERRUPTED, State.FAILED)
     return _submit(tools, loaded, grid, runs, max_parallel, defaults, wanted)
 
@@ -240,6 +241,12 @@ def _submit(
     return 0
 
 
+def _defaults(partition: str | None, account: str | None, qos: str | None) -> dict[str, str | None]:
+    """A user's own defaults of sbatch come last: as they are they would beat the grid file."""
+    given = {"partition": partition, "account": account, "qos": qos}
+    return {key: value or os.environ.get(f"SBATCH_{key.upper()}") for key, value in given.items()}
+
+
 def _with_defaults(cell: Cell, defaults: Mapping[str, str | None]) -> Cell:
     missing: dict[str, Any] = {key: value for key, value in defaults.items() if getattr(cell.resources, key) is None}
     return replace(cell, resources=replace(cell.resources, **missing))
@@ -248,13 +255,14 @@ def _with_defaults(cell: Cell, defaults: Mapping[str, str | None]) -> Cell:
 def _watch(cells: Sequence[Cell], runs: Path) -> tuple[list[Standing], str | None]:
     """A live table until all have ended, or Ctrl-C; returns how they stood last."""
     display = open_display(Console(stderr=True))
+    rows, silent = look(cells, runs)
     try:
         while True:
-            rows, silent = look(cells, runs)
             display.update([row.line() for row in rows], None)
             if not any(row.state in _ACTIVE for row in rows):
                 return rows, silent
             time.sleep(WATCH_SECONDS)
+            rows, silent = look(cells, runs)
     except KeyboardInterrupt:
         return rows, silent
     finally:

@@ -24,7 +24,7 @@ from mtp_lightning.errors import PREEMPTED, InputError
 from mtp_lightning.files import FileLock
 from mtp_lightning.grid.attempts import interrupted_in_vain
 from mtp_lightning.grid.process import Attempt, Outcome, close_attempt, failed_to_start
-from mtp_lightning.grid.state import DIFF, LOCK, CellFiles, State, Status
+from mtp_lightning.grid.state import DIFF, HEARTBEAT_SECONDS, LOCK, CellFiles, State, Status
 from mtp_lightning.grid.task import Task
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ SAVE_SECONDS = 90.0
 """What a run that was warned has for saving, of the `slurm.SIGNAL_SECONDS` that are left."""
 FRUITLESS = 3
 """How many times, beside the cell's `retry`, a job is queued again although the last attempt brought no checkpoint."""
+ELSEWHERE_SECONDS = HEARTBEAT_SECONDS + 30.0
+"""For a run that seems to be at work elsewhere: by then a dead one has not been heard of for too long."""
 _POLL_SECONDS = 0.2
 FELLOWS_SECONDS = 15.0
 """For the processes of a run to end by themselves once one of them has."""
@@ -97,9 +99,7 @@ class _Leader:
         directory, lock = self.cell.directory, FileLock(self.cell.directory / LOCK)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            if not lock.acquire():
-                return Outcome(State.RUNNING, "somebody else runs it")
-            instead = self._instead()
+            instead = self._alone(lock)
             if instead is not None:
                 lock.release()
                 return instead
@@ -119,6 +119,22 @@ class _Leader:
             return failed_to_start(self.cell, error, _say)
         self.task.say_turn(self.number)
         return self._wait(self.attempt)
+
+    def _alone(self, lock: FileLock) -> Outcome | None:
+        """Take the lock and see that nobody runs the cell. Helpers of an attempt that just died may hold the lock for
+        a moment, and what died on another node is known to be dead only when it has been silent for long."""
+        deadline = time.monotonic() + ELSEWHERE_SECONDS
+        while True:
+            if lock.acquire():
+                instead = self._instead()
+                if instead is None or instead.state is not State.RUNNING:
+                    return instead
+                lock.release()
+            if self.warned_at is not None or self.terminated:
+                return Outcome(State.INTERRUPTED, "told to go before it began")
+            if time.monotonic() > deadline:
+                return Outcome(State.RUNNING, "somebody else runs it")
+            time.sleep(_POLL_SECONDS)
 
     def _instead(self) -> Outcome | None:
         """What is found when the cell need not, or must not, be run."""

@@ -1,6 +1,7 @@
 """Slurm, asked and commanded through its own programs, none of which may keep us waiting; and the batch script, which
 submitit writes."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,10 @@ CLIENT_SECONDS = 60.0
 SIGNAL_SECONDS = 120
 """How long before the end of its time a job is told, so that it can save."""
 _WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"])
+_UNSURE = re.compile(r"timed out|unable to contact|connection (failure|refused|reset)|zero bytes", re.IGNORECASE)
+"""What sbatch says when it lost the controller, which may have taken the job all the same."""
+_OURS = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SLURM_")
+"""Variables by which a user or a surrounding job would change what our commands ask and say; they beat the script."""
 _AT_ONCE = 500
 """Ids in one command."""
 
@@ -74,6 +79,8 @@ def find_job(name: str, since: float) -> str | None:
     start = time.strftime("--starttime=%Y-%m-%dT%H:%M:%S", time.localtime(since - 3600))  # clocks differ
     try:
         lines = _ask("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID", f"--name={name}", start)
+    except NoAnswerError:
+        raise
     except SlurmError:
         return None  # no accounts are kept, which is common
     return lines.split()[0].split("_")[0] if lines else None
@@ -100,8 +107,15 @@ def submit(script: Path, keep_open: int) -> str:
 
     Args:
         keep_open: a file descriptor that sbatch holds while it works: a lock on it outlives us.
+
+    Raises:
+        NoAnswerError: whether the job was taken is not known.
+        SlurmError: it was not.
     """
-    return _answer(_run("sbatch", "--parsable", str(script), keep_open=keep_open)).split(";")[0]
+    done = _run("sbatch", "--parsable", str(script), keep_open=keep_open)
+    if done.returncode < 0 or (done.returncode and _UNSURE.search(done.stderr)):
+        raise NoAnswerError(_said(done))
+    return _answer(done).split(";")[0]
 
 
 def write_script(
@@ -161,12 +175,14 @@ def _answer(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def _run(*command: str, keep_open: int | None = None) -> "subprocess.CompletedProcess[str]":
+    environment = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(_OURS)}
     try:
         return subprocess.run(
             command,
             capture_output=True,
             text=True,
             timeout=CLIENT_SECONDS,
+            env=environment,
             pass_fds=[] if keep_open is None else [keep_open],
         )
     except FileNotFoundError as error:

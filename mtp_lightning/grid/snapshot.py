@@ -25,7 +25,7 @@ def checkout() -> Path | None:
 
 def snapshot(root: Path, runs: Path) -> Path:
     """Copy the code of a checkout, once for each state of it: what is committed, and on top of that `code.diff`, which
-    holds untracked Python files too.
+    holds untracked files too.
 
     Raises:
         InputError: git cannot say what the code is.
@@ -51,13 +51,12 @@ def snapshot(root: Path, runs: Path) -> Path:
 
 
 def _changes(root: Path) -> bytes:
-    tracked = _git(root, "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", "--", *CODE)
+    # spelt out: a user's configuration may have others
+    diff = ["diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/"]
+    tracked = _git(root, *diff, "HEAD", "--", *CODE)
     listed = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE).decode().split("\0")
-    new = [path for path in listed if path.endswith((".py", ".yaml"))]
-    return tracked + b"".join(
-        _git(root, "diff", "--binary", "--no-ext-diff", "--no-color", "--no-index", "--", os.devnull, path, fine=(0, 1))
-        for path in sorted(new)
-    )
+    new = sorted(path for path in listed if path)
+    return tracked + b"".join(_git(root, *diff, "--no-index", "--", os.devnull, path, fine=(0, 1)) for path in new)
 
 
 def _git(folder: Path, *args: str, fine: tuple[int, ...] = (0,)) -> bytes:

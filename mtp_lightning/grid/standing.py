@@ -106,7 +106,7 @@ def _standing(
     if place is None or live is None:
         return Standing(cell, files, None, None, False)
     began = files.status is None and submissions.output(place).is_file()
-    return Standing(cell, files, place, live.get(place.element), began)
+    return Standing(cell, files, place, place.of(live), began)
 
 
 def standing_table(title: str, rows: Sequence[Standing]) -> Table:

@@ -65,6 +65,11 @@ class Place:
     def element(self) -> str:
         return self.submission.element(self.index)
 
+    def of(self, live: Mapping[str, slurm.Element]) -> slurm.Element | None:
+        """What waits or runs here. Ids alone would not do: a controller that forgets counts from 1 again."""
+        found = live.get(self.element)
+        return found if found is not None and found.job_name == self.submission.job_name else None
+
 
 class Submissions:
     """All submissions of one runs folder. What changes them needs the lock."""
@@ -129,7 +134,7 @@ class Submissions:
             if one.job is None:
                 continue
             for index, name in enumerate(one.cells):
-                if name not in found or found[name].element not in live:
+                if name not in found or found[name].of(live) is None:
                     found[name] = Place(one, index)
         return found
 

@@ -47,7 +47,14 @@ def submit_cells(
         for one in made:
             shutil.rmtree(submissions.own_folder(one))
         raise InputError("\n".join(f"{why} (cells with {shape_name(one.resources)})" for one, why in refused if why))
-    return [_submit(submissions, one) for one in made]
+    done: list[Submission] = []
+    for one in made:
+        try:
+            done.append(_submit(submissions, one))
+        except slurm.SlurmError as error:
+            before = ", ".join(f"job {other.job} with {len(other.cells)} cells" for other in done)
+            raise type(error)(f"{error} (submitted before: {before})" if before else str(error)) from error
+    return done
 
 
 def _submit(submissions: Submissions, intent: Submission) -> Submission:

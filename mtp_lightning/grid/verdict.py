@@ -20,8 +20,10 @@ def verdict(report: Report) -> str:
         return f"No verdict: no finished cell has {metric}."
     sentence = _sentence(report, metric, measured)
     lacking = {"missing": len(report.missing), "not finished": len(report.unfinished)}
-    if any(lacking.values()):
+    without = sum(len(group.results) - found.n for group, found in measured)
+    if without or any(lacking.values()):
         said = [f"{count} of {len(report.cells)} cells are {how}" for how, count in lacking.items() if count]
+        said += [f"{without} of {len(report.cells)} cells have no {report.named(metric)}"] if without else []
         sentence += f" Provisional: {' and '.join(said)}."
     if report.warnings:
         sentence += " Mind the warnings."
@@ -70,8 +72,9 @@ def _compared(report: Report, superlative: str, best: Group, other: Group, other
     amount = shown(metric, abs(gap.mean), like=mine.mean)
     apart = f"{amount} {'lower' if gap.mean < 0 else 'higher'} than {rival}" if gap.mean else f"equal to {rival}"
     has = f"has the {superlative} {report.named(metric)}, {shown(metric, mine.mean)}"
-    if mine.n < 2 or theirs.n < 2:
-        return f"{_capital(name)} {has}: {apart}; with one seed nothing is known about the spread."
+    if mine.n < 2 or theirs.n < 2 or gap.n == 1:
+        one = "one common seed" if min(mine.n, theirs.n) > 1 else "one seed"
+        return f"{_capital(name)} {has}: {apart}; with {one} nothing is known about the spread."
     real, beyond = _beyond(metric, mine, theirs, gap)
     if real:
         return f"{_capital(name)} {has}: {apart}, {beyond}."

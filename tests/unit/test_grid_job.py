@@ -17,14 +17,14 @@ from mtp_lightning.files import FileLock
 from mtp_lightning.grid.attempts import read_attempts
 from mtp_lightning.grid.cells import Cell
 from mtp_lightning.grid.resources import Resources
-from mtp_lightning.grid.state import DIFF, LOCK, Progress, State, Status, cell_state
+from mtp_lightning.grid.state import DIFF, HEARTBEAT_SECONDS, LOCK, Progress, State, Status, cell_state
 from mtp_lightning.grid.task import write_cell
 
 JOB = """
 import signal, sys
 from pathlib import Path
 from mtp_lightning.grid import job
-job.SAVE_SECONDS, job.FELLOWS_SECONDS = 1.0, 0.5
+job.SAVE_SECONDS, job.FELLOWS_SECONDS, job.ELSEWHERE_SECONDS = 1.0, 0.5, 2.0
 def queue_again(*_):
     Path("queued").open("a").write("again\\n")
     sys.exit(255)
@@ -188,6 +188,25 @@ def test_a_cell_that_runs_elsewhere_is_left_alone(slurm: Slurm, cell: Cell) -> N
     Status("running", 1, "node1", time.time(), job="7_0").write(cell.directory)
     slurm.run(cell, DONE)
     assert states([cell]) == ["finished"], "that was this very job, before its node went down"
+
+
+def test_a_cell_whose_run_died_elsewhere_is_run_once_that_is_known(slurm: Slurm, cell: Cell) -> None:
+    """Another job's, on a node that is gone: its last sign of life is a second short of too old."""
+    cell.directory.mkdir(parents=True)
+    at = time.time() - HEARTBEAT_SECONDS + 1
+    Status("running", 1, "node1", at, job="6_0").write(cell.directory)
+    Progress(1, 5, "training", updated_at=at, host="node1").write(cell.directory)
+    assert slurm.run(cell, DONE) == (0, False)
+    assert states([cell]) == ["finished"]
+
+
+def test_a_lock_that_is_held_a_moment_longer_costs_no_attempt(slurm: Slurm, cell: Cell) -> None:
+    """Helpers of a failed run have it until they are dead."""
+    holds = "subprocess.Popen(['sleep', '1'], close_fds=False, start_new_session=True)"
+    first = f"(cell / 'held').touch(); {holds}; sys.exit(3)"
+    script = f"import subprocess\nif not (cell / 'held').exists():\n    {first}\nfinish()"
+    assert slurm.run(replace(cell, retry=1), script) == (0, False)
+    assert [one[2] for one in attempts(cell)] == ["failed", "finished"]
 
 
 def two(cell: Cell) -> Cell:

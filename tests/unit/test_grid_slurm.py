@@ -201,6 +201,72 @@ def test_an_sbatch_that_does_not_answer_is_looked_for_later(
     assert [one.job for one in records()] == ["7"]
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_an_sbatch_that_lost_the_controller_is_looked_for_later(
+    slurm: FakeSlurm, tmp_path: Path, taken: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It exits with 1 whether the job was taken or not."""
+    grid_file(tmp_path, ONE)
+    whole = (slurm.folder / "sbatch").read_text()
+    says = "sys.exit('sbatch: error: Batch job submission failed: Socket timed out on send/recv operation')"
+    early = "\nif '--test-only' not in sys.argv: " + says
+    lost = whole.replace("print(job)", says) if taken else whole.replace("\ntext =", early + "\ntext =", 1)
+    slurm.say("sbatch", lost)
+    assert call(cluster.submit) == 1
+    assert "Socket timed out" in capsys.readouterr().err
+    slurm.say("sbatch", whole)
+    assert call(cluster.submit) == 0
+    assert len(slurm.elements()) == 1
+
+
+def test_what_the_environment_says_to_slurm_changes_nothing(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid_file(tmp_path, ONE)
+    for name in ("SBATCH_JOB_NAME", "SQUEUE_STATES", "SLURM_MEM_PER_CPU"):
+        monkeypatch.setenv(name, "9")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "physics")
+    monkeypatch.setenv("SLURM_CONF", "here")
+    for name in ("sbatch", "squeue"):
+        text = (slurm.folder / name).read_text()
+        slurm.say(name, text.replace("import os, re, sys\n", "import os, re, sys\n" + _LOOK, 1))
+    assert call(cluster.submit) == 0
+    assert rows()[0]["state"] == "queued"
+    assert "--account=physics" in next((tmp_path / "runs/submissions").glob("*/job.sh")).read_text()
+
+
+_LOOK = """
+assert os.environ["SLURM_CONF"] == "here"
+assert not [k for k in os.environ if k.startswith(("SBATCH_", "SQUEUE_", "SLURM_")) and k != "SLURM_CONF"], os.environ
+"""
+
+
+def test_an_id_that_is_used_again_is_another_job(slurm: FakeSlurm, tmp_path: Path) -> None:
+    grid_file(tmp_path, ONE)
+    call(cluster.submit)
+    slurm.queue.write_text("7|0|somebody-elses|RUNNING|None\n")
+    assert rows()[0]["state"] == "missing"
+    assert call(cluster.cancel, []) == 0
+    assert slurm.elements() == ["7_0"]
+    call(cluster.submit)
+    assert slurm.elements() == ["7_0", "8_0"]
+
+
+def test_what_was_submitted_before_a_refusal_is_said(
+    slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid_file(tmp_path)
+    slurm.say("largest", "4")
+    whole = (slurm.folder / "sbatch").read_text()
+    full = "if lines and '--test-only' not in sys.argv: sys.exit('sbatch: error: QOSMaxSubmitJobPerUserLimit')\ntext ="
+    slurm.say("sbatch", whole.replace("text =", full, 1))
+    assert call(cluster.submit) == 1
+    assert "QOSMaxSubmitJobPerUserLimit (submitted before: job 7 with 4 cells)" in capsys.readouterr().err
+    slurm.say("sbatch", whole)
+    assert call(cluster.submit) == 0
+    assert len(slurm.elements()) == 6
+
+
 def test_without_slurm_it_says_what_is_missing_and_what_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

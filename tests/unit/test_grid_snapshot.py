@@ -60,7 +60,7 @@ def test_a_copy_holds_the_code_as_it_was_and_is_made_once_for_each_state(
     (checkout / "callbacks/notes.txt").write_text("")
     dirty = snapshot(checkout, runs)
     assert dirty.name.startswith(f"{commit[:12]}-")
-    assert files(dirty) == {"mtp_lightning/a.py", "callbacks/new.py", "code.diff", "git.json"}
+    assert files(dirty) == {"mtp_lightning/a.py", "callbacks/new.py", "callbacks/notes.txt", "code.diff", "git.json"}
     assert (dirty / "mtp_lightning/a.py").read_text() == "A = 2\n"
     assert (dirty / "callbacks/new.py").read_bytes() == b"NEW = 'caf\xc3\xa9'\r\n"
     assert git_tags(dirty) == {"mtp.git_commit": commit, "mtp.git_dirty": "true"}
@@ -69,6 +69,15 @@ def test_a_copy_holds_the_code_as_it_was_and_is_made_once_for_each_state(
     (checkout / "callbacks/new.py").write_text("NEW = 2\n")
     assert snapshot(checkout, runs).name not in (clean.name, dirty.name)
     assert len(list((runs / "code").iterdir())) == 3, "and nothing half-made"
+
+
+def test_a_users_own_git_configuration_changes_nothing(checkout: Path) -> None:
+    (checkout / "mtp_lightning/a.py").write_text("A = 3\n")
+    (checkout / "callbacks/words.json").write_text("[]")
+    git(checkout, "config", "diff.noprefix", "true")
+    copy = snapshot(checkout, checkout / "runs")
+    assert (copy / "mtp_lightning/a.py").read_text() == "A = 3\n"
+    assert (copy / "callbacks/words.json").read_text() == "[]"
 
 
 def test_the_checkout_is_not_touched(checkout: Path) -> None:

@@ -99,3 +99,19 @@ def test_the_file_may_say_what_is_better(tmp_path: Path) -> None:
         "No difference beyond the spread over 2 seeds (4.5962): n_future=4 has the highest"
     )
     assert "val/loss/head_1 ↑" in markdown(turned)
+
+
+def test_one_common_seed_says_nothing_about_the_spread(tmp_path: Path) -> None:
+    losses = {(1, 0): 1.0, (1, 1): 1.01, (2, 1): 0.9, (2, 2): 0.91}
+    said = verdict(filled(tmp_path, losses, GRID.replace("[0, 1]", "[0, 1, 2]")))
+    assert "with one common seed nothing is known about the spread" in said
+
+
+def test_cells_without_a_value_make_it_provisional(tmp_path: Path) -> None:
+    report = filled(tmp_path, LOSSES)
+    group = report.groups[-1]
+    cut = replace(group, results={seed: dict(m) for seed, m in group.results.items()})
+    del cut.results[0]["val/loss/head_1"]  # type: ignore[attr-defined]
+    assert "Provisional: 1 of 6 cells have no val/loss/head_1." in verdict(
+        replace(report, groups=[*report.groups[:-1], cut])
+    )
