@@ -188,4 +188,4 @@ def check_budget(spec: GridSpec, total: Total) -> None:
 
 def _amount(unit: str, value: float) -> str:
     name = {"gpu_hours": "GPU-hours", "hours": "hours"}.get(unit)
-    return f"{value:.2f} {name}" if name else f"{quantity(value)} {unit.replace('flops', 'FLOPs')}"
+    return f"{value:.3g} {name}" if name else f"{quantity(value)} {unit.replace('flops', 'FLOPs')}"

@@ -86,7 +86,7 @@ def test_a_run_whose_data_does_not_say_how_long_it_is(tmp_path: Path) -> None:
     [
         ("tokens: 2999", "the grid costs 3.00 k tokens, and its budget is 3.00 k tokens"),
         ("flops: 1.0e6", "the grid costs 168 M FLOPs, and its budget is 1.00 M FLOPs"),
-        ("hours: 0.05", "the grid costs 0.06 hours, and its budget is 0.05 hours"),
+        ("hours: 0.05", "the grid costs 0.0583 hours, and its budget is 0.05 hours"),
     ],
 )
 def test_above_its_budget_a_grid_is_shown_and_not_run(
