@@ -5,7 +5,7 @@ import math
 
 def quantity(value: float | int) -> str:
     """Decimal prefixes, three digits: 950, 12.3 k, 1.50 M."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * 0.9995:
             return f"{_three(value / size)} {prefix}"
     return _three(value)
