@@ -211,8 +211,10 @@ def test_told_to_stop_in_a_validation_it_ends_behind_it(fit: Fit, tmp_path: Path
 
 
 def test_told_to_stop_at_its_last_step_a_run_just_ends(fit: Fit, tmp_path: Path) -> None:
+    before = {n: signal.getsignal(n) for n in checkpointing.STOPPING}
     fit([Tell(signal.SIGTERM, [7]), Heartbeat(), PeriodicCheckpoint()], steps=7)
     assert (tmp_path / "result.json").exists()
+    assert {n: signal.getsignal(n) for n in checkpointing.STOPPING} == before
 
 
 def test_a_second_ctrl_c_does_not_wait(fit: Fit, tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from mtp_lightning.grid.state import Progress, State, Status, cell_state, proces
 
 STEPS = 8
 RUN = f"""
-inside = cell / "inside"  # who is at work here
-if inside.exists():
+def alive(number):
     try:
-        os.kill(int(inside.read_text()), 0)
-        (cell / "two at once").touch()
-    except ProcessLookupError:
-        pass
+        return pathlib.Path(f"/proc/{{number}}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+inside = cell / "inside"  # who is at work here
+if inside.exists() and alive(inside.read_text()):
+    (cell / "two at once").touch()
 inside.write_text(str(os.getpid()))
 saved = cell / "saved"
 step = int(saved.read_text()) if saved.exists() else 0
