@@ -20,7 +20,7 @@ from mtp_lightning.grid.logs import find_cell, newest_log, show_end
 from mtp_lightning.grid.logs import follow as follow_log
 from mtp_lightning.grid.output import say, writable, write_table
 from mtp_lightning.grid.spec import GridSpec
-from mtp_lightning.grid.standing import Standing, look, standing_table, standings
+from mtp_lightning.grid.standing import Look, look, standing_table, standings
 from mtp_lightning.grid.state import State
 from mtp_lightning.grid.submissions import Submissions
 from mtp_lightning.grid.submit import shape_name, submit_cells
@@ -128,9 +128,12 @@ def status(
     """
     check_json(json)
     spec, cells = tools.load(grid, runs, overrides)
-    rows, silent = _watch(cells, Path(runs).absolute()) if watch else look(cells, Path(runs).absolute())
+    folder = Path(runs).absolute()
+    rows, silent, live = _watch(cells, folder) if watch else look(cells, folder)
     say(standing_table(f"{spec.name}: {len(rows)} cells", rows))
     say(summary([row.state.value for row in rows]))
+    if strays := Submissions(folder).strays(spec.name, [cell.signature for cell in cells], live):
+        say(f"and in Slurm, though no longer in {grid}: {', '.join(element.id for element in strays)}")
     if silent is not None:
         say(f"warning: from the cells' files alone: {silent}", error=True)
     write_table(json, {"grid": spec.name, "cells": [row.json() for row in rows]})
@@ -161,13 +164,13 @@ def logs(
         raise InputError(f"lines: {lines} is less than none")
     _, cells = tools.load(grid, runs, overrides)
     found, folder = find_cell(cells, cell), Path(runs).absolute()
-    (row,), _ = look([found], folder)
+    (row,) = look([found], folder).rows
     path = newest_log(row, Submissions(folder))
     if path is None:
         raise InputError(f"{found.label}: there is no log yet; the cell is {row.state.value}")
     position = show_end(path, lines)
     if follow:
-        follow_log(path, position, lambda: look([found], folder)[0][0].state in _ACTIVE)
+        follow_log(path, position, lambda: look([found], folder).rows[0].state in _ACTIVE)
     return 0
 
 
@@ -184,14 +187,18 @@ def cancel(
         runs: Folder of the cells.
     """
     _needs_slurm("nothing can be cancelled from here; Ctrl-C in `mtp grid run` stops local runs")
-    _, all_cells = tools.load(grid, runs, overrides)
+    spec, all_cells = tools.load(grid, runs, overrides)
     chosen = [find_cell(all_cells, name) for name in cells] or all_cells
     submissions = Submissions(Path(runs).absolute())
-    rows = standings(chosen, submissions, submissions.look())
-    hit = [row for row in rows if row.element is not None]
-    slurm.cancel([row.element.id for row in hit if row.element is not None])
-    for row in hit:
-        say(f"{row.cell.label}: cancelled {row.element.id if row.element else ''}, which was {row.element}")
+    live = submissions.look()
+    rows = standings(chosen, submissions, live)
+    hit = [(row.cell.label, row.element) for row in rows if row.element is not None]
+    if not cells:
+        strays = submissions.strays(spec.name, [cell.signature for cell in all_cells], live)
+        hit += [("no longer in the file", element) for element in strays]
+    slurm.cancel([element.id for _, element in hit])
+    for label, element in hit:
+        say(f"{label}: cancelled {element.id}, which was {element}")
     local = [row for row in rows if row.element is None and row.state is State.RUNNING]
     for row in local:
         say(f"{row.cell.label}: not Slurm's: Ctrl-C in the `mtp grid run` that started it stops it")
@@ -252,18 +259,18 @@ def _with_defaults(cell: Cell, defaults: Mapping[str, str | None]) -> Cell:
     return replace(cell, resources=replace(cell.resources, **missing))
 
 
-def _watch(cells: Sequence[Cell], runs: Path) -> tuple[list[Standing], str | None]:
+def _watch(cells: Sequence[Cell], runs: Path) -> Look:
     """A live table until all have ended, or Ctrl-C; returns how they stood last."""
     display = open_display(Console(stderr=True))
-    rows, silent = look(cells, runs)
+    seen = look(cells, runs)
     try:
         while True:
-            display.update([row.line() for row in rows], None)
-            if not any(row.state in _ACTIVE for row in rows):
-                return rows, silent
+            display.update([row.line() for row in seen.rows], None)
+            if not any(row.state in _ACTIVE for row in seen.rows):
+                return seen
             time.sleep(WATCH_SECONDS)
-            rows, silent = look(cells, runs)
+            seen = look(cells, runs)
     except KeyboardInterrupt:
-        return rows, silent
+        return seen
     finally:
         display.close()

@@ -46,7 +46,7 @@ def plan(
     check_json(json)
     spec, cells = tools.load(grid, runs, overrides)
     found = costs(cells, tools.measure)
-    rows, silent = look(cells, Path(runs).absolute(), settle=False)
+    rows, silent, _ = look(cells, Path(runs).absolute(), settle=False)
     say(plan_table(spec, rows, found))
     to_run = sum(row.state in TO_RUN for row in rows)
     say(f"{summary([row.state.value for row in rows])}; {to_run} to run")

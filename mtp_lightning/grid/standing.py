@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -84,19 +85,28 @@ def standings(cells: Sequence[Cell], submissions: Submissions, live: Mapping[str
     return [_standing(cell, places.get(cell.signature), submissions, live) for cell in cells]
 
 
-def look(cells: Sequence[Cell], runs: Path, settle: bool = True) -> tuple[list[Standing], str | None]:
-    """Where the cells stand now, and why Slurm could not be asked, if something was submitted and it could not.
+class Look(NamedTuple):
+    rows: list[Standing]
+    silent: str | None = None
+    """Why Slurm could not be asked, if something was submitted and it could not."""
+    live: Mapping[str, Element] = MappingProxyType({})
+    """What waits or runs in Slurm, by id."""
+
+
+def look(cells: Sequence[Cell], runs: Path, settle: bool = True) -> Look:
+    """Where the cells stand now.
 
     Args:
         settle: bring the record of submissions up to date too, which writes.
     """
     submissions = Submissions(runs)
     if missing_program() is not None:
-        return standings(cells, submissions, None), None
+        return Look(standings(cells, submissions, None))
     try:
-        return standings(cells, submissions, submissions.look(settle)), None
+        live = submissions.look(settle)
+        return Look(standings(cells, submissions, live), None, live)
     except SlurmError as error:
-        return standings(cells, submissions, None), str(error)
+        return Look(standings(cells, submissions, None), str(error))
 
 
 def _standing(

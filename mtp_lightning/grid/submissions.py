@@ -7,7 +7,7 @@ file lies a folder of the same name with the batch script, the cells as the job 
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -130,13 +130,22 @@ class Submissions:
     def places(self, live: Mapping[str, slurm.Element]) -> dict[str, Place]:
         """Signature -> where it waits or runs, or else where it was submitted to last."""
         found: dict[str, Place] = {}
-        for one in self.read():
+        ids = {element.job_name: element.id.split("_")[0] for element in live.values()}
+        for noted in self.read():
+            # Not noted yet, by a submitter that was killed: the name tells the job.
+            one = noted if noted.job else replace(noted, job=ids.get(noted.job_name))
             if one.job is None:
                 continue
             for index, name in enumerate(one.cells):
                 if name not in found or found[name].of(live) is None:
                     found[name] = Place(one, index)
         return found
+
+    def strays(self, grid: str, known: Collection[str], live: Mapping[str, slurm.Element]) -> list[slurm.Element]:
+        """What waits or runs of a grid whose file has changed since, and does not have these cells any more."""
+        places = self.places(live).items()
+        gone = [place for name, place in places if name not in known and place.submission.grid == grid]
+        return [element for place in gone if (element := place.of(live)) is not None]
 
     def settle(self) -> dict[str, slurm.Element]:
         """Adopt jobs whose submitter was killed before it could note them, forget intents that came to nothing, note

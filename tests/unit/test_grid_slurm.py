@@ -12,7 +12,7 @@ from test_grid_slurm_fakes import FakeSlurm, slurm
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import FileLock
-from mtp_lightning.grid import cluster, submit
+from mtp_lightning.grid import cluster, commands, submit
 from mtp_lightning.grid import slurm as programs
 from mtp_lightning.grid.state import Progress, State, Status
 from mtp_lightning.grid.submissions import Submission, Submissions
@@ -250,6 +250,35 @@ def test_an_id_that_is_used_again_is_another_job(slurm: FakeSlurm, tmp_path: Pat
     assert slurm.elements() == ["7_0"]
     call(cluster.submit)
     assert slurm.elements() == ["7_0", "8_0"]
+
+
+def test_cells_that_a_changed_file_has_no_more_are_shown_and_cancelled(
+    slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid_file(tmp_path)
+    call(cluster.submit)
+    grid_file(tmp_path, GRID.replace("[1, 2, 4]", "[1, 2]"))
+    slurm.say("queue", slurm.queue.read_text() + "9|0|somebody-elses|RUNNING|None\n")
+    call(cluster.status)
+    assert "and in Slurm, though no longer in grid.yaml: 7_4, 7_5" in capsys.readouterr().out
+    call(cluster.cancel, ["n_future=1 seed=0"])
+    assert slurm.elements() == ["7_1", "7_2", "7_3", "7_4", "7_5", "9_0"]
+    call(cluster.cancel, [])
+    assert slurm.elements() == ["9_0"]
+    assert "no longer in the file: cancelled 7_4, which was pending (Priority)" in capsys.readouterr().out
+
+
+def test_a_plan_knows_a_job_that_was_not_noted(slurm: FakeSlurm, tmp_path: Path) -> None:
+    """And notes nothing itself."""
+    grid_file(tmp_path, ONE)
+    call(cluster.submit)
+    (record,) = records()
+    path = tmp_path / "runs/submissions" / f"{record.token}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"job": None}))
+    commands.plan(tools(), "grid.yaml", json="plan.json")
+    (row,) = json.loads(Path("plan.json").read_text())["cells"]
+    assert (row["state"], row["action"], row["job"]) == ("queued", "wait for it", "7_0")
+    assert [one.job for one in records()] == [None]
 
 
 def test_what_was_submitted_before_a_refusal_is_said(
