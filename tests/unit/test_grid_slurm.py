@@ -252,6 +252,17 @@ def test_an_id_that_is_used_again_is_another_job(slurm: FakeSlurm, tmp_path: Pat
     assert slurm.elements() == ["7_0", "8_0"]
 
 
+def test_an_id_that_a_later_array_of_ours_has_again_is_that_ones(slurm: FakeSlurm, tmp_path: Path) -> None:
+    grid_file(tmp_path, ONE)
+    call(cluster.submit)
+    slurm.empty()  # a controller that lost its state counts from the beginning
+    grid_file(tmp_path, ONE.replace("n_future: [1]", "n_future: [2]").replace("n_future: 1}", "n_future: 2}"))
+    call(cluster.submit)
+    assert [one.job for one in records()] == ["7", "7"]
+    grid_file(tmp_path, ONE.replace("n_future: [1]", "n_future: [1, 2]"))
+    assert [row["state"] for row in rows()] == ["missing", "queued"]
+
+
 def test_cells_that_a_changed_file_has_no_more_are_shown_and_cancelled(
     slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

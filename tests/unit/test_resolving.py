@@ -47,7 +47,7 @@ class Fake:
             *parents, last = key.split(".")
             for part in parents:
                 node = node[part]
-            node[last] = value
+            node[last] = copy.deepcopy(value)
         model = config["model"]
         config["data"]["init_args"] |= {"seed": config["seed_everything"], "horizon": model["n"]}
         model["both"] = self.joint(model["n"], model["width"])
@@ -100,6 +100,12 @@ def test_a_key_that_depends_on_two_is_noticed(fake: Fake, files: list[Path]) -> 
 
 def test_a_key_that_two_change_is_parsed(fake: Fake, files: list[Path]) -> None:
     fake.joint = lambda n, width: n * width
+    resolve, wanted = Resolver(None), product(n=[1, 2, 3], width=[8, 9], seeds=[0])
+    assert [resolve(files, overrides) for overrides in wanted] == [fake.plain(overrides) for overrides in wanted]
+
+
+def test_a_key_that_two_change_is_parsed_though_a_first_pair_agreed(fake: Fake, files: list[Path]) -> None:
+    fake.joint = lambda n, width: width if n == 2 else n * width
     resolve, wanted = Resolver(None), product(n=[1, 2, 3], width=[8, 9], seeds=[0])
     assert [resolve(files, overrides) for overrides in wanted] == [fake.plain(overrides) for overrides in wanted]
 
