@@ -40,7 +40,7 @@ def prepare_command(
         kind: where the corpus comes from.
         path: file, folder or glob pattern; name of a hub data set.
         glob: which files of a folder to read, as in "**/*.md".
-        separator: splits text files into documents; by default a file is a document.
+        separator: splits text files into documents, behind `re:` as a regular expression; by default a file is one.
         text_column: column of json, parquet and hub data that holds the text.
         name: configuration of a hub data set.
         split: split of a hub data set.
@@ -102,7 +102,7 @@ def train_tokenizer_command(
         kind: where the corpus comes from.
         path: file, folder or glob pattern; name of a hub data set.
         glob: which files of a folder to read, as in "**/*.md".
-        separator: splits text files into documents; by default a file is a document.
+        separator: splits text files into documents, behind `re:` as a regular expression; by default a file is one.
         text_column: column of json, parquet and hub data that holds the text.
         name: configuration of a hub data set.
         split: split of a hub data set.

@@ -2,12 +2,13 @@
 
 import glob
 import os
+import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TextIO
 
 from mtp_lightning.data import stories, story_templates
 from mtp_lightning.errors import InputError, did_you_mean
@@ -23,6 +24,9 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "encodings"})
 """Not the standard library (the first two); tests, which repeat themselves; and tables of data in Python's clothes."""
 _CHUNK = 1 << 20
+_REGEX = "re:"
+_AROUND = 256
+"""Characters before and behind a separator that a regular expression may look at."""
 
 
 class Document(NamedTuple):
@@ -49,7 +53,8 @@ class SourceConfig:
     glob: str | None = None
     """Which files of the folder `path` to read, as in `**/*.md`; by default those with a suffix of the kind."""
     separator: str | None = None
-    """Splits a text file into documents; by default a file is a document. `\\n` in it means a line break."""
+    """Splits a text file into documents; by default a file is a document. `\\n` in it means a line break. Behind `re:`
+    it is a regular expression, as `re:(?<!\\n)\\n(?!\\n)` for single line breaks."""
     text_column: str = "text"
     """The column of json, parquet and hub data that holds the text."""
     name: str | None = None
@@ -72,6 +77,8 @@ class SourceConfig:
             )
         if self.separator == "":
             raise InputError("data.source.separator is empty: leave it out to keep a file as one document")
+        if self.separator is not None:
+            separator_pattern(self.separator)
         if self.max_documents is not None and self.max_documents < 1:
             raise InputError(f"data.source.max_documents is {self.max_documents}: it has to be at least 1, or null")
 
@@ -169,14 +176,8 @@ def _text_documents(name: str, path: Path, separator: str | None) -> Iterator[Do
             if separator is None:
                 yield Document(name, file.read())
                 return
-            separator = separator.replace("\\n", "\n")
-            n_parts, rest = 0, ""
-            while chunk := file.read(_CHUNK):
-                *parts, rest = (rest + chunk).split(separator)
-                for part in parts:
-                    yield Document(f"{name}#{n_parts}", part)
-                    n_parts += 1
-            yield Document(f"{name}#{n_parts}", rest)
+            for i, part in enumerate(_parts(file, separator_pattern(separator))):
+                yield Document(f"{name}#{i}", part)
     except UnicodeDecodeError as error:
         raise InputError(
             f"data.source.path: '{path}' is not UTF-8 text ({error.reason}); convert it, or leave it out by "
@@ -184,6 +185,36 @@ def _text_documents(name: str, path: Path, separator: str | None) -> Iterator[Do
         ) from error
     except OSError as error:
         raise InputError(f"data.source.path: cannot read '{path}': {error.strerror}") from error
+
+
+def separator_pattern(separator: str) -> re.Pattern[str]:
+    """
+    Raises:
+        InputError: no regular expression behind `re:`.
+    """
+    if not separator.startswith(_REGEX):
+        return re.compile(re.escape(separator.replace("\\n", "\n")))
+    try:
+        return re.compile(separator.removeprefix(_REGEX))
+    except re.error as error:
+        raise InputError(f"data.source.separator: '{separator}' is no regular expression: {error}") from error
+
+
+def _parts(file: TextIO, pattern: re.Pattern[str]) -> Iterator[str]:
+    """What lies between matches. Near the end of what was read a match waits for what follows, and what lies before
+    a part is kept for those that look back."""
+    text, start, more = "", 0, True
+    while more:
+        chunk = file.read(_CHUNK)
+        text, more = text + chunk, bool(chunk)
+        for match in pattern.finditer(text, start):
+            if more and match.end() > len(text) - _AROUND:
+                break
+            yield text[start : match.start()]
+            start = match.end()
+        forgotten = max(0, start - _AROUND)
+        text, start = text[forgotten:], start - forgotten
+    yield text[start:]
 
 
 def _hub_documents(source: SourceConfig) -> Iterator[Document]:

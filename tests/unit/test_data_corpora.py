@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,18 @@ def test_separators_across_pieces(tmp_path: Path, chunk: int, monkeypatch: pytes
     assert [document.text for document in found] == ["ab", "🙂d", "e<|"]
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 100])
+def test_a_separator_may_be_a_regular_expression(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "one\n\nstill one\ntwo\nthree\n\nstill\n\nthree\n"
+    monkeypatch.setattr(corpora, "_CHUNK", chunk)
+    monkeypatch.setattr(corpora, "_AROUND", 4)
+    (tmp_path / "x.txt").write_text(text, encoding="utf-8")
+    pattern = r"(?<!\n)\n(?!\n)"
+    found = read(kind="text", path=str(tmp_path / "x.txt"), separator=f"re:{pattern}")
+    assert [document.text for document in found] == [part for part in re.split(pattern, text) if part]
+    assert found[0].text == "one\n\nstill one"
+
+
 def test_json_and_parquet(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -117,6 +130,8 @@ def test_bad_sources(folder: Path, tmp_path: Path) -> None:
         SourceConfig(kind="text")
     with pytest.raises(InputError, match=r"data\.source\.separator is empty"):
         SourceConfig(separator="")
+    with pytest.raises(InputError, match=r"data\.source\.separator: 're:\(' is no regular expression: missing \)"):
+        SourceConfig(separator="re:(")
     with pytest.raises(InputError, match=r"data\.source\.max_documents is 0"):
         SourceConfig(max_documents=0)
     with pytest.raises(
