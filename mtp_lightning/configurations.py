@@ -29,16 +29,20 @@ class Parsed(NamedTuple):
     """The same as dicts, lists and scalars."""
 
 
-def parse_config(configs: Sequence[Path], overrides: Mapping[str, Any]) -> Parsed:
+def parse_config(configs: Sequence[Path], overrides: Mapping[str, Any], like: Parsed | None = None) -> Parsed:
     """The full configuration, defaults and interpolations included, as `mtp fit` would run it.
+
+    Args:
+        like: another, whose parser is taken, as making one takes as long as parsing.
 
     Raises:
         InputError: an unknown key, a wrong type.
     """
     args = [part for path in configs for part in ("-c", str(path))]
     args += [f"--{key}={flag_value(value)}" for key, value in overrides.items()]
-    cli = MTPCLI(args, parse_only=True)
-    return Parsed(cli, yaml.load(cli.parser.dump(cli.config, skip_none=False), Loader=YAML_LOADER))
+    cli = like.cli.parsed_from(args) if like else MTPCLI(args, parse_only=True)
+    text = cli.parser.dump(cli.config, skip_none=False, skip_validation=True)  # it was just parsed
+    return Parsed(cli, yaml.load(text, Loader=YAML_LOADER))
 
 
 def resolve_config(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +86,8 @@ class _Undrawn(TorchFunctionMode):
 
     @override
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == torch.nn.init.__name__:
+            return kwargs["tensor"]
         return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 

@@ -5,9 +5,11 @@ flag is merged, and `${model.heads.n_future}` means the same in a file and on th
 resolves file by file, and a later override silently never reaches an earlier file.)
 """
 
+import copy
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ class MTPCLI(LightningCLI):
     def __init__(self, args: Sequence[str], prog: str = "mtp fit", parse_only: bool = False) -> None:
         self.parse_only = parse_only
         args = resolve_config_paths(args)
-        try:
+        with _telling_where(args):
             super().__init__(
                 MTPModule,
                 MTPDataModule,
@@ -102,11 +104,18 @@ class MTPCLI(LightningCLI):
                 run=False,
                 args=list(args),
             )
-        except ValueError as error:
-            refused = input_error_behind(error)
-            if refused is None:
-                raise
-            raise InputError(f"{refused}{where_said(args, str(refused))}") from error
+
+    def parsed_from(self, args: Sequence[str]) -> "MTPCLI":
+        """What `MTPCLI(args, parse_only=True)` gives, by the parser of this one: making one takes as long as parsing.
+
+        Raises:
+            InputError: an unknown key, a wrong type.
+        """
+        other = copy.copy(self)
+        args = resolve_config_paths(args)
+        with _telling_where(args):
+            other.parse_arguments(self.parser, list(args))
+        return other
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -146,6 +155,18 @@ class MTPCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         plugins = without_requeueing(self._get(self.config_init, "trainer.plugins"))
         return super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
+
+
+@contextmanager
+def _telling_where(args: Sequence[str]) -> Iterator[None]:
+    """What is wrong with a value, with the file or flag that it stands in."""
+    try:
+        yield
+    except ValueError as error:
+        refused = input_error_behind(error)
+        if refused is None:
+            raise
+        raise InputError(f"{refused}{where_said(args, str(refused))}") from error
 
 
 def resolve_config_paths(args: Sequence[str]) -> list[str]:

@@ -106,7 +106,7 @@ class _Family:
     def _parse(self, overrides: Mapping[str, Any]) -> _Way:
         from mtp_lightning.configurations import parse_config
 
-        parsed = parse_config(self.files, overrides)
+        parsed = parse_config(self.files, overrides, self.anchor)
         if self.anchor is None:
             self.anchor, self.anchored, self.leaves = parsed, dict(overrides), dict(leaves(parsed.plain))
         return _Way(parsed, {}, parsed.plain)

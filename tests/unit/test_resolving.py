@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from mtp_lightning import configurations
 from mtp_lightning.configurations import check_config, parse_config, resolve_config
@@ -34,7 +35,7 @@ class Fake:
         monkeypatch.setattr(configurations, "parse_config", self.parse)
         monkeypatch.setattr(configurations, "check_config", self.check)
 
-    def parse(self, files: Sequence[Path], overrides: Mapping[str, Any]) -> Any:
+    def parse(self, files: Sequence[Path], overrides: Mapping[str, Any], like: Any = None) -> Any:
         self.parses.append(dict(overrides))
         return SimpleNamespace(cli=None, plain=self.plain(overrides))
 
@@ -282,3 +283,12 @@ def test_like_the_real_parser() -> None:
         check_config(parse_config(configs, {}), {"model.backbone.vocab_size": 300})
     with pytest.raises(InputError, match=r"n_future is 40"):
         resolve(configs, {**wanted[-1], "model.heads.n_future": 40})
+
+
+def test_weights_of_models_that_are_only_checked_are_not_drawn() -> None:
+    weight = torch.zeros(3)
+    with configurations._Undrawn():
+        torch.nn.init.normal_(weight)
+        weight.normal_()
+        torch.nn.init.uniform_(weight)
+    assert weight.tolist() == [0.0] * 3
