@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ SIGNAL_SECONDS = 120
 _WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"])
 _UNSURE = re.compile(r"timed out|unable to contact|connection (failure|refused|reset)|zero bytes", re.IGNORECASE)
 """What sbatch says when it lost the controller, which may have taken the job all the same."""
-_OURS = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SLURM_")
+_NO_SUCH_NODE = "Requested node configuration is not available"
+_IN_SERVICE = re.compile(r"(idle|mixed|allocated|completing|planned)[~#$@%!^-]*")
+"""States of a node that jobs can count on; what may stand behind tells of saving power. `*` is: does not respond."""
+_OURS = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_")
 """Variables by which a user or a surrounding job would change what our commands ask and say; they beat the script."""
 _AT_ONCE = 500
 """Ids in one command."""
@@ -57,7 +61,8 @@ class Element:
 
 
 def missing_program() -> str | None:
-    return next((name for name in ("sbatch", "squeue", "scancel", "srun") if shutil.which(name) is None), None)
+    wanted = ("sbatch", "squeue", "scancel", "sinfo", "srun")
+    return next((name for name in wanted if shutil.which(name) is None), None)
 
 
 def elements(job_names: Iterable[str]) -> dict[str, Element]:
@@ -96,10 +101,32 @@ def largest_array() -> int:
     return max(1, int(found[1])) if found else 1001
 
 
-def refusal(script: Path) -> str | None:
-    """Why Slurm would not take the job, in its own words."""
+def refusal(script: Path, partition: str | None) -> str | None:
+    """Why Slurm would not take the job, in its own words. While nodes are out of service, it says "not available" of
+    what it will have again as of what it never had; then it is let through, with a warning."""
     done = _run("sbatch", "--test-only", str(script))
-    return None if done.returncode == 0 else _said(done)
+    if done.returncode == 0:
+        return None
+    said = _said(done)
+    if _NO_SUCH_NODE in said and (out := _out_of_service(partition)):
+        print(
+            f"warning: {out} are out of service, so that Slurm cannot say whether it has nodes for these cells; they "
+            "are submitted, and `mtp grid status` shows what they wait for",
+            file=sys.stderr,
+        )
+        return None
+    return said
+
+
+def _out_of_service(partition: str | None) -> str | None:
+    """How many of the partition's nodes are, if any."""
+    states = []
+    for line in _ask("sinfo", "--noheader", "--Node", "--format=%P|%a|%T").splitlines():
+        name, available, state = line.split("|")
+        if name == partition or (partition is None and name.endswith("*")) or name == f"{partition}*":
+            states.append(available == "up" and bool(_IN_SERVICE.fullmatch(state)))
+    of = f"partition {partition}" if partition else "the default partition"
+    return None if all(states) else f"{states.count(False)} of {len(states)} nodes of {of}"
 
 
 def submit(script: Path, keep_open: int) -> str:

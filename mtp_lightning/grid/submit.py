@@ -42,7 +42,7 @@ def submit_cells(
         for first in range(0, len(of_shape), size):
             part = of_shape[first : first + size]
             made.append(_prepare(tools, grid, submissions, part, resources, parallel, code))
-    refused = [(one, slurm.refusal(submissions.own_folder(one) / "job.sh")) for one in made]
+    refused = [(one, slurm.refusal(submissions.own_folder(one) / "job.sh", one.resources.partition)) for one in made]
     if any(why for _, why in refused):
         for one in made:
             shutil.rmtree(submissions.own_folder(one))

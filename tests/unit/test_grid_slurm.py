@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,36 @@ def test_what_slurm_refuses_leaves_nothing_behind(slurm: FakeSlurm, tmp_path: Pa
         call(cluster.submit)
     assert not records()
     assert [path.name for path in (tmp_path / "runs/submissions").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("partition", [None, "main", "other"])
+@pytest.mark.parametrize(
+    ("nodes", "refused"),
+    [
+        ("main*|up|idle\nother|up|mixed~", True),
+        ("main*|up|idle\nmain*|up|drained\nother|up|idle\nother|up|draining", False),
+        ("main*|down|idle\nother|up|allocated*", False),
+    ],
+)
+def test_what_slurm_cannot_tell_while_nodes_are_out_is_let_through(
+    slurm: FakeSlurm,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    partition: str | None,
+    nodes: str,
+    refused: bool,
+) -> None:
+    grid_file(tmp_path, ONE + (f"resources: {{partition: {partition}}}\n" if partition else ""))
+    slurm.say("doubts")
+    slurm.say("nodes", nodes)
+    if refused:
+        with pytest.raises(InputError, match=r"configuration is not available .cells with 1 node"):
+            call(cluster.submit)
+        assert not slurm.elements()
+        return
+    call(cluster.submit)
+    assert len(slurm.elements()) == 1
+    assert re.search(r"warning: 1 of [12] nodes of (the default )?partition.* out of service", capsys.readouterr().err)
 
 
 def test_without_an_answer_from_slurm_nothing_is_guessed(

@@ -27,6 +27,8 @@ text = Path(sys.argv[-1]).read_text()
 if (here / "refuses").exists():
     sys.exit("sbatch: error: " + (here / "refuses").read_text())
 if "--test-only" in sys.argv:
+    if (here / "doubts").exists():
+        sys.exit("allocation failure: Requested node configuration is not available")
     sys.exit(0)
 job = 1 + max([int(line[0]) for line in lines], default=6)
 name = re.search("--job-name=(.*)", text)[1]
@@ -55,6 +57,7 @@ for line in (here / "accounts").read_text().splitlines():
         print(job)
 """,
     "scontrol": "print('MaxArraySize            = ' + (here / 'largest').read_text())",
+    "sinfo": "print((here / 'nodes').read_text())",
     "srun": "",
 }
 
@@ -65,12 +68,13 @@ class FakeSlurm:
         self.queue = folder / "queue"
         self.queue.touch()
         self.say("largest", "1001")
+        self.say("nodes", "main*|up|idle")
         for name, text in _SCRIPTS.items():
             self.say(name, _HEAD + text)
             (folder / name).chmod((folder / name).stat().st_mode | stat.S_IXUSR)
 
     def say(self, name: str, text: str = "") -> None:
-        """`silent`, `broken`, `refuses` (why), `largest` (array), `accounts` (job|name)."""
+        """`silent`, `broken`, `refuses` (why), `doubts` (before), `nodes`, `largest` (array), `accounts` (job|name)."""
         (self.folder / name).write_text(text)
 
     def set(self, element: str, state: str, reason: str = "None") -> None:
