@@ -4,6 +4,7 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def provenance() -> dict[str, str]:
             tags[f"mtp.version.{package}"] = version(package)
         except PackageNotFoundError:
             continue
-    return tags | machine_tags()
+    return tags | machine_tags() | slurm_tags(os.environ)
 
 
 def git_tags(checkout: Path) -> dict[str, str]:
@@ -58,6 +59,13 @@ def machine_tags() -> dict[str, str]:
         "mtp.cores": str(os.cpu_count()),
         "mtp.python": platform.python_version(),
     }
+
+
+def slurm_tags(environment: Mapping[str, str]) -> dict[str, str]:
+    """`mtp.slurm_job`, as `squeue` and `mtp grid status` write it, where the run is one."""
+    array, index = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{index}" if array and index else environment.get("SLURM_JOB_ID")
+    return {"mtp.slurm_job": job} if job else {}
 
 
 def _processor() -> str:

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from mtp_lightning.tracking.logger import MLflowRunLogger
-from mtp_lightning.tracking.provenance import git_tags, provenance
+from mtp_lightning.tracking.provenance import git_tags, provenance, slurm_tags
 from mtp_lightning.tracking.read import history
 from mtp_lightning.tracking.store import default_tracking_uri
 
@@ -50,3 +50,10 @@ def test_git_tags_know_a_changed_tree(tmp_path: Path) -> None:
 
 def test_a_run_says_what_made_it() -> None:
     assert {"mtp.version.torch", "mtp.threads", "mtp.device", "mtp.python"} <= set(provenance())
+
+
+def test_a_run_says_which_job_it_is() -> None:
+    assert slurm_tags({}) == {}
+    assert slurm_tags({"SLURM_JOB_ID": "17"}) == {"mtp.slurm_job": "17"}
+    element = {"SLURM_JOB_ID": "18", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "0"}
+    assert slurm_tags(element) == {"mtp.slurm_job": "17_0"}
