@@ -19,7 +19,7 @@ import socket
 import time
 import types
 from dataclasses import asdict, dataclass, field, fields
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -32,7 +32,7 @@ HEARTBEAT_SECONDS = 300.0
 """A run that was silent for longer counts as dead where its process cannot be looked at."""
 
 
-class State(str, Enum):
+class State(StrEnum):
     MISSING = "missing"
     QUEUED = "queued"
     """Waits for Slurm, which a cell's folder does not know."""

@@ -121,6 +121,6 @@ def _prepare(
 
 def exports(code: Path) -> list[str]:
     """The jobs import the copy, and what else lay on the path. Python's own first entry, the working folder, would be
-    the checkout as it is by then: from Python 3.11 on it is left out and comes last."""
+    the checkout as it is by then: it is left out and comes last."""
     path = [str(code), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(Path.cwd())]
     return ["export PYTHONSAFEPATH=1", f"export PYTHONPATH={shlex.quote(os.pathsep.join(path))}"]

@@ -95,7 +95,6 @@ def test_git_that_cannot_say_what_the_code_is(tmp_path: Path) -> None:
         snapshot(tmp_path / "empty", tmp_path / "runs")
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="older Pythons put the working folder first")
 def test_jobs_import_the_copy_though_they_begin_in_the_checkout(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
