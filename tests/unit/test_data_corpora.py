@@ -87,16 +87,17 @@ def test_separators_across_pieces(tmp_path: Path, chunk: int, monkeypatch: pytes
     assert [document.text for document in found] == ["ab", "🙂d", "e<|"]
 
 
+@pytest.mark.parametrize("pattern", [r"(?<!\n)\n(?!\n)", r"\n+", r"t|(?<=t)h"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 100])
-def test_a_separator_may_be_a_regular_expression(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_separator_may_be_a_regular_expression(
+    tmp_path: Path, chunk: int, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "one\n\nstill one\ntwo\nthree\n\nstill\n\nthree\n"
     monkeypatch.setattr(corpora, "_CHUNK", chunk)
     monkeypatch.setattr(corpora, "_AROUND", 4)
     (tmp_path / "x.txt").write_text(text, encoding="utf-8")
-    pattern = r"(?<!\n)\n(?!\n)"
     found = read(kind="text", path=str(tmp_path / "x.txt"), separator=f"re:{pattern}")
     assert [document.text for document in found] == [part for part in re.split(pattern, text) if part]
-    assert found[0].text == "one\n\nstill one"
 
 
 def test_json_and_parquet(tmp_path: Path) -> None:

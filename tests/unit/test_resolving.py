@@ -285,6 +285,21 @@ def test_like_the_real_parser() -> None:
         resolve(configs, {**wanted[-1], "model.heads.n_future": 40})
 
 
+def test_one_parser_for_many() -> None:
+    configs = [CONF_DIR / name for name in ("base.yaml", "model/tiny.yaml", "data/python_stdlib.yaml")]
+    first = parse_config(configs, {})
+    before = check_config(first)
+    changed: dict[str, Any] = {"model.backbone.dim": 64, "data.init_args.source.kind": "stories"}
+    assert parse_config(configs, changed, first).plain == parse_config(configs, changed).plain
+    assert check_config(first) == before, "the first is what it was"
+    refusals = []
+    for like in (None, first):
+        with pytest.raises(InputError, match=r"optimizer\.lr.*\n.*fast .on the command line.") as refused:
+            parse_config(configs, {"model.optimizer.lr": "fast"}, like)
+        refusals.append(str(refused.value))
+    assert refusals[0] == refusals[1]
+
+
 def test_weights_of_models_that_are_only_checked_are_not_drawn() -> None:
     weight = torch.zeros(3)
     with configurations._Undrawn():
