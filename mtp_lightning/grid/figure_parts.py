@@ -21,11 +21,24 @@ def style(index: int) -> tuple[str, str]:
     return _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
 
 
+_PROBE_UNITS = {
+    "loss": "nats per token",
+    "lead_step": "step",
+    "reached": "share of seeds",
+    "drop": "accuracy lost",
+    "prefix_matching": "score",
+    "previous_token": "score",
+}
+"""A part of a probe's name, and what it counts; all others are accuracies."""
+
+
 def title(metric: str) -> tuple[str, str]:
     """What a metric is called above its axes, and its unit."""
     if head := re.fullmatch(r"val/loss/head_(\d+)", metric):
         return f"Validation loss of head {head[1]}", "nats per token"
-    return metric, "accuracy" if metric.startswith("probe/") else metric
+    if not metric.startswith("probe/"):
+        return metric, metric
+    return metric, next((unit for part, unit in _PROBE_UNITS.items() if part in metric.split("/")), "accuracy")
 
 
 def spread_line(

@@ -10,6 +10,7 @@ import pytest
 from test_grid_fakes import GRID, cells_of, find, finish
 
 from mtp_lightning.grid.budgets import Aligned
+from mtp_lightning.grid.figure_parts import title
 from mtp_lightning.grid.figures import Curves, curve_metric, draw, make_figure
 from mtp_lightning.grid.report import Report, build_report
 from mtp_lightning.grid.spec import At, load_grid
@@ -219,3 +220,19 @@ def test_in_an_ablation_a_setting_goes_by_what_it_changes(tmp_path: Path) -> Non
     assert sorted(line.get_label() for line in left.get_lines()) == sorted(
         f"{label} (n=2)" for label in ["baseline", *changed, "width=16"]
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit"),
+    [
+        ("val/loss/head_2", "nats per token"),
+        ("perf/tokens_per_second", "perf/tokens_per_second"),
+        ("probe/polynomial/m_1", "accuracy"),
+        ("probe/induction/repeated/loss/head_1", "nats per token"),
+        ("probe/induction/names_seen/accuracy/lead_step", "step"),
+        ("probe/induction/previous_token/max", "score"),
+        ("probe/induction/without_top_3/names_seen/drop", "accuracy lost"),
+    ],
+)
+def test_what_a_metric_counts(metric: str, unit: str) -> None:
+    assert title(metric)[1] == unit
