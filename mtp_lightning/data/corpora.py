@@ -78,7 +78,7 @@ class SourceConfig:
         if self.separator == "":
             raise InputError("data.source.separator is empty: leave it out to keep a file as one document")
         if self.separator is not None:
-            separator_pattern(self.separator)
+            _separator_pattern(self.separator)
         if self.max_documents is not None and self.max_documents < 1:
             raise InputError(f"data.source.max_documents is {self.max_documents}: it has to be at least 1, or null")
 
@@ -176,7 +176,7 @@ def _text_documents(name: str, path: Path, separator: str | None) -> Iterator[Do
             if separator is None:
                 yield Document(name, file.read())
                 return
-            for i, part in enumerate(_parts(file, separator_pattern(separator))):
+            for i, part in enumerate(_parts(file, _separator_pattern(separator))):
                 yield Document(f"{name}#{i}", part)
     except UnicodeDecodeError as error:
         raise InputError(
@@ -187,7 +187,7 @@ def _text_documents(name: str, path: Path, separator: str | None) -> Iterator[Do
         raise InputError(f"data.source.path: cannot read '{path}': {error.strerror}") from error
 
 
-def separator_pattern(separator: str) -> re.Pattern[str]:
+def _separator_pattern(separator: str) -> re.Pattern[str]:
     """
     Raises:
         InputError: no regular expression behind `re:`.

@@ -119,11 +119,11 @@ def refusal(script: Path, partition: str | None) -> str | None:
 
 
 def _out_of_service(partition: str | None) -> str | None:
-    """How many of the partition's nodes are, if any."""
-    states = []
+    """How many nodes of the partition, or of several (`a,b`), are, if any."""
+    wanted, states = partition.split(",") if partition else [], []
     for line in _ask("sinfo", "--noheader", "--Node", "--format=%P|%a|%T").splitlines():
         name, available, state = line.split("|")
-        if name == partition or (partition is None and name.endswith("*")) or name == f"{partition}*":
+        if name.removesuffix("*") in wanted if wanted else name.endswith("*"):
             states.append(available == "up" and bool(_IN_SERVICE.fullmatch(state)))
     of = f"partition {partition}" if partition else "the default partition"
     return None if all(states) else f"{states.count(False)} of {len(states)} nodes of {of}"

@@ -170,7 +170,7 @@ def test_what_slurm_refuses_leaves_nothing_behind(slurm: FakeSlurm, tmp_path: Pa
     assert [path.name for path in (tmp_path / "runs/submissions").iterdir()] == ["lock"]
 
 
-@pytest.mark.parametrize("partition", [None, "main", "other"])
+@pytest.mark.parametrize("partition", [None, "main", "other", "'third,other'"])
 @pytest.mark.parametrize(
     ("nodes", "refused"),
     [
