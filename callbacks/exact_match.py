@@ -4,11 +4,11 @@ import lightning.pytorch as pl
 import numpy as np
 from typing_extensions import override
 
-from mtp_lightning.data.task_module import TaskDataModule
+from callbacks.base import ProbeCallback, When
+from mtp_lightning.data.tasks.datamodule import TaskDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.exact_match import exact_match
-from mtp_lightning.probing import ProbeCallback, When
 
 
 class ExactMatchProbe(ProbeCallback):

@@ -6,8 +6,9 @@ import lightning.pytorch as pl
 import numpy as np
 from typing_extensions import override
 
+from callbacks.base import ProbeCallback, When
 from mtp_lightning.data.datamodule import TokenDataModule
-from mtp_lightning.data.names import NamedStories
+from mtp_lightning.data.stories.names import NamedStories
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.attention import AttentionScores
@@ -20,7 +21,6 @@ from mtp_lightning.probes.suite import (
     prepare_names,
     prepare_repeated,
 )
-from mtp_lightning.probing import ProbeCallback, When
 
 
 class InductionProbe(ProbeCallback):

@@ -21,15 +21,15 @@ from mtp_lightning import __version__
 from mtp_lightning.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from mtp_lightning.grid.cells import Cell
+    from mtp_lightning.grid.spec.cells import Cell
     from mtp_lightning.grid.tools import GridTools
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": (
-        "mtp_lightning.lightning_cli:fit",
+        "mtp_lightning.config.commands:fit",
         "train from YAML: -c conf/base.yaml [-c more.yaml ...] [--key value ...]",
     ),
-    "validate": ("mtp_lightning.lightning_cli:validate", "validate a checkpoint: the same, with --ckpt_path"),
+    "validate": ("mtp_lightning.config.commands:validate", "validate a checkpoint: the same, with --ckpt_path"),
     "grid plan": ("mtp_lightning.grid.commands:plan", "a grid's cells, and what would happen to each; writes nothing"),
     "grid run": ("mtp_lightning.grid.commands:run", "run a grid's missing cells on this machine, then report"),
     "grid submit": ("mtp_lightning.grid.cluster:submit", "submit a grid's missing cells to Slurm, and return at once"),
@@ -157,10 +157,10 @@ def _switched(args: Sequence[str], switches: Collection[str]) -> list[str]:
 
 def grid_tools() -> "GridTools":
     """What a grid borrows from the rest of the house. Lightning loads when the first cell is resolved."""
+    from mtp_lightning.config.cache import cache_folder
+    from mtp_lightning.config.compose import Resolver
+    from mtp_lightning.config.paths import find_config
     from mtp_lightning.grid.tools import GridTools, default_ui_command
-    from mtp_lightning.paths import find_config
-    from mtp_lightning.remembering import cache_folder
-    from mtp_lightning.resolving import Resolver
 
     def ui_command(runs: Path, grid: str) -> str:
         """As this very program was called: an environment need not be on the PATH."""
@@ -189,7 +189,7 @@ def cell_command(cell: "Cell") -> list[str]:
 
 def cell_config(cell: "Cell") -> dict[str, Any]:
     """The cell's configuration with its own folder, its MLflow run, and the shards of all cells in one place."""
-    from mtp_lightning.grid.view import experiment_name
+    from mtp_lightning.grid.report.view import experiment_name
     from mtp_lightning.tracking.store import default_tracking_uri
 
     runs = cell.directory.parent

@@ -20,7 +20,8 @@ from mtp_lightning.model.sharding import shard_model
 from mtp_lightning.objective.heads import Question, ask, check_options, model_loss, model_scores
 from mtp_lightning.objective.loss import HeadScores, LossOptions, LossOutput
 from mtp_lightning.objective.weights import WeightsConfig, complete, head_weights
-from mtp_lightning.optimization import OptimizerConfig, ScheduleConfig, learning_rate_factor, make_adamw
+from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
+from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_factor
 
 
 @dataclass(frozen=True)

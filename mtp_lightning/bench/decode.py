@@ -139,11 +139,12 @@ def _models(
         model = MTPModel(backbone, HeadsConfig(n_future=n_future)).eval()
         yield f"random, n = {n_future}", model, list(torch.randint(0, backbone.vocab_size, (count, length)))
         return
-    from mtp_lightning.checkpoint import find_checkpoint, load_model
-    from mtp_lightning.data.corpora import SourceConfig
-    from mtp_lightning.data.heldout import heldout_prompts
-    from mtp_lightning.data.prepare import ShardSettings, cache_name, prepare_source
-    from mtp_lightning.data.store import TokenStore
+    from mtp_lightning.checkpoints.files import load_model
+    from mtp_lightning.checkpoints.select import find_checkpoint
+    from mtp_lightning.data.corpora.source import SourceConfig
+    from mtp_lightning.data.tokens.heldout import heldout_prompts
+    from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_source
+    from mtp_lightning.data.tokens.store import TokenStore
 
     source, settings = SourceConfig(kind=kind, path=path), ShardSettings()  # type: ignore[arg-type]
     loaded = [load_model(find_checkpoint(Path(ckpt))) for ckpt in ckpts]

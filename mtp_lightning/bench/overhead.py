@@ -22,7 +22,7 @@ from mtp_lightning.bench.peers import Workload
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.heads import ask, model_loss
-from mtp_lightning.optimization import OptimizerConfig, make_adamw
+from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
 
 STEPS = 30
 """Of one run; the first FIRST are not counted."""

@@ -23,7 +23,7 @@ from mtp_lightning.model.counts import flops_per_token
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.heads import ask, model_loss
 from mtp_lightning.objective.targets import make_targets
-from mtp_lightning.optimization import OptimizerConfig, make_adamw
+from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from mtp_lightning.bench.peers import (
 )
 from mtp_lightning.bench.tables import goals_table, train_table
 from mtp_lightning.errors import InputError
-from mtp_lightning.memory import keep_freed_memory
+from mtp_lightning.machine import keep_freed_memory
 from mtp_lightning.model.config import BackboneConfig
 
 Row = dict[str, Any]

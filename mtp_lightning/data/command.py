@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from mtp_lightning.data.corpora import SourceConfig, documents
-from mtp_lightning.data.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
+from mtp_lightning.data.corpora.source import SourceConfig, documents
+from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
 
@@ -60,7 +60,7 @@ def prepare_command(
     if directory.exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another folder")
 
-    from mtp_lightning.data.prepare import ShardSettings, prepare_source
+    from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source
 
     settings = ShardSettings(validation_fraction, split_seed, shard_tokens)
     meta = prepare_source(directory, source, load_tokenizer(tokenizer), settings)

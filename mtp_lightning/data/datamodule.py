@@ -8,13 +8,13 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import override
 
-from mtp_lightning.data.corpora import PYTHON_STDLIB, SourceConfig
-from mtp_lightning.data.heldout import heldout_prompts, heldout_texts, token_counts
-from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
-from mtp_lightning.data.prepare import ShardSettings, cache_name, prepare_source
-from mtp_lightning.data.store import ShardsMeta, TokenStore, read_meta
-from mtp_lightning.data.tokenizer import Tokenizer, load_tokenizer
-from mtp_lightning.data.windows import TrainingOrder, ValidationOrder, tokens_needed
+from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
+from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
+from mtp_lightning.data.tokens.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
+from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_source
+from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
+from mtp_lightning.data.tokens.tokenizer import Tokenizer, load_tokenizer
+from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder, tokens_needed
 from mtp_lightning.errors import InputError
 from mtp_lightning.shapes import Int
 

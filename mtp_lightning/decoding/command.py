@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from mtp_lightning.errors import InputError
 
 if TYPE_CHECKING:
-    from mtp_lightning.data.tokenizer import Tokenizer
+    from mtp_lightning.data.tokens.tokenizer import Tokenizer
     from mtp_lightning.decoding.generate import Step
 
 
@@ -49,7 +49,8 @@ def generate_command(
         beyond_context: Take a prompt longer than the windows that the model was trained on.
         json: File to write the text and the figures to as well.
     """
-    from mtp_lightning.checkpoint import find_checkpoint, load_model
+    from mtp_lightning.checkpoints.files import load_model
+    from mtp_lightning.checkpoints.select import find_checkpoint
 
     if prompt is None:
         raise InputError("--prompt is missing: the text to continue, or - to read it from standard input")

@@ -14,9 +14,9 @@ from mtp_lightning.decoding.drafts import Drafter, make_drafter
 from mtp_lightning.decoding.layers import KeyValues, Layer, LayerCache, Norm
 from mtp_lightning.decoding.linear import Linear, can_pack
 from mtp_lightning.decoding.positions import Where
+from mtp_lightning.machine import cpu_has_bfloat16
 from mtp_lightning.model.heads import LinearHead
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.precision import cpu_has_bfloat16
 from mtp_lightning.shapes import Float, Int
 
 DRAFT_REACH = 128

@@ -12,18 +12,19 @@ from rich.console import Console
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
-from mtp_lightning.grid import commands, slurm
-from mtp_lightning.grid.cells import Cell
-from mtp_lightning.grid.cost import Total, check_budget, costs
-from mtp_lightning.grid.display import counts, open_display, summary
-from mtp_lightning.grid.logs import find_cell, newest_log, show_end
-from mtp_lightning.grid.logs import follow as follow_log
+from mtp_lightning.grid import commands
 from mtp_lightning.grid.output import say, writable, write_table
-from mtp_lightning.grid.spec import GridSpec
-from mtp_lightning.grid.standing import Look, look, standing_table, standings
-from mtp_lightning.grid.state import State
-from mtp_lightning.grid.submissions import Submissions
-from mtp_lightning.grid.submit import shape_name, submit_cells
+from mtp_lightning.grid.run.cost import Total, check_budget, costs
+from mtp_lightning.grid.run.display import counts, open_display, summary
+from mtp_lightning.grid.run.state import State
+from mtp_lightning.grid.run.status import Look, look, standing_table, standings
+from mtp_lightning.grid.slurm import client as slurm
+from mtp_lightning.grid.slurm.logs import find_cell, newest_log, show_end
+from mtp_lightning.grid.slurm.logs import follow as follow_log
+from mtp_lightning.grid.slurm.submissions import Submissions
+from mtp_lightning.grid.slurm.submit import shape_name, submit_cells
+from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.tools import GridTools
 
 WATCH_SECONDS = 3.0

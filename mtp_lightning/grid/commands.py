@@ -11,23 +11,23 @@ from rich.console import Console
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
-from mtp_lightning.grid.budgets import COMMON, parse_at
-from mtp_lightning.grid.cells import Cell
-from mtp_lightning.grid.cost import Total, check_budget, costs
-from mtp_lightning.grid.display import open_display, summary
-from mtp_lightning.grid.launch import Launched, LocalLauncher
 from mtp_lightning.grid.output import say, writable, write_table
-from mtp_lightning.grid.plan import TO_RUN, plan_table, row_json
-from mtp_lightning.grid.process import child_environment, cores
-from mtp_lightning.grid.publish import publish
-from mtp_lightning.grid.report import Report
-from mtp_lightning.grid.signature import canonical
-from mtp_lightning.grid.spec import At, GridSpec
-from mtp_lightning.grid.standing import look
-from mtp_lightning.grid.state import State, cell_state
-from mtp_lightning.grid.tables import notices, report_json, terminal_table
+from mtp_lightning.grid.report.budgets import COMMON, parse_at
+from mtp_lightning.grid.report.publish import publish
+from mtp_lightning.grid.report.report import Report
+from mtp_lightning.grid.report.tables import notices, report_json, terminal_table
+from mtp_lightning.grid.report.verdict import verdict
+from mtp_lightning.grid.run.cost import Total, check_budget, costs
+from mtp_lightning.grid.run.display import open_display, summary
+from mtp_lightning.grid.run.launch import Launched, LocalLauncher
+from mtp_lightning.grid.run.plan import TO_RUN, plan_table, row_json
+from mtp_lightning.grid.run.process import child_environment, cores
+from mtp_lightning.grid.run.state import State, cell_state
+from mtp_lightning.grid.run.status import look
+from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.spec.grid_spec import At, GridSpec
+from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.grid.tools import GridTools
-from mtp_lightning.grid.verdict import verdict
 
 INTERRUPTED = 130
 

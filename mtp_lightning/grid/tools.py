@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from mtp_lightning.grid.cells import Cell, Resolver, load_cells
-from mtp_lightning.grid.cost import Size
-from mtp_lightning.grid.process import Command, Materialise
-from mtp_lightning.grid.record import record_report, record_view
-from mtp_lightning.grid.report import Report
-from mtp_lightning.grid.spec import FindConfig, GridSpec
-from mtp_lightning.grid.view import experiment_name
+from mtp_lightning.config.size import Size
+from mtp_lightning.grid.report.record import record_report, record_view
+from mtp_lightning.grid.report.report import Report
+from mtp_lightning.grid.report.view import experiment_name
+from mtp_lightning.grid.run.process import Command, Materialise
+from mtp_lightning.grid.spec.cells import Cell, Resolver, load_cells
+from mtp_lightning.grid.spec.grid_spec import FindConfig, GridSpec
 
 
 @runtime_checkable

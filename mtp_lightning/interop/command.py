@@ -15,7 +15,8 @@ def export_command(ckpt: str, out: str, to: Literal["safetensors"] = "safetensor
         to: safetensors: all heads, weights under the model's own names, what describes the model in the header.
         force: Overwrite `out`.
     """
-    from mtp_lightning.checkpoint import find_checkpoint, load_model, save_safetensors
+    from mtp_lightning.checkpoints.files import load_model, save_safetensors
+    from mtp_lightning.checkpoints.select import find_checkpoint
 
     target = Path(out)
     if target.suffix != f".{to}":

@@ -11,8 +11,8 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_text
 
 if TYPE_CHECKING:
-    from mtp_lightning.checkpoint import LoadedModel
-    from mtp_lightning.data.tasks import Task
+    from mtp_lightning.checkpoints.files import LoadedModel
+    from mtp_lightning.data.tasks.task import Task
 
 UNSEEN = 1
 """Seed of stories that the corpus, which has seed 0, does not have."""
@@ -100,7 +100,7 @@ def star_graph_command(ckpt: str, test_size: int = 2000, json: str | None = None
 def _evaluate_task(name: str, ckpt: str, test_size: int, json: str | None) -> None:
     import numpy as np
 
-    from mtp_lightning.data.known_tasks import task_from_state
+    from mtp_lightning.data.tasks.known_tasks import task_from_state
     from mtp_lightning.probes.exact_match import exact_match
 
     check_json(json)
@@ -120,7 +120,8 @@ def _evaluate_task(name: str, ckpt: str, test_size: int, json: str | None) -> No
 
 
 def _load(ckpt: str) -> "LoadedModel":
-    from mtp_lightning.checkpoint import find_checkpoint, load_model
+    from mtp_lightning.checkpoints.files import load_model
+    from mtp_lightning.checkpoints.select import find_checkpoint
 
     return load_model(find_checkpoint(Path(ckpt)))
 
@@ -128,8 +129,8 @@ def _load(ckpt: str) -> "LoadedModel":
 def _texts(stories: str, separator: str | None, count: int) -> list[str]:
     from itertools import islice
 
-    from mtp_lightning.data.corpora import SourceConfig, documents
-    from mtp_lightning.data.stories import stories as generated
+    from mtp_lightning.data.corpora.source import SourceConfig, documents
+    from mtp_lightning.data.stories.generator import stories as generated
 
     if stories == "generated":
         return list(generated(count, seed=UNSEEN))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtp_lightning.data.tasks import Examples, Task
+from mtp_lightning.data.tasks.task import Examples, Task
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.shapes import Bool
 

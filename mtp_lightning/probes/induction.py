@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtp_lightning.data.names import NamedStories
+from mtp_lightning.data.stories.names import NamedStories
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.shapes import Bool, Float, Int
 

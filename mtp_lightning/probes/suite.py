@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtp_lightning.data.names import NamedStories, named_stories
-from mtp_lightning.data.tokenizer import Tokenizer
+from mtp_lightning.data.stories.names import NamedStories, named_stories
+from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.ablation import mean_ablation

@@ -14,9 +14,9 @@ from test_grid_fakes import GRID, ONE, cells_of, grid_file, starts, states, tool
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid import cluster as commands
-from mtp_lightning.grid.attempts import read_attempts
-from mtp_lightning.grid.cells import Cell
-from mtp_lightning.grid.submissions import Submissions
+from mtp_lightning.grid.run.attempts import read_attempts
+from mtp_lightning.grid.slurm.submissions import Submissions
+from mtp_lightning.grid.spec.cells import Cell
 
 __all__ = ["cluster", "slurm"]
 
@@ -94,7 +94,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from test_grid_fakes import tools
 from mtp_lightning.grid import cluster
-from mtp_lightning.grid.submissions import Submissions
+from mtp_lightning.grid.slurm.submissions import Submissions
 write = Submissions.write
 def killed(self, submission):
     if submission.job is None:

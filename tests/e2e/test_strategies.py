@@ -15,13 +15,14 @@ from parity import STRATEGIES, _Recorder
 from tiny import tiny_backbone
 from typing_extensions import override
 
-from mtp_lightning.checkpoint import read_checkpoint
+from mtp_lightning.checkpoints.files import read_checkpoint
 from mtp_lightning.cli import main
 from mtp_lightning.data.datamodule import MTPDataModule
-from mtp_lightning.data.loader import ResumableLoader
+from mtp_lightning.data.tokens.loader import ResumableLoader
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.module import MTPModule
-from mtp_lightning.optimization import OptimizerConfig, ScheduleConfig
+from mtp_lightning.optimization.adamw import OptimizerConfig
+from mtp_lightning.optimization.schedule import ScheduleConfig
 
 ROWS, T, STEPS = 4, 8, 2
 TOTAL = 5 * STEPS

@@ -30,7 +30,7 @@ from mtp_lightning.bench.train import bench_train, ratios, train_command
 from mtp_lightning.cli import main
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_llama import to_llama_state_dict
-from mtp_lightning.memory import keep_freed_memory
+from mtp_lightning.machine import keep_freed_memory
 from mtp_lightning.model.mtp import MTPModel
 
 CPU = torch.device("cpu")

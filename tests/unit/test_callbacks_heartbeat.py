@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import callbacks.heartbeat as heartbeat_module
 from callbacks.heartbeat import FAILURE, PROGRESS, RESULT, Heartbeat
-from mtp_lightning.grid.state import Failure, Progress, Result
+from mtp_lightning.grid.run.state import Failure, Progress, Result
 from mtp_lightning.tracking.logger import MLflowRunLogger
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")

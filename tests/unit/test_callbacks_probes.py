@@ -10,17 +10,17 @@ import torch
 from test_callbacks_training import Fit, fit  # noqa: F401 (a fixture)
 from typing_extensions import override
 
+from callbacks.base import ProbeCallback, log_spaced, undisturbed
 from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.exact_match import ExactMatchProbe
 from callbacks.induction import InductionProbe
-from mtp_lightning.data.corpora import SourceConfig
+from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.datamodule import TokenDataModule
-from mtp_lightning.data.star_graph import StarGraph
-from mtp_lightning.data.task_module import TaskDataModule
+from mtp_lightning.data.tasks.datamodule import TaskDataModule
+from mtp_lightning.data.tasks.star_graph import StarGraph
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.suite import InductionSuite, ask_induction
-from mtp_lightning.probing import ProbeCallback, log_spaced, undisturbed
 
 STORIES = SourceConfig(kind="stories", max_documents=40)
 

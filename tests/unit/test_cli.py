@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mtp_lightning.cli import COMMANDS, load, main
+from mtp_lightning.config.lightning_cli import MTPCLI
+from mtp_lightning.config.parser import where_said
 from mtp_lightning.errors import InputError
-from mtp_lightning.lightning_cli import MTPCLI
-from mtp_lightning.parsing import where_said
 
 BASE = ["-c", "conf/base.yaml", "-c", "conf/model/tiny.yaml", "-c", "conf/data/python_stdlib.yaml"]
 
@@ -128,7 +128,7 @@ def test_a_full_disk_is_said_without_a_traceback(
     def full(args: list[str]) -> int:
         raise OSError(28, "No space left on device", "runs/fit/x.ckpt")
 
-    monkeypatch.setattr("mtp_lightning.lightning_cli.fit", full)
+    monkeypatch.setattr("mtp_lightning.config.commands.fit", full)
     assert main(["fit"]) == 1
     assert "No space left on device: runs/fit/x.ckpt" in capsys.readouterr().err
 

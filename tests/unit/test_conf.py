@@ -7,10 +7,10 @@ import pytest
 import yaml
 from tiny import KINDS
 
-from mtp_lightning.configurations import resolve_config
+from mtp_lightning.config.paths import CONF_DIR
+from mtp_lightning.config.resolve import resolve_config
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import ModelCounts, count_parameters
-from mtp_lightning.paths import CONF_DIR
 
 MODELS = sorted((CONF_DIR / "model").glob("*.yaml"))
 

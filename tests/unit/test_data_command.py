@@ -5,8 +5,8 @@ import pytest
 from jsonargparse import CLI
 
 from mtp_lightning.data.command import prepare_command, train_tokenizer_command
-from mtp_lightning.data.store import TokenStore, read_meta
-from mtp_lightning.data.tokenizer import load_tokenizer
+from mtp_lightning.data.tokens.store import TokenStore, read_meta
+from mtp_lightning.data.tokens.tokenizer import load_tokenizer
 from mtp_lightning.errors import InputError
 
 LINES = [f"line number {i}, and a {'long ' * (i % 3)}story" for i in range(50)]

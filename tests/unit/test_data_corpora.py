@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from mtp_lightning.data import corpora, stories, story_templates
-from mtp_lightning.data.corpora import Document, SourceConfig, documents
-from mtp_lightning.data.prepare import ShardSettings, cache_name
-from mtp_lightning.data.tokenizer import ByteTokenizer
+from mtp_lightning.data.corpora import source as corpora
+from mtp_lightning.data.corpora.source import Document, SourceConfig, documents
+from mtp_lightning.data.stories import generator as stories
+from mtp_lightning.data.stories import templates as story_templates
+from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.errors import InputError
 
 

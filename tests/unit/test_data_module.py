@@ -9,10 +9,10 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from mtp_lightning.config.paths import CONF_DIR
 from mtp_lightning.data import MTPDataModule, SourceConfig, TokenDataModule
 from mtp_lightning.data.command import train_bpe
 from mtp_lightning.errors import InputError
-from mtp_lightning.paths import CONF_DIR
 
 SENTENCES = [f"Story {i}: the {'very ' * (i % 5)}small dog met a cat. 🙂" for i in range(80)]
 

@@ -8,8 +8,8 @@ import pytest
 import tokenizers
 
 from mtp_lightning.data.command import train_bpe
-from mtp_lightning.data.names import ENOUGH, FIRST_NAMES, NamedStories, NameMaker, characters, named_stories
-from mtp_lightning.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
+from mtp_lightning.data.stories.names import ENOUGH, FIRST_NAMES, NamedStories, NameMaker, characters, named_stories
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
 from mtp_lightning.errors import InputError
 
 THINGS = ["kite", "basket", "window", "garden", "pencil", "bucket", "ladder", "pillow", "candle", "mirror", "whistle"]

@@ -8,7 +8,7 @@ import pytest
 import sympy
 from sympy.abc import X
 
-from mtp_lightning.data.polynomial import Polynomial, draw_slots, evaluate
+from mtp_lightning.data.tasks.polynomial import Polynomial, draw_slots, evaluate
 from mtp_lightning.errors import InputError
 
 BINARY = {"+": 2, "*": 2, "o": 2, "neg": 1}

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_lightning.data import prepare
-from mtp_lightning.data.corpora import Document, SourceConfig
-from mtp_lightning.data.prepare import ShardSettings, cache_name, prepare_shards, smallest_dtype, split_position
-from mtp_lightning.data.store import SPLITS, TokenStore, read_meta
-from mtp_lightning.data.tokenizer import ByteTokenizer
+from mtp_lightning.data.corpora.source import Document, SourceConfig
+from mtp_lightning.data.tokens import prepare
+from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_shards, smallest_dtype, split_position
+from mtp_lightning.data.tokens.store import SPLITS, TokenStore, read_meta
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.errors import InputError
 
 TOKENIZER = ByteTokenizer()

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from mtp_lightning.data.command import train_bpe
-from mtp_lightning.data.corpora import SourceConfig, documents
-from mtp_lightning.data.prepare import ShardSettings, prepare_source
-from mtp_lightning.data.store import TokenStore
-from mtp_lightning.data.tokenizer import HuggingFaceTokenizer
+from mtp_lightning.data.corpora.source import SourceConfig, documents
+from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source
+from mtp_lightning.data.tokens.store import TokenStore
+from mtp_lightning.data.tokens.tokenizer import HuggingFaceTokenizer
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mtp_lightning.data import story_templates as data
-from mtp_lightning.data.corpora import SourceConfig
-from mtp_lightning.data.names import FIRST_NAMES, characters, named_stories
-from mtp_lightning.data.prepare import ShardSettings, prepare_source
-from mtp_lightning.data.store import TokenStore
-from mtp_lightning.data.stories import Character, Story, Word, stories, tell
-from mtp_lightning.data.tokenizer import ByteTokenizer
+from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.stories import templates as data
+from mtp_lightning.data.stories.generator import Character, Story, Word, stories, tell
+from mtp_lightning.data.stories.names import FIRST_NAMES, characters, named_stories
+from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source
+from mtp_lightning.data.tokens.store import TokenStore
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 
 TEMPLATES = sorted({t for plot in data.PLOTS for p in plot.paragraphs for beat in p for t in beat if t})
 STORIES = [tell(i) for i in range(1000)]
@@ -91,7 +91,7 @@ def test_no_two_stories_are_equal_and_seeds_differ() -> None:
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
 def test_a_story_is_the_same_in_every_process(hash_seed: str) -> None:
     code = (
-        "import sys; from mtp_lightning.data.stories import tell\n"
+        "import sys; from mtp_lightning.data.stories.generator import tell\n"
         "sys.stdout.buffer.write('|'.join(tell(i, 5).text for i in reversed(range(40))).encode())"
     )
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}

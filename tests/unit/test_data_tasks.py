@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from mtp_lightning.data.polynomial import Polynomial
-from mtp_lightning.data.star_graph import StarGraph
-from mtp_lightning.data.task_module import TaskDataModule, TaskWindows, one_a_row, packed
-from mtp_lightning.data.tasks import TEST_SHARE, Examples, Task, is_test, joined
+from mtp_lightning.data.tasks.datamodule import TaskDataModule, TaskWindows, one_a_row, packed
+from mtp_lightning.data.tasks.polynomial import Polynomial
+from mtp_lightning.data.tasks.star_graph import StarGraph
+from mtp_lightning.data.tasks.task import TEST_SHARE, Examples, Task, is_test, joined
 from mtp_lightning.errors import InputError
 from mtp_lightning.objective.targets import make_targets
 

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtp_lightning.data.command import train_bpe
-from mtp_lightning.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, load_tokenizer, tokenizer_from_state
+from mtp_lightning.data.tokens.tokenizer import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    load_tokenizer,
+    tokenizer_from_state,
+)
 from mtp_lightning.errors import InputError
 
 TEXTS = ["the cat sat on the mat", "def f(x):\n    return x + 1\n", "naïve café 🙂"] * 10
@@ -102,7 +107,7 @@ def test_bad_tokenizers(tmp_path: Path, bpe_json: str) -> None:
 
 def test_imports_light() -> None:
     code = (
-        "import sys, mtp_lightning.data.tokenizer, mtp_lightning.data.command\n"
+        "import sys, mtp_lightning.data.tokens.tokenizer, mtp_lightning.data.command\n"
         "print([m for m in ('torch', 'lightning', 'numpy', 'datasets', 'tokenizers') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_lightning.data.corpora import Document
-from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
-from mtp_lightning.data.prepare import ShardSettings, prepare_shards
-from mtp_lightning.data.store import TokenStore
-from mtp_lightning.data.tokenizer import ByteTokenizer
-from mtp_lightning.data.windows import (
+from mtp_lightning.data.corpora.source import Document
+from mtp_lightning.data.tokens.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
+from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_shards
+from mtp_lightning.data.tokens.store import TokenStore
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
+from mtp_lightning.data.tokens.windows import (
     HORIZON_RESERVE,
     TrainingOrder,
     ValidationOrder,

@@ -10,10 +10,10 @@ from test_checkpoint import save
 from tiny import tiny_backbone
 
 from mtp_lightning.cli import main
-from mtp_lightning.data.known_tasks import TASKS, task_from_state
-from mtp_lightning.data.polynomial import Polynomial
-from mtp_lightning.data.star_graph import StarGraph
-from mtp_lightning.data.tasks import Task
+from mtp_lightning.data.tasks.known_tasks import TASKS, task_from_state
+from mtp_lightning.data.tasks.polynomial import Polynomial
+from mtp_lightning.data.tasks.star_graph import StarGraph
+from mtp_lightning.data.tasks.task import Task
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.exact_match import exact_match

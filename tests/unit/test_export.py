@@ -8,7 +8,7 @@ import torch
 from test_checkpoint import save
 from tiny import VARIANTS, tiny_backbone
 
-from mtp_lightning.checkpoint import load_model
+from mtp_lightning.checkpoints.files import load_model
 from mtp_lightning.cli import main
 from mtp_lightning.model.mtp import MTPModel
 

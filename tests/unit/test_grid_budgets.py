@@ -8,13 +8,13 @@ from test_grid_fakes import GRID, FakeTracking, cells_of, find, finish, tools
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid import commands
-from mtp_lightning.grid.budgets import COMMON, at_text, parse_at
-from mtp_lightning.grid.cells import Cell
-from mtp_lightning.grid.report import Report, build_report
-from mtp_lightning.grid.spec import At, load_grid
-from mtp_lightning.grid.state import RUN_ID, State, Status
-from mtp_lightning.grid.tables import csv_text, markdown, notices, report_json
-from mtp_lightning.grid.verdict import verdict
+from mtp_lightning.grid.report.budgets import COMMON, at_text, parse_at
+from mtp_lightning.grid.report.report import Report, build_report
+from mtp_lightning.grid.report.tables import csv_text, markdown, notices, report_json
+from mtp_lightning.grid.report.verdict import verdict
+from mtp_lightning.grid.run.state import RUN_ID, State, Status
+from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.spec.grid_spec import At, load_grid
 
 LOSS, SPEEDUP = "val/loss/head_1", "decode/speedup"
 ONE_SEED = GRID.replace("[0, 1]", "[0]")

@@ -8,8 +8,8 @@ import pytest
 from test_grid_fakes import GRID, cells_of, find, grid_file, resolve
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.cells import baseline_values, expand
-from mtp_lightning.grid.spec import load_grid
+from mtp_lightning.grid.spec.cells import baseline_values, expand
+from mtp_lightning.grid.spec.grid_spec import load_grid
 
 
 def test_settings_in_file_order_with_seeds_innermost(tmp_path: Path) -> None:

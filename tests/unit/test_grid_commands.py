@@ -12,7 +12,7 @@ from test_grid_fakes import GRID, FakeTracking, cells_of, environment, finish, g
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid import cluster, commands
-from mtp_lightning.grid.state import CHECKPOINTS, RUN_ID, Progress, State, Status, cell_state
+from mtp_lightning.grid.run.state import CHECKPOINTS, RUN_ID, Progress, State, Status, cell_state
 
 MTP_UI = "MLflow: mtp ui --runs {runs} --experiment mtp/head-count"
 

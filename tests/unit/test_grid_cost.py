@@ -11,8 +11,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import plan, run
-from mtp_lightning.grid.cost import Size, Total, costs
-from mtp_lightning.grid.state import Progress, Result
+from mtp_lightning.grid.run.cost import Size, Total, costs
+from mtp_lightning.grid.run.state import Progress, Result
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.counts import STATE_BYTES, count_parameters, training_memory
 from mtp_lightning.model.mtp import MTPModel

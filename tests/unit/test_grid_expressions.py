@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.expressions import Expression
+from mtp_lightning.grid.spec.expressions import Expression
 
 VALUES: dict[str, Any] = {
     "model.heads.n_future": 4,

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
+from mtp_lightning.config.size import Size
 from mtp_lightning.errors import InputError, did_you_mean
-from mtp_lightning.grid.cells import Cell, expand
-from mtp_lightning.grid.cost import Size
-from mtp_lightning.grid.display import Line
-from mtp_lightning.grid.launch import Launched, LocalLauncher
-from mtp_lightning.grid.report import Report
-from mtp_lightning.grid.spec import GridSpec, load_grid
-from mtp_lightning.grid.state import Result, cell_state
+from mtp_lightning.grid.report.report import Report
+from mtp_lightning.grid.run.display import Line
+from mtp_lightning.grid.run.launch import Launched, LocalLauncher
+from mtp_lightning.grid.run.state import Result, cell_state
+from mtp_lightning.grid.spec.cells import Cell, expand
+from mtp_lightning.grid.spec.grid_spec import GridSpec, load_grid
 from mtp_lightning.grid.tools import GridTools
 
 CONFIG: dict[str, Any] = {

@@ -10,9 +10,9 @@ import pytest
 from test_grid_fakes import cells_of, finish, grid_file, states
 from test_grid_stop import runner
 
-from mtp_lightning.grid.cells import Cell
-from mtp_lightning.grid.process import Pace
-from mtp_lightning.grid.state import Progress, State, Status, cell_state, process_token
+from mtp_lightning.grid.run.process import Pace
+from mtp_lightning.grid.run.state import Progress, State, Status, cell_state, process_token
+from mtp_lightning.grid.spec.cells import Cell
 
 STEPS = 8
 RUN = f"""

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from test_grid_fakes import GRID, cells_of, find, finish
 
-from mtp_lightning.grid.budgets import Aligned
-from mtp_lightning.grid.figure_parts import title
-from mtp_lightning.grid.figures import Curves, curve_metric, draw, make_figure
-from mtp_lightning.grid.report import Report, build_report
-from mtp_lightning.grid.spec import At, load_grid
+from mtp_lightning.grid.report.budgets import Aligned
+from mtp_lightning.grid.report.figure_parts import title
+from mtp_lightning.grid.report.figures import Curves, curve_metric, draw, make_figure
+from mtp_lightning.grid.report.report import Report, build_report
+from mtp_lightning.grid.spec.grid_spec import At, load_grid
 
 
 def report_of(folder: Path, text: str = GRID, **files: str) -> Report:

@@ -14,16 +14,16 @@ import pytest
 from test_grid_fakes import DONE, ONE, cells_of, command, environment, finish, launch, starts, states, until
 
 from mtp_lightning.files import FileLock
-from mtp_lightning.grid.attempts import read_attempts
-from mtp_lightning.grid.cells import Cell
-from mtp_lightning.grid.resources import Resources
-from mtp_lightning.grid.state import DIFF, HEARTBEAT_SECONDS, LOCK, Progress, State, Status, cell_state
-from mtp_lightning.grid.task import write_cell
+from mtp_lightning.grid.run.attempts import read_attempts
+from mtp_lightning.grid.run.state import DIFF, HEARTBEAT_SECONDS, LOCK, Progress, State, Status, cell_state
+from mtp_lightning.grid.slurm.task import write_cell
+from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.spec.resources import Resources
 
 JOB = """
 import signal, sys
 from pathlib import Path
-from mtp_lightning.grid import job
+from mtp_lightning.grid.slurm import job
 job.SAVE_SECONDS, job.FELLOWS_SECONDS, job.ELSEWHERE_SECONDS = 1.0, 0.5, 2.0
 def queue_again(*_):
     Path("queued").open("a").write("again\\n")

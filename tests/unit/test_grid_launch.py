@@ -10,11 +10,11 @@ from rich.console import Console
 from test_grid_fakes import DONE, ONE, Silent, cells_of, command, finish, launch, starts, states, tools, until
 
 from mtp_lightning.files import FileLock
-from mtp_lightning.grid.cells import Cell
-from mtp_lightning.grid.display import Line, PlainDisplay
-from mtp_lightning.grid.launch import LocalLauncher
-from mtp_lightning.grid.process import Pace, child_environment, log_tail
-from mtp_lightning.grid.state import LOCK, Progress, State, Status, cell_state
+from mtp_lightning.grid.run.display import Line, PlainDisplay
+from mtp_lightning.grid.run.launch import LocalLauncher
+from mtp_lightning.grid.run.process import Pace, child_environment, log_tail
+from mtp_lightning.grid.run.state import LOCK, Progress, State, Status, cell_state
+from mtp_lightning.grid.spec.cells import Cell
 
 
 def test_every_cell_runs_once_and_leaves_its_files(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_status_that_cannot_be_written_is_told_and_survived(tmp_path: Path, mo
 
 
 def test_the_environment_divides_the_cores_and_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtp_lightning.grid.process.cores", lambda: 8)
+    monkeypatch.setattr("mtp_lightning.grid.run.process.cores", lambda: 8)
     assert child_environment(3, {})["OMP_NUM_THREADS"] == "2"
     assert child_environment(99, {})["OMP_NUM_THREADS"] == "1"
     assert child_environment(2, {"OMP_NUM_THREADS": "5"})["OMP_NUM_THREADS"] == "5"
@@ -188,7 +188,7 @@ def test_the_tail_of_a_log_is_of_the_last_attempt(tmp_path: Path) -> None:
 
 def test_plain_lines_tell_changes_at_once_and_the_rest_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("mtp_lightning.grid.display.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("mtp_lightning.grid.run.display.time.monotonic", lambda: clock[0])
     out = StringIO()
     display = PlainDisplay(Console(file=out, width=200))
     running = Line("a", "running", step=1, max_steps=4, loss=2.5, tokens_per_second=12345.0)

@@ -10,7 +10,7 @@ from test_grid_fakes import find, grid_file, resolve
 from test_grid_settings import BASELINE, GRID
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.cells import load_cells
+from mtp_lightning.grid.spec.cells import load_cells
 
 
 def refused(folder: Path, more: str, **files: str) -> list[str]:

@@ -10,15 +10,15 @@ import pytest
 from rich.console import Console
 from test_grid_fakes import GRID, cells_of, find, finish
 
-from mtp_lightning.grid.cells import Cell
-from mtp_lightning.grid.metrics import better, ordered, shown
-from mtp_lightning.grid.report import Report, build_report
-from mtp_lightning.grid.spec import load_grid
-from mtp_lightning.grid.state import RUN_ID, State, Status
-from mtp_lightning.grid.statistics import Difference, Summary, summarise
-from mtp_lightning.grid.tables import csv_text, markdown, notices, report_json, terminal_table
-from mtp_lightning.grid.units import duration, quantity, size
-from mtp_lightning.grid.verdict import verdict
+from mtp_lightning.grid.report.metrics import better, ordered, shown
+from mtp_lightning.grid.report.report import Report, build_report
+from mtp_lightning.grid.report.statistics import Difference, Summary, summarise
+from mtp_lightning.grid.report.tables import csv_text, markdown, notices, report_json, terminal_table
+from mtp_lightning.grid.report.verdict import verdict
+from mtp_lightning.grid.run.state import RUN_ID, State, Status
+from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.spec.grid_spec import load_grid
+from mtp_lightning.units import duration, quantity, size
 
 LOSSES = {(1, 0): 2.0, (1, 1): 2.2, (2, 0): 1.9, (2, 1): 2.2, (4, 0): 2.5, (4, 1): 2.7}
 

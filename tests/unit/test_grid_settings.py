@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from test_grid_fakes import CONFIG, cells_of, find, grid_file
 
 from mtp_lightning.cli import cell_config
-from mtp_lightning.grid.cells import axis_names, baseline_values
-from mtp_lightning.grid.resources import Resources
-from mtp_lightning.grid.settings import find_settings
-from mtp_lightning.grid.signature import canonical
-from mtp_lightning.grid.spec import GridSpec, load_grid
+from mtp_lightning.grid.spec.cells import axis_names, baseline_values
+from mtp_lightning.grid.spec.grid_spec import GridSpec, load_grid
+from mtp_lightning.grid.spec.resources import Resources
+from mtp_lightning.grid.spec.settings import find_settings
+from mtp_lightning.grid.spec.signature import canonical
 
 GRID = """\
 name: g
@@ -191,7 +191,7 @@ EXPAND = """
 import sys, time
 from pathlib import Path
 from test_grid_fakes import CONFIG, find
-from mtp_lightning.grid.cells import load_cells
+from mtp_lightning.grid.spec.cells import load_cells
 start = time.process_time()
 path = Path(sys.argv[1])
 print(len(load_cells(path, find, lambda configs, overrides: {**CONFIG, **overrides}, path.parent)[1]))

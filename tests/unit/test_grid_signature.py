@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_lightning.grid.signature import NON_SEMANTIC, canonical, non_semantic, signature
+from mtp_lightning.grid.spec.signature import NON_SEMANTIC, canonical, non_semantic, signature
 
 KEYS = st.text("abcdefgh_", min_size=1, max_size=5)
 LEAVES = st.none() | st.booleans() | st.integers(-100, 100) | st.floats(allow_nan=False) | st.text(max_size=5)

@@ -13,10 +13,11 @@ from test_grid_slurm_fakes import FakeSlurm, slurm
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import FileLock
-from mtp_lightning.grid import cluster, commands, submit
-from mtp_lightning.grid import slurm as programs
-from mtp_lightning.grid.state import Progress, State, Status
-from mtp_lightning.grid.submissions import Submission, Submissions
+from mtp_lightning.grid import cluster, commands
+from mtp_lightning.grid.run.state import Progress, State, Status
+from mtp_lightning.grid.slurm import client as programs
+from mtp_lightning.grid.slurm import submit
+from mtp_lightning.grid.slurm.submissions import Submission, Submissions
 
 __all__ = ["slurm"]
 
@@ -146,7 +147,7 @@ def _then_die_in_a_second(write: Any) -> Any:
 
 
 def test_two_submitters_take_turns(slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtp_lightning.grid import submissions
+    from mtp_lightning.grid.slurm import submissions
 
     grid_file(tmp_path, ONE)
     folder = tmp_path / "runs/submissions"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.snapshot import snapshot
-from mtp_lightning.grid.submit import exports
+from mtp_lightning.grid.slurm.snapshot import snapshot
+from mtp_lightning.grid.slurm.submit import exports
 from mtp_lightning.tracking.provenance import git_tags
 
 

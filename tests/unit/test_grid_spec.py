@@ -6,7 +6,7 @@ import pytest
 from test_grid_fakes import GRID, find, grid_file
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.spec import At, ResourceRule, load_grid
+from mtp_lightning.grid.spec.grid_spec import At, ResourceRule, load_grid
 
 
 def test_a_grid_is_read(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from test_grid_slurm_fakes import FakeSlurm, slurm
 
 from mtp_lightning.cli import call as cli_call
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid import cluster, logs
-from mtp_lightning.grid.logs import find_cell
-from mtp_lightning.grid.resources import Resources
-from mtp_lightning.grid.standing import look
-from mtp_lightning.grid.state import LOG, Progress, State, cell_state
-from mtp_lightning.grid.submissions import Submission, Submissions
+from mtp_lightning.grid import cluster
+from mtp_lightning.grid.run.state import LOG, Progress, State, cell_state
+from mtp_lightning.grid.run.status import look
+from mtp_lightning.grid.slurm import logs
+from mtp_lightning.grid.slurm.logs import find_cell
+from mtp_lightning.grid.slurm.submissions import Submission, Submissions
+from mtp_lightning.grid.spec.resources import Resources
 
 __all__ = ["no_snapshot", "slurm"]
 

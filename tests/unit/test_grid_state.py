@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mtp_lightning.files import FileLock, read_json, write_json, write_text
-from mtp_lightning.grid.state import (
+from mtp_lightning.grid.run.state import (
     HEARTBEAT_SECONDS,
     Failure,
     Progress,

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from mtp_lightning.grid.statistics import Interval, compared, interval, summarise, t_quantile, welch
+from mtp_lightning.grid.report.statistics import Interval, compared, interval, summarise, t_quantile, welch
 
 SIX = [0.31, -0.12, 0.05, 0.22, 0.4, 0.11]
 
@@ -83,8 +83,8 @@ def test_it_is_the_same_again_whatever_the_order_of_the_seeds() -> None:
 
 def test_drawn_resamples_come_near_to_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = interval([*SIX, 0.18, 0.02])
-    monkeypatch.setattr("mtp_lightning.grid.statistics.MOST_ENUMERATED", 7)
-    monkeypatch.setattr("mtp_lightning.grid.statistics._resamples", _uncached())
+    monkeypatch.setattr("mtp_lightning.grid.report.statistics.MOST_ENUMERATED", 7)
+    monkeypatch.setattr("mtp_lightning.grid.report.statistics._resamples", _uncached())
     drawn = interval([*SIX, 0.18, 0.02])
     assert drawn is not None
     assert exact is not None
@@ -93,7 +93,7 @@ def test_drawn_resamples_come_near_to_all_of_them(monkeypatch: pytest.MonkeyPatc
 
 
 def _uncached() -> Callable[..., object]:
-    from mtp_lightning.grid import statistics as ours
+    from mtp_lightning.grid.report import statistics as ours
 
     return ours._resamples.__wrapped__
 

@@ -23,9 +23,9 @@ from test_grid_fakes import (
 )
 
 from mtp_lightning.files import FileLock
-from mtp_lightning.grid.display import Line
-from mtp_lightning.grid.launch import LocalLauncher
-from mtp_lightning.grid.state import LOCK, Progress, Status
+from mtp_lightning.grid.run.display import Line
+from mtp_lightning.grid.run.launch import LocalLauncher
+from mtp_lightning.grid.run.state import LOCK, Progress, Status
 
 RUNNER = """
 import sys

@@ -9,10 +9,10 @@ import pytest
 from test_grid_fakes import GRID, cells_of, find, finish, grid_file
 from test_grid_report import HIGH, LOSSES, LOW, filled, three_seeds, value
 
-from mtp_lightning.grid.report import build_report
-from mtp_lightning.grid.spec import load_grid
-from mtp_lightning.grid.tables import markdown
-from mtp_lightning.grid.verdict import verdict
+from mtp_lightning.grid.report.report import build_report
+from mtp_lightning.grid.report.tables import markdown
+from mtp_lightning.grid.report.verdict import verdict
+from mtp_lightning.grid.spec.grid_spec import load_grid
 
 VERDICTS = {
     "better": (

@@ -9,7 +9,8 @@ from tiny import tiny_backbone
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.optimization import OptimizerConfig, ScheduleConfig, learning_rate_factor, make_adamw
+from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
+from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_factor
 
 
 def test_matrices_decay_and_gains_do_not() -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import VARIANTS, tiny_backbone
 
-from mtp_lightning.data.polynomial import Polynomial
-from mtp_lightning.data.star_graph import StarGraph
-from mtp_lightning.data.tasks import Examples, Task
+from mtp_lightning.data.tasks.polynomial import Polynomial
+from mtp_lightning.data.tasks.star_graph import StarGraph
+from mtp_lightning.data.tasks.task import Examples, Task
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import generate
 from mtp_lightning.model.mtp import MTPModel

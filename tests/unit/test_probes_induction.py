@@ -9,8 +9,8 @@ from tiny import VARIANTS, tiny_backbone
 from torch import Tensor
 from typing_extensions import override
 
-from mtp_lightning.data.names import NamedStories, named_stories
-from mtp_lightning.data.tokenizer import ByteTokenizer
+from mtp_lightning.data.stories.names import NamedStories, named_stories
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.induction import LAST_MENTION, copied, name_accuracy

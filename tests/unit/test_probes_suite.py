@@ -6,8 +6,8 @@ import torch
 from test_probes_attention import induction_by_hand
 from tiny import VARIANTS, tiny_backbone
 
-from mtp_lightning.data.stories import stories
-from mtp_lightning.data.tokenizer import ByteTokenizer
+from mtp_lightning.data.stories.generator import stories
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.attention import AttentionScores, attention_layers, attention_scores
 from mtp_lightning.probes.suite import InductionSuite, ask_induction, ask_without, prepare_names, prepare_repeated

@@ -11,9 +11,9 @@ import pytest
 from test_grid_fakes import GRID, find, grid_file, tools
 from test_tracking_fakes import fresh_store
 
-from mtp_lightning.grid.spec import GridSpec, load_grid
+from mtp_lightning.grid.report.view import comparison, varying_numbers
+from mtp_lightning.grid.spec.grid_spec import GridSpec, load_grid
 from mtp_lightning.grid.tools import MlflowTracking
-from mtp_lightning.grid.view import comparison, varying_numbers
 from mtp_lightning.tracking.store import connect
 from mtp_lightning.tracking.ui import find_experiment, links
 from mtp_lightning.tracking.views import TAG_LIMIT, TAG_PREFIX, View, encoded

@@ -1,0 +1,175 @@
+"""`mtp fit | validate`: LightningCLI over YAML files with omegaconf interpolation, one parser for both.
+
+The parser runs in mode `omegaconf+` without subcommands of its own: interpolation happens once, after every file and
+flag is merged, and `${model.heads.n_future}` means the same in a file and on the command line. (Mode `omegaconf`
+resolves file by file, and a later override silently never reaches an earlier file.)
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from typing_extensions import override
+
+from mtp_lightning.config.checks import check_trainer
+from mtp_lightning.config.parser import Parser, input_error_behind, where_said
+from mtp_lightning.config.paths import find_config
+from mtp_lightning.config.precision import native_precision
+from mtp_lightning.data.datamodule import MTPDataModule
+from mtp_lightning.errors import InputError
+from mtp_lightning.module import MTPModule
+from mtp_lightning.strategies.slurm import without_requeueing
+from mtp_lightning.tracking.logger import KeepRecord, MLflowRunLogger
+
+# Lightning 2.6 with torch 2.13; nothing a user could do about it.
+warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+# `mtp fit` on a machine that has Slurm is no mistake.
+warnings.filterwarnings("ignore", ".*srun. command is available", UserWarning)
+
+OmegaConf.register_resolver("native_precision", native_precision, replace=True)
+
+
+class RecordConfig(SaveConfigCallback):
+    """Gives the logger the resolved configuration, flattened as parameters and whole as a YAML artifact."""
+
+    @override
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if not isinstance(trainer.logger, MLflowRunLogger):
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        trainer.logger.log_hyperparams(semantic_parameters(yaml.safe_load(text)))
+        trainer.logger.log_text_artifact(text, "config.yaml")
+
+
+def semantic_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what a restart may change, since MLflow's parameters are immutable.
+
+    Hardware may: a checkpoint goes on with any number of processes, and the identity of a cell leaves it out too.
+    """
+    may_change = ("logger", "callbacks", "accelerator", "devices", "num_nodes")
+    trainer = {k: v for k, v in config.get("trainer", {}).items() if k not in may_change}
+    return {k: v for k, v in config.items() if k not in ("config", "ckpt_path", "trainer")} | {"trainer": trainer}
+
+
+def _horizon(n_future: int, offsets: Sequence[int] | None) -> int:
+    """Tokens a window carries behind its inputs. What is wrong with the two, `HeadsConfig` says."""
+    return max(offsets) if offsets else max(1, n_future)
+
+
+LINKS: tuple[tuple[tuple[str, ...], str, Callable[..., Any] | None], ...] = (
+    (("model.heads.n_future", "model.heads.offsets"), "data.init_args.horizon", _horizon),
+    (("model.backbone.vocab_size",), "data.init_args.vocab_size", None),
+    (("seed_everything",), "data.init_args.seed", None),
+)
+"""(keys, the key that follows from them, how; None: it is the same)."""
+
+
+class MTPCLI(LightningCLI):
+    """LightningCLI for `MTPModule` and any `MTPDataModule`.
+
+    Args:
+        args: command-line arguments behind `mtp fit`.
+        parse_only: stop once the configuration is parsed: no object is made, no random state touched.
+    """
+
+    def __init__(self, args: Sequence[str], prog: str = "mtp fit", parse_only: bool = False) -> None:
+        self.parse_only = parse_only
+        args = resolve_config_paths(args)
+        with _telling_where(args):
+            super().__init__(
+                MTPModule,
+                MTPDataModule,
+                subclass_mode_data=True,
+                parser_class=Parser,
+                parser_kwargs={"parser_mode": "omegaconf+", "prog": prog, "allow_abbrev": False},
+                save_config_callback=RecordConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                seed_everything_default=0,
+                trainer_defaults={"callbacks": [KeepRecord()]},
+                auto_configure_optimizers=False,
+                run=False,
+                args=list(args),
+            )
+
+    def parsed_from(self, args: Sequence[str]) -> "MTPCLI":
+        """What `MTPCLI(args, parse_only=True)` gives, by the parser of this one: making one takes as long as parsing.
+
+        Raises:
+            InputError: an unknown key, a wrong type.
+        """
+        other = copy.copy(self)
+        args = resolve_config_paths(args)
+        with _telling_where(args):
+            other.parse_arguments(self.parser, list(args))
+        return other
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="Checkpoint to start from; `auto`: the newest good one of trainer.default_root_dir, if there is one.",
+        )
+        for sources, target, compute in LINKS:
+            parser.link_arguments(sources, target, compute_fn=compute)
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        try:
+            self.config = parser.parse_args(args)
+        except OmegaConfBaseException as error:
+            raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+
+    @override
+    def _set_seed(self) -> None:
+        if not self.parse_only:
+            super()._set_seed()
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        if not self.parse_only:
+            check_trainer(self.config, warn=True)
+
+    @override
+    def instantiate_classes(self) -> None:
+        if not self.parse_only:
+            super().instantiate_classes()
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        plugins = without_requeueing(self._get(self.config_init, "trainer.plugins"))
+        return super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
+
+
+@contextmanager
+def _telling_where(args: Sequence[str]) -> Iterator[None]:
+    """What is wrong with a value, with the file or flag that it stands in."""
+    try:
+        yield
+    except ValueError as error:
+        refused = input_error_behind(error)
+        if refused is None:
+            raise
+        raise InputError(f"{refused}{where_said(args, str(refused))}") from error
+
+
+def resolve_config_paths(args: Sequence[str]) -> list[str]:
+    """Command-line arguments with every `-c FILE` made absolute: in place, else among the shipped ones."""
+    resolved, expects_path = [], False
+    for arg in args:
+        if expects_path:
+            arg = str(find_config(arg))
+        elif arg.startswith("--config="):
+            arg = f"--config={find_config(arg.removeprefix('--config='))}"
+        expects_path = arg in ("-c", "--config")
+        resolved.append(arg)
+    return resolved

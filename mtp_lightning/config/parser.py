@@ -1,0 +1,78 @@
+"""The parser behind `mtp fit`, and what it says of bad input: which key, where it was set, what was meant."""
+
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
+
+from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.datamodule import MTPDataModule
+from mtp_lightning.errors import InputError, did_you_mean
+
+
+class Parser(LightningArgumentParser):
+    """Turns every complaint into an `InputError`, with the nearest valid key where one is unknown."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        refused = input_error_behind(ex)
+        if refused is not None:
+            raise refused
+        unknown = _UNKNOWN_KEY.search(message)
+        if unknown is None:
+            raise InputError(message.strip()) from ex
+        key = unknown["option"] or unknown["argument"]
+        if unknown["group"] and not key.startswith(unknown["group"]):
+            key = f"{unknown['group']}.{key}"
+        raise InputError(f"there is no key '{key}'{did_you_mean_key(key, self)}") from ex
+
+
+def input_error_behind(error: BaseException | None) -> InputError | None:
+    """The refusal that jsonargparse wrapped into one of its own errors, if that is what happened."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+_UNKNOWN_KEY = re.compile(
+    r"(Group '(?P<group>[^']*)' does not accept option|Option) '(?P<option>[^']*)'|"
+    r"[Uu]nrecognized arguments: --(?P<argument>[\w.]+)"
+)
+"""How jsonargparse says that a key is unknown."""
+
+
+def did_you_mean_key(key: str, parser: LightningArgumentParser) -> str:
+    """The nearest key of the configuration, or the nearest parameter of what `class_path` may name."""
+    known = [action.dest for action in parser._actions]
+    found = did_you_mean(key, known)
+    if found:
+        return found
+    parameters = {name for cls in _subclasses(MTPDataModule) for name in inspect.signature(cls).parameters}
+    parameters |= {field.name for field in fields(SourceConfig)} | {name.split(".")[-1] for name in known}
+    return did_you_mean(key.split(".")[-1], sorted(parameters))
+
+
+def _subclasses(cls: type) -> set[type]:
+    below: list[type] = cls.__subclasses__()
+    return {cls}.union(*map(_subclasses, below))
+
+
+def where_said(args: Sequence[str], message: str) -> str:
+    """Where the key that `message` is about was set: a flag, or else the last configuration file that has it."""
+    quoted = re.search(r"no key '([\w./]+)'|Parser key \"([\w.]+)\"|^(\w+(?:\.\w+)+)(?: is |: )", message)
+    if quoted is None:
+        return ""
+    leaf = next(group for group in quoted.groups() if group).split(".")[-1]
+    if any(arg.startswith("-") and re.search(rf"\b{re.escape(leaf)}\b", arg) for arg in args):
+        return " (on the command line)"
+    files = [after for before, after in pairwise(args) if before in ("-c", "--config")]
+    for file in reversed(files):
+        if re.search(rf"(^|[\s{{,]){re.escape(leaf)}\s*:", Path(file).read_text(encoding="utf-8"), re.MULTILINE):
+            return f" (in {file})"
+    return ""

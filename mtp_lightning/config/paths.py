@@ -1,0 +1,28 @@
+"""Where the configurations are: the checkout's `conf/` first, else the copy that the wheel carries."""
+
+from pathlib import Path
+
+from mtp_lightning.errors import InputError, did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+CHECKOUT: Path | None = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
+"""The root of the checkout this package runs from, or None where it is installed."""
+CONF_DIR = CHECKOUT / "conf" if CHECKOUT else _PACKAGE / "conf"
+
+
+def find_config(name: str, relative_to: Path | None = None) -> Path:
+    """The configuration file `name`: as given, beside `relative_to`, or among the shipped ones (`conf/base.yaml`).
+
+    Raises:
+        InputError: it is in none of these places; names the nearest shipped file.
+    """
+    given = Path(name)
+    tries = [given if relative_to is None else relative_to / given, given]
+    if not given.is_absolute():
+        tries.append(CONF_DIR.parent / given)
+    for path in tries:
+        if path.is_file():
+            return path.resolve()
+    shipped = [f"conf/{p.relative_to(CONF_DIR).as_posix()}" for p in sorted(CONF_DIR.rglob("*.yaml"))]
+    places = ", ".join(str(p.parent.resolve()) for p in dict.fromkeys(tries))
+    raise InputError(f"configuration file '{name}' is not there (looked in {places}){did_you_mean(name, shipped)}")

@@ -1,0 +1,110 @@
+"""A configuration as `mtp fit` would run it: parsed, checked and measured, and nothing run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from mtp_lightning.config.checks import check_trainer
+from mtp_lightning.config.lightning_cli import LINKS, MTPCLI
+from mtp_lightning.config.parser import input_error_behind
+from mtp_lightning.config.size import Size
+from mtp_lightning.data.datamodule import MTPDataModule
+from mtp_lightning.model.counts import count_parameters, flops_per_token, training_memory
+from mtp_lightning.module import MTPModule
+
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Parsed(NamedTuple):
+    """A configuration that was parsed and not checked."""
+
+    cli: MTPCLI
+    plain: dict[str, Any]
+    """The same as dicts, lists and scalars."""
+
+
+def parse_config(configs: Sequence[Path], overrides: Mapping[str, Any], like: Parsed | None = None) -> Parsed:
+    """The full configuration, defaults and interpolations included, as `mtp fit` would run it.
+
+    Args:
+        like: another, whose parser is taken, as making one takes as long as parsing.
+
+    Raises:
+        InputError: an unknown key, a wrong type.
+    """
+    args = [part for path in configs for part in ("-c", str(path))]
+    args += [f"--{key}={flag_value(value)}" for key, value in overrides.items()]
+    cli = like.cli.parsed_from(args) if like else MTPCLI(args, parse_only=True)
+    text = cli.parser.dump(cli.config, skip_none=False, skip_validation=True)  # it was just parsed
+    return Parsed(cli, yaml.load(text, Loader=YAML_LOADER))
+
+
+def resolve_config(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`parse_config`, checked as a whole."""
+    parsed = parse_config(configs, overrides)
+    check_config(parsed)
+    return parsed.plain
+
+
+def check_config(parsed: Parsed, changes: Mapping[str, Any] | None = None) -> Size:
+    """Make model and data module, without weights and without data, so that their own checks run.
+
+    Args:
+        changes: dotted key -> another value than the parsed one.
+
+    Raises:
+        InputError: what they refuse.
+    """
+    cli = parsed.cli
+    config = cli.config.clone()
+    for key, value in (changes or {}).items():
+        config[key] = value
+    for sources, target, compute in LINKS if changes else ():
+        values = [config[source] for source in sources]
+        config[target] = compute(*values) if compute else values[0]
+    check_trainer(config)
+    config.trainer.logger, config.trainer.callbacks = False, None
+    try:
+        with torch.device("meta"), _Undrawn():
+            made = cli.parser.instantiate(config)
+    except ValueError as error:
+        refused = input_error_behind(error)
+        if refused is None:
+            raise
+        raise refused from error
+    return _size(made.model, made.data, config.trainer)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the drawing of weights, which takes most of the time of making a model that has none."""
+
+    @override
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == torch.nn.init.__name__:
+            return kwargs["tensor"]
+        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+
+def _size(module: MTPModule, data: MTPDataModule, trainer: Any) -> Size:
+    counts = count_parameters(module.model.config, module.heads_config)
+    if not data.context or not data.batch_size or trainer.max_steps < 1:
+        return Size(counts.total, counts.non_embedding)
+    width = 2 if "bf16" in str(trainer.precision) or "16-" in str(trainer.precision) else 4
+    return Size(
+        counts.total,
+        counts.non_embedding,
+        flops_per_token(module.model.config, module.heads_config, data.context),
+        data.batch_size * data.context * trainer.max_steps * trainer.accumulate_grad_batches,
+        training_memory(module.model.config, module.heads_config, data.batch_size, data.context, width),
+    )
+
+
+def flag_value(value: Any) -> str:
+    """A value of a grid file, as it would be written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)

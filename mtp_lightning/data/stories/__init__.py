@@ -1,0 +1,1 @@
+"""Children's stories: a generator of them, and the names in them."""

@@ -1,0 +1,1 @@
+"""Synthetic tasks: examples made while training, and test questions kept apart."""

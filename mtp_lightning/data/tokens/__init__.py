@@ -1,0 +1,1 @@
+"""Tokens: tokenizers, shards of them on disk, windows of them in batches."""

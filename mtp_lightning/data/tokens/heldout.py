@@ -1,0 +1,44 @@
+"""Prompts and whole texts out of the validation split, and what tokens the training split has."""
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtp_lightning.data.tokens.store import TokenStore
+from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.data.tokens.windows import prompt_starts
+from mtp_lightning.errors import InputError
+from mtp_lightning.shapes import Int
+
+_PIECE = 1 << 24
+"""Tokens read at a time."""
+
+
+def heldout_prompts(store: TokenStore, count: int, length: int) -> list[Tensor]:
+    """`count` pieces, (length,) int64 each, of the split's documents: always the same, spread over the documents.
+
+    Each lies inside one document where documents are long enough.
+
+    Raises:
+        InputError: the split is shorter than a prompt.
+    """
+    if len(store) < length:
+        raise InputError(f"a prompt of {length} tokens is longer than the {store.split} split ({len(store)} tokens)")
+    starts = prompt_starts(np.asarray(store.document_starts), len(store), count, length)
+    return [torch.from_numpy(store.read(start, length)) for start in starts]
+
+
+def heldout_texts(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[str]:
+    """The first `count` documents, or all if there are fewer."""
+    starts = [*store.document_starts[: count + 1].tolist(), len(store)][: count + 1]
+    return [tokenizer.decode(store.read(a, b - a).tolist()) for a, b in itertools.pairwise(starts)]
+
+
+def token_counts(store: TokenStore) -> Int[np.ndarray, "V"]:
+    """How often each token occurs."""
+    counts = np.zeros(store.meta.vocab_size, dtype=np.int64)
+    for start in range(0, len(store), _PIECE):
+        counts += np.bincount(store.read(start, min(_PIECE, len(store) - start)), minlength=len(counts))
+    return counts

@@ -1,0 +1,122 @@
+"""Batches by number, and the loaders that count them. Shared by every data module.
+
+The loaders are plain iterables around a DataLoader, not subclasses of it. Lightning rebuilds DataLoaders with a
+sampler of its own in distributed runs, and DeepSpeed's strategy asks them for a batch sampler; here the order, and
+which rank gets which rows, are decided in one place.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mtp_lightning.data.tokens.store import TokenStore
+from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder
+
+Batch = dict[str, Tensor]
+"""`tokens` (B, L) int64, `documents` (B, L) int32 ids; `loss_mask` (B, L) bool where not every token counts."""
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """This rank's part of global batch number `index`, for any index >= 0."""
+
+    def __getitem__(self, index: int) -> Batch: ...
+
+
+class TrainingWindows(Dataset[Batch]):
+    """Global batch b is the samples b * batch_size ...; rank r of w has every w-th row of it, from row r on."""
+
+    def __init__(
+        self, store: TokenStore, order: TrainingOrder, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        assert batch_size % world_size == 0
+        self.store, self.order = store, order
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+
+    def __getitem__(self, index: int) -> Batch:
+        samples = np.arange(index * self.batch_size + self.rank, (index + 1) * self.batch_size, self.world_size)
+        return read_windows(self.store, self.order.starts(samples), self.order.context + self.order.horizon)
+
+
+class ValidationWindows(Dataset[Batch]):
+    """Like `TrainingWindows`, ending with a smaller batch. All ranks have equally many rows, for sharded models hang
+    otherwise: where the last batch does not divide, some get a row that the loss mask takes out again."""
+
+    def __init__(
+        self, store: TokenStore, order: ValidationOrder, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        assert batch_size % world_size == 0
+        self.store, self.order = store, order
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-self.order.n_windows // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        n_windows = self.order.n_windows
+        n_rows = min(self.batch_size, n_windows - index * self.batch_size)
+        padded = -(-n_rows // self.world_size) * self.world_size
+        samples = index * self.batch_size + np.arange(self.rank, padded, self.world_size)
+        starts = self.order.starts(np.minimum(samples, n_windows - 1))
+        batch = read_windows(self.store, starts, self.order.context + self.order.horizon)
+        if padded > n_rows:
+            real_B = torch.from_numpy(samples < n_windows)
+            batch["loss_mask"] = real_B[:, None].expand_as(batch["tokens"]).contiguous()
+        return batch
+
+
+def read_windows(store: TokenStore, starts: np.ndarray, length: int) -> Batch:
+    tokens = np.stack([store.read(int(start), length) for start in starts])
+    documents = np.stack([store.document_ids(int(start), length) for start in starts])
+    return {"tokens": torch.from_numpy(tokens), "documents": torch.from_numpy(documents)}
+
+
+class BatchLoader:
+    """Batches 0 ... n_batches - 1, every time."""
+
+    def __init__(self, batches: Batches, n_batches: int, num_workers: int = 0) -> None:
+        self.batches, self.n_batches, self.num_workers = batches, n_batches, num_workers
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self._load(range(self.n_batches))
+
+    def _load(self, numbers: range) -> Iterator[Batch]:
+        loader: DataLoader[Batch] = DataLoader(
+            self.batches,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=numbers,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return iter(loader)
+
+
+class ResumableLoader(BatchLoader):
+    """Counts the batches it hands out, over any number of passes, and goes on where it stopped.
+
+    A pass is n_batches long; after `load_state_dict` the first one is what was left of it. Lightning saves the count
+    with the fit loop. It counts what was handed out, not what workers have fetched ahead.
+    """
+
+    def __init__(self, batches: Batches, n_batches: int, num_workers: int = 0) -> None:
+        super().__init__(batches, n_batches, num_workers)
+        self.n_yielded = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        first = self.n_yielded
+        for batch in self._load(range(first, (first // self.n_batches + 1) * self.n_batches)):
+            self.n_yielded += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"n_yielded": self.n_yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.n_yielded = state["n_yielded"]

@@ -1,0 +1,1 @@
+"""The comparison of a grid's cells: table, figures, verdict."""

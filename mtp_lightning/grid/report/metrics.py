@@ -1,0 +1,88 @@
+"""What is known about metrics by their names: which way is better, how they are shown, in which order."""
+
+import math
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from mtp_lightning.grid.report.statistics import Interval
+from mtp_lightning.units import quantity, size
+
+LOWER, HIGHER = "lower", "higher"
+
+_BETTER: tuple[tuple[str, str | None], ...] = (
+    ("*/lead_step", LOWER),
+    ("*/drop", None),
+    ("*/chance", None),
+    ("*loss*", LOWER),
+    ("*bits_per_byte*", LOWER),
+    ("*perplexity*", LOWER),
+    ("*memory*", LOWER),
+    ("*seconds*", LOWER),
+    ("*accuracy*", HIGHER),
+    ("*acceptance*", HIGHER),
+    ("*tokens_per_second*", HIGHER),
+    ("*tokens_per_forward*", HIGHER),
+    ("*speedup*", HIGHER),
+    ("*pass_at_*", HIGHER),
+    ("probe/*", HIGHER),
+)
+
+FAMILIES: tuple[str, ...] = (
+    r"val/loss/head_\d+",
+    r"val/accuracy/head_\d+",
+    r"val/bits_per_byte",
+    r"perf/tokens_per_second_median",
+    r"perf/peak_memory_bytes",
+    r"decode/tokens_per_forward",
+    r"decode/acceptance/head_\d+",
+    r"decode/speedup",
+    r"decode/mismatches",
+    r"model/parameters",
+    r"model/flops_per_token",
+)
+"""What a report shows after the metrics that the grid compares, where present, in this order."""
+
+
+def better(metric: str) -> str | None:
+    """`lower`, `higher`, or None where the name does not tell. Reports ask `Report.better`, which knows the file."""
+    return next((way for pattern, way in _BETTER if fnmatchcase(metric, pattern)), None)
+
+
+def ordered(compare: Iterable[str], present: Iterable[str]) -> list[str]:
+    """The metrics of a report: those compared, present or not, then the families; heads in numerical order."""
+    rows = list(compare)
+    names = sorted(set(present), key=_natural)
+    for family in FAMILIES:
+        rows += [name for name in names if re.fullmatch(family, name) and name not in rows]
+    return rows
+
+
+def shown(metric: str, value: float, *, like: float | None = None, signed: bool = False) -> str:
+    """A value with its unit; a spread or a difference has the decimals of the mean it belongs to, `like`."""
+    if not math.isfinite(value):
+        return f"{value:g}"
+    sign = "+" if signed and value >= 0 else ""
+    if metric.endswith("_bytes"):
+        return sign + size(value)
+    if metric.startswith("model/") or "per_second" in metric:
+        return sign + quantity(value)
+    return sign + f"{value:.{decimals(value if like is None else like)}f}"
+
+
+def interval_text(metric: str, interval: Interval, like: float) -> str:
+    low, high = (shown(metric, value, like=like, signed=True) for value in (interval.low, interval.high))
+    return f"[{low}, {high}]"
+
+
+def decimals(value: float) -> int:
+    """Four for a loss of 1.2345, fewer for large numbers, three digits for tiny ones."""
+    if value == 0:
+        return 4
+    magnitude = math.floor(math.log10(abs(value)))
+    return max(0, 4 - max(0, magnitude)) if magnitude >= -2 else min(9, 2 - magnitude)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """head_2 before head_10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,1 @@
+"""Cells on this machine: processes, their state, what they cost."""

@@ -1,0 +1,174 @@
+"""What cells cost: tokens, FLOPs and memory by formula, hours by what was measured.
+
+Hours come from the nearest measurement: the cell's own run; its other seeds; its own pace; other settings on the same
+resources, by FLOPs. Where nothing has run yet they are not known, and nothing is guessed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from mtp_lightning.config.size import Size
+from mtp_lightning.errors import InputError
+from mtp_lightning.grid.run.attempts import saved_step
+from mtp_lightning.grid.run.state import Progress, Result, State, cell_state
+from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.spec.grid_spec import GridSpec
+from mtp_lightning.units import duration, quantity
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one cell, from its first step to its last."""
+
+    size: Size
+    seconds: float | None
+    """On its resources; with validations, probes and starts where it is known from whole runs."""
+    basis: str
+    """What the seconds come from."""
+    gpus: int
+    done: float
+    """Share of it that is spent already."""
+
+    def amounts(self) -> dict[str, float | None]:
+        """In the units of a budget."""
+        hours = None if self.seconds is None else self.seconds / HOUR
+        gpu_hours = 0.0 if not self.gpus else None if hours is None else hours * self.gpus
+        return {"gpu_hours": gpu_hours, "hours": hours, "tokens": self.size.tokens, "flops": self.size.flops}
+
+    def json(self) -> dict[str, Any]:
+        size = self.size
+        return {
+            "parameters": size.parameters,
+            "parameters_non_embedding": size.parameters_non_embedding,
+            "flops_per_token": size.flops_per_token,
+            "memory_bytes": size.memory_bytes,
+            "basis": self.basis,
+            "done": self.done,
+            **self.amounts(),
+        }
+
+
+def costs(cells: Sequence[Cell], measure: Callable[[Mapping[str, Any]], Size]) -> list[Cost]:
+    """What each cell costs, reading its result or progress once."""
+    runs = [_Run(cell, measure(cell.config)) for cell in cells]
+    speeds: dict[tuple[int, int], list[float]] = {}
+    seeds: dict[str, list[float]] = {}
+    for run in runs:
+        if run.wall_seconds is not None:
+            seeds.setdefault(run.cell.group, []).append(run.wall_seconds)
+        if run.speed is not None:
+            speeds.setdefault(run.shape, []).append(run.speed)
+    return [run.cost(seeds, speeds) for run in runs]
+
+
+class _Run:
+    def __init__(self, cell: Cell, size: Size) -> None:
+        self.cell, self.size = cell, size
+        self.result = Result.read(cell.directory)
+        self.progress = None if self.result else Progress.read(cell.directory)
+        self.is_running = self.progress is not None and cell_state(cell.directory) is State.RUNNING
+        used = cell.resources
+        self.shape = (used.nodes * used.gpus, used.nodes * used.tasks_per_node)
+        """(GPUs, processes): speeds of others say nothing."""
+
+    @property
+    def wall_seconds(self) -> float | None:
+        return self.result.wall_seconds if self.result else None
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds for the whole run, by its progress."""
+        rate = self.progress.tokens_per_second if self.progress else None
+        return self.size.tokens / rate if rate and self.size.tokens else None
+
+    @property
+    def speed(self) -> float | None:
+        """FLOP/s, over all that a run does."""
+        seconds = self.wall_seconds or self.pace
+        return self.size.flops / seconds if seconds and self.size.flops else None
+
+    def cost(self, seeds: Mapping[str, Sequence[float]], speeds: Mapping[tuple[int, int], Sequence[float]]) -> Cost:
+        seconds, basis = self._seconds(seeds, speeds)
+        return Cost(self.size, seconds, basis, self.shape[0], self._done())
+
+    def _done(self) -> float:
+        """A run that is not at work goes on from its newest checkpoint."""
+        if self.result or not self.progress or self.progress.max_steps < 1:
+            return 1.0 if self.result else 0.0
+        step = self.progress.step if self.is_running else saved_step(self.cell.directory)
+        return min(1.0, step / self.progress.max_steps)
+
+    def _seconds(
+        self, seeds: Mapping[str, Sequence[float]], speeds: Mapping[tuple[int, int], Sequence[float]]
+    ) -> tuple[float | None, str]:
+        if self.wall_seconds is not None:
+            return self.wall_seconds, "measured"
+        if others := seeds.get(self.cell.group):
+            return median(others), "its other seeds"
+        if self.pace is not None:
+            return self.pace, "its pace"
+        if self.size.flops and (found := speeds.get(self.shape)):
+            return self.size.flops / median(found), "other settings"
+        return None, "nothing has run"
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over cells, in the units of a budget."""
+
+    amounts: Mapping[str, float]
+    unknown: Mapping[str, int]
+    """How many cells a sum lacks."""
+
+    @classmethod
+    def of(cls, found: Sequence[Cost], left: bool = False) -> "Total":
+        """`left`: only what is not spent yet."""
+        amounts = dict.fromkeys(("gpu_hours", "hours", "tokens", "flops"), 0.0)
+        unknown: dict[str, int] = {}
+        for cost in found:
+            share = 1.0 - cost.done if left else 1.0
+            for unit, amount in cost.amounts().items():
+                if amount is not None:
+                    amounts[unit] += share * amount
+                elif share:
+                    unknown[unit] = unknown.get(unit, 0) + 1
+        return cls(amounts, unknown)
+
+    def __str__(self) -> str:
+        a = self.amounts
+        parts = [f"{quantity(a['tokens'])} tokens", f"{quantity(a['flops'])}FLOPs"]
+        parts.append(self._time("hours", duration(a["hours"] * HOUR), "of run time"))
+        if a["gpu_hours"] or self.unknown.get("gpu_hours"):
+            parts.append(self._time("gpu_hours", f"{a['gpu_hours']:.1f}", "GPU-hours"))
+        return ", ".join(parts)
+
+    def _time(self, unit: str, amount: str, what: str) -> str:
+        lacking = self.unknown.get(unit, 0)
+        if lacking and not self.amounts[unit]:
+            return f"{what.removeprefix('of ')} unknown"
+        return f"about {amount} {what}" + (f" and {lacking} cells of unknown length" if lacking else "")
+
+
+def check_budget(spec: GridSpec, total: Total) -> None:
+    """What is not known is not above anything.
+
+    Raises:
+        InputError: the whole grid costs more than its file allows.
+    """
+    above = [
+        f"{spec.where('budget', unit)}: the grid costs {_amount(unit, total.amounts[unit])}, and its budget is "
+        f"{_amount(unit, allowed)}"
+        for unit, allowed in spec.budget.items()
+        if total.amounts[unit] > allowed
+    ]
+    if above:
+        raise InputError("\n".join(above))
+
+
+def _amount(unit: str, value: float) -> str:
+    name = {"gpu_hours": "GPU-hours", "hours": "hours"}.get(unit)
+    return f"{value:.3g} {name}" if name else f"{quantity(value)} {unit.replace('flops', 'FLOPs')}"

@@ -1,0 +1,141 @@
+"""What a launcher shows while it works: a live table on a terminal, a plain line now and then elsewhere."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mtp_lightning.units import duration, quantity
+
+PLAIN_SECONDS = 10.0
+_ROWS = 20
+_STYLES = {"running": "bold cyan", "finished": "green", "failed": "bold red", "interrupted": "yellow"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One cell, now. `state` is a State's value, or `waiting`, or `elsewhere` (another launcher has it)."""
+
+    label: str
+    state: str
+    step: int | None = None
+    max_steps: int | None = None
+    phase: str | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+
+    @property
+    def share(self) -> float:
+        if self.state in ("finished", "failed"):
+            return 1.0
+        return min(1.0, self.step / self.max_steps) if self.step and self.max_steps else 0.0
+
+
+@runtime_checkable
+class Display(Protocol):
+    def note(self, text: str) -> None:
+        """Something that must not be missed: a failure, a warning."""
+
+    def update(self, lines: Sequence[Line], seconds_left: float | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_display(console: Console) -> Display:
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
+
+
+class LiveDisplay:
+    def __init__(self, console: Console) -> None:
+        self._started = time.monotonic()
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._live.start()
+
+    def note(self, text: str) -> None:
+        self._live.console.print(Text(text, style="yellow"))
+
+    def update(self, lines: Sequence[Line], seconds_left: float | None) -> None:
+        self._live.update(_screen(lines, seconds_left, time.monotonic() - self._started), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+class PlainDisplay:
+    """At most one summary in ten seconds, and one line whenever a cell changes its state."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started = self._last = time.monotonic()
+        self._states: dict[str, str] = {}
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+    def update(self, lines: Sequence[Line], seconds_left: float | None) -> None:
+        now = time.monotonic()
+        clock = f"[{duration(now - self._started):>7}]"
+        for line in lines:
+            if line.state != self._states.setdefault(line.label, "waiting"):
+                self._states[line.label] = line.state
+                self.note(f"{clock} {line.label}: {line.state}")
+        if now - self._last >= PLAIN_SECONDS:
+            self._last = now
+            running = "; ".join(f"{line.label} {_facts(line)}" for line in lines if line.state == "running")
+            left = f"; about {duration(seconds_left)} left" if seconds_left is not None else ""
+            self.note(f"{clock} {summary([line.state for line in lines])}{left}{': ' + running if running else ''}")
+
+    def close(self) -> None:
+        pass
+
+
+def summary(states: Sequence[str]) -> str:
+    """`6 cells: 3 finished, 2 running, 1 waiting`"""
+    return f"{len(states)} cell{'s' if len(states) != 1 else ''}: {counts(states)}"
+
+
+def counts(states: Sequence[str]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in Counter(states).most_common())
+
+
+def _facts(line: Line) -> str:
+    steps = f"{line.step}/{line.max_steps}" if line.step is not None else "starting"
+    loss = f" loss {line.loss:.3f}" if line.loss is not None else ""
+    speed = f" {quantity(line.tokens_per_second)} tokens/s" if line.tokens_per_second is not None else ""
+    return f"{steps}{loss}{speed}"
+
+
+def _screen(lines: Sequence[Line], seconds_left: float | None, elapsed: float) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("cell", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for name in ("step", "loss", "tokens/s", "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = lines if len(lines) <= _ROWS else [line for line in lines if line.state not in ("waiting", "finished")]
+    for line in shown[:_ROWS]:
+        phase = f" ({line.phase})" if line.phase and line.state == "running" else ""
+        table.add_row(
+            Text(line.label),
+            Text(line.state + phase, style=_STYLES.get(line.state, "dim")),
+            f"{line.step}/{line.max_steps}" if line.step is not None else "",
+            f"{line.loss:.3f}" if line.loss is not None else "",
+            quantity(line.tokens_per_second) if line.tokens_per_second is not None else "",
+            duration(line.seconds_left) if line.seconds_left is not None and line.state == "running" else "",
+        )
+    share = sum(line.share for line in lines) / max(1, len(lines))
+    left = f", about {duration(seconds_left)} left" if seconds_left is not None else ""
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(
+        ProgressBar(total=1.0, completed=share, width=20),
+        f"{share:4.0%}",
+        f"{counts([line.state for line in lines])}; {duration(elapsed)}{left}",
+    )
+    return Group(table, bar)

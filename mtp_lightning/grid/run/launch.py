@@ -1,0 +1,226 @@
+"""Runs cells on this machine: one process each, a few at a time, none twice, any failure its own affair."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol, runtime_checkable
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.files import FileLock
+from mtp_lightning.grid.run.display import Display, Line
+from mtp_lightning.grid.run.process import (
+    Attempt,
+    Command,
+    Materialise,
+    Outcome,
+    child_environment,
+    failed_to_start,
+)
+from mtp_lightning.grid.run.state import LOCK, LOG, Progress, State, Status, cell_state, failure_reason
+from mtp_lightning.grid.spec.cells import Cell
+
+_ELSEWHERE_SECONDS = 1.0
+_SAME_SIGNAL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Launched:
+    outcomes: dict[str, Outcome]
+    """By signature; a cell that was not reached has none."""
+    interrupted: bool
+
+
+@runtime_checkable
+class Launcher(Protocol):
+    """Where cells run. `launch` returns when all of them have ended or it was told to stop."""
+
+    def launch(self, cells: Sequence[Cell]) -> Launched: ...
+
+
+class LocalLauncher:
+    """Two launchers may work on one grid at once: each cell is locked while it runs, and a cell that is locked by the
+    other is waited for, not run again. SIGINT, SIGTERM and SIGHUP are handed on to the runs, which get `grace`
+    seconds to save before they are killed; a second signal kills them at once."""
+
+    def __init__(
+        self,
+        materialise: Materialise,
+        command: Command,
+        display: Display,
+        workers: int = 1,
+        grace: float = 30.0,
+        interval: float = 0.2,
+    ) -> None:
+        self.materialise, self.command, self.display = materialise, command, display
+        self.workers, self.grace, self.interval = workers, grace, interval
+        self.environment = child_environment(workers, os.environ)
+
+    def launch(self, cells: Sequence[Cell]) -> Launched:
+        self.cells, self.began = list(cells), time.time()
+        self.waiting = {cell.signature: cell for cell in cells}
+        self.retry_at: dict[str, float] = {}
+        self.retried: Counter[str] = Counter()
+        self.active: dict[str, Attempt] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.signals: list[tuple[int, float]] = []
+        with _caught(self.signals):
+            try:
+                while self.active or (self.waiting and not self.signals):
+                    if self.signals:
+                        self._stop()
+                    else:
+                        self._start()
+                    self._collect()
+                    self._show()
+                    time.sleep(self.interval)
+            except BaseException:
+                for attempt in self.active.values():
+                    attempt.kill()
+                raise
+        return Launched(self.outcomes, bool(self.signals))
+
+    def _start(self) -> None:
+        for name, cell in list(self.waiting.items()):
+            if len(self.active) >= self.workers:
+                return
+            if time.monotonic() < self.retry_at.get(name, 0.0):
+                continue
+            lock = FileLock(cell.directory / LOCK)
+            try:
+                cell.directory.mkdir(parents=True, exist_ok=True)
+                # Running although we got the lock: started by hand in the cell's folder.
+                if not lock.acquire() or (state := cell_state(cell.directory)) is State.RUNNING:
+                    lock.release()
+                    self.retry_at[name] = time.monotonic() + _ELSEWHERE_SECONDS
+                elif (outcome := self._dealt_with(cell, state)) is not None:
+                    lock.release()
+                    self._ended(cell, outcome)
+                else:
+                    self.active[name] = Attempt.start(
+                        cell, lock, self.materialise, self.command, self.environment, self.display.note
+                    )
+                    del self.waiting[name]
+            except (OSError, InputError) as error:
+                lock.release()
+                self._ended(cell, failed_to_start(cell, error, self.display.note))
+
+    def _dealt_with(self, cell: Cell, state: State) -> Outcome | None:
+        """What another launcher made of the cell since this one began; its failure is not tried again here."""
+        if state is State.FINISHED:
+            return Outcome(state)
+        if self.retried[cell.signature]:
+            return None
+        status = Status.read(cell.directory)
+        lately = status is not None and (status.ended_at or 0.0) >= self.began
+        return Outcome(state, failure_reason(cell.directory)) if state is State.FAILED and lately else None
+
+    def _stop(self) -> None:
+        signum, at = self.signals[0]
+        asked = [attempt for attempt in self.active.values() if attempt.stopped_by is None]
+        if asked:
+            self.display.note(
+                f"stopping: {len(asked)} running, with {self.grace:g} s to save; once more ends them at once"
+            )
+        for attempt in asked:
+            attempt.stop(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
+        # Wrappers (make, a shell) pass on a Ctrl-C that we had from the terminal already: that is not a second one.
+        again = self.signals[-1][1] - at > _SAME_SIGNAL_SECONDS
+        if again or time.monotonic() - at > self.grace:
+            for attempt in self.active.values():
+                attempt.kill()
+
+    def _collect(self) -> None:
+        for name, attempt in list(self.active.items()):
+            outcome = attempt.poll(self.display.note)
+            if outcome is None:
+                continue
+            del self.active[name]
+            self._ended(attempt.cell, outcome)
+            if outcome.state is State.FAILED and self.retried[name] < attempt.cell.retry and not self.signals:
+                self.retried[name] += 1
+                self.display.note(f"{attempt.cell.label}: again, {self.retried[name]} of {attempt.cell.retry}")
+                self.waiting[name] = attempt.cell
+                del self.outcomes[name]
+
+    def _ended(self, cell: Cell, outcome: Outcome) -> None:
+        self.waiting.pop(cell.signature, None)
+        self.outcomes[cell.signature] = outcome
+        if outcome.state is State.FAILED:
+            text = f"{cell.label}: failed: {outcome.reason}"
+            if outcome.log:
+                lines = "".join(f"\n    {line}" for line in outcome.log.splitlines())
+                text += f"\n  the end of {cell.directory / LOG}:{lines}"
+            self.display.note(text)
+
+    def _show(self) -> None:
+        lines = [self._line(cell) for cell in self.cells]
+        self.display.update(lines, self._seconds_left(lines))
+
+    def _line(self, cell: Cell) -> Line:
+        name = cell.signature
+        if name in self.outcomes:
+            state = self.outcomes[name].state.value
+        elif name in self.active:
+            state = "running"
+        else:
+            state = "elsewhere" if name in self.retry_at else "waiting"
+        if state == "waiting":
+            return Line(cell.label, state)
+        progress = Progress.read(cell.directory)
+        attempt = self.active.get(name)
+        left = attempt.pace.seconds_left(progress) if attempt else None
+        if progress is None:
+            return Line(cell.label, state)
+        return Line(
+            cell.label,
+            state,
+            progress.step,
+            progress.max_steps,
+            progress.phase,
+            progress.loss,
+            progress.tokens_per_second,
+            left,
+        )
+
+    def _seconds_left(self, lines: Sequence[Line]) -> float | None:
+        """Waiting cells are taken to last as long as the finished ones did on average, or else the running ones."""
+        running = [line.seconds_left for line in lines if line.state == "running" and line.seconds_left is not None]
+        durations = [o.seconds for o in self.outcomes.values() if o.state is State.FINISHED and o.seconds]
+        if not durations:
+            durations = [
+                attempt.pace.elapsed() + left
+                for attempt in self.active.values()
+                if (left := attempt.pace.seconds_left(Progress.read(attempt.cell.directory))) is not None
+            ]
+        if not self.active and not self.waiting:
+            return 0.0
+        queued = sum(line.state == "waiting" for line in lines)
+        if (queued and not durations) or (self.active and not running):
+            return None
+        queue_seconds = queued * sum(durations) / len(durations) if durations else 0.0
+        return max([(sum(running) + queue_seconds) / self.workers, *running])
+
+
+@contextmanager
+def _caught(signals: list[tuple[int, float]]) -> Iterator[None]:
+    """Signals that ask us to stop are noted in `signals` instead of ending the process where it stands."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(signum: int, _frame: FrameType | None) -> None:
+        signals.append((signum, time.monotonic()))
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: signal.signal(signum, note) for signum in wanted}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,126 @@
+"""From cells to job arrays: one for each shape of resources, each noted before sbatch is called and after."""
+
+import os
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.grid.slurm import client as slurm
+from mtp_lightning.grid.slurm.job import CellJob
+from mtp_lightning.grid.slurm.snapshot import checkout, snapshot
+from mtp_lightning.grid.slurm.submissions import Submission, Submissions
+from mtp_lightning.grid.slurm.task import write_cell
+from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.spec.resources import Resources
+from mtp_lightning.grid.tools import GridTools
+
+_FOR_EVER = 10**6
+"""submitit counts ends of a job's time, and what ends within ten minutes it takes for one; we count attempts that
+bring no checkpoint instead."""
+
+
+def submit_cells(
+    tools: GridTools, grid: str, submissions: Submissions, cells: Sequence[Cell], parallel: int | None
+) -> list[Submission]:
+    """Needs the lock of `submissions`.
+
+    Raises:
+        InputError: Slurm refuses some of them; then none was submitted.
+    """
+    if not cells:
+        return []
+    root = checkout()
+    code = snapshot(root, submissions.folder.parent) if root is not None else None
+    size = slurm.largest_array()
+    made: list[Submission] = []
+    for resources, of_shape in _shapes(cells).items():
+        for first in range(0, len(of_shape), size):
+            part = of_shape[first : first + size]
+            made.append(_prepare(tools, grid, submissions, part, resources, parallel, code))
+    refused = [(one, slurm.refusal(submissions.own_folder(one) / "job.sh", one.resources.partition)) for one in made]
+    if any(why for _, why in refused):
+        for one in made:
+            shutil.rmtree(submissions.own_folder(one))
+        raise InputError("\n".join(f"{why} (cells with {shape_name(one.resources)})" for one, why in refused if why))
+    done: list[Submission] = []
+    for one in made:
+        try:
+            done.append(_submit(submissions, one))
+        except slurm.SlurmError as error:
+            before = ", ".join(f"job {other.job} with {len(other.cells)} cells" for other in done)
+            raise type(error)(f"{error} (submitted before: {before})" if before else str(error)) from error
+    return done
+
+
+def _submit(submissions: Submissions, intent: Submission) -> Submission:
+    submissions.write(intent)
+    try:
+        job = slurm.submit(submissions.own_folder(intent) / "job.sh", submissions.lock_descriptor)
+    except slurm.NoAnswerError as error:
+        raise slurm.SlurmError(f"{error}; `mtp grid status` finds out whether it has the jobs") from error
+    except slurm.SlurmError:
+        submissions.drop(intent)
+        raise
+    done = replace(intent, job=job)
+    submissions.write(done)
+    return done
+
+
+def _shapes(cells: Sequence[Cell]) -> dict[Resources, list[Cell]]:
+    shapes: dict[Resources, list[Cell]] = {}
+    for cell in cells:
+        shapes.setdefault(cell.resources, []).append(cell)
+    return shapes
+
+
+def shape_name(resources: Resources) -> str:
+    """`1 node, 2 tasks, 8 cpus, partition main`: what was asked for."""
+    counted = {"node": resources.nodes, "GPU": resources.gpus, "task": resources.tasks_per_node, "cpu": resources.cpus}
+    parts = [f"{count} {what}{'s' if count != 1 else ''}" for what, count in counted.items() if count]
+    parts += [f"{resources.memory_gb:g} GB"] if resources.memory_gb else []
+    parts += [f"{resources.minutes} min"] if resources.minutes else []
+    named = {name: getattr(resources, name) for name in ("partition", "account", "qos", "constraint")}
+    return ", ".join(parts + [f"{name} {value}" for name, value in named.items() if value])
+
+
+def _prepare(
+    tools: GridTools,
+    grid: str,
+    submissions: Submissions,
+    cells: Sequence[Cell],
+    resources: Resources,
+    parallel: int | None,
+    code: Path | None,
+) -> Submission:
+    from submitit.core.utils import DelayedSubmission
+
+    made = Submission(
+        token=secrets.token_hex(6),
+        grid=grid,
+        cells=tuple(cell.signature for cell in cells),
+        resources=resources,
+        submitted_at=time.time(),
+        snapshot=None if code is None else str(code),
+    )
+    folder = submissions.own_folder(made)
+    folder.mkdir()
+    for index, cell in enumerate(cells):
+        write_cell(folder, index, cell, tools.materialise(cell), tools.command(cell))
+    call = DelayedSubmission(CellJob(str(folder), made.snapshot))
+    call.set_timeout(_FOR_EVER, _FOR_EVER)
+    call.dump(folder / "job.pkl")
+    setup = [] if code is None else exports(code)
+    slurm.write_script(folder, made.job_name, len(cells), resources, parallel, setup)
+    return made
+
+
+def exports(code: Path) -> list[str]:
+    """The jobs import the copy, and what else lay on the path. Python's own first entry, the working folder, would be
+    the checkout as it is by then: it is left out and comes last."""
+    path = [str(code), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(Path.cwd())]
+    return ["export PYTHONSAFEPATH=1", f"export PYTHONPATH={shlex.quote(os.pathsep.join(path))}"]

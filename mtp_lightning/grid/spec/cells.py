@@ -1,0 +1,212 @@
+"""From a grid to its cells: its settings, times the seeds, each with its full configuration."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mtp_lightning.config.compose import SEED_KEY
+from mtp_lightning.errors import InputError
+from mtp_lightning.grid.spec.allotment import Allotment, look_up
+from mtp_lightning.grid.spec.grid_spec import FindConfig, GridSpec, read_grid
+from mtp_lightning.grid.spec.resources import Resources
+from mtp_lightning.grid.spec.settings import Setting, find_settings, is_baseline
+from mtp_lightning.grid.spec.signature import canonical, signature
+from mtp_lightning.grid.spec.values import is_file, short_names, shown, value_names
+
+Resolver = Callable[[Sequence[Path], Mapping[str, Any]], dict[str, Any]]
+"""(configuration files, dotted overrides) -> the full configuration, defaults included, interpolation done, as plain
+dicts, lists and scalars. Raises InputError for whatever `mtp fit` would refuse."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid. Equal signatures are one cell, in one grid and across grids."""
+
+    grid: str
+    values: Mapping[str, Any]
+    """Axis key -> value, as written in the grid file; and what else an `include` sets. An axis may be missing that
+    neither the `include` nor the baseline names: it is as the configurations have it."""
+    seed: int
+    config: Mapping[str, Any]
+    signature: str
+    group: str
+    """The signature of the cell without its seed."""
+    label: str
+    """`n_future=4 seed=1`: what varies in the grid, by its shortest unambiguous name."""
+    group_label: str
+    baseline: bool
+    directory: Path
+    resources: Resources = field(default_factory=Resources)
+    retry: int = 0
+    aliases: tuple["Cell", ...] = ()
+    """Other combinations of the grid that came to the same configuration."""
+
+
+def load_cells(
+    path: Path, find_config: FindConfig, resolve: Resolver, runs: Path, overrides: Mapping[str, Any] | None = None
+) -> tuple[GridSpec, list[Cell]]:
+    """A grid file and its cells; what is wrong with the file and what is wrong with its cells is told together."""
+    spec, problems = read_grid(path, find_config, overrides)
+    if spec is None:
+        raise InputError("\n".join(problems))
+    return spec, expand(spec, resolve, runs, problems)
+
+
+def expand(spec: GridSpec, resolve: Resolver, runs: Path, known: Sequence[str] = ()) -> list[Cell]:
+    """All cells, settings in the order of the file with seeds innermost. Every cell is resolved before any is
+    returned; all errors are reported together.
+
+    Args:
+        known: what is wrong with the grid already. Of its cells' errors only those are told then that a single part
+            of the grid is to blame for: its combinations may not be as they were meant.
+    """
+    settings, problems = find_settings(spec)
+    problems = [*known, *problems]
+    maker = _Maker(spec, _remembering(resolve), runs)
+    cells: dict[str, Cell] = {}
+    errors: dict[str, None] = {}
+    for setting in settings:
+        refused = None
+        try:
+            for cell in maker.cells(setting):
+                cells[cell.signature] = _merge(cells.get(cell.signature), cell)
+        except InputError as error:
+            refused = error
+        if refused is not None:  # out of the handler, or the resolver's next errors would have this one as context
+            message = maker.blame_part(setting, refused)
+            if message or not problems:
+                errors[message or maker.blame_combination(setting, refused)] = None
+    if not problems and not errors:
+        maker.allot.finish()
+    if told := dict.fromkeys([*problems, *errors, *maker.allot.problems]):
+        raise InputError("\n".join(told))
+    return list(cells.values())
+
+
+def axis_names(spec: GridSpec) -> dict[str, str]:
+    """Key -> its shortest dotted ending that no other one shares: axes, then keys that only an `include` sets."""
+    return short_names(spec.keys)
+
+
+def baseline_values(spec: GridSpec, values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The setting that `values` is compared with: the baseline, and for axes it leaves open, the same value."""
+    return {key: values[key] for key in spec.axes if key in values} | dict(spec.baseline) if spec.baseline else None
+
+
+class _Maker:
+    """Makes the cells of settings, and finds who is to blame where that fails."""
+
+    def __init__(self, spec: GridSpec, resolve: Resolver, runs: Path) -> None:
+        self.spec, self.resolve, self.runs = spec, resolve, runs
+        self.allot = Allotment(spec)
+        self.names = axis_names(spec)
+        values = {key: list(spec.axes.get(key, ())) for key in spec.keys}
+        for given in spec.include:
+            for key, value in given.items():
+                values[key].append(value)
+        self.values = {key: value_names(found) for key, found in values.items()}
+
+    def cells(self, setting: Setting) -> list[Cell]:
+        values, spec = setting.values, self.spec
+        # Always resolved with seed 0: other keys may interpolate the seed, and the group must not see them differ.
+        group = _identity(self.config(values, 0), without_seed=True)
+        varying = [key for key in values if len(self.values[key]) > 1 or key not in spec.axes]
+        parts = [f"{self.names[key]}={self.values[key][canonical(values[key])]}" for key in varying]
+        cells = []
+        for seed in setting.seeds:
+            config = self.config(values, seed)
+            name = _identity(config)
+            cells.append(
+                Cell(
+                    grid=spec.name,
+                    values=values,
+                    seed=seed,
+                    config=config,
+                    signature=name,
+                    group=group,
+                    label=" ".join([*parts, *([f"seed={seed}"] if len(spec.seeds) > 1 else [])]) or spec.name,
+                    group_label=" ".join(parts) or spec.name,
+                    baseline=is_baseline(spec, values),
+                    directory=self.runs / name,
+                    resources=self.allot(values, seed, config),
+                    retry=spec.retry,
+                )
+            )
+        return cells
+
+    def config(
+        self, values: Mapping[str, Any], seed: int, overrides: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """`overrides`: in place of the grid's."""
+        files = {key: self.spec.files[value] for key, value in values.items() if is_file(value)}
+        plain = {key: value for key, value in values.items() if key not in files}
+        common = self.spec.overrides if overrides is None else overrides
+        config = self.resolve([*self.spec.configs, *files.values()], {**common, **plain, SEED_KEY: seed})
+        for key in files:
+            look_up(config, key)
+        return config
+
+    def blame_part(self, setting: Setting, error: InputError) -> str | None:
+        """The error with the grid file and the culprit in front: the first part of the grid that alone, on top of
+        `configs`, gives the same error. None where no single part does."""
+        spec = self.spec
+
+        def fails_alike(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> bool:
+            try:
+                _identity(self.config(values, spec.seeds[0], overrides))
+            except InputError as other:
+                return str(other) == str(error)
+            return False
+
+        if fails_alike({}, {}):
+            return f"{spec.where('configs')}: {error}"
+        for key, value in spec.overrides.items():
+            if fails_alike({}, {key: value}):
+                return f"{spec.where('overrides', key)} = {shown(value)}: {error}"
+        for key, value in setting.values.items():
+            if fails_alike({key: value}):
+                return f"{self.where(setting, key)} = {shown(value)}: {error}"
+        return None
+
+    def where(self, setting: Setting, key: str) -> str:
+        item = setting.included
+        if item is not None and key in self.spec.include[item]:
+            return self.spec.where("include", item, key)
+        return self.spec.where("axes", key, self.spec.axes[key].index(setting.values[key]))
+
+    def blame_combination(self, setting: Setting, error: InputError) -> str:
+        where = self.spec.where("axes") if setting.included is None else self.spec.where("include", setting.included)
+        return f"{where}: {', '.join(f'{key} = {shown(value)}' for key, value in setting.values.items())}: {error}"
+
+
+def _identity(config: Mapping[str, Any], *, without_seed: bool = False) -> str:
+    try:
+        return signature(config, without_seed=without_seed)
+    except TypeError as error:
+        raise InputError(f"cannot be written to YAML: {error}") from error
+
+
+def _merge(first: Cell | None, cell: Cell) -> Cell:
+    if first is None:
+        return cell
+    return replace(first, aliases=(*first.aliases, cell), baseline=first.baseline or cell.baseline)
+
+
+def _remembering(resolve: Resolver) -> Resolver:
+    """Resolving is the slow part. Seed 0 of a setting is asked for twice, what is refused once for every suspect."""
+    known: dict[str, dict[str, Any] | InputError] = {}
+
+    def remembered(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        key = canonical([[str(path) for path in configs], overrides])
+        if key not in known:
+            try:
+                known[key] = resolve(configs, overrides)
+            except InputError as error:
+                known[key] = error
+        found = known[key]
+        if isinstance(found, InputError):
+            raise found
+        return found
+
+    return remembered

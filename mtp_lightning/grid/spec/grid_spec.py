@@ -1,0 +1,110 @@
+"""A grid file, as the rest of the room knows it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.grid.spec.reader import KEYS, REQUIRED, Reader
+from mtp_lightning.grid.spec.yaml_lines import Lines, place, read_yaml
+
+FindConfig = Callable[[str, Path], Path]
+"""(name as written, folder of the grid file) -> the configuration file; raises InputError where there is none."""
+
+
+@dataclass(frozen=True)
+class At:
+    """Where runs are compared: behind so much training, of every cell alike."""
+
+    unit: str
+    """`step`, `tokens` or `flops`."""
+    amount: float
+
+
+@dataclass(frozen=True)
+class ResourceRule:
+    """Resources of the cells for which an expression over their values holds; later rules win, key by key."""
+
+    when: str | None
+    """None: every cell."""
+    values: Mapping[str, Any]
+    """Some of the fields of `Resources`."""
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """A grid file, checked. `axes` and `seeds` are in the file's order; `baseline` may fix some axes only."""
+
+    path: Path
+    name: str
+    configs: tuple[Path, ...]
+    axes: Mapping[str, tuple[Any, ...]]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    baseline: Mapping[str, Any] = field(default_factory=dict)
+    compare: tuple[str, ...] = ("val/loss/head_1",)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """Axis values that are configuration files, as written -> found."""
+    overridden: Mapping[str, Any] = field(default_factory=dict)
+    """What of `overrides` came from the command line."""
+    zip: tuple[tuple[str, ...], ...] = ()
+    """Groups of axes that advance together."""
+    include: tuple[Mapping[str, Any], ...] = ()
+    """Extra settings: values of axes and of any other key."""
+    exclude: tuple[str, ...] = ()
+    """Expressions over axis values; a setting for which one holds is left out."""
+    ablate: bool = False
+    """One factor at a time from the baseline, instead of the product of the axes."""
+    resources: tuple[ResourceRule, ...] = ()
+    budget: Mapping[str, float] = field(default_factory=dict)
+    """`gpu_hours`, `hours`, `tokens`, `flops`: `plan` refuses a grid that costs more."""
+    retry: int = 0
+    """Attempts after a failure that are made without being asked."""
+    better: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> `lower` or `higher`, where the file says so."""
+    at: Mapping[str, At] = field(default_factory=dict)
+    """Metric -> where it is compared, where that is not the end."""
+    lines: Lines = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The axes, then what only an `include` sets."""
+        return tuple(dict.fromkeys([*self.axes, *(key for given in self.include for key in given)]))
+
+    def where(self, *key: str | int) -> str:
+        """`grid.yaml:7: axes.model.heads.n_future`, for the front of an error message; an int is the index of an
+        item."""
+        return place(self.path, self.lines, *key)
+
+
+def load_grid(path: Path, find_config: FindConfig, overrides: Mapping[str, Any] | None = None) -> GridSpec:
+    """Read and check a grid file. Whether its keys exist in the configuration is found out by `cells.expand`.
+
+    Args:
+        overrides: on top of the file's.
+    """
+    spec, problems = read_grid(path, find_config, overrides)
+    if problems:
+        raise InputError("\n".join(problems))
+    assert spec is not None
+    return spec
+
+
+def read_grid(
+    path: Path, find_config: FindConfig, overrides: Mapping[str, Any] | None = None
+) -> tuple[GridSpec | None, list[str]]:
+    """The good part of a grid file, and everything that is wrong with the rest. None: there is no telling its cells."""
+    raw, lines = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: a grid file is a mapping with the keys {', '.join(KEYS)}")
+    if overrides and isinstance(raw.get("overrides", {}), dict):
+        raw = raw | {"overrides": raw.get("overrides", {}) | dict(overrides)}
+    reader = Reader(path, raw, lines, find_config)
+    fields = reader.fields
+    if not all(fields.get(key) for key in REQUIRED):
+        return None, reader.problems
+    rules = tuple(ResourceRule(when, values) for when, values in fields.pop("resources", ()))
+    at = {metric: At(*where) for metric, where in fields.pop("at").items()}
+    spec = GridSpec(path=path, lines=reader.lines, overridden=dict(overrides or {}), resources=rules, at=at, **fields)
+    return spec, reader.problems

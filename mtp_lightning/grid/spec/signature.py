@@ -1,0 +1,118 @@
+"""A cell's identity: a hash of everything that can change its result, and of nothing else.
+
+The FULL resolved configuration is hashed, never its difference to the defaults: were it the difference, a changed
+default would silently pass old results off as new ones. What cannot change a result is declared below, with reasons.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+from mtp_lightning.config.compose import SEED_KEY
+
+SCHEMA = 1
+"""Part of every hash. Raise it when the meaning of a configuration changes without its text changing."""
+
+NON_SEMANTIC: tuple[tuple[str, str], ...] = (
+    ("config", "where the configuration was read from"),
+    ("ckpt_path", "where an interrupted run goes on from; the run is the same"),
+    ("trainer.logger", "where numbers are recorded"),
+    ("trainer.log_every_n_steps", "how often numbers are recorded"),
+    ("trainer.default_root_dir", "a folder"),
+    ("trainer.enable_*", "progress bar, summary and checkpoints observe"),
+    ("trainer.profiler", "observes"),
+    ("trainer.accelerator", "hardware"),
+    ("trainer.devices", "hardware"),
+    ("trainer.num_nodes", "hardware"),
+    ("data.directory", "a folder; what it holds is checked by the data fingerprint of the results"),
+    ("data.init_args.directory", "a folder; what it holds is checked by the data fingerprint of the results"),
+    ("data.num_workers", "sample order is a pure function of seed, epoch and index"),
+    ("data.init_args.num_workers", "sample order is a pure function of seed, epoch and index"),
+    ("data.pin_memory", "hardware"),
+    ("data.init_args.pin_memory", "hardware"),
+)
+"""(dotted pattern, reason): `*` matches within one component; a match drops the key and everything under it."""
+
+OBSERVERS: tuple[tuple[str, str], ...] = (
+    ("*.ModelCheckpoint", "saves, changes nothing"),
+    ("callbacks.checkpointing.*", "saves, changes nothing"),
+    ("callbacks.heartbeat.*", "tells how far a run is"),
+    ("*ProgressBar", "display"),
+    ("*.ModelSummary", "display"),
+    ("*.RichModelSummary", "display"),
+    ("*.LearningRateMonitor", "records"),
+    ("*.DeviceStatsMonitor", "records"),
+)
+"""(pattern of a class path, reason): entries of `trainer.callbacks` that are no part of the identity. Probes are:
+they add metrics to a result, and a result without the metrics asked for is not that cell's result."""
+
+_COUNT_OR_SHARE = ("limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval")
+"""Keys of Lightning's where 1 is one batch and 1.0 is all; everywhere else they are one number."""
+
+
+def signature(config: Mapping[str, Any], *, without_seed: bool = False) -> str:
+    """12 hexadecimal digits; `without_seed` gives the group, shared by the seeds of one setting."""
+    semantic = _semantic(config, ())
+    if without_seed:
+        semantic.pop(SEED_KEY, None)
+    text = canonical({"schema": SCHEMA, "config": semantic})
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def non_semantic(key: str) -> str | None:
+    """Why a dotted key is no part of the identity, or None when it is part of it."""
+    return _reason(tuple(key.split(".")))
+
+
+def canonical(value: object) -> str:
+    """One text for equal values: keys sorted, and 1 equal to 1.0 (YAML writers do not mean a difference, and a
+    configuration that was typed has the right type already). True is not 1, and null is not a missing key."""
+    return json.dumps(_plain(value, ""), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _semantic(node: Mapping[str, Any], at: tuple[str, ...]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in node.items():
+        here = (*at, str(key))
+        if _reason(here):
+            continue
+        if isinstance(value, Mapping):
+            kept[str(key)] = _semantic(value, here)
+        elif here == ("trainer", "callbacks") and isinstance(value, (list, tuple)):
+            # No callbacks at all, an empty list and a list of observers are the same run.
+            kept[str(key)] = [entry for entry in value if not _observes(entry)] or None
+        elif str(key) in _COUNT_OR_SHARE and isinstance(value, float) and value == 1.0:
+            kept[str(key)] = "1.0: all"  # not 1: one batch
+        else:
+            kept[str(key)] = value
+    return kept
+
+
+@cache  # of the same few hundred keys for every cell of a grid
+def _reason(path: tuple[str, ...]) -> str | None:
+    for pattern, reason in NON_SEMANTIC:
+        parts = pattern.split(".")
+        if len(path) >= len(parts) and all(map(fnmatchcase, path, parts)):
+            return reason
+    return None
+
+
+def _observes(entry: object) -> bool:
+    class_path = entry.get("class_path", "") if isinstance(entry, Mapping) else entry
+    return isinstance(class_path, str) and any(fnmatchcase(class_path, pattern) for pattern, _ in OBSERVERS)
+
+
+def _plain(value: object, at: str) -> object:
+    if value is None or isinstance(value, (str, bool, int)):  # first: nearly all are
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{at}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{at}[{i}]") for i, item in enumerate(value)]
+    place = f" at {at.lstrip('.')}" if at else ""
+    raise TypeError(f"{value!r}{place} is neither text, number, true/false, list nor mapping")

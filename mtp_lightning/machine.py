@@ -1,0 +1,30 @@
+"""The machine below: what its processor computes natively, and what a process tells its C library about memory."""
+
+import ctypes
+import functools
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """AVX512-BF16 or AMX on x86, FEAT_BF16 on Arm: what Linux says of the processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = {flag for line in file if line.lower().startswith(("flags", "features")) for flag in line.split()}
+    except OSError:
+        return False  # not Linux: oneDNN's fast paths are unknown there
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep what is freed for the next allocation; False where the C library is another.
+
+    By default large tensors are mapped afresh and returned to the system every step, and each of their pages faults
+    anew: 10 % of a training step's processor time at d = 256, 20 % with four heads and a small vocabulary. The peak
+    stays as it is; the process then holds it to its end.
+    """
+    trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1  # malloc.h; mallopt takes ints
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(mmap_threshold, most) and mallopt(trim_threshold, most))
