@@ -189,7 +189,7 @@ def cell_command(cell: "Cell") -> list[str]:
 
 def cell_config(cell: "Cell") -> dict[str, Any]:
     """The cell's configuration with its own folder, its MLflow run, and the shards of all cells in one place."""
-    from mtp_lightning.grid.report.view import experiment_name
+    from mtp_lightning.grid.report.mlflow_page import experiment_name
     from mtp_lightning.tracking.store import default_tracking_uri
 
     runs = cell.directory.parent

@@ -11,7 +11,7 @@ import pytest
 from test_grid_fakes import GRID, find, grid_file, tools
 from test_tracking_fakes import fresh_store
 
-from mtp_lightning.grid.report.view import comparison, varying_numbers
+from mtp_lightning.grid.report.mlflow_page import charts, varying_numbers
 from mtp_lightning.grid.spec.grid_spec import GridSpec, load_grid
 from mtp_lightning.grid.tools import MlflowTracking
 from mtp_lightning.tracking.store import connect
@@ -79,7 +79,7 @@ def test_parameters_are_the_axes_that_vary_in_numbers() -> None:
     ],
 )
 def test_a_metric_is_set_against_another(compare: tuple[str, ...], scatter: tuple[str, str]) -> None:
-    assert comparison(spec({"n": (1, 2)}, compare)).scatter == scatter
+    assert charts(spec({"n": (1, 2)}, compare)).scatter == scatter
 
 
 def test_the_view_is_there_before_the_first_cell_and_once(tmp_path: Path) -> None:
