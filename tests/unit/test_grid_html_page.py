@@ -26,7 +26,7 @@ class Page(HTMLParser):
         self.attributes: list[tuple[str, str | None]] = []
         self.texts: list[str] = []
         self._open: list[str] = []
-        self.feed(page)
+        self.feed(page.replace("<wbr>", ""))
         self.close()
         assert self._open == []
 

@@ -270,6 +270,8 @@ def test_numbers_have_the_units_people_use() -> None:
     assert [quantity(x) for x in numbers] == list(numbers.values())
     assert [size(x) for x in (512.0, 1289748.0, 3.0 * 1024**3)] == ["512 B", "1.23 MiB", "3.00 GiB"]
     assert [duration(x) for x in (0.4, 59.6, 125.0, 3700.0)] == ["0 s", "1 min 00 s", "2 min 05 s", "1 h 01 min"]
+    seeds = [counted(*given) for given in ((1, "seed"), (2, "seed"), (1, "seed", 2), (1, "seed", 1), (0, "seed", 2))]
+    assert seeds == ["1 seed", "2 seeds", "1 of 2 seeds", "1 seed", "0 of 2 seeds"]
     assert format_value("perf/peak_memory_bytes", 1289748.0) == "1.23 MiB"
     assert format_value("perf/tokens_per_second_median", -1234.0, signed=True) == "-1.23 k"
     numbers = {1.23456: "1.2346", 12.3456: "12.346", 1234.56: "1234.6", 0.00012345: "0.000123", 0.0: "0.0000"}

@@ -7,7 +7,7 @@ from html import escape
 
 from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.metric_names import format_value
-from mtp_lightning.grid.report.tables import Heading, Layout, Numbers, legend, notices
+from mtp_lightning.grid.report.tables import Heading, Layout, Numbers, intervals, legend, notices
 from mtp_lightning.grid.report.verdict import Verdict, verdict
 from mtp_lightning.units import counted
 
@@ -52,15 +52,16 @@ th small, td small { display: block; color: var(--soft); font-weight: 400; font-
 td small.better { color: var(--green); }
 td small.worse { color: var(--red); }
 figure { margin: 0; padding: .6rem; background: #fff; }
-img { display: block; width: 100%; height: auto; }
+img { display: block; width: 100%; min-width: 42rem; height: auto; }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .8rem; }
 a { color: var(--blue); }
 @media (max-width: 40rem) { main { padding: 1.1rem .75rem 2rem; } h1 { font-size: 1.5rem; }
   .verdict p { font-size: 1.05rem; } th, td { padding: .4rem .6rem; }
-  tr > :first-child { max-width: 46vw; white-space: normal; overflow-wrap: anywhere; } }
+  tr > :first-child { min-width: 8.5rem; max-width: 42vw; white-space: normal; overflow-wrap: anywhere; } }
 @media print { :root { color-scheme: light; --page: #fff; --card: #fff; --text: #000; --soft: #444; --line: #bbb;
     --blue: #0b4f85; --green: #06623b; --red: #96281d; --amber: #6b4600; --tint: #fff; --tint-amber: #fff; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } .scroll { overflow: visible; }
+  img { min-width: 0; }
   th, td { padding: .2rem .4rem; white-space: normal; } .card, tr { break-inside: avoid; } }
 """
 
@@ -72,6 +73,7 @@ def html_page(report: Report, figure: bytes | None) -> str:
         figure: a PNG; None where there is none.
     """
     found, name = verdict(report), escape(report.spec.name)
+    coloured = " Called better or worse: those whose interval leaves out 0." if intervals(report) else ""
     others = [metric for metric in report.metrics if metric not in report.spec.compare]
     parts = [
         f"<h1>{name}</h1>",
@@ -80,7 +82,7 @@ def html_page(report: Report, figure: bytes | None) -> str:
         _notices(notices(report)),
         "<h2>Compared</h2>",
         _table(Layout.of(report, report.spec.compare)),
-        f'<p class="legend">{escape(legend(report))}</p>',
+        f'<p class="legend">{escape(legend(report, "below"))}{coloured}</p>',
         _figure(figure, found.title),
         f"<h2>Other metrics</h2>{_table(Layout.of(report, others))}" if others else "",
         f"<h2>Every seed: {escape(found.title)}</h2>",
@@ -150,7 +152,7 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _heading(heading: Heading) -> str:
     details = f"<small>{escape(heading.details)}</small>" if heading.details else ""
-    return f"<th>{escape(heading.name)}{details}</th>"
+    return f"<th>{escape(heading.name).replace('/', '/<wbr>')}{details}</th>"
 
 
 def _numbers(numbers: Numbers) -> str:
@@ -166,4 +168,4 @@ def _figure(png: bytes | None, title: str) -> str:
         return ""
     data = base64.b64encode(png).decode()
     alt = escape(f"{title} while the settings learn, and how they compare")
-    return f'<h2>Picture</h2><figure class="card"><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+    return f'<h2>Picture</h2><figure class="card scroll"><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'

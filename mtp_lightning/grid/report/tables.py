@@ -79,7 +79,7 @@ class Layout:
 
 def terminal_table(report: Report) -> Table:
     title = f"{report.spec.name}: mean ± sd over seeds, difference to the baseline"
-    table = Table(title=title + (f" [{LEVEL:.0%} interval]" if _intervals(report) else ""), title_justify="left")
+    table = Table(title=title + (f" [{LEVEL:.0%} interval]" if intervals(report) else ""), title_justify="left")
     wide = len(report.groups) <= WIDE
     layout = Layout.of(report, report.metrics if wide else report.spec.compare)
     table.add_column(layout.corner, no_wrap=True)
@@ -107,9 +107,10 @@ def markdown_table(report: Report, metrics: Sequence[str]) -> str:
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
-def legend(report: Report) -> str:
-    text = "Mean ± sample standard deviation over seeds; in brackets the difference to the baseline, by seed"
-    found = {interval.method for interval in _intervals(report)}
+def legend(report: Report, place: str = "in brackets") -> str:
+    """`place`: where the table has its differences."""
+    text = f"Mean ± sample standard deviation over seeds; {place} the difference to the baseline, by seed"
+    found = {interval.method for interval in intervals(report)}
     if not found:
         return text + "."
     methods = "; ".join(name for method, name in METHODS.items() if method in found)
@@ -250,7 +251,7 @@ def _diverged(group: Group, metric: str) -> list[int]:
     return [seed for seed, value in group.by_seed(metric).items() if not math.isfinite(value)]
 
 
-def _intervals(report: Report) -> list[Interval]:
+def intervals(report: Report) -> list[Interval]:
     gaps = [report.difference(group, metric) for group in report.groups for metric in report.metrics]
     return [gap.interval for gap in gaps if gap is not None and gap.interval is not None]
 
