@@ -18,7 +18,7 @@ from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import RUN_ID, State, Status
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import load_grid
-from mtp_lightning.units import duration, quantity, size
+from mtp_lightning.units import counted, duration, quantity, size
 
 LOSSES = {(1, 0): 2.0, (1, 1): 2.2, (2, 0): 1.9, (2, 1): 2.2, (4, 0): 2.5, (4, 1): 2.7}
 

@@ -61,7 +61,7 @@ a { color: var(--blue); }
 @media print { :root { color-scheme: light; --page: #fff; --card: #fff; --text: #000; --soft: #444; --line: #bbb;
     --blue: #0b4f85; --green: #06623b; --red: #96281d; --amber: #6b4600; --tint: #fff; --tint-amber: #fff; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } .scroll { overflow: visible; }
-  img { min-width: 0; }
+  img { min-width: 0; } h2 { break-after: avoid; } tr > :first-child { position: static; }
   th, td { padding: .2rem .4rem; white-space: normal; } .card, tr { break-inside: avoid; } }
 """
 
@@ -152,7 +152,8 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _heading(heading: Heading) -> str:
     details = f"<small>{escape(heading.details)}</small>" if heading.details else ""
-    return f"<th>{escape(heading.name).replace('/', '/<wbr>')}{details}</th>"
+    name = escape(heading.name).replace("/", "/<wbr>").replace("_", "_<wbr>")  # where a line may break
+    return f"<th>{name}{details}</th>"
 
 
 def _numbers(numbers: Numbers) -> str:
