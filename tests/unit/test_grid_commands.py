@@ -168,6 +168,14 @@ def test_report_writes_where_it_is_told(tmp_path: Path, tracking: FakeTracking) 
     assert len(json.loads(table.read_text())["missing"]) == 2
 
 
+def test_a_report_before_the_first_run_leaves_no_trace(tmp_path: Path, tracking: FakeTracking) -> None:
+    grid, before = grid_file(tmp_path), sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="no cell of the grid has run yet"):
+        commands.report(tools(), str(grid), runs=str(tmp_path / "runs"), out=str(tmp_path / "out"))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert tracking.recorded == []
+
+
 def test_a_store_that_fails_costs_the_record_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tracking: FakeTracking
 ) -> None:

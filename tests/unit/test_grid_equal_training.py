@@ -73,6 +73,7 @@ def test_at_a_step_the_last_value_logged_by_then_is_taken(tmp_path: Path) -> Non
     assert f"n_future=1,1,{LOSS},step=45,3.6," in csv_text(report)
     assert report_json(report)["at"] == {LOSS: {"unit": "step", "amount": 45.0}}
     assert f"{LOSS} at step 45" in verdict(report).sentence
+    assert verdict(report).json()["at"] == {"unit": "step", "amount": 45.0}
 
 
 def test_at_the_very_step_nothing_is_said(tmp_path: Path) -> None:
@@ -130,10 +131,17 @@ def test_a_running_cell_takes_part_once_it_has_come_so_far(tmp_path: Path) -> No
     states = {"n_future=2": State.INTERRUPTED, "n_future=4": State.INTERRUPTED, "n_future=1": State.FAILED}
     report = report_at(tmp_path, At("step", 55.0), under_way, states)
     assert means(report) == pytest.approx([None, 3.5, None]), "a failed cell takes no part, one at step 40 not yet"
-    assert report.unfinished == ["n_future=2 (interrupted)"]
+    assert report.unfinished == verdict(report).json()["unfinished"] == ["n_future=2 (interrupted)"]
     assert report.missing == ["n_future=1 (failed)", "n_future=4 (interrupted)"]
     assert f"at step 55, missing (step 40 of 55) in n_future=4: {LOSS}" in notices(report)
     assert verdict(report).sentence.endswith("Provisional: 2 of 3 cells are missing and 1 of 3 cells are not finished.")
+
+
+def test_a_cell_that_is_not_finished_makes_the_verdict_provisional(tmp_path: Path) -> None:
+    report = report_at(tmp_path, At("step", 55.0), states={"n_future=4": State.INTERRUPTED})
+    assert report.missing == []
+    assert verdict(report).json()["provisional"] is True
+    assert verdict(report).sentence.endswith(" Provisional: 1 of 3 cells are not finished.")
 
 
 def test_common_is_the_last_step_that_all_have(tmp_path: Path) -> None:

@@ -145,6 +145,12 @@ def test_the_json_of_two_seeds_has_a_spread_and_no_interval(tmp_path: Path) -> N
     assert value["spread"] == pytest.approx(math.sqrt(0.045))
 
 
+def test_the_json_of_a_baseline_that_is_the_best_compares_it_with_the_next(tmp_path: Path) -> None:
+    value = verdict(filled(tmp_path, VERDICTS["baseline"][0])).json()
+    assert (value["baseline"], value["best"]["is_baseline"]) == (value["best"], True)
+    assert (value["compared_with"]["setting"], value["compared_with"]["is_baseline"]) == ("n_future=2", False)
+
+
 def test_the_json_names_what_is_missing_and_has_null_for_what_is_not_finite(tmp_path: Path) -> None:
     losses = {key: math.inf if key[0] == 1 else loss for key, loss in LOSSES.items() if key != (4, 1)}
     value = json.loads(json.dumps(verdict(filled(tmp_path, losses)).json(), allow_nan=False))
