@@ -13,7 +13,7 @@ from mtp_lightning.units import counted
 
 _BADGES = {True: "difference", False: "no difference", None: "no verdict"}
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""What a browser may load: a second wall behind the escaping of all texts."""
+"""What a browser may load: a second wall besides the escaping of all texts."""
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1c2430; --soft: #5b6675; --line: #e2e6ec;

@@ -1,7 +1,6 @@
 """A report in all its forms: shown, in files, in MLflow. What cannot be written is reported, and costs only itself."""
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -99,7 +98,8 @@ def publish(
 
 def _check_started(spec: GridSpec, cells: Sequence[Cell]) -> None:
     if all(cell_state(cell.directory) is State.MISSING for cell in cells):
-        runs = os.path.relpath(cells[0].directory.parent)
+        runs, here = cells[0].directory.parent, Path.cwd()
+        runs = runs.relative_to(here) if runs.is_relative_to(here) else runs
         raise InputError(
             f"{spec.path}: no cell of the grid has run yet in '{runs}', so there is nothing to report; "
             f"`mtp grid run {spec.path}` runs them"
