@@ -7,8 +7,8 @@ import numpy as np
 from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
-from mtp_lightning.data.datamodule import TokenDataModule
 from mtp_lightning.data.stories.names import NamedStories
+from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.attention import AttentionScores

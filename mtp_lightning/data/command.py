@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from mtp_lightning.data.corpora.source import SourceConfig, documents
+from mtp_lightning.data.corpora.documents import documents
+from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text

@@ -129,7 +129,8 @@ def _load(ckpt: str) -> "LoadedModel":
 def _texts(stories: str, separator: str | None, count: int) -> list[str]:
     from itertools import islice
 
-    from mtp_lightning.data.corpora.source import SourceConfig, documents
+    from mtp_lightning.data.corpora.documents import documents
+    from mtp_lightning.data.corpora.source import SourceConfig
     from mtp_lightning.data.stories.generator import stories as generated
 
     if stories == "generated":

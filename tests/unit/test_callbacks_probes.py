@@ -15,9 +15,9 @@ from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.exact_match import ExactMatchProbe
 from callbacks.induction import InductionProbe
 from mtp_lightning.data.corpora.source import SourceConfig
-from mtp_lightning.data.datamodule import TokenDataModule
 from mtp_lightning.data.tasks.datamodule import TaskDataModule
 from mtp_lightning.data.tasks.star_graph import StarGraph
+from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.suite import InductionSuite, ask_induction

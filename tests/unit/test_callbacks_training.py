@@ -21,7 +21,7 @@ from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.decoding import DecodingProbe
 from callbacks.heartbeat import Heartbeat
 from mtp_lightning.data.datamodule import MTPDataModule
-from mtp_lightning.data.tokens.loader import BatchLoader, ResumableLoader
+from mtp_lightning.data.loader import BatchLoader, ResumableLoader
 from mtp_lightning.errors import InputError, Preempted
 from mtp_lightning.model.config import HeadKind, HeadsConfig
 from mtp_lightning.module import MTPModule

@@ -7,12 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_lightning.data.corpora.source import Document
-from mtp_lightning.data.tokens.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
-from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_shards
-from mtp_lightning.data.tokens.store import TokenStore
-from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
-from mtp_lightning.data.tokens.windows import (
+from mtp_lightning.data.corpora.documents import Document
+from mtp_lightning.data.loader import BatchLoader, ResumableLoader
+from mtp_lightning.data.tokens.order import (
     HORIZON_RESERVE,
     TrainingOrder,
     ValidationOrder,
@@ -20,6 +17,10 @@ from mtp_lightning.data.tokens.windows import (
     prompt_starts,
     tokens_needed,
 )
+from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_shards
+from mtp_lightning.data.tokens.store import TokenStore
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
+from mtp_lightning.data.tokens.windows import TrainingWindows, ValidationWindows
 
 T = 8
 

@@ -8,9 +8,9 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from mtp_lightning.data.datamodule import MTPDataModule, check_at_least_one
+from mtp_lightning.data.loader import Batch, BatchLoader, ResumableLoader
 from mtp_lightning.data.tasks.task import Examples, Task, joined
-from mtp_lightning.data.tokens.loader import Batch, BatchLoader, ResumableLoader
-from mtp_lightning.data.tokens.windows import HORIZON_RESERVE
+from mtp_lightning.data.tokens.order import HORIZON_RESERVE
 from mtp_lightning.errors import InputError
 
 

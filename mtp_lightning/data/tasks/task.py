@@ -1,6 +1,6 @@
 """Synthetic tasks: questions with one right answer, made afresh from a seed and never stored.
 
-A task's examples are rows of token ids, a question and then its answer. `task_module` makes windows of them for
+A task's examples are rows of token ids, a question and then its answer. `datamodule.py` makes windows of them for
 training; the fixed test sets are for validation and for `mtp_lightning.probes.exact_match`.
 
 No training example is a test example, by construction: a hash of the question, in the order that stands for all that
