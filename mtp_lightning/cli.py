@@ -49,8 +49,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
     "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),
-    "bench train": ("mtp_lightning.bench.train:train_command", "training steps against Hugging Face and naive code"),
-    "bench decode": ("mtp_lightning.bench.decode:decode_command", "self-speculative decoding against plain and peers"),
+    "bench train": (
+        "mtp_lightning.bench.train_command:train_command",
+        "training steps against Hugging Face and naive code",
+    ),
+    "bench decode": (
+        "mtp_lightning.bench.decode_command:decode_command",
+        "self-speculative decoding against plain and peers",
+    ),
     "ui": ("mtp_lightning.tracking.command:ui_command", "the MLflow UI on this project's runs, on 127.0.0.1"),
 }
 FROM_YAML = ("fit", "validate")

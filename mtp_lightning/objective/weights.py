@@ -77,12 +77,12 @@ def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
     Raises:
         InputError: a list of another length than the losses are many.
     """
-    count = len(heads.terms)
+    count = len(heads.loss_names)
     if weights.values is not None:
         if len(weights.values) != count:
             raise InputError(
                 f"model.loss.weights.values has {len(weights.values)} weights, and model.heads.n_future = "
-                f"{heads.n_future} of kind '{heads.kind}' has {count} losses: {', '.join(heads.terms)}"
+                f"{heads.n_future} of kind '{heads.kind}' has {count} losses: {', '.join(heads.loss_names)}"
             )
         return WeightsConfig(values=weights.values, schedule=weights.schedule or "constant")
     ratio, lam, schedule = weights.ratio, weights.lam, weights.schedule
@@ -97,9 +97,9 @@ def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
 
 
 def head_weights(weights: WeightsConfig, heads: HeadsConfig, progress: float) -> tuple[float, ...]:
-    """(w_1, ...) of the heads' losses at `progress` in [0, 1], one for each of `heads.terms`."""
+    """(w_1, ...) of the heads' losses at `progress` in [0, 1], one for each of `heads.loss_names`."""
     weights = complete(weights, heads)
-    count = len(heads.terms)
+    count = len(heads.loss_names)
     if weights.values is not None:
         resting = weights.values
     else:
