@@ -166,7 +166,7 @@ class MTPModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the trainer says, and keep the norm before clipping, which is then not computed a second time.
+        """Clip as the trainer is configured, and keep the norm before clipping, so that it is computed once.
 
         n summed losses make it about n times larger, so that the clip bites more often. Under ZeRO parameters have no
         gradients to look at: the engine clips, and the strategy is asked for the norm after the step.

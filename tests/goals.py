@@ -1,11 +1,11 @@
 """The project's own goals for speed and memory, judged on what `mtp bench` measured. For whoever works on the project:
 
-    mtp bench train --threads 2 --compile true --n_future '[1, 4]' --vocab_size '[4096, 256, 32000]' --json train.json
+    mtp bench train --threads 2 --compile true --n_future "[1, 4]" --vocab_size "[4096, 256, 32000]" --json train.json
     mtp bench decode --ckpts '[runs/mine]' --json decode.json
     python tests/goals.py train.json decode.json
 
-The exit status is 1 where a goal was missed. Goals of training are for two threads of one machine, bf16, d = 256, L = 6,
-context 512; those of decoding for d = 256 in float32 on one thread. Elsewhere the ratios mean something else.
+The exit status is 1 where a goal was missed. Goals of training are for two threads of one machine, bf16, d = 256,
+L = 6 and context 512; those of decoding for d = 256 in float32 on one thread. Elsewhere ratios mean something else.
 """
 
 import json

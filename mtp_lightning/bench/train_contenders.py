@@ -1,7 +1,7 @@
 """The contenders of `mtp bench train`: this platform, plain PyTorch, Hugging Face's Llama, litgpt's GPT.
 
 Every one has the same parameters and, at equal n, the same FLOPs per token. A contender gives its model and a function
-from a window of tokens to the loss, which leaves the gradients behind; clipping and AdamW are common to all.
+from a window of tokens to the loss, which also fills in the gradients; clipping and AdamW are common to all.
 """
 
 import importlib

@@ -12,7 +12,7 @@ class MTPDataModule(pl.LightningDataModule):
     Batches are dicts of windows of L = T + horizon tokens: `tokens` (B, L) int64, `documents` (B, L) int32 ids or
     absent, `loss_mask` (B, L) bool or absent.
 
-    Training is one epoch of as many batches as the run has steps: how long a run is, is said once, in steps. Passes
+    Training is one epoch of as many batches as the run has steps: the length of a run is given once, in steps. Passes
     over the data are a matter of the sample order alone. (A run that Lightning resumes in the middle of its epoch is
     right; where it resumes near the end of one of many epochs it can miscount.)
 
@@ -25,7 +25,7 @@ class MTPDataModule(pl.LightningDataModule):
     batch_size: int | None = None
     """Windows of a batch, over all processes together."""
     context: int | None = None
-    """T, the input tokens of a window. Where a module does not say, `mtp grid plan` cannot tell what a run costs."""
+    """T, the input tokens of a window. Where it is None, `mtp grid plan` does not know what a run costs."""
 
     def __init__(self, horizon: int = 1, vocab_size: int = 256) -> None:
         super().__init__()

@@ -125,7 +125,7 @@ class AnticausalHeads(Heads):
     """h_i = H_i(h_{i+1}), h_{n+1} = z: the furthest token first, head 1 on top of all (paper, appendix B)."""
 
     def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
-        assert not detach, "head 1 reads the further heads, so no gradient of theirs can be told apart"
+        assert not detach, "head 1 reads the further heads, so their gradients cannot be separated"
         h_BTD, states = z_BTD, []
         for head in reversed(self):
             h_BTD = head(h_BTD, *rotary_mask)

@@ -29,18 +29,18 @@ Part = TypeVar("Part", LossOutput, HeadScores)
 def check_options(options: LossOptions, heads: HeadsConfig) -> None:
     """
     Raises:
-        InputError: a gradient is to be stopped where this kind of heads cannot tell it apart.
+        InputError: a gradient is to be stopped that this kind of heads cannot separate from the others.
     """
     stop = options.stop_gradient
     if stop is None or heads.n_future == 1:
         return
-    said = f"model.loss.stop_gradient is '{stop}', and model.heads.kind is '{heads.kind}'"
+    what = f"model.loss.stop_gradient is '{stop}', and model.heads.kind is '{heads.kind}'"
     if heads.kind == "none":
-        raise InputError(f"{said}: it has no further heads, one hidden state is scored against all tokens")
+        raise InputError(f"{what}: it has no further heads, one hidden state is scored against all tokens")
     if heads.kind == "anticausal" and stop != "unembedding":
-        raise InputError(f"{said}: head 1 reads the further heads, so their gradients cannot be told apart")
+        raise InputError(f"{what}: head 1 reads the further heads, so their gradients cannot be separated")
     if stop != "trunk" and (heads.replicate_unembedding or heads.kind == "order"):
-        raise InputError(f"{said}: the further heads have unembeddings of their own, which would never be trained")
+        raise InputError(f"{what}: the further heads have unembeddings of their own, which would never be trained")
 
 
 def model_loss(

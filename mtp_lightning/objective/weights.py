@@ -24,7 +24,7 @@ Schedule = Literal["constant", "anneal", "forward", "reverse"]
 
 @dataclass(frozen=True)
 class WeightsConfig:
-    """Weights of the heads' losses. What is left out is the head kind's own habit:
+    """Weights of the heads' losses. What is left out is the head kind's default:
 
     - `sequential`: lam 0.3 (DeepSeek-V3: lambda / D each);
     - `recurrent`: ratio 0.6, lam 1 (FastMTP: beta^(k-1) / sum over the further heads);
@@ -72,7 +72,7 @@ class WeightsConfig:
 
 
 def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
-    """The weights with everything said, by the head kind's habit where it was left out.
+    """The weights with nothing left out: what the configuration does not say, by the head kind's default.
 
     Raises:
         InputError: a list of another length than the losses are many.

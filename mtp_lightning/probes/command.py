@@ -27,7 +27,7 @@ def induction_command(
     out: str | None = None,
     json: str | None = None,
 ) -> None:
-    """Ask a model to copy two-token names and repeated random tokens, and find the attention heads behind it.
+    """Ask a model to copy two-token names and repeated random tokens, and find the attention heads that do it.
 
     Args:
         ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.

@@ -135,7 +135,7 @@ class RunWriter:
         return True
 
     def _send(self, away: float) -> None:
-        """What was sent leaves the queue behind a call that succeeded."""
+        """What was sent leaves the queue after a call that succeeded."""
         points, files = self._waiting.points, self._waiting.files
         while points:
             batch = points[:METRICS_PER_CALL]
@@ -149,7 +149,7 @@ class RunWriter:
             self.journal.unlink(missing_ok=True)
 
     def _send_file(self, path: str, folder: str | None, away: float) -> None:
-        """A picture that is refused (too large for a proxy) or gone is told, and stops nothing else."""
+        """A picture that is refused (too large for a proxy) or gone is reported, and stops nothing else."""
         from mlflow.exceptions import MlflowException
         from requests import RequestException
 

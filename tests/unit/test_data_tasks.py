@@ -131,7 +131,7 @@ def test_packed_windows_by_hand() -> None:
     assert shorter["tokens"].tolist() == [[1, 2, 3], [6, 7, 8]], "where windows begin is a matter of room alone"
 
 
-def test_one_a_row_masks_what_is_behind() -> None:
+def test_one_a_row_masks_what_comes_after() -> None:
     examples = Examples(np.array([[1, 2, 3, 0], [4, 5, 6, 7]]), np.array([3, 4]), np.array([1, 3]))
     batch = one_a_row(examples, 6, answers_only=False)
     assert batch["tokens"].tolist() == [[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 0, 0]]

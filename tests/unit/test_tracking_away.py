@@ -282,7 +282,7 @@ def test_a_run_that_ended_without_its_server_is_whole_after_the_next_attempt(
     gate.closed = True
     with pytest.raises(StoreAwayError, match="5 values wait in"):
         second.flush()
-    second.finalize("failed")  # as Lightning does behind an error
+    second.finalize("failed")  # as Lightning does after an error
     assert "5 values wait in" in capsys.readouterr().err
 
     gate.closed = False

@@ -258,7 +258,7 @@ def steps_in_store(logger: MLflowRunLogger) -> dict[str, list[int]]:
 
 
 def test_metrics_of_a_checkpoint_are_recorded_before_it(tmp_path: Path) -> None:
-    """Killed right behind any checkpoint, a run lacks no step: those of the checkpoint are in the store already."""
+    """Killed right after any checkpoint, a run lacks no step: those of the checkpoint are in the store already."""
     logger = logger_at(tmp_path, fresh_store(tmp_path), flush_every_seconds=1e9)
     watched = Watched(logger)
     trainer_at(tmp_path, logger, watched, KeepRecord()).fit(Toy(), data(), data())

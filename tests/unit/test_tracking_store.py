@@ -73,7 +73,7 @@ def test_something_that_is_no_database_is_refused(tmp_path: Path) -> None:
         connect(default_tracking_uri(tmp_path))
 
 
-def test_two_at_once_make_one_store_also_behind_a_maker_that_was_killed(tmp_path: Path) -> None:
+def test_two_at_once_make_one_store_also_after_a_maker_that_was_killed(tmp_path: Path) -> None:
     """In a folder with a space in its name."""
     uri = default_tracking_uri(tmp_path / "my runs")
     scratch = tmp_path / "my runs" / ".mlflow.db.new"

@@ -17,7 +17,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 """What a folder is searched for, unless `glob` says otherwise."""
 STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "encodings"})
-"""Not the standard library (the first two); tests, which repeat themselves; and tables of data in Python's clothes."""
+"""Not the standard library (the first two); tests, which repeat themselves; and tables of data written as Python."""
 
 
 def local_files(source: SourceConfig) -> tuple[Path, list[Path]]:
@@ -56,5 +56,5 @@ def local_files(source: SourceConfig) -> tuple[Path, list[Path]]:
 def _stdlib_modules(root: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in STDLIB_EXCLUDED]  # walk() does not enter the rest
-        # _sysconfigdata*.py says how this very interpreter was compiled.
+        # _sysconfigdata*.py describes how this interpreter was compiled.
         yield from (Path(folder, n) for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))

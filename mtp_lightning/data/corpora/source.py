@@ -27,7 +27,7 @@ class SourceConfig:
     glob: str | None = None
     """Which files of the folder `path` to read, as in `**/*.md`; by default those with a suffix of the kind."""
     separator: str | None = None
-    """Splits a text file into documents; by default a file is a document. `\\n` in it means a line break. Behind `re:`
+    """Splits a text file into documents; by default a file is a document. `\\n` in it means a line break. After `re:`
     it is a regular expression, as `re:(?<!\\n)\\n(?!\\n)` for single line breaks."""
     text_column: str = "text"
     """The column of json, parquet and hub data that holds the text."""
@@ -36,11 +36,11 @@ class SourceConfig:
     split: str = "train"
     """Split of a hub data set to read. Training and validation are split here, by document."""
     revision: str | None = None
-    """Commit of a hub data set, so that it cannot change under a running experiment."""
+    """Commit of a hub data set, so that it cannot change while an experiment runs."""
     max_documents: int | None = None
     """Read only so many documents. Of `stories` there are as many as asked for, 20,000 by default."""
     invented_names: bool = False
-    """For `stories`: characters have names out of some two million, which nothing but copying foretells."""
+    """For `stories`: characters have names out of some two million, which a model can only copy from the story."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("python_stdlib", "stories") and not self.path:
@@ -63,7 +63,7 @@ PYTHON_STDLIB = SourceConfig(kind="python_stdlib")
 def separator_pattern(separator: str) -> re.Pattern[str]:
     """
     Raises:
-        InputError: no regular expression behind `re:`.
+        InputError: what follows `re:` is no regular expression.
     """
     if not separator.startswith(_REGEX):
         return re.compile(re.escape(separator.replace("\\n", "\n")))

@@ -114,7 +114,7 @@ def tell(index: int, seed: int = 0, invented_names: bool = False) -> Story:
 
 
 class _Slots(dict[str, Character | Word]):
-    """What a template's slots are filled with; words are drawn when they are first asked for."""
+    """What a template's slots are filled with; words are drawn when they are first needed."""
 
     def __init__(self, rng: random.Random, cast: Sequence[Character]) -> None:
         super().__init__(zip("ABC", cast))

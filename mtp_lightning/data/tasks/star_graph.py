@@ -20,7 +20,7 @@ from mtp_lightning.data.tasks.task import Examples, Task
 from mtp_lightning.errors import InputError
 
 _SIGNS = ("|", "/", "=")
-"""Behind every edge; before start and goal; before the path."""
+"""After every edge; before start and goal; before the path."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A task's examples are rows of token ids, a question and then its answer. `datamo
 training; the fixed test sets are for validation and for `mtp_lightning.probes.exact_match`.
 
 No training example is a test example, by construction: a hash of the question, in the order that stands for all that
-mean the same, says which side it is on.
+mean the same, decides which side it is on.
 """
 
 from abc import ABC, abstractmethod
@@ -92,7 +92,7 @@ class Task(ABC):
 
     @property
     def averages(self) -> dict[str, tuple[str, ...]]:
-        """Means worth having: name -> the test sets behind it."""
+        """Means worth having: name -> the test sets that are averaged."""
         return {}
 
     @property
