@@ -16,8 +16,8 @@ from mtp_lightning.probes.pictures import film_strip, heat_map
 from mtp_lightning.probes.suite import (
     TEXTS_A_STORY,
     InductionSuite,
-    ask_induction,
-    ask_without,
+    measure_induction,
+    measure_without,
     prepare_names,
     prepare_repeated,
 )
@@ -104,10 +104,10 @@ class InductionProbe(ProbeCallback):
         assert self._suite is not None
         assert self._quick_suite is not None
         step = trainer.global_step
-        metrics, scores = ask_induction(model, self._suite if at_end else self._quick_suite)
+        metrics, scores = measure_induction(model, self._suite if at_end else self._quick_suite)
         self._history.append((step, scores))
         if at_end:
-            metrics |= ask_without(model, self._suite, scores)
+            metrics |= measure_without(model, self._suite, scores)
         if self.pictures:
             self.save_picture(trainer, heat_map(scores, f"step {step:,}"), f"induction/step-{step:08d}.png")
             if at_end:

@@ -25,7 +25,7 @@ class Arm(NamedTuple):
 
     name: str
     """`ours`, `huggingface` on the layers that our plain decoding runs, `huggingface n=1` on all layers of the
-    next-token model with as many parameters (weights at random: speed does not ask)."""
+    next-token model with as many parameters (with random weights: speed does not depend on them)."""
     heads_used: HeadsUsed = 1
 
     @property

@@ -1,6 +1,6 @@
 """Self-speculative decoding by its definition: read this first. The engine is the same thing made fast.
 
-One text, greedy, no caches: the model reads the whole text again for everything that it is asked. With the text x_1 ..
+One text, greedy, no caches: the model reads the whole text again for every token. With the text x_1 ..
 x_t, head 1 says the next token a_1, and the further heads guess those after it, a_2 .. a_k. The steps are those of
 blockwise parallel decoding (Stern et al. 2018, section 3; the paper's section 3.2):
 

@@ -1,4 +1,4 @@
-"""Steps of constant shape that never ask the host: what a CUDA graph can replay.
+"""Steps of constant shape that never wait for the host: what a CUDA graph can replay.
 
 A small model's step is a few hundred kernels of a few microseconds each, and launching them one by one takes longer
 than running them. Here lengths stay on the device, attention runs over all slots of the caches under a mask, and

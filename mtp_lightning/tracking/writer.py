@@ -20,7 +20,7 @@ TOO_MANY = 100_000
 BRIEFLY = 1.0
 """Seconds that training waits for a server that is away."""
 LATER = 10.0
-"""Seconds until it is asked again, and ten times as long as the last try took: a server that takes each request and
+"""Seconds until it is tried again, and ten times as long as the last try took: a server that takes each request and
 never answers costs a tenth of the time."""
 
 

@@ -20,7 +20,7 @@ from mtp_lightning.data.tasks.star_graph import StarGraph
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.probes.suite import InductionSuite, ask_induction
+from mtp_lightning.probes.suite import InductionSuite, measure_induction
 
 STORIES = SourceConfig(kind="stories", max_documents=40)
 
@@ -204,7 +204,7 @@ def test_all_stories_at_the_end_some_before(fit: Fit, tmp_path: Path, monkeypatc
 
     def count(model: MTPModel, suite: InductionSuite) -> Any:
         asked.append(len(suite.stories["any"].lengths))
-        return ask_induction(model, suite)
+        return measure_induction(model, suite)
 
     monkeypatch.setattr("callbacks.induction.ask_induction", count)
     fit([probe(when=6)], data=stories(tmp_path))

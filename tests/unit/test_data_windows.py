@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtp_lightning.data.corpora.documents import Document
-from mtp_lightning.data.loader import BatchLoader, ResumableLoader
-from mtp_lightning.data.tokens.order import (
+from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
+from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_shards
+from mtp_lightning.data.tokens.store import TokenStore
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
+from mtp_lightning.data.tokens.windows import (
     HORIZON_RESERVE,
     TrainingOrder,
     ValidationOrder,
@@ -17,10 +20,6 @@ from mtp_lightning.data.tokens.order import (
     prompt_starts,
     tokens_needed,
 )
-from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_shards
-from mtp_lightning.data.tokens.store import TokenStore
-from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
-from mtp_lightning.data.tokens.windows import TrainingWindows, ValidationWindows
 
 T = 8
 

@@ -38,7 +38,7 @@ class SourceConfig:
     revision: str | None = None
     """Commit of a hub data set, so that it cannot change while an experiment runs."""
     max_documents: int | None = None
-    """Read only so many documents. Of `stories` there are as many as asked for, 20,000 by default."""
+    """Read only so many documents. Of `stories` there are so many, 20,000 by default."""
     invented_names: bool = False
     """For `stories`: characters have names out of some two million, which a model can only copy from the story."""
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 from mtp_lightning.data.datamodule import MTPDataModule, check_at_least_one
 from mtp_lightning.data.loader import Batch, BatchLoader, ResumableLoader
 from mtp_lightning.data.tasks.task import Examples, Task, joined
-from mtp_lightning.data.tokens.order import HORIZON_RESERVE
+from mtp_lightning.data.tokens.windows import HORIZON_RESERVE
 from mtp_lightning.errors import InputError
 
 
@@ -93,7 +93,7 @@ class TaskDataModule(MTPDataModule):
     """Examples of a synthetic task, made while training.
 
     Args:
-        task: what is asked; `mtp_lightning.data.StarGraph`, `mtp_lightning.data.Polynomial`.
+        task: the task; `mtp_lightning.data.StarGraph` or `mtp_lightning.data.Polynomial`.
         context: T, the input tokens of a window; by default the longest training example without its last token.
         pack: one example after the other until a window is full; otherwise one a window. What a window's end cuts is
             lost, so long examples are whole a little less often than they are drawn.

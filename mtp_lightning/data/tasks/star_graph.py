@@ -90,7 +90,7 @@ class StarGraph(Task):
 
     @override
     def space(self, name: str) -> int:
-        """Labels of all nodes in turn, the path that is asked for first; the others' order makes no difference, nor
+        """Labels of all nodes in turn, the path in question first; the others' order makes no difference, nor
         does the order in which edges are listed."""
         return math.perm(self.labels, self.n_nodes) // math.factorial(self.degree - 1)
 

@@ -60,7 +60,7 @@ def joined(parts: list[Examples]) -> Examples:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """What is asked, as a frozen dataclass of its settings (plain values: they travel in checkpoints)."""
+    """A kind of questions, as a frozen dataclass of its settings (plain values: they are kept in checkpoints)."""
 
     @property
     @abstractmethod
@@ -137,7 +137,7 @@ class Task(ABC):
         return joined(parts)
 
     def test(self, name: str, size: int) -> Examples:
-        """`size` test examples, all different, the same whenever asked.
+        """`size` test examples, all different, the same every time.
 
         Raises:
             InputError: there are not so many questions.

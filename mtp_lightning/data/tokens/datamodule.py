@@ -9,13 +9,12 @@ from typing_extensions import override
 
 from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule, check_at_least_one
-from mtp_lightning.data.loader import BatchLoader, ResumableLoader
+from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
 from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
-from mtp_lightning.data.tokens.order import TrainingOrder, ValidationOrder, tokens_needed
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_source
 from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
 from mtp_lightning.data.tokens.tokenizer import load_tokenizer
-from mtp_lightning.data.tokens.windows import TrainingWindows, ValidationWindows
+from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder, tokens_needed
 from mtp_lightning.errors import InputError
 from mtp_lightning.shapes import Int
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtp_lightning.data.tokens.order import prompt_starts
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.data.tokens.windows import prompt_starts
 from mtp_lightning.errors import InputError
 from mtp_lightning.shapes import Int
 
