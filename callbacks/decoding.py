@@ -4,12 +4,12 @@ import math
 
 import lightning.pytorch as pl
 import torch
+from mtp_lightning.decoding.measure import compare
 from torch import Tensor
 from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
 from mtp_lightning.decoding.engine import Engine
-from mtp_lightning.decoding.measure import compare
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 
@@ -70,12 +70,12 @@ class DecodingProbe(ProbeCallback):
         return bool(self._heldout)
 
     @override
-    def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
+    def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
         prompts = self._heldout[: self.prompts if at_end else self.validation_prompts]
         device = model.embedding.weight.device
-        return self.measure(model, [prompt.to(device) for prompt in prompts]) if prompts else {}
+        return self.decode(model, [prompt.to(device) for prompt in prompts]) if prompts else {}
 
-    def measure(self, model: MTPModel, prompts: list[Tensor]) -> dict[str, float]:
+    def decode(self, model: MTPModel, prompts: list[Tensor]) -> dict[str, float]:
         """The metrics over `prompts`."""
         found = compare(Engine(model, dtype=torch.float32), prompts, self.new_tokens)
         shares = {f"decode/acceptance/head_{head}": share for head, share in found.acceptance.items()}

@@ -1,4 +1,4 @@
-"""Whether and when a model learns to copy: names in stories, repeated tokens, and the attention heads behind it."""
+"""Whether and when a model learns to copy: names in stories, repeated tokens, and the attention heads that do it."""
 
 from typing import Any
 
@@ -36,8 +36,8 @@ class InductionProbe(ProbeCallback):
     Args:
         when: every so many steps, "log" (spaced) or at every "validation".
         stories: validation documents with names, at the end.
-        quick_stories: those asked about before, the first ones; most of what asking costs.
-        names: whether to ask about names; text without any needs it off, data that are not text never have them.
+        quick_stories: those measured before that, the first ones; they are most of a measurement's cost.
+        names: whether to measure names; for text without any, turn it off. Data that are not text never have them.
         rows: sequences of repeated tokens.
         length: tokens of a copy.
         pictures: whether to draw heat maps.
@@ -100,7 +100,7 @@ class InductionProbe(ProbeCallback):
         self._quick_suite = InductionSuite(quick, repeated, self.length)
 
     @override
-    def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
+    def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
         assert self._suite is not None
         assert self._quick_suite is not None
         step = trainer.global_step
