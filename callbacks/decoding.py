@@ -4,12 +4,12 @@ import math
 
 import lightning.pytorch as pl
 import torch
-from mtp_lightning.decoding.measure import compare
 from torch import Tensor
 from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
 from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.decoding.measure import compare
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 
