@@ -27,6 +27,9 @@ from mtp_lightning.model.heads import Join, LinearHead
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.shapes import Float
 
+Caches = Sequence[LayerCache]
+"""Of the further heads' layers, in the order in which `draft` runs them."""
+
 
 class Source(NamedTuple):
     """Who proposes the token at one offset: head `head` (from 2), `shift` positions before the last accepted."""
@@ -83,7 +86,7 @@ class Drafter:
         x_BLX: Float[Tensor, "B L X"],
         tables: PositionTables,
         ends: PerRow,
-        cache: Sequence[LayerCache],
+        cache: Caches,
         count: int,
         text: DraftedText,
     ) -> None:
@@ -107,13 +110,7 @@ class ParallelDrafter(Drafter):
         return self.layers.nbytes(count - 1)
 
     def draft(
-        self,
-        x_BLX: Tensor,
-        tables: PositionTables,
-        ends: PerRow,
-        cache: Sequence[LayerCache],
-        count: int,
-        text: DraftedText,
+        self, x_BLX: Tensor, tables: PositionTables, ends: PerRow, cache: Caches, count: int, text: DraftedText
     ) -> None:
         L = x_BLX.shape[1]
         Q = min(L, 1 + self.lookback)
@@ -137,13 +134,7 @@ class LinearDrafter(Drafter):
         return self.weight_GIO[: count - 1].nbytes, 0
 
     def draft(
-        self,
-        x_BLX: Tensor,
-        tables: PositionTables,
-        ends: PerRow,
-        cache: Sequence[LayerCache],
-        count: int,
-        text: DraftedText,
+        self, x_BLX: Tensor, tables: PositionTables, ends: PerRow, cache: Caches, count: int, text: DraftedText
     ) -> None:
         B, Q = len(x_BLX), min(x_BLX.shape[1], 1 + self.lookback)
         rows_RD = x_BLX[:, -Q:].reshape(B * Q, -1)
@@ -161,13 +152,7 @@ class AnticausalDrafter(Drafter):
         return 0, 0
 
     def draft(
-        self,
-        x_BLX: Tensor,
-        tables: PositionTables,
-        ends: PerRow,
-        cache: Sequence[LayerCache],
-        count: int,
-        text: DraftedText,
+        self, x_BLX: Tensor, tables: PositionTables, ends: PerRow, cache: Caches, count: int, text: DraftedText
     ) -> None:
         h_BLGD = x_BLX.view(*x_BLX.shape[:2], self.heads_used - 1, -1)
         _propose_all(h_BLGD.permute(2, 0, 1, 3), sources(self.offsets, count), text)
@@ -206,13 +191,7 @@ class SequentialDrafter(Drafter):
         )
 
     def draft(
-        self,
-        x_BLX: Tensor,
-        tables: PositionTables,
-        ends: PerRow,
-        cache: Sequence[LayerCache],
-        count: int,
-        text: DraftedText,
+        self, x_BLX: Tensor, tables: PositionTables, ends: PerRow, cache: Caches, count: int, text: DraftedText
     ) -> None:
         L = x_BLX.shape[1]
         new, index, h_BLD = tables.window(ends, L), 0, x_BLX
