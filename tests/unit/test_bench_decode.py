@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from slow_decoding import greedy
-from test_checkpoint import save
+from test_checkpoints import save
 from tiny import tiny_backbone
 
-from mtp_lightning.bench.decode_report import heads_used_rows, judge_decoding, markdown
+from mtp_lightning.bench.decode_report import FIGURES, decode_table, heads_used_rows, judge_decoding, markdown
 from mtp_lightning.bench.decoders import Arm, contenders, ours
 from mtp_lightning.bench.decoding import bench_decode, read_bandwidth
 from mtp_lightning.cli import main
@@ -147,6 +147,24 @@ def test_tables_have_the_papers_shape() -> None:
     assert header == ["heads used", "m: speed-up", "tokens/forward"]
     assert lines == [["1", "1.00", "1.00"], ["4", "2.00", "3.00"]]
     assert "| 1 | k = 4 | 420 |" in markdown(rows, "here")
+
+
+def test_a_rate_that_is_not_to_be_judged_stands_in_brackets() -> None:
+    rows = goal_rows(steady=False)  # that of k = 4
+    table = decode_table(rows, "title", "caption")
+    assert len(table.columns) == 3 + len(FIGURES)
+    assert list(table.columns[2].cells) == ["210", "(420)", "420", "140", "100"]
+
+
+def test_a_batch_is_named_once_and_what_was_not_measured_is_a_dash() -> None:
+    rows = goal_rows() + [row | {"batch": 8, "equal": 3, "ties": 1, "different": 1} for row in goal_rows()[:2]]
+    table = decode_table(rows, "title", "caption")
+    assert list(table.columns[0].cells) == ["1", "", "", "", "", "8", ""]
+    assert [row.end_section for row in table.rows] == [False] * 4 + [True, False, False]
+    assert list(table.columns[4].cells)[:4] == ["1.00", "2.00", "0.90", "0.70"]
+    assert list(table.columns[-1].cells) == ["5/5"] * 5 + ["3/5, 1 at ties, 1 DIFFERENT"] * 2
+    over_huggingface = list(table.columns[2 + list(FIGURES).index("over_huggingface")].cells)
+    assert over_huggingface[:2] == ["1.50", "-"]
 
 
 def test_the_command_on_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

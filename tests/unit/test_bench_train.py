@@ -11,9 +11,9 @@ import torch
 from tiny import tiny_backbone
 from torch import Tensor, nn
 
-from mtp_lightning.bench import overhead, train
+from mtp_lightning.bench import harness, overhead, train
 from mtp_lightning.bench.goals import judge
-from mtp_lightning.bench.harness import IdleGate, interleaved
+from mtp_lightning.bench.harness import IdleGate, Timing, interleaved
 from mtp_lightning.bench.peers import (
     CONTENDERS,
     Arm,
@@ -209,6 +209,20 @@ def test_every_contender_has_its_turn_in_every_round() -> None:
     assert calls == list("ababababab")
     assert waits == [4, 5, 6, 7, 8, 9], "before each counted step"
     assert all(timing.cpu_best <= timing.cpu for timing in timings.values())
+
+
+def test_the_median_is_reported_and_the_best_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of 2, 9 and 4 seconds by the wall and of 1, 3 and 8 by the processor; the warm-up's 100 do not count."""
+    now = SimpleNamespace(wall=0.0, cpu=0.0)
+    spent = iter([(100.0, 100.0), (2.0, 1.0), (9.0, 3.0), (4.0, 8.0)])
+
+    def step() -> None:
+        wall, cpu = next(spent)
+        now.wall, now.cpu = now.wall + wall, now.cpu + cpu
+
+    clocks = SimpleNamespace(perf_counter=lambda: now.wall, process_time=lambda: now.cpu)
+    monkeypatch.setattr(harness, "time", clocks)
+    assert interleaved({"a": step}, 3, CPU) == {"a": Timing(median=4.0, best=2.0, cpu=3.0, cpu_best=1.0)}
 
 
 def test_rows_of_a_real_run_carry_what_the_table_needs(monkeypatch: pytest.MonkeyPatch) -> None:
