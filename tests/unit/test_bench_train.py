@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,6 +190,18 @@ def test_the_gate_waits_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> No
     gate()
     assert (len(said), gate.passed_busy) == (3, 1)
     assert "waiting for a quiet machine (20% idle" in said[0]
+
+
+def test_the_machine_is_as_idle_as_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 ticks of all processors 30 were idle, 5 of them waiting for a disk."""
+    lines = iter(["cpu  100 0 50 800 20 0 0 0 9 9\n", "cpu  108 0 52 825 25 0 0 0 99 99\n"])
+    monkeypatch.setattr(harness, "open", lambda *_, **__: StringIO(next(lines)), raising=False)
+    waits: list[float] = []
+    monkeypatch.setattr(harness, "time", SimpleNamespace(sleep=waits.append))
+    assert harness.idle_share(0.2) == 0.75
+    assert waits == [0.2]
+    monkeypatch.setattr(harness, "_processor_ticks", lambda: None)
+    assert harness.idle_share(0.2) == 1.0, "where nothing is known, nobody waits"
 
 
 def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
