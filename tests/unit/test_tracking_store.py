@@ -126,7 +126,12 @@ def test_a_locked_database_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("said", "number"),
-    [("database or disk is full", errno.ENOSPC), ("attempt to write a readonly database", errno.EROFS)],
+    [
+        ("database or disk is full", errno.ENOSPC),
+        ("disk I/O error", errno.EIO),
+        ("attempt to write a readonly database", errno.EROFS),
+        ("unable to open database file", errno.EACCES),
+    ],
 )
 def test_a_disk_that_is_full_is_an_error_that_names_the_file(said: str, number: int) -> None:
     def call() -> None:

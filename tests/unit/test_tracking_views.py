@@ -37,12 +37,17 @@ def test_a_view_shows_all_runs_in_groups_and_draws_what_is_compared() -> None:
     state = decoded(encoded(VIEW))
     assert state["runsHiddenMode"] == "SHOW_ALL"
     assert state["searchFilter"] == VIEW.filter
+    assert (state["orderByKey"], state["orderByAsc"]) == ("attributes.start_time", True), "the oldest run first"
     assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "mtp.group"}]
     charts = [(c["type"], c.get("metricKey")) for c in state["compareRunCharts"]]
     assert charts == [("SCATTER", None), ("PARALLEL", None)] + [(kind, m) for kind in ("LINE", "BAR") for m in "ab"]
+    assert state["selectedColumns"] == ["metrics.`a`", "metrics.`b`"]
     assert len({chart["uuid"] for chart in state["compareRunCharts"]}) == 6
-    sections = {section["uuid"] for section in state["compareRunSections"]}
-    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
+    sections = [section["uuid"] for section in state["compareRunSections"]]
+    assert sections == ["overview", "lines", "bars"]
+    assert [chart["metricSectionId"] for chart in state["compareRunCharts"]] == [
+        "overview", "overview", "lines", "lines", "bars", "bars",
+    ]  # fmt: skip
     scatter, parallel = state["compareRunCharts"][:2]
     assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("b", "a")
     assert (parallel["selectedParams"], parallel["selectedMetrics"]) == (["lr"], ["a"])
