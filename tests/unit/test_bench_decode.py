@@ -197,14 +197,14 @@ def test_tables_have_the_papers_shape() -> None:
 
 
 def test_a_rate_that_is_not_to_be_judged_stands_in_brackets() -> None:
-    rows = goal_rows(steady=False)  # that of k = 4
+    rows = decoded_rows(steady=False)  # that of k = 4
     table = decode_table(rows, "title", "caption")
     assert len(table.columns) == 3 + len(FIGURES)
     assert list(table.columns[2].cells) == ["210", "(420)", "420", "140", "100"]
 
 
 def test_a_batch_is_named_once_and_what_was_not_measured_is_a_dash() -> None:
-    rows = goal_rows() + [row | {"batch": 8, "equal": 3, "ties": 1, "different": 1} for row in goal_rows()[:2]]
+    rows = decoded_rows() + [row | {"batch": 8, "equal": 3, "ties": 1, "different": 1} for row in decoded_rows()[:2]]
     table = decode_table(rows, "title", "caption")
     assert list(table.columns[0].cells) == ["1", "", "", "", "", "8", ""]
     assert [row.end_section for row in table.rows] == [False] * 4 + [True, False, False]
