@@ -157,9 +157,9 @@ def _switched(args: Sequence[str], switches: Collection[str]) -> list[str]:
 
 def grid_tools() -> "GridTools":
     """What a grid borrows from the rest of the house. Lightning loads when the first cell is resolved."""
-    from mtp_lightning.config.cache import cache_folder
-    from mtp_lightning.config.compose import Resolver
-    from mtp_lightning.config.paths import find_config
+    from mtp_lightning.config.config_cache import cache_folder
+    from mtp_lightning.config.config_files import find_config
+    from mtp_lightning.config.many_configs import Resolver
     from mtp_lightning.grid.tools import GridTools, default_ui_command
 
     def ui_command(runs: Path, grid: str) -> str:

@@ -7,7 +7,7 @@ resolves file by file, and a later override silently never reaches an earlier fi
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +18,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
-from mtp_lightning.config.checks import check_trainer
+from mtp_lightning.config.config_files import find_config
+from mtp_lightning.config.cross_checks import check_trainer
+from mtp_lightning.config.linked_keys import LINKS
+from mtp_lightning.config.native_precision import native_precision
 from mtp_lightning.config.parser import Parser, input_error_behind, where_said
-from mtp_lightning.config.paths import find_config
-from mtp_lightning.config.precision import native_precision
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.module import MTPModule
@@ -56,19 +57,6 @@ def semantic_parameters(config: dict[str, Any]) -> dict[str, Any]:
     may_change = ("logger", "callbacks", "accelerator", "devices", "num_nodes")
     trainer = {k: v for k, v in config.get("trainer", {}).items() if k not in may_change}
     return {k: v for k, v in config.items() if k not in ("config", "ckpt_path", "trainer")} | {"trainer": trainer}
-
-
-def _horizon(n_future: int, offsets: Sequence[int] | None) -> int:
-    """Tokens a window carries behind its inputs. What is wrong with the two, `HeadsConfig` says."""
-    return max(offsets) if offsets else max(1, n_future)
-
-
-LINKS: tuple[tuple[tuple[str, ...], str, Callable[..., Any] | None], ...] = (
-    (("model.heads.n_future", "model.heads.offsets"), "data.init_args.horizon", _horizon),
-    (("model.backbone.vocab_size",), "data.init_args.vocab_size", None),
-    (("seed_everything",), "data.init_args.seed", None),
-)
-"""(keys, the key that follows from them, how; None: it is the same)."""
 
 
 class MTPCLI(LightningCLI):

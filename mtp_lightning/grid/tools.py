@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from mtp_lightning.config.size import Size
+from mtp_lightning.config.run_size import Size
 from mtp_lightning.grid.report.record import record_report, record_view
 from mtp_lightning.grid.report.report import Report
 from mtp_lightning.grid.report.view import experiment_name

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from mtp_lightning.config import resolve as configurations
-from mtp_lightning.config.compose import Resolver
-from mtp_lightning.config.paths import CONF_DIR
-from mtp_lightning.config.resolve import check_config, parse_config, resolve_config
-from mtp_lightning.config.size import Size
+from mtp_lightning.config import one_config as configurations
+from mtp_lightning.config.config_files import CONF_DIR
+from mtp_lightning.config.many_configs import Resolver
+from mtp_lightning.config.one_config import check_config, parse_config, resolve_config
+from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 
 CONFIG: dict[str, Any] = {

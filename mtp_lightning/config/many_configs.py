@@ -11,14 +11,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mtp_lightning.config.cache import Keys, Plain, Store, exactly, leaves
-from mtp_lightning.config.size import Size
+from mtp_lightning.config.config_cache import Keys, Plain, Store, exactly, leaves
+from mtp_lightning.config.linked_keys import SEED_KEY
+from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 
 if TYPE_CHECKING:
-    from mtp_lightning.config.resolve import Parsed
+    from mtp_lightning.config.one_config import Parsed
 
-SEED_KEY = "seed_everything"
 _SEEDS = (SEED_KEY, "data.init_args.seed")
 """Keys that no check looks at."""
 _ENTANGLED = re.compile(r"\$\{[^}]*(\$\{|:[^}])")
@@ -96,7 +96,7 @@ class _Family:
             way = self._put_together(overrides) or self._parse(overrides)
             name = _without_seeds(way.config)
             if name not in self.checked:
-                from mtp_lightning.config.resolve import check_config
+                from mtp_lightning.config.one_config import check_config
 
                 self.checked[name] = check_config(way.parsed, {".".join(k): v for k, v in way.changes.items()})
             found = way.config, self.checked[name]
@@ -104,7 +104,7 @@ class _Family:
         return found
 
     def _parse(self, overrides: Mapping[str, Any]) -> _Way:
-        from mtp_lightning.config.resolve import parse_config
+        from mtp_lightning.config.one_config import parse_config
 
         parsed = parse_config(self.files, overrides, self.anchor)
         if self.anchor is None:
