@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,7 +21,7 @@ from typing_extensions import override
 
 from mtp_lightning.config.config_files import find_config
 from mtp_lightning.config.cross_checks import check_trainer
-from mtp_lightning.config.linked_keys import LINKS
+from mtp_lightning.config.linked_keys import LINKS, SEED_KEY
 from mtp_lightning.config.native_precision import native_precision
 from mtp_lightning.config.parser import Parser, input_error_behind, where_said
 from mtp_lightning.data.datamodule import MTPDataModule
@@ -59,6 +60,35 @@ def semantic_parameters(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in ("config", "ckpt_path", "trainer")} | {"trainer": trainer}
 
 
+PARSER = {
+    "parser_mode": "omegaconf+",
+    "allow_abbrev": False,
+    "usage": "%(prog)s -c FILE [-c FILE ...] [--KEY VALUE ...]",
+}
+HELP = {
+    "config": "A YAML file with keys from below. Shipped ones are found as conf/base.yaml and so on, from any folder.",
+    SEED_KEY: "Of the weights, of the order of the data, and of all else that is random.",
+    "data": "A data module: `class_path: mtp_lightning.data.TokenDataModule` for text, or TaskDataModule for synthetic "
+    "tasks, and its `init_args`.",
+    "trainer.callbacks": "Callbacks, each as `class_path: callbacks.decoding.DecodingProbe` and its `init_args`; "
+    "`callbacks+:` in a file adds to those of the files before it.",
+    "trainer.logger": "`class_path: mtp_lightning.tracking.logger.MLflowRunLogger` and its `init_args`; false records "
+    "nothing.",
+    "trainer.default_root_dir": "The run's own folder: its checkpoints and state.",
+}
+"""Texts in place of Lightning's."""
+DESCRIPTION = """
+Every key below can stand in a YAML file or on the command line: `model: {heads: {n_future: 4}}` or
+`--model.heads.n_future 4`. Later files and flags win over earlier ones; `--KEY+ VALUE` adds to a list; null unsets.
+
+Example: mtp fit -c conf/base.yaml -c conf/model/tiny.yaml -c conf/data/python_stdlib.yaml --trainer.max_steps 2000
+
+Classes have keys of their own: `mtp fit --data.help TokenDataModule` (or TaskDataModule),
+`--trainer.callbacks.help callbacks.decoding.DecodingProbe`,
+`--trainer.logger.help mtp_lightning.tracking.logger.MLflowRunLogger`.
+"""
+
+
 class MTPCLI(LightningCLI):
     """LightningCLI for `MTPModule` and any `MTPDataModule`.
 
@@ -70,13 +100,16 @@ class MTPCLI(LightningCLI):
     def __init__(self, args: Sequence[str], prog: str = "mtp fit", parse_only: bool = False) -> None:
         self.parse_only = parse_only
         args = resolve_config_paths(args)
+        # Reading what stands below a class's attributes costs half a second, and only help shows it.
+        asks_help = any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args)
+        set_parsing_settings(docstring_parse_attribute_docstrings=asks_help)
         with _telling_where(args):
             super().__init__(
                 MTPModule,
                 MTPDataModule,
                 subclass_mode_data=True,
                 parser_class=Parser,
-                parser_kwargs={"parser_mode": "omegaconf+", "prog": prog, "allow_abbrev": False},
+                parser_kwargs={"prog": prog, "description": DESCRIPTION, **PARSER},
                 save_config_callback=RecordConfig,
                 save_config_kwargs={"save_to_log_dir": False},
                 seed_everything_default=0,
@@ -106,6 +139,8 @@ class MTPCLI(LightningCLI):
             default=None,
             help="Checkpoint to start from; `auto`: the newest good one of trainer.default_root_dir, if there is one.",
         )
+        for action in parser._actions:
+            action.help = HELP.get(action.dest, action.help)
         for sources, target, compute in LINKS:
             parser.link_arguments(sources, target, compute_fn=compute)
 

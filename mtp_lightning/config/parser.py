@@ -1,23 +1,50 @@
 """The parser behind `mtp fit`, and what it says of bad input: which key, where it was set, what was meant."""
 
+import argparse
 import inspect
 import re
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
+from pydoc import locate
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
+from mtp_lightning.config.help_format import HelpFormatter, is_noise
+from mtp_lightning.config.help_format import description as docs_of
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError, did_you_mean
 
+_CLASS_HELP = re.compile(r"Help for --[\w.]+=(?P<path>[\w.]+)")
+"""How jsonargparse describes the parser that it makes for the help of one class."""
+
 
 class Parser(LightningArgumentParser):
     """Turns every complaint into an `InputError`, with the nearest valid key where one is unknown."""
+
+    def __init__(self, *args: Any, description: str = "", **kwargs: Any) -> None:
+        shows_class = _CLASS_HELP.match(description)
+        if shows_class:
+            cls: Any = locate(shows_class["path"])
+            description = f"{shows_class['path']}, whose init_args are below.\n\n{docs_of(cls)}"
+            kwargs["usage"] = SUPPRESS
+        super().__init__(*args, description=description, formatter_class=HelpFormatter, **kwargs)
+
+    @override
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """Ours before Lightning's, every group under its key."""
+        groups = {_group_key(group): group for group in self._action_groups if group.title != "Linked arguments"}
+        for key, group in groups.items():
+            short = "" if self.usage == SUPPRESS else (group.title or "").removeprefix(f"{key}: ").strip().rstrip(":.")
+            group.title = ": ".join(filter(None, [key, short]))
+        order = ["", *sorted(key for key in groups if key.startswith("model")), "data", "trainer"]
+        self._action_groups = [groups.pop(key) for key in order if key in groups] + [*groups.values()]
+        return str(super().format_help(*([] if formatter is None else [formatter])))
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -31,6 +58,11 @@ class Parser(LightningArgumentParser):
         if unknown["group"] and not key.startswith(unknown["group"]):
             key = f"{unknown['group']}.{key}"
         raise InputError(f"there is no key '{key}'{did_you_mean_key(key, self)}") from ex
+
+
+def _group_key(group: argparse._ArgumentGroup) -> str:
+    keys = [action.dest.rpartition(".")[0] or action.dest for action in group._group_actions if not is_noise(action)]
+    return keys[0] if group.title != "options" and keys else ""
 
 
 def input_error_behind(error: BaseException | None) -> InputError | None:

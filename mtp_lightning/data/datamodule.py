@@ -29,6 +29,10 @@ class MTPDataModule(pl.LightningDataModule):
     over the data are a matter of the sample order alone. (A run that Lightning resumes in the middle of its epoch is
     right; where it resumes near the end of one of many epochs it can miscount.)
 
+    Args:
+        horizon: how many tokens ahead the model looks at most; follows from model.heads.
+        vocab_size: vocabulary of the model; follows from model.backbone.vocab_size.
+
     Raises:
         InputError: a number that cannot be.
     """
@@ -98,9 +102,10 @@ class TokenDataModule(MTPDataModule):
         tokenizer: `bytes`, or the path of a tokenizer.json.
         context: T, the input tokens of a window.
         batch_size: windows of a batch, over all processes together.
-        horizon: how many tokens ahead the model looks at most; a window has so many tokens more than T.
-        vocab_size: vocabulary of the model; has to be the tokenizer's.
-        seed: of the order of the training windows.
+        horizon: how many tokens ahead the model looks at most; a window has so many tokens more than T. Follows from
+            model.heads.n_future and offsets, and is not set.
+        vocab_size: vocabulary of the model; has to be the tokenizer's. Follows from model.backbone.vocab_size.
+        seed: of the order of the training windows. Follows from seed_everything.
         validation_fraction: part of the documents, in expectation, that is for validation.
         split_seed: of that choice. Not `seed`: runs with different seeds are validated on the same documents.
         val_windows: validation windows, spread evenly over the validation documents; null for all.
