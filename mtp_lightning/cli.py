@@ -100,9 +100,12 @@ def dispatch(args: list[str]) -> int:
     for words in (2, 1):
         name = " ".join(args[:words])
         if name in COMMANDS:
-            function = load(COMMANDS[name][0])
             if name in FROM_YAML:
-                return function(args[words:]) or 0
+                from mtp_lightning.config.early_checks import check_arguments
+
+                check_arguments(name, args[words:])
+                return load(COMMANDS[name][0])(args[words:]) or 0
+            function = load(COMMANDS[name][0])
             return call(function, args[words:], prog=f"mtp {name}")
     group = [name for name in COMMANDS if name.split()[0] == args[0]]
     if group and (len(args) == 1 or args[1] in ("-h", "--help")):

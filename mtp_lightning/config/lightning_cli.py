@@ -21,9 +21,10 @@ from typing_extensions import override
 
 from mtp_lightning.config.config_files import find_config
 from mtp_lightning.config.cross_checks import check_trainer
-from mtp_lightning.config.linked_keys import LINKS, SEED_KEY
+from mtp_lightning.config.key_origins import KeyOrigins
+from mtp_lightning.config.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
 from mtp_lightning.config.native_precision import native_precision
-from mtp_lightning.config.parser import Parser, input_error_behind, where_said
+from mtp_lightning.config.parser import Parser, input_error_behind
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.module import MTPModule
@@ -94,16 +95,20 @@ class MTPCLI(LightningCLI):
 
     Args:
         args: command-line arguments behind `mtp fit`.
+        flags: what a message says of a key that a flag has set.
         parse_only: stop once the configuration is parsed: no object is made, no random state touched.
     """
 
-    def __init__(self, args: Sequence[str], prog: str = "mtp fit", parse_only: bool = False) -> None:
-        self.parse_only = parse_only
+    def __init__(
+        self, args: Sequence[str], prog: str = "mtp fit", parse_only: bool = False, flags: str = "on the command line"
+    ) -> None:
+        self.parse_only, self.flags = parse_only, flags
         args = resolve_config_paths(args)
+        self.origins = KeyOrigins(args, flags)
         # Reading what stands below a class's attributes costs half a second, and only help shows it.
         asks_help = any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args)
         set_parsing_settings(docstring_parse_attribute_docstrings=asks_help)
-        with _telling_where(args):
+        with _naming_the_place(self.origins):
             super().__init__(
                 MTPModule,
                 MTPDataModule,
@@ -127,7 +132,8 @@ class MTPCLI(LightningCLI):
         """
         other = copy.copy(self)
         args = resolve_config_paths(args)
-        with _telling_where(args):
+        other.origins = KeyOrigins(args, self.flags)
+        with _naming_the_place(other.origins):
             other.parse_arguments(self.parser, list(args))
         return other
 
@@ -151,6 +157,7 @@ class MTPCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except OmegaConfBaseException as error:
             raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        refuse_linked_keys(self.config, self.origins)
 
     @override
     def _set_seed(self) -> None:
@@ -174,7 +181,7 @@ class MTPCLI(LightningCLI):
 
 
 @contextmanager
-def _telling_where(args: Sequence[str]) -> Iterator[None]:
+def _naming_the_place(origins: KeyOrigins) -> Iterator[None]:
     """What is wrong with a value, with the file or flag that it stands in."""
     try:
         yield
@@ -182,7 +189,7 @@ def _telling_where(args: Sequence[str]) -> Iterator[None]:
         refused = input_error_behind(error)
         if refused is None:
             raise
-        raise InputError(f"{refused}{where_said(args, str(refused))}") from error
+        raise InputError(f"{refused}{origins.where(str(refused))}") from error
 
 
 def resolve_config_paths(args: Sequence[str]) -> list[str]:

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mtp_lightning.config.key_origins import KeyOrigins
+from mtp_lightning.errors import InputError
+
 SEED_KEY = "seed_everything"
 
 
@@ -17,3 +20,23 @@ LINKS: tuple[tuple[tuple[str, ...], str, Callable[..., Any] | None], ...] = (
     ((SEED_KEY,), "data.init_args.seed", None),
 )
 """(keys, the key that follows from them, how; None: it is the same)."""
+
+
+def refuse_linked_keys(config: Any, origins: KeyOrigins) -> None:
+    """A value of one's own for such a key would be dropped without a word. The value that it has anyway is fine: the
+    configuration that a run leaves in its folder has every key.
+
+    Args:
+        config: parsed.
+
+    Raises:
+        InputError: another value.
+    """
+    for sources, target, _ in LINKS:
+        given = origins.find(target)
+        if given is None or "${" in str(given.value) or target not in config or given.value == config[target]:
+            continue
+        raise InputError(
+            f"{target} is {given.value}, and follows from {' and '.join(sources)}, which make it {config[target]}: "
+            f"leave it out, and set {sources[0]}"
+        )

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtp_lightning.config.config_cache import Keys, Plain, Store, exactly, leaves
+from mtp_lightning.config.key_origins import KeyOrigins, arguments
+from mtp_lightning.config.known_keys import check_keys
 from mtp_lightning.config.linked_keys import SEED_KEY
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
@@ -37,6 +39,7 @@ class Resolver:
         self._families: dict[tuple[Path, ...], _Family] = {}
         self._cache = cache
         self._sizes: dict[str, Size] = {}
+        self._keys_checked: set[str] = set()
 
     def __call__(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> Plain:
         """
@@ -46,9 +49,21 @@ class Resolver:
         files = tuple(configs)
         if files not in self._families:
             self._families[files] = _Family(files, Store.of(self._cache, files))
+        self.check_keys(files, overrides)
         config, size = self._families[files].resolve(overrides)
         self._sizes[_without_seeds(config)] = size
         return config
+
+    def check_keys(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            InputError: keys that no configuration has; known without Lightning.
+        """
+        numbers = {key: None for key, value in overrides.items() if isinstance(value, (int, float))}
+        name = exactly([[str(path) for path in configs], {**overrides, **numbers}])
+        if name not in self._keys_checked:
+            check_keys(KeyOrigins(arguments(configs, overrides), flags=""))
+            self._keys_checked.add(name)
 
     def measure(self, config: Mapping[str, Any]) -> Size:
         """Of a configuration that was resolved here."""

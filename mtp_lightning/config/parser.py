@@ -3,11 +3,9 @@
 import argparse
 import inspect
 import re
+import textwrap
 from argparse import SUPPRESS
-from collections.abc import Sequence
 from dataclasses import fields
-from itertools import pairwise
-from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn
 
@@ -48,16 +46,22 @@ class Parser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """jsonargparse has a parser for each class: what an inner one says of its key is put below the outer's."""
+        value = _VALUE.match(message)
         refused = input_error_behind(ex)
+        if isinstance(refused, KeyRefusedError) and value:
+            raise KeyRefusedError(f"{value['key']}.{refused.key}", refused.text) from ex
         if refused is not None:
             raise refused
+        if value:
+            raise KeyRefusedError(value["key"], _expected(value["rest"])) from ex
         unknown = _UNKNOWN_KEY.search(message)
         if unknown is None:
             raise InputError(message.strip()) from ex
         key = unknown["option"] or unknown["argument"]
         if unknown["group"] and not key.startswith(unknown["group"]):
             key = f"{unknown['group']}.{key}"
-        raise InputError(f"there is no key '{key}'{did_you_mean_key(key, self)}") from ex
+        raise KeyRefusedError(key, f"there is no key '{{key}}'{did_you_mean_key(key, self)}") from ex
 
 
 def _group_key(group: argparse._ArgumentGroup) -> str:
@@ -70,6 +74,35 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__ or error.__context__
     return error
+
+
+class KeyRefusedError(InputError):
+    """One key is wrong.
+
+    Args:
+        text: what is wrong, with `{key}` where the key's name goes.
+    """
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text.replace("{key}", key))
+        self.key, self.text = key, text
+
+
+_VALUE = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)', re.DOTALL)
+"""How jsonargparse says that a key's value is wrong."""
+_TYPES = {"NoneType": "null", "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def _expected(rest: str) -> str:
+    """What jsonargparse says of a value, without its tree of types."""
+    wrong_class = re.search(r"Problem with given class_path '(.*)':\s*(.*)", rest)
+    if wrong_class:
+        return f"{{key}}.class_path is '{wrong_class[1]}': {wrong_class[2]}"
+    types = dict.fromkeys(re.findall(r"Expected an? <class '(\w+)'>", rest))
+    given = re.search(r"(?:Got|Given) value: (.*)", rest)
+    if not types or not given or not set(types) <= set(_TYPES):
+        return "{key}: " + textwrap.dedent(rest).strip()
+    return f"{{key}} is {given[1]}: it has to be {', or '.join(_TYPES[name] for name in types)}"
 
 
 _UNKNOWN_KEY = re.compile(
@@ -93,18 +126,3 @@ def did_you_mean_key(key: str, parser: LightningArgumentParser) -> str:
 def _subclasses(cls: type) -> set[type]:
     below: list[type] = cls.__subclasses__()
     return {cls}.union(*map(_subclasses, below))
-
-
-def where_said(args: Sequence[str], message: str) -> str:
-    """Where the key that `message` is about was set: a flag, or else the last configuration file that has it."""
-    quoted = re.search(r"no key '([\w./]+)'|Parser key \"([\w.]+)\"|^(\w+(?:\.\w+)+)(?: is |: )", message)
-    if quoted is None:
-        return ""
-    leaf = next(group for group in quoted.groups() if group).split(".")[-1]
-    if any(arg.startswith("-") and re.search(rf"\b{re.escape(leaf)}\b", arg) for arg in args):
-        return " (on the command line)"
-    files = [after for before, after in pairwise(args) if before in ("-c", "--config")]
-    for file in reversed(files):
-        if re.search(rf"(^|[\s{{,]){re.escape(leaf)}\s*:", Path(file).read_text(encoding="utf-8"), re.MULTILINE):
-            return f" (in {file})"
-    return ""
