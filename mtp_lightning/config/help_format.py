@@ -73,7 +73,7 @@ class HelpFormatter(DefaultHelpFormatter):
 def is_noise(action: Action) -> bool:
     """Keys of whole groups, help of classes (which the text of their key mentions), keys that follow from others."""
     return type(action).__name__ in ("_ActionConfigLoad", "_ActionHelpClassPath", "ActionLink") or (
-        action.dest == "print_config"
+        action.dest.startswith("print_")
     )
 
 

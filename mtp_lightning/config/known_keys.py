@@ -45,7 +45,7 @@ def refusal(origin: Origin, among: Sequence[Origin] = ()) -> str | None:
         among: all keys that are set; they say which class `data` is.
     """
     path = origin.path
-    if path[0] in ("help", "print_config", "h"):
+    if path[0] in ("help", "h") or path[0].startswith("print_"):
         return None
     if path[0] not in TOP_LEVEL:
         return _no_key(path[:1], TOP_LEVEL)

@@ -79,7 +79,8 @@ def test_no_shipped_file_is_refused(file: Path) -> None:
 )
 def test_a_typing_error_is_refused(args: list[str], says: str) -> None:
     message = refused(*args)
-    assert message is not None and says in message
+    assert message is not None
+    assert says in message
     assert message.count("there is no key") == len([arg for arg in args if "data.class_path" not in arg]) - (
         "--model.heads.n_futur" in args
     )
