@@ -134,7 +134,7 @@ def call(function: Callable[..., Any], args: Sequence[str], prog: str) -> int:
     parameters = inspect.signature(function).parameters
     handed_in = {"tools": grid_tools()} if "tools" in parameters else {}
     parser = command_parser(function, prog, handed_in)
-    parsed = parser.instantiate(parser.parse_args(_joined(args, parser))).as_dict()
+    parsed = parser.instantiate(parser.parse_args(joined(args, parser))).as_dict()
     return function(**handed_in, **parsed) or 0
 
 
@@ -179,7 +179,7 @@ def _text_of(function: Callable[..., Any], parameter: str) -> str:
     return next((p.description or "" for p in parse(function.__doc__ or "").params if p.arg_name == parameter), "")
 
 
-def _joined(args: Sequence[str], parser: "ArgumentParser") -> list[str]:
+def joined(args: Sequence[str], parser: "ArgumentParser") -> list[str]:
     """Every option in one piece with its value, whatever that looks like: `--prompt ---` is `--prompt=---`, and
     `--watch` is `--watch=true`. `--max-new-tokens` is `--max_new_tokens`."""
     options = {name: action for action in parser._actions for name in action.option_strings}

@@ -32,6 +32,8 @@ def check_keys(origins: KeyOrigins) -> None:
     wrong: dict[str, None] = {}
     for origin in origins.all:
         refused = refusal(origin, origins.all)
+        if origin.path in (("trainer",), ("model",), ("data",)) and origin.value is None:
+            refused = f"{origin.path[0]} is empty: give keys below it, or leave it out"
         if refused:
             wrong[f"{refused}{f' ({origin.where})' if origin.where else ''}"] = None
     if wrong:

@@ -6,14 +6,17 @@ resolves file by file, and a later override silently never reaches an earlier fi
 """
 
 import copy
+import re
+import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 import yaml
 from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -177,7 +180,26 @@ class MTPCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         plugins = without_requeueing(self._get(self.config_init, "trainer.plugins"))
-        return super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
+        try:
+            return super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            raise refused_by_trainer(error, self.config.trainer) from error
+
+
+def refused_by_trainer(error: Exception, trainer: Mapping[str, Any]) -> Exception:
+    """Lightning's complaint about a setting, with its key; any other error as it is.
+
+    Args:
+        trainer: the configuration.
+    """
+    message = " ".join(str(error).split())
+    named = [key for key in trainer if re.search(rf"\b{key}\b", message)]
+    quoted = [key for key, value in trainer.items() if isinstance(value, str) and value and f"'{value}'" in message]
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    if isinstance(error, InputError) or not (named or quoted) or "lightning" not in raised_in:
+        return error
+    key = (named or quoted)[0]
+    return InputError(f"trainer.{key} is {trainer[key]}: {message}")
 
 
 @contextmanager

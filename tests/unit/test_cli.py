@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtp_lightning.cli import COMMANDS, load, main
+from mtp_lightning.cli import COMMANDS, command_parser, joined, load, main
 from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.errors import InputError
 
@@ -37,6 +37,18 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--trainer.log_every_n_steps", "0"], "trainer.log_every_n_steps is 0"),
         (["--model.optimizer.weight_decay", "-1"], "model.optimizer.weight_decay is -1.0"),
         (["--model.backbone.n_heads", "3"], "model.backbone.dim is 128"),
+        (["--trainer.devices", "0"], "trainer.devices is 0: "),
+        (["--trainer.accelerator", "gppu"], "trainer.accelerator is gppu: "),
+        (["--trainer.limit_val_batches", "1.5"], "trainer.limit_val_batches is 1.5: "),
+        (["--trainer.num_nodes", "0"], "trainer.num_nodes is 0: "),
+        (["--trainer.profiler", "simpl"], "trainer.profiler is simpl: "),
+        (["--trainer.max_time", "soon"], "trainer.max_time is soon: "),
+        (["--trainer.val_check_interval", "0.5"], "trainer.val_check_interval is 0.5: a run is one epoch"),
+        (["--trainer.fast_dev_run", "true"], "trainer.fast_dev_run is True: "),
+        (["--trainer", "null"], "trainer is empty: give keys below it"),
+        (["--data.init_args.seed", "3"], "data.init_args.seed is 3, and follows from seed_everything"),
+        (["--data.vocab_size", "300"], "follows from model.backbone.vocab_size"),
+        (["--model.heads.n_future", "many"], "model.heads.n_future is many: it has to be a whole number (on the"),
         (["-c", "conf/model/tny.yaml"], "did you mean 'conf/model/tiny.yaml'?"),
         (["--trainer.default_root_dir", "/proc/runs"], "trainer.default_root_dir: '/proc/runs' cannot be written to"),
     ],
@@ -74,6 +86,8 @@ def test_an_interpolation_into_nothing_is_named(capsys: pytest.CaptureFixture[st
         (["bench", "loss", "--dtype", "fp8"], "dtype is 'fp8'"),
         (["bench", "loss", "--rounds", "many"], "mtp bench loss"),
         (["grid", "plan", "nothing.yaml"], "nothing.yaml"),
+        (["ui", "--prot", "80"], "did you mean '--port'?"),
+        (["generate", "x", "--max_new_token", "4"], "did you mean '--max_new_tokens'?"),
         (["ui"], "no runs are recorded in"),
     ],
 )
@@ -120,6 +134,15 @@ def test_a_full_disk_is_said_without_a_traceback(
     monkeypatch.setattr("mtp_lightning.config.commands.fit", full)
     assert main(["fit"]) == 1
     assert "No space left on device: runs/fit/x.ckpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["# Sort a list", "---", "~", "null", "&a", "", '"quoted"', "{a: 1}", "--prompt"])
+def test_a_text_option_is_text_as_typed(text: str) -> None:
+    parser = command_parser(load(COMMANDS["generate"][0]), "mtp generate")
+    assert parser.parse_args(joined(["x.ckpt", f"--prompt={text}", "--show-drafts"], parser)).prompt == text
+    if text != "--prompt":
+        parsed = parser.parse_args(joined(["x.ckpt", "--prompt", text, "--show_drafts", "--top-k", "3"], parser))
+        assert (parsed.prompt, parsed.show_drafts, parsed.top_k, parsed.json) == (text, True, 3, None)
 
 
 README = Path(__file__).parents[2] / "README.md"

@@ -114,6 +114,6 @@ def test_flags_of_a_grid_are_not_the_command_line() -> None:
 )
 def test_a_broken_file_is_refused_with_its_line(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "d.yaml").write_text(text)
-    with pytest.raises(InputError, match="d.yaml") as refused:
+    with pytest.raises(InputError, match=r"d\.yaml") as refused:
         KeyOrigins(["-c", "d.yaml"])
     assert says in str(refused.value)
