@@ -67,7 +67,7 @@ def check_schedule(config: Any, warn: bool) -> None:
         if every % accumulated:
             raise InputError(
                 f"trainer.val_check_interval is {every} batches and trainer.accumulate_grad_batches {accumulated}: "
-                "a validation, and the checkpoint behind it, would fall inside a step; give a multiple"
+                "a validation, and the checkpoint after it, would fall inside a step; give a multiple"
             )
         if steps * accumulated % every and warn:
             rank_zero_warn(

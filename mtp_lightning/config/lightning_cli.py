@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -183,7 +184,7 @@ class MTPCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-            raise refused_by_trainer(error, self.config.trainer) from error
+            raise refused_by_trainer(error, self.config.trainer.as_dict()) from error
 
 
 def refused_by_trainer(error: Exception, trainer: Mapping[str, Any]) -> Exception:
@@ -193,12 +194,12 @@ def refused_by_trainer(error: Exception, trainer: Mapping[str, Any]) -> Exceptio
         trainer: the configuration.
     """
     message = " ".join(str(error).split())
-    named = [key for key in trainer if re.search(rf"\b{key}\b", message)]
-    quoted = [key for key, value in trainer.items() if isinstance(value, str) and value and f"'{value}'" in message]
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    if isinstance(error, InputError) or not (named or quoted) or "lightning" not in raised_in:
+    named = [(at.start(), key) for key in trainer if (at := re.search(rf"\b{key}\b", message))]
+    by_value = [(0, key) for key, value in trainer.items() if value and f"'{value}'" in message]
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+    if isinstance(error, InputError) or not (named or by_value) or "lightning" not in raised_in:
         return error
-    key = (named or quoted)[0]
+    _, key = min(named or by_value)
     return InputError(f"trainer.{key} is {trainer[key]}: {message}")
 
 

@@ -132,7 +132,7 @@ def test_a_full_disk_is_said_without_a_traceback(
         raise OSError(28, "No space left on device", "runs/fit/x.ckpt")
 
     monkeypatch.setattr("mtp_lightning.config.commands.fit", full)
-    assert main(["fit"]) == 1
+    assert main(["fit", *BASE]) == 1
     assert "No space left on device: runs/fit/x.ckpt" in capsys.readouterr().err
 
 

@@ -309,3 +309,21 @@ def test_weights_of_models_that_are_only_checked_are_not_drawn() -> None:
         weight.normal_()
         torch.nn.init.uniform_(weight)
     assert weight.tolist() == [0.0] * 3
+
+
+def test_a_wrong_key_is_answered_before_anything_is_parsed(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anything parsed to find out which part of the combination is to blame."""
+    monkeypatch.setattr(configurations, "parse_config", None)
+    monkeypatch.setattr(configurations, "check_config", None)
+    files[0].write_text("seed_everything: 1\n")
+    resolve = Resolver(None)
+    wrong, right = {"model.heads.n_futur": 2}, {"model.optimizer.lr": 0.1}
+    with pytest.raises(InputError, match=r"did you mean 'model.heads.n_future'\?$"):
+        resolve(files, {**right, **wrong, "seed_everything": 0})
+    for part in ({}, right):
+        with pytest.raises(InputError, match="not resolved"):
+            resolve(files, {**part, "seed_everything": 3})
+    with pytest.raises(InputError, match="n_futur'"):
+        resolve(files, wrong)
+    with pytest.raises(TypeError):  # what was not part of it is parsed
+        resolve(files, {"model.optimizer.lr": 0.2})
