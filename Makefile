@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test test-slow lint ui install clean
+.PHONY: demo test unit-and-e2e test-slow lint ui install clean
 
 demo: install
 	$(BIN)/mtp grid run experiments/001_head_count/grid.yaml
@@ -14,8 +14,11 @@ demo: install
 ui: install
 	$(BIN)/mtp ui --experiment mtp/head-count
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+# Two processes, a file at a time (tests/conftest.py). `make -j2 test` lints meanwhile.
+test: lint unit-and-e2e
+
+unit-and-e2e: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow

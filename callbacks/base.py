@@ -1,4 +1,4 @@
-"""What callbacks that question the model while it learns share: when they ask, and that training does not notice."""
+"""What callbacks share that measure the model while it learns: when they do, and that training does not notice."""
 
 import math
 import time
@@ -33,15 +33,15 @@ def log_spaced(step: int) -> bool:
 
 
 class ProbeCallback(pl.Callback):
-    """Asks the model something `when` it is due, before the first step and at the end, and records the answers.
+    """Measures the model `when` it is due, before the first step and at the end, and records the results.
 
     Training does not notice: weights, gradients, mode, random states and the order of the data stay as they were. Every
-    rank takes part in gathering sharded weights, and rank zero alone asks. Compiled layers run as they were written.
+    rank takes part in gathering sharded weights, and rank zero alone measures. Compiled layers run uncompiled.
 
-    Of `lead_metrics`, the first step asked at which one was as high as wanted is recorded at the end as
+    Of `lead_metrics`, the first measured step at which one was as high as wanted is recorded at the end as
     `<metric>/lead_step`, where it ever was, and `<metric>/reached` as 1 or 0.
 
-    `perf/probe/<name>/seconds` is recorded with every answer and, at the end, `perf/probe/<name>/share_of_time`: all
+    `perf/probe/<name>/seconds` is recorded with every result and, at the end, `perf/probe/<name>/share_of_time`: all
     its seconds over those of training (of this attempt, where a run was continued).
 
     Args:
@@ -52,7 +52,7 @@ class ProbeCallback(pl.Callback):
     """
 
     name: str
-    """Of the metrics that say what asking costs."""
+    """Part of the names of the metrics that say what measuring costs."""
 
     def __init__(self, when: When) -> None:
         if isinstance(when, int) and when < 1:
@@ -69,18 +69,18 @@ class ProbeCallback(pl.Callback):
         return {}
 
     @abstractmethod
-    def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
+    def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
         """Metrics of the model, which is in evaluation mode; called on rank zero."""
 
     def is_ready(self, trainer: pl.Trainer) -> bool:
-        """Whether there is something to ask with these data; the same on all ranks."""
+        """Whether there is something to measure with these data; the same on all ranks."""
         return True
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
         if trainer.global_step == 0 and self.when != "validation":
-            self._ask(trainer, pl_module)
+            self._measure_now(trainer, pl_module)
 
     @override
     def on_train_batch_end(
@@ -90,19 +90,19 @@ class ProbeCallback(pl.Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches or step >= trainer.max_steps > 0:
             return
         if log_spaced(step) if self.when == "log" else isinstance(self.when, int) and step % self.when == 0:
-            self._ask(trainer, pl_module)
+            self._measure_now(trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if self.when == "validation" and fitting and trainer.global_step != trainer.max_steps:  # the end has its own
-            self._ask(trainer, pl_module)
+            self._measure_now(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._ask(trainer, pl_module, at_end=True)
+        self._measure_now(trainer, pl_module, at_end=True)
 
-    def _ask(self, trainer: pl.Trainer, pl_module: pl.LightningModule, at_end: bool = False) -> None:
+    def _measure_now(self, trainer: pl.Trainer, pl_module: pl.LightningModule, at_end: bool = False) -> None:
         if not self.is_ready(trainer):
             return
         start = time.perf_counter()
@@ -114,7 +114,7 @@ class ProbeCallback(pl.Callback):
             return
         try:
             with undisturbed():
-                metrics = self.ask(trainer, model, at_end)
+                metrics = self.measure(trainer, model, at_end)
         finally:
             own.train(was_training)
         if not metrics:

@@ -70,12 +70,12 @@ class DecodingProbe(ProbeCallback):
         return bool(self._heldout)
 
     @override
-    def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
+    def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
         prompts = self._heldout[: self.prompts if at_end else self.validation_prompts]
         device = model.embedding.weight.device
-        return self.measure(model, [prompt.to(device) for prompt in prompts]) if prompts else {}
+        return self.decode(model, [prompt.to(device) for prompt in prompts]) if prompts else {}
 
-    def measure(self, model: MTPModel, prompts: list[Tensor]) -> dict[str, float]:
+    def decode(self, model: MTPModel, prompts: list[Tensor]) -> dict[str, float]:
         """The metrics over `prompts`."""
         found = compare(Engine(model, dtype=torch.float32), prompts, self.new_tokens)
         shares = {f"decode/acceptance/head_{head}": share for head, share in found.acceptance.items()}

@@ -15,7 +15,7 @@ class ExactMatchProbe(ProbeCallback):
     """Exact-match accuracy of greedy decoding on the task's fixed test questions, as `probe/<task>/<test set>` (paper,
     section 4.2): `probe/polynomial/m_1` ..., `probe/star_graph/path`.
 
-    With data that are no synthetic task it asks nothing.
+    With data that are no synthetic task it measures nothing.
 
     Args:
         when: every so many steps, "log" (spaced) or at every "validation".
@@ -42,15 +42,15 @@ class ExactMatchProbe(ProbeCallback):
         return self._lead
 
     @override
-    def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
+    def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
         data = _data(trainer)
         assert isinstance(data, TaskDataModule)
-        asked = {
+        test_sets = {
             name: test if at_end else test.take(np.arange(min(self.questions, len(test.lengths))))
             for name, test in data.test_sets.items()
         }
-        self._lead = {f"probe/{data.task.name}/{name}": (1 + data.task.chance) / 2 for name in asked}
-        found = exact_match(model, data.task, asked)
+        self._lead = {f"probe/{data.task.name}/{name}": (1 + data.task.chance) / 2 for name in test_sets}
+        found = exact_match(model, data.task, test_sets)
         return {f"probe/{data.task.name}/{name}": value for name, value in found.items()}
 
 

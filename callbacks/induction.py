@@ -1,4 +1,4 @@
-"""Whether and when a model learns to copy: names in stories, repeated tokens, and the attention heads behind it."""
+"""Whether and when a model learns to copy: names in stories, repeated tokens, and the attention heads that do it."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import numpy as np
 from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
-from mtp_lightning.data.datamodule import TokenDataModule
 from mtp_lightning.data.stories.names import NamedStories
+from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.attention import AttentionScores
@@ -16,8 +16,8 @@ from mtp_lightning.probes.pictures import film_strip, heat_map
 from mtp_lightning.probes.suite import (
     TEXTS_A_STORY,
     InductionSuite,
-    ask_induction,
-    ask_without,
+    measure_induction,
+    measure_without,
     prepare_names,
     prepare_repeated,
 )
@@ -36,8 +36,8 @@ class InductionProbe(ProbeCallback):
     Args:
         when: every so many steps, "log" (spaced) or at every "validation".
         stories: validation documents with names, at the end.
-        quick_stories: those asked about before, the first ones; most of what asking costs.
-        names: whether to ask about names; text without any needs it off, data that are not text never have them.
+        quick_stories: those measured before that, the first ones; they are most of a measurement's cost.
+        names: whether to measure names; for text without any, turn it off. Data that are not text never have them.
         rows: sequences of repeated tokens.
         length: tokens of a copy.
         pictures: whether to draw heat maps.
@@ -100,14 +100,14 @@ class InductionProbe(ProbeCallback):
         self._quick_suite = InductionSuite(quick, repeated, self.length)
 
     @override
-    def ask(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
+    def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
         assert self._suite is not None
         assert self._quick_suite is not None
         step = trainer.global_step
-        metrics, scores = ask_induction(model, self._suite if at_end else self._quick_suite)
+        metrics, scores = measure_induction(model, self._suite if at_end else self._quick_suite)
         self._history.append((step, scores))
         if at_end:
-            metrics |= ask_without(model, self._suite, scores)
+            metrics |= measure_without(model, self._suite, scores)
         if self.pictures:
             self.save_picture(trainer, heat_map(scores, f"step {step:,}"), f"induction/step-{step:08d}.png")
             if at_end:

@@ -52,8 +52,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
     "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),
-    "bench train": ("mtp_lightning.bench.train:train_command", "training steps against Hugging Face and naive code"),
-    "bench decode": ("mtp_lightning.bench.decode:decode_command", "self-speculative decoding against plain and peers"),
+    "bench train": (
+        "mtp_lightning.bench.train_command:train_command",
+        "training steps against Hugging Face and naive code",
+    ),
+    "bench decode": (
+        "mtp_lightning.bench.decode_command:decode_command",
+        "self-speculative decoding against plain and peers",
+    ),
     "ui": ("mtp_lightning.tracking.command:ui_command", "the MLflow UI on this project's runs, on 127.0.0.1"),
 }
 FROM_YAML = ("fit", "validate")
@@ -236,7 +242,7 @@ def cell_command(cell: "Cell") -> list[str]:
 
 def cell_config(cell: "Cell") -> dict[str, Any]:
     """The cell's configuration with its own folder, its MLflow run, and the shards of all cells in one place."""
-    from mtp_lightning.grid.report.view import experiment_name
+    from mtp_lightning.grid.report.mlflow_page import experiment_name
     from mtp_lightning.tracking.store import default_tracking_uri
 
     runs = cell.directory.parent

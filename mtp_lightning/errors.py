@@ -15,7 +15,7 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 
 
 PREEMPTED = 75
-"""Exit status of a run that was told to stop and has saved what it goes on from (EX_TEMPFAIL of sysexits.h)."""
+"""Exit status of a run that was asked to stop and has saved what it goes on from (EX_TEMPFAIL of sysexits.h)."""
 
 
 class Preempted(SystemExit):

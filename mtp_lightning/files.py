@@ -45,7 +45,7 @@ class FileLock:
     """An exclusive lock that the operating system drops when the last process holding it is gone.
 
     The launcher hands the open descriptor on to the process it starts. So a cell stays locked while it runs even if
-    its launcher is killed, and nothing is left behind to clean up when both are.
+    its launcher is killed, and nothing is left to clean up when both are.
     """
 
     def __init__(self, path: Path) -> None:

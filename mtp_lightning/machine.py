@@ -1,4 +1,4 @@
-"""The machine below: what its processor computes natively, and what a process tells its C library about memory."""
+"""The machine: what its processor computes natively, and how a process's C library treats freed memory."""
 
 import ctypes
 import functools

@@ -17,8 +17,9 @@ from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, Backbo
 from mtp_lightning.model.counts import count_parameters, flops_per_token
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.sharding import shard_model
-from mtp_lightning.objective.heads import Question, ask, check_options, model_loss, model_scores
+from mtp_lightning.objective.heads import check_options, model_loss, model_scores
 from mtp_lightning.objective.loss import HeadScores, LossOptions, LossOutput
+from mtp_lightning.objective.targets import Targets, make_targets
 from mtp_lightning.objective.weights import WeightsConfig, complete, head_weights
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
 from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_factor
@@ -55,10 +56,10 @@ class HeadMetrics(Metric):
     correct: Tensor
     n_valid: Tensor
 
-    def __init__(self, terms: int) -> None:
+    def __init__(self, n_losses: int) -> None:
         super().__init__()
         for name in ("nll", "correct", "n_valid"):
-            self.add_state(name, torch.zeros(terms, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(n_losses, dtype=torch.float64), dist_reduce_fx="sum")
 
     @override
     def update(self, scores: HeadScores) -> None:
@@ -104,7 +105,7 @@ class MTPModule(pl.LightningModule):
         check_options(loss, heads)
         self.loss_config, self.optimizer_config, self.schedule_config = loss, optimizer, schedule
         self.model = MTPModel(backbone, heads)
-        self.val_metrics = HeadMetrics(len(heads.terms))
+        self.val_metrics = HeadMetrics(len(heads.loss_names))
         self._since_step: list[LossOutput] = []
         """Losses of the batches whose gradients wait for the next optimizer step."""
         self._gradient_norm: Tensor | float = math.nan
@@ -119,7 +120,7 @@ class MTPModule(pl.LightningModule):
 
     @property
     def horizon(self) -> int:
-        """Tokens that a window carries behind its last input."""
+        """Tokens that a window has after its last input."""
         return self.heads_config.horizon
 
     def describe(self, context: int) -> dict[str, int]:
@@ -132,11 +133,11 @@ class MTPModule(pl.LightningModule):
             "model/flops_per_token": flops,
         }
 
-    def ask(self, batch: dict[str, Tensor]) -> tuple[Question, Tensor | None]:
+    def make_targets(self, batch: dict[str, Tensor]) -> tuple[Targets, Tensor | None]:
         """(inputs and targets, the inputs' document ids)."""
         documents = batch.get("documents")
-        question = ask(self.heads_config, batch["tokens"], documents, batch.get("loss_mask"))
-        return question, None if documents is None else documents[:, : question.inputs.shape[1]]
+        targets = make_targets(self.heads_config, batch["tokens"], documents, batch.get("loss_mask"))
+        return targets, None if documents is None else documents[:, : targets.inputs.shape[1]]
 
     def head_weights(self) -> tuple[float, ...]:
         """The losses' weights at this step."""
@@ -152,9 +153,9 @@ class MTPModule(pl.LightningModule):
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        question, documents_BT = self.ask(batch)
+        targets, documents_BT = self.make_targets(batch)
         count = mean_over_ranks if self.trainer.world_size > 1 else None
-        out = model_loss(self.model, question, documents_BT, self.head_weights(), self.loss_config, count)
+        out = model_loss(self.model, targets, documents_BT, self.head_weights(), self.loss_config, count)
         self._since_step.append(out._replace(total=out.total.detach()))
         return out.total
 
@@ -165,10 +166,10 @@ class MTPModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the trainer says, and keep the norm before clipping, which is then not computed a second time.
+        """Clip as the trainer is configured, and keep the norm before clipping, so that it is computed once.
 
         n summed losses make it about n times larger, so that the clip bites more often. Under ZeRO parameters have no
-        gradients to look at: the engine clips, and the strategy is asked for the norm behind the step.
+        gradients to look at: the engine clips, and the strategy is asked for the norm after the step.
         """
         if hasattr(self.trainer.strategy, "gradient_norm"):
             return
@@ -184,9 +185,9 @@ class MTPModule(pl.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Make the step, then record it, step k being the k-th.
+        """Make the step, then record it; steps are counted from 1.
 
-        Recorded here and not through `self.log`, which reaches the loggers only behind `on_train_batch_end`: a
+        Recorded here and not through `self.log`, which reaches the loggers only after `on_train_batch_end`: a
         checkpoint taken there would come before its own step's record, and a run killed then would lack that step.
         """
         logs, lr, weights = self._logs_step(), optimizer.param_groups[0]["lr"], self.head_weights()
@@ -201,9 +202,9 @@ class MTPModule(pl.LightningModule):
             torch.stack([sum(out.nll for out in outs).double(), sum(out.n_valid for out in outs).double()])  # type: ignore[union-attr]
         )
         total = mean_over_ranks(torch.stack([out.total for out in outs]).mean())
-        terms, means = self.heads_config.terms, (nll_N / n_valid_N.clamp(min=1)).tolist()
-        metrics = {f"train/loss/{term}": nll for term, nll in zip(terms, means)}
-        metrics |= {f"train/weight/{term}": weight for term, weight in zip(terms, weights)}
+        names, means = self.heads_config.loss_names, (nll_N / n_valid_N.clamp(min=1)).tolist()
+        metrics = {f"train/loss/{name}": nll for name, nll in zip(names, means)}
+        metrics |= {f"train/weight/{name}": weight for name, weight in zip(names, weights)}
         norm = self._gradient_norm
         if hasattr(self.trainer.strategy, "gradient_norm"):
             norm = self.trainer.strategy.gradient_norm()
@@ -223,8 +224,8 @@ class MTPModule(pl.LightningModule):
 
     @override
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        question, documents_BT = self.ask(batch)
-        self.val_metrics.update(model_scores(self.model, question, documents_BT))
+        targets, documents_BT = self.make_targets(batch)
+        self.val_metrics.update(model_scores(self.model, targets, documents_BT))
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -232,8 +233,8 @@ class MTPModule(pl.LightningModule):
         self.val_metrics.reset()
         measured_N = nll_N[~nll_N.isnan()]  # a head without a valid target adds nothing
         metrics = {"val/loss": measured_N.sum().item() if len(measured_N) else math.nan}
-        for term, nll, accuracy in zip(self.heads_config.terms, nll_N.tolist(), accuracy_N.tolist()):
-            metrics |= {f"val/loss/{term}": nll, f"val/accuracy/{term}": accuracy}
+        for name, nll, accuracy in zip(self.heads_config.loss_names, nll_N.tolist(), accuracy_N.tolist()):
+            metrics |= {f"val/loss/{name}": nll, f"val/accuracy/{name}": accuracy}
         bytes_per_token = getattr(self.trainer.datamodule, "bytes_per_token", None)  # type: ignore[attr-defined]
         if bytes_per_token:
             metrics["val/bits_per_byte"] = nll_N[0].item() / math.log(2) / bytes_per_token

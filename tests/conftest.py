@@ -3,10 +3,15 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,3 +20,18 @@ def own_cache() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         yield
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`-n 2`: a file's tests run in one process, in their order, since they share what the file builds; so do all
+    tests on Slurm, which share a cluster. Files begin in their order, too: the long ones of tests/e2e are first."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "slurm" if file.startswith("tests/e2e/test_slurm") else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)

@@ -1,10 +1,8 @@
-"""How `mtp bench decode` shows its rows: tables, the table of the paper's S2 and S3, a figure, the goals."""
+"""How `mtp bench decode` shows its rows: tables, the table of the paper's S2 and S3, a figure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from mtp_lightning.bench.goals import Goal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +43,7 @@ def decode_table(rows: Sequence[Row], title: str, caption: str) -> "Table":
             table.add_section()
         shown = {key: _shown(row, key) for key in FIGURES}
         if not row["steady"]:
-            shown["tokens_per_second"] = f"({shown['tokens_per_second']})"
+            shown["tokens_per_second"] = f"{shown['tokens_per_second']}"
         table.add_row("" if row["batch"] == previous else str(row["batch"]), row["arm"], *shown.values(), texts(row))
         previous = row["batch"]
     return table
@@ -157,46 +155,6 @@ def _finish(axes: "Axes", values: Sequence[Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize="small")
-
-
-def judge_decoding(rows: Sequence[Row]) -> list[Goal]:
-    """The project's goals, stated for d = 256 in float32 on one thread; on others the ratios say something else."""
-    single = [row for row in rows if row["batch"] == 1]
-    goals: list[Goal] = []
-
-    def plain_of(row: Row) -> Row:
-        same = [r for r in rows if (r["model"], r["batch"]) == (row["model"], row["batch"])]
-        return _arm(same, "plain") or row
-
-    def add(text: str, bound: float, row: Row | None, key: str, at_least: bool = True) -> None:
-        if row is None or key not in row:
-            goals.append(Goal(text, bound, None, None, "not measured"))
-        elif not (row["steady"] and plain_of(row)["steady"]):
-            goals.append(Goal(text, bound, row[key], None, "too few rounds, or median far below best"))
-        else:
-            goals.append(Goal(text, bound, row[key], row[key] >= bound if at_least else row[key] <= bound))
-
-    for model in dict.fromkeys(row["model"] for row in single):
-        own = [row for row in single if row["model"] == model]
-        add(f"{model}: plain over Hugging Face, equal layers", 1.5, _arm(own, "plain"), "over_huggingface")
-        n = own[0]["n_future"]
-        if n == 4:
-            bound = 0.75 if own[0]["n_layers"] >= 24 else 0.65
-            drafted = _arm(own, "k = 4")
-            add(f"{model}: speed-up over tokens per forward, k = 4", bound, drafted, "efficiency")
-            add(f"{model}: cost of a step over plain, k = 4", 1.4, drafted, "step_cost", at_least=False)
-            add(f"{model}: drafting over Hugging Face's n = 1", 4.0, drafted, "over_huggingface_n1")
-    for row in rows:
-        if row["arm"] == "k = auto":
-            add(f"{row['model']}: adaptive over plain, batch {row['batch']}", 1.0, row, "speedup")
-    ours = [row for row in rows if row["arm"].startswith("k = ")] or [{"equal": 1, "texts": 1}]
-    share = sum(row["equal"] for row in ours) / sum(row["texts"] for row in ours)
-    goals.append(Goal("texts equal to plain decoding's, ours", 1.0, share, share >= 1.0))
-    return goals
-
-
-def _arm(rows: Sequence[Row], arm: str) -> Row | None:
-    return next((row for row in rows if row["arm"] == arm), None)
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -121,7 +121,7 @@ def interleaved(
 
 
 def peak_memory_bytes(prepare: Callable[..., Callable[[], object]], threads: int, *args: Any) -> int:
-    """Bytes at the peak of `prepare(*args)()` above what `prepare` left behind, in a process of its own.
+    """Bytes at the peak of `prepare(*args)()` above what `prepare` had allocated, in a process of its own.
 
     On CUDA what the allocator gave out; on the CPU resident memory, whose high-water mark Linux lets us reset. There
     the child's malloc maps every tensor afresh and unmaps it when freed: a heap that keeps freed memory for later

@@ -1,6 +1,5 @@
 """`mtp bench loss`: time and peak memory of the multi-head loss, ours against naive and checkpointed."""
 
-import json as json_module
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from mtp_lightning.bench.harness import describe_machine, interleaved, peak_memory_bytes, pin_threads
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import check_json, write_json
 from mtp_lightning.objective.loss import Implementation, LossOptions, multi_token_loss
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("chunked", "checkpointed", "naive")
@@ -101,6 +101,7 @@ def loss_command(
     """
     if dtype not in ("bf16", "fp32"):
         raise InputError(f"dtype is '{dtype}': it has to be bf16 or fp32")
+    check_json(json)
     from rich.console import Console
     from rich.table import Table
 
@@ -133,5 +134,4 @@ def loss_command(
         )
     console.print(table)
     if json:
-        content = {"machine": machine, "shape": shape, "rounds": rounds, "rows": rows}
-        Path(json).write_text(json_module.dumps(content, indent=2) + "\n")
+        write_json(Path(json), {"machine": machine, "shape": shape, "rounds": rounds, "rows": rows})

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from mtp_lightning.bench.harness import synchronize
-from mtp_lightning.bench.peers import Workload
+from mtp_lightning.bench.train_contenders import Workload
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.objective.heads import ask, model_loss
+from mtp_lightning.objective.heads import model_loss
+from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
 
 STEPS = 30
@@ -65,7 +66,7 @@ def bare_steps(workload: Workload, n_future: int, clock: Callable[[], float]) ->
         synchronize(device)
         starts.append(clock())
         with workload.forward():
-            total = model_loss(model, ask(heads, window_BL)).total
+            total = model_loss(model, make_targets(heads, window_BL)).total
         total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -120,7 +121,7 @@ def _memory_logger() -> Any:
     from lightning.pytorch.loggers.logger import Logger
 
     class InMemory(Logger):
-        """Keeps what it is told."""
+        """Keeps what is logged."""
 
         name, version = "memory", "0"
 

@@ -16,8 +16,12 @@ from mtp_lightning.config.help_format import HelpFormatter, is_noise
 from mtp_lightning.config.help_format import description as docs_of
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
+from mtp_lightning.data.tasks.datamodule import TaskDataModule
+from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.errors import InputError, did_you_mean
 
+DATA_MODULES = (TaskDataModule, TokenDataModule)
+"""Loaded here, so that their names alone can be given for their paths."""
 _CLASS_HELP = re.compile(r"Help for --[\w.]+=(?P<path>[\w.]+)")
 """How jsonargparse describes the parser that it makes for the help of one class."""
 

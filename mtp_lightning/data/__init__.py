@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtp_lightning.data.corpora.source import SourceConfig
-    from mtp_lightning.data.datamodule import MTPDataModule, TokenDataModule
+    from mtp_lightning.data.datamodule import MTPDataModule
     from mtp_lightning.data.tasks.datamodule import TaskDataModule
     from mtp_lightning.data.tasks.polynomial import Polynomial
     from mtp_lightning.data.tasks.star_graph import StarGraph
+    from mtp_lightning.data.tokens.datamodule import TokenDataModule
 
 __all__ = ["MTPDataModule", "Polynomial", "SourceConfig", "StarGraph", "TaskDataModule", "TokenDataModule"]
 
@@ -22,7 +23,7 @@ _HOMES = {
     "SourceConfig": "corpora.source",
     "StarGraph": "tasks.star_graph",
     "TaskDataModule": "tasks.datamodule",
-    "TokenDataModule": "datamodule",
+    "TokenDataModule": "tokens.datamodule",
 }
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from mtp_lightning.data.corpora.source import SourceConfig, documents
+from mtp_lightning.data.corpora.documents import documents
+from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
@@ -40,7 +41,7 @@ def prepare_command(
         kind: where the corpus comes from.
         path: file, folder or glob pattern; name of a hub data set.
         glob: which files of a folder to read, as in "**/*.md".
-        separator: splits text files into documents, behind `re:` as a regular expression; by default a file is one.
+        separator: splits text files into documents; after `re:` a regular expression; by default a file is one.
         text_column: column of json, parquet and hub data that holds the text.
         name: configuration of a hub data set.
         split: split of a hub data set.
@@ -102,7 +103,7 @@ def train_tokenizer_command(
         kind: where the corpus comes from.
         path: file, folder or glob pattern; name of a hub data set.
         glob: which files of a folder to read, as in "**/*.md".
-        separator: splits text files into documents, behind `re:` as a regular expression; by default a file is one.
+        separator: splits text files into documents; after `re:` a regular expression; by default a file is one.
         text_column: column of json, parquet and hub data that holds the text.
         name: configuration of a hub data set.
         split: split of a hub data set.

@@ -2,14 +2,14 @@
 
     gain of k heads = tokens that a forward with k heads makes certain / its seconds over those of a plain forward
 
-The tokens follow from the acceptance of every place, which any forward that verifies tells. The cost (those seconds)
-depends on the machine and the number of rows: it is measured in trials, a few forwards with another k beside those with
-the k in use. The highest gain wins; k = 1, plain decoding, has gain 1.
+The tokens follow from how often the draft at each offset is accepted, which every forward that verifies shows. The cost
+(those seconds) depends on the machine and the number of rows: it is measured in trials, a few forwards with another k
+beside those with the k in use. The highest gain wins; k = 1, plain decoding, has gain 1.
 
 What a trial loses, against the k in use for the same tokens, is a debt, paid off with SHARE of all time; the next trial
-waits for that. So a new engine begins plainly, tries two heads, and more only where what is known of those promises
-something; and where drafts never pay it is slower than plain decoding by about SHARE. Its `Experience` outlives a text:
-the next begins with what is best.
+waits until it is paid. So a new engine begins plainly and tries two heads, and more only if the results with two are
+promising; and where drafts never pay it is slower than plain decoding by about SHARE. The `Experience` is kept from
+text to text: the next begins with what is best.
 """
 
 from collections import defaultdict, deque
@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 MEMORY = 64
-"""Drafts of a place, about, that its acceptance remembers."""
+"""About how many drafts at an offset its acceptance is an average over."""
 DOUBT = 2.0
-"""Drafts that weigh as much as what the place before suggests (the first place: that every second one is right)."""
+"""Drafts that weigh as much as what the offset before suggests (the first offset: that every second one is right)."""
 KEPT = 5
-"""Measurements of one thing."""
+"""Newest measurements of one thing that are kept."""
 TRIAL = 4
-"""Forwards that try a number of heads."""
+"""Forwards of one trial."""
 SURE = 3
 """Trials that make the cost of the heads in use credible."""
 REST = 32
@@ -40,14 +40,14 @@ class Experience:
     """What decoding with one engine has taught so far.
 
     Args:
-        places: how many places ahead each head looks.
+        offsets: how many tokens ahead each head looks.
     """
 
-    def __init__(self, places: Sequence[int]) -> None:
-        self.places, self.most = places, len(places)
-        self.right = dict.fromkeys(range(2, places[-1] + 1), 0.0)
+    def __init__(self, offsets: Sequence[int]) -> None:
+        self.offsets, self.most = offsets, len(offsets)
+        self.right = dict.fromkeys(range(2, offsets[-1] + 1), 0.0)
         self.reached = dict(self.right)
-        """Drafts of each place whose turn came; `right`: those of them that were accepted. Old ones fade."""
+        """Drafts at each offset whose turn came; `right`: those of them that were accepted. Old ones fade."""
         self.costs: dict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
         """(size of the batch, heads used) -> seconds of a forward over a plain one's, as every trial found them."""
         self.debt = 0.0
@@ -57,11 +57,11 @@ class Experience:
 
     def observe(self, heads_used: int, accepted: Sequence[int]) -> None:
         """A forward verified the drafts of so many heads, and made so many tokens certain in each row."""
-        for place in range(2, self.places[heads_used - 1] + 1):
-            hits = [count >= place for count in accepted if count >= place - 1]
+        for offset in range(2, self.offsets[heads_used - 1] + 1):
+            hits = [count >= offset for count in accepted if count >= offset - 1]
             fade = (1 - 1 / MEMORY) ** len(hits)
-            self.right[place] = fade * self.right[place] + sum(hits)
-            self.reached[place] = fade * self.reached[place] + len(hits)
+            self.right[offset] = fade * self.right[offset] + sum(hits)
+            self.reached[offset] = fade * self.reached[offset] + len(hits)
 
     def learn(self, rows: int, used: int, tried: int, ratio: float) -> None:
         """A forward with `tried` heads took `ratio` times one with `used`."""
@@ -73,14 +73,14 @@ class Experience:
     def tokens(self, heads_used: int) -> float:
         """Expected of a forward that verifies the drafts of so many heads."""
         total, chance, reached = 1.0, 0.5, 1.0
-        for place in range(2, self.places[heads_used - 1] + 1):
-            chance = (self.right[place] + DOUBT * chance) / (self.reached[place] + DOUBT)
+        for offset in range(2, self.offsets[heads_used - 1] + 1):
+            chance = (self.right[offset] + DOUBT * chance) / (self.reached[offset] + DOUBT)
             reached *= chance
             total += reached
         return total
 
     def cost(self, rows: int, heads_used: int) -> float | None:
-        """Of a forward, in plain ones; at a size never measured that of the nearest; None before any."""
+        """Of a forward, in plain ones; at a size never measured the nearest size's; None before any measurement."""
         if heads_used == 1:
             return 1.0
         sizes = [size for size, k in self.costs if k == heads_used]
@@ -99,12 +99,12 @@ class Experience:
         return best if self.gain(rows, best) > MARGIN * self.gain(rows, used) else used
 
     def measured(self, rows: int, heads_used: int) -> int:
-        """Trials that tell the cost at this very size."""
+        """Trials in which the cost at this very size was measured."""
         return SURE if heads_used == 1 else len(self.costs.get((_size(rows), heads_used), ()))
 
     def to_try(self, rows: int, used: int) -> int | None:
-        """The next trial, if anything speaks for one: the most promising number that was never tried, of up to twice as
-        many heads as were; plain decoding, while the cost of the heads in use is that of another size, or hardly
+        """The next trial, if there is a reason for one: the most promising number that was never tried, up to twice as
+        many heads as were tried; plain decoding, while the cost of the heads in use is that of another size, or hardly
         measured; after a rest, plain decoding and a neighbour in turn.
         """
         tried = [k for k in range(1, self.most + 1) if self.cost(rows, k)]
@@ -130,7 +130,7 @@ class Adaptive:
     """Chooses `heads_used` for every next forward of one batch.
 
     Attributes:
-        used: the number of heads in use; at first, for drafts behind the prompts.
+        used: the number of heads in use; at first, for the drafts after the prompts.
     """
 
     def __init__(self, known: Experience, rows: int, clock: Callable[[], float]) -> None:
@@ -144,11 +144,11 @@ class Adaptive:
         self.last = clock()
 
     def start(self) -> None:
-        """A step begins; without a word it begins where the last one ended."""
+        """A step begins now. Without this call it begins where the last one ended."""
         self.last = self.clock()
 
     def next(self, verified: int, drafted: int, accepted: Sequence[int], left: int) -> int:
-        """Take note of a step that verified the drafts of `verified` heads and drafted with `drafted`; returns how many
+        """Record a step that verified the drafts of `verified` heads and drafted with `drafted`; returns how many
         heads are to draft in the next.
 
         Args:
@@ -173,7 +173,7 @@ class Adaptive:
         known.debt = max(known.debt - SHARE * seconds, 0.0)
         if known.rested % TRIAL == 0:  # looking takes time as well
             self.used = known.best(self.rows, self.used)
-            allowed = known.debt == 0 or not known.measured(self.rows, self.used)  # what is borrowed may be far off
+            allowed = known.debt == 0 or not known.measured(self.rows, self.used)  # another size's cost may be far off
             if allowed and left >= 4 * TRIAL and len(self.seconds[self.used]) >= TRIAL:
                 self._begin(known.to_try(self.rows, self.used))
         return self.tried or self.used

@@ -1,10 +1,10 @@
-"""Choosing tokens: greedily, or sampled exactly from head 1's distribution; and what that makes of a draft.
+"""Choosing tokens: greedily, or sampled exactly from head 1's distribution; and whether a draft is accepted.
 
 Greedy, and sampling by `match`: a position's token is the best of scores, its log-probabilities plus, when sampling,
-Gumbel noise that belongs to the position (the Gumbel-max trick: the best is then a sample). Noise is drawn once a
-position, in order, from the row's own generator, so the text is the same whatever was drafted, accepted or batched with
-it; and drafts chosen under the noise of their position agree with head 1 more often than independent samples would
-(Daliri et al. 2024, arXiv 2408.07978).
+Gumbel noise that belongs to the position (the Gumbel-max trick: the best is then a sample). Noise is drawn once for
+each position, in order, from the row's own generator. So the text is the same whatever was drafted or accepted, and
+whatever else is in the batch; and drafts chosen under the noise of their position agree with head 1 more often than
+independent samples would (Daliri et al. 2024, arXiv 2408.07978).
 
 `ratio`: speculative sampling (Leviathan et al. 2022, arXiv 2211.17192): a draft sampled from q is accepted with
 probability min(1, p / q), else replaced by a sample from max(p - q, 0): the distribution is exact, the text depends on
@@ -18,12 +18,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mtp_lightning.decoding.positions import Positions, Tree
+from mtp_lightning.decoding.positions import PerRow, Tree
 from mtp_lightning.errors import InputError
 from mtp_lightning.shapes import Float, Int
 
 TINY = torch.finfo(torch.float32).tiny
-"""Least value of noise that is divided by, or whose logarithm is taken."""
+"""The least value of noise before it is divided by, or its logarithm is taken."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Sampling:
             raise InputError("top_k and top_p are for sampling: give a temperature above 0 (1 is the model's own)")
 
     def restrict(self, logits: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows V"]:
-        """Logits at this temperature, -inf for tokens that are out of the question."""
+        """Logits at this temperature, -inf for tokens that must not be sampled."""
         logits = logits.float() / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, dim=-1).values[..., -1:]
@@ -74,14 +74,14 @@ class Sampling:
 
 
 class Verdict(NamedTuple):
-    """What head 1 makes of a block of drafts."""
+    """Which drafts of a block head 1 agrees with."""
 
     accepted_B: Tensor  # noqa: N815
-    """How many tokens on from the root are right, at least 1."""
+    """How many tokens are right, counted from the root: at least 1."""
     certain_B: Tensor  # noqa: N815
-    """The token behind them."""
+    """The token after them."""
     path_BA: Tensor | None  # noqa: N815
-    """Trees: the node of each depth on the way to the last right one (beyond it, whatever)."""
+    """Trees: the node of each depth on the way to the last right one; after that, any numbers."""
 
 
 class Chooser:
@@ -97,20 +97,20 @@ class Chooser:
     def begin_draft(self, rows: slice) -> None:
         """Proposals for the next block follow."""
 
-    def draft(self, logits_BJV: Tensor, rows: slice, targets: Positions) -> Int[Tensor, "B J"]:
-        """One token for each of the J places from `targets` on."""
+    def draft(self, logits_BJV: Tensor, rows: slice, targets: PerRow) -> Int[Tensor, "B J"]:
+        """One token for each of the J positions from `targets` on."""
         depths = list(range(logits_BJV.shape[1]))
         return self._scores(logits_BJV, rows, targets, depths).argmax(-1)
 
-    def candidates(self, logits_BJV: Tensor, rows: slice, targets: Positions, most: int) -> Int[Tensor, "B J W"]:
-        """The `most` likeliest tokens for each of the J places."""
+    def candidates(self, logits_BJV: Tensor, rows: slice, targets: PerRow, most: int) -> Int[Tensor, "B J W"]:
+        """The `most` likeliest tokens for each of the J positions."""
         depths = list(range(logits_BJV.shape[1]))
         return self._scores(logits_BJV, rows, targets, depths).topk(most, dim=-1).indices
 
     def verify(
-        self, block_BM: Int[Tensor, "B M"], logits_BMV: Tensor, tree: Tree, rows: slice, targets: Positions
+        self, block_BM: Int[Tensor, "B M"], logits_BMV: Tensor, tree: Tree, rows: slice, targets: PerRow
     ) -> Verdict:
-        """Head 1's choice behind every node, and how far the drafts agree with it."""
+        """Head 1's choice after every node, and how far the drafts agree with it."""
         depths = list(range(tree.size)) if tree.is_chain else tree.depths
         chosen_BM = self._scores(logits_BMV, rows, targets, depths).argmax(-1)
         if tree.is_chain:
@@ -131,7 +131,7 @@ class Chooser:
         last_B1 = path_BA.gather(1, accepted_B1 - 1)
         return Verdict(accepted_B1[:, 0], chosen_BM.gather(1, last_B1)[:, 0], path_BA)
 
-    def _scores(self, logits: Tensor, rows: slice, targets: Positions, depths: list[int]) -> Tensor:
+    def _scores(self, logits: Tensor, rows: slice, targets: PerRow, depths: list[int]) -> Tensor:
         return logits
 
 
@@ -143,7 +143,7 @@ class Matching(Chooser):
 
     def start(self, batch: int, vocab_size: int, most_tokens: int, device: torch.device) -> None:
         self.generators = _generators(self.sampling.seed, batch, device)
-        self.kept = 2 * most_tokens + 1  # positions whose noise may still be asked for
+        self.kept = 2 * most_tokens + 1  # positions whose noise may still be needed
         self.noise_BRV = torch.empty(batch, self.kept, vocab_size, device=device)
         self.made: list[int | None] = [None] * batch
         """Of every row, the first position without noise."""
@@ -152,7 +152,7 @@ class Matching(Chooser):
         self.generators[target], self.made[target] = self.generators[source], self.made[source]
         self.noise_BRV[target] = self.noise_BRV[source]
 
-    def _scores(self, logits: Tensor, rows: slice, targets: Positions, depths: list[int]) -> Tensor:
+    def _scores(self, logits: Tensor, rows: slice, targets: PerRow, depths: list[int]) -> Tensor:
         assert not isinstance(targets, Tensor), "noise is drawn by the host"
         positions = [[target + depth for depth in depths] for target in targets]
         for row, wanted in zip(range(rows.start, rows.stop), positions):
@@ -184,7 +184,7 @@ class Ratio(Chooser):
     def begin_draft(self, rows: slice) -> None:
         self.drafted = 0
 
-    def draft(self, logits_BJV: Tensor, rows: slice, targets: Positions) -> Int[Tensor, "B J"]:
+    def draft(self, logits_BJV: Tensor, rows: slice, targets: PerRow) -> Int[Tensor, "B J"]:
         q_BJV = self.sampling.restrict(logits_BJV).softmax(-1)
         end = self.drafted + q_BJV.shape[1]
         self.q_BJV[rows, self.drafted : end] = q_BJV
@@ -192,7 +192,7 @@ class Ratio(Chooser):
         return self._sample(q_BJV, rows)
 
     def verify(
-        self, block_BM: Int[Tensor, "B M"], logits_BMV: Tensor, tree: Tree, rows: slice, targets: Positions
+        self, block_BM: Int[Tensor, "B M"], logits_BMV: Tensor, tree: Tree, rows: slice, targets: PerRow
     ) -> Verdict:
         p_BMV = self.sampling.restrict(logits_BMV).softmax(-1)
         drafts_BJ1 = block_BM[:, 1:, None]
@@ -201,7 +201,7 @@ class Ratio(Chooser):
         right_BJ = self._exponential(p_BJ.shape[1:], rows).neg().exp() * q_BJ < p_BJ  # exp(-E) is uniform
         accepted_B = 1 + right_BJ.cumprod(dim=1).sum(dim=1)
         at = (torch.arange(len(accepted_B), device=accepted_B.device), accepted_B - 1)
-        rest_BV = (p_BMV[at] - q_BMV[at]).clamp_(min=0)  # behind the last draft q is 0: a sample from p
+        rest_BV = (p_BMV[at] - q_BMV[at]).clamp_(min=0)  # after the last draft q is 0: a sample from p
         rest_BV = torch.where(rest_BV.sum(-1, keepdim=True) > 0, rest_BV, p_BMV[at])
         return Verdict(accepted_B, self._sample(rest_BV[:, None], rows)[:, 0], None)
 

@@ -38,7 +38,7 @@ def generate_command(
         max_new_tokens: Most tokens to add; an end-of-document token ends the text earlier.
         decoding: greedy: plainly, one token per forward. speculative: the same text, drafted by the further heads.
         heads_used: Heads that draft, at most the model's n_future; auto takes as many as pay, measured on the way.
-        tree: Candidates for each draft, [3, 2] for 3 first drafts and 2 behind each; one each without it.
+        tree: Candidates for each draft, [3, 2] for 3 first drafts and 2 after each; one each without it.
         temperature: 0 takes the best token; above, tokens are sampled, 1 from the model's own distribution.
         top_k: Sample among that many most probable tokens.
         top_p: Sample among the fewest most probable tokens of this probability together (nucleus).
@@ -125,7 +125,7 @@ def _check_length(prompt: int, new: int, context: int | None, beyond: bool) -> N
 
 
 def _rejected(step: "Step", tree: list[int] | None, last: bool) -> list[int]:
-    """The drafts of a chain that were not accepted; behind the end of a text nobody knows."""
+    """The drafts of a chain that were not accepted; after the end of a text nobody knows."""
     return [] if tree or last else step.block[len(step.tokens) :]
 
 

@@ -1,11 +1,11 @@
-"""Drafting: how heads 2 .. k of every kind propose the tokens behind the certain next one.
+"""Drafting: how heads 2 .. k of every kind propose the tokens after the certain next one.
 
 One interface for all. A drafter reads its input (the trunk's output, or head 1's state) at a window of accepted
-positions that ends at each row's last, p, brings its own caches up to date, and proposes a token for each of the places
-2, 3, .. ahead of p. Heads that leap leave gaps; a gap is filled by the same head from a position before p (L-MTP,
-arXiv 2505.17505):
+positions that ends at each row's last, p, brings its own caches up to date, and proposes the tokens 2, 3, ..
+ahead of p. Heads that leap leave gaps; a gap is filled by the same head from a position before p (L-MTP, arXiv
+2505.17505):
 
-    heads look 1, 3 and 4 places ahead      place 2: head 2 at p - 1,  place 3: head 2 at p,  place 4: head 3 at p
+    heads look 1, 3 and 4 tokens ahead      token p + 2: head 2 at p - 1,  p + 3: head 2 at p,  p + 4: head 3 at p
 
 Nothing here can make a text wrong, only slow: head 1 verifies every draft.
 """
@@ -20,39 +20,42 @@ from torch import Tensor, nn
 
 from mtp_lightning.decoding.layers import KeyValues, Layer, LayerCache, Norm, SideBySide
 from mtp_lightning.decoding.linear import Linear
-from mtp_lightning.decoding.positions import Positions, Ruler
+from mtp_lightning.decoding.positions import PerRow, PositionTables
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.heads import Join, LinearHead
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.shapes import Float
 
+Caches = Sequence[LayerCache]
+"""Of the further heads' layers, in the order in which `draft` runs them."""
+
 
 class Source(NamedTuple):
-    """Who proposes the token of one place: head `head` (from 2), `shift` positions before the last accepted."""
+    """Who proposes the token at one offset: head `head` (from 2), `shift` positions before the last accepted."""
 
     head: int
     shift: int
 
 
-def sources(places: Sequence[int], heads_used: int) -> list[Source]:
-    """Of the places 2, 3, .. up to that of the last head used: the nearest head that looks so far or further."""
+def sources(offsets: Sequence[int], heads_used: int) -> list[Source]:
+    """For the offsets 2, 3, .. up to the last used head's: the nearest head that looks so far or further."""
     return [
-        Source(head, places[head - 1] - place)
+        Source(head, offsets[head - 1] - offset)
         for head in range(2, heads_used + 1)
-        for place in range(places[head - 2] + 1, places[head - 1] + 1)
+        for offset in range(offsets[head - 2] + 1, offsets[head - 1] + 1)
     ]
 
 
-class Ahead:
-    """What a drafter asks of the text it drafts for."""
+class DraftedText:
+    """The text that a drafter reads, and adds its proposals to."""
 
-    def embedded(self, length: int, place: int) -> Float[Tensor, "B L D"]:
-        """Embeddings of the tokens `place` places ahead of the window's positions, drafts included."""
+    def embedded(self, length: int, offset: int) -> Float[Tensor, "B L D"]:
+        """Embeddings of the tokens `offset` positions after those of the window, drafts included."""
         raise NotImplementedError
 
     def propose(self, states_BJD: Float[Tensor, "B J D"], heads: Sequence[int]) -> None:
-        """Take the states, before the norm, that the next J places' tokens come from, and the heads they are of."""
+        """Choose the next J tokens, from these states (before the norm) of these heads."""
         raise NotImplementedError
 
 
@@ -60,14 +63,14 @@ class Drafter:
     """The further heads of one model.
 
     Attributes:
-        lookback: accepted positions that every draft reads again, for gaps, or as tokens there were drafts so far.
+        lookback: accepted positions that every draft reads again: for gaps, or since their tokens were drafts before.
         reach: positions back that the heads' attention looks.
     """
 
     def __init__(self, model: MTPModel, heads_used: int) -> None:
         self.heads_used = heads_used
-        self.places = model.heads_config.places
-        self.lookback = max(source.shift for source in sources(self.places, heads_used))
+        self.offsets = model.heads_config.head_offsets
+        self.lookback = max(source.shift for source in sources(self.offsets, heads_used))
         self.reach = sys.maxsize
 
     def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> KeyValues | None:
@@ -81,17 +84,17 @@ class Drafter:
     def draft(
         self,
         x_BLX: Float[Tensor, "B L X"],
-        ruler: Ruler,
-        ends: Positions,
-        cache: Sequence[LayerCache],
+        tables: PositionTables,
+        ends: PerRow,
+        cache: Caches,
         count: int,
-        ahead: Ahead,
+        text: DraftedText,
     ) -> None:
         """Propose with heads 2 .. `count` from their input at the last L of each row's `ends[b]` positions."""
         raise NotImplementedError
 
 
-class Parallel(Drafter):
+class ParallelDrafter(Drafter):
     """Heads of one layer each on the trunk's output, as one batched layer."""
 
     def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype, reach: int, rounded: bool) -> None:
@@ -107,16 +110,16 @@ class Parallel(Drafter):
         return self.layers.nbytes(count - 1)
 
     def draft(
-        self, x_BLX: Tensor, ruler: Ruler, ends: Positions, cache: Sequence[LayerCache], count: int, ahead: Ahead
+        self, x_BLX: Tensor, tables: PositionTables, ends: PerRow, cache: Caches, count: int, text: DraftedText
     ) -> None:
         L = x_BLX.shape[1]
         Q = min(L, 1 + self.lookback)
-        last = ruler.window(ends, Q).reaching(ends, self.reach)
-        h_GBQD = self.layers(x_BLX, ruler.window(ends, L, masked=False), last, cache[0], count - 1)
-        _propose_all(h_GBQD, sources(self.places, count), ahead)
+        last = tables.window(ends, Q).reaching(ends, self.reach)
+        h_GBQD = self.layers(x_BLX, tables.window(ends, L, masked=False), last, cache[0], count - 1)
+        _propose_all(h_GBQD, sources(self.offsets, count), text)
 
 
-class Matrices(Drafter):
+class LinearDrafter(Drafter):
     """Linear heads: a matrix each on the trunk's output."""
 
     def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype) -> None:
@@ -131,15 +134,15 @@ class Matrices(Drafter):
         return self.weight_GIO[: count - 1].nbytes, 0
 
     def draft(
-        self, x_BLX: Tensor, ruler: Ruler, ends: Positions, cache: Sequence[LayerCache], count: int, ahead: Ahead
+        self, x_BLX: Tensor, tables: PositionTables, ends: PerRow, cache: Caches, count: int, text: DraftedText
     ) -> None:
         B, Q = len(x_BLX), min(x_BLX.shape[1], 1 + self.lookback)
         rows_RD = x_BLX[:, -Q:].reshape(B * Q, -1)
         h_GRD = rows_RD @ self.weight_GIO[: count - 1]
-        _propose_all(h_GRD.view(len(h_GRD), B, Q, -1), sources(self.places, count), ahead)
+        _propose_all(h_GRD.view(len(h_GRD), B, Q, -1), sources(self.offsets, count), text)
 
 
-class Anticausal(Drafter):
+class AnticausalDrafter(Drafter):
     """Heads below head 1, which has run them all: their states are there already."""
 
     def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> None:
@@ -149,13 +152,13 @@ class Anticausal(Drafter):
         return 0, 0
 
     def draft(
-        self, x_BLX: Tensor, ruler: Ruler, ends: Positions, cache: Sequence[LayerCache], count: int, ahead: Ahead
+        self, x_BLX: Tensor, tables: PositionTables, ends: PerRow, cache: Caches, count: int, text: DraftedText
     ) -> None:
         h_BLGD = x_BLX.view(*x_BLX.shape[:2], self.heads_used - 1, -1)
-        _propose_all(h_BLGD.permute(2, 0, 1, 3), sources(self.places, count), ahead)
+        _propose_all(h_BLGD.permute(2, 0, 1, 3), sources(self.offsets, count), text)
 
 
-class OneByOne(Drafter):
+class SequentialDrafter(Drafter):
     """Heads run one after the other: causal, sequential and recurrent ones, and parallel ones of several layers.
 
     A sequential head reads the token before its target, which may be a draft; so its keys and values at the last
@@ -171,7 +174,7 @@ class OneByOne(Drafter):
         self.heads = [made[module] for module in modules]
         self.config = model.config
         if self.heads[0].joins:
-            self.lookback = max(self.lookback, self.places[heads_used - 2] - 1)
+            self.lookback = max(self.lookback, self.offsets[heads_used - 2] - 1)
 
     def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> KeyValues:
         layers = sum(
@@ -188,24 +191,24 @@ class OneByOne(Drafter):
         )
 
     def draft(
-        self, x_BLX: Tensor, ruler: Ruler, ends: Positions, cache: Sequence[LayerCache], count: int, ahead: Ahead
+        self, x_BLX: Tensor, tables: PositionTables, ends: PerRow, cache: Caches, count: int, text: DraftedText
     ) -> None:
         L = x_BLX.shape[1]
-        where, index, h_BLD = ruler.window(ends, L), 0, x_BLX
+        new, index, h_BLD = tables.window(ends, L), 0, x_BLX
         for number, head in enumerate(self.heads[: count - 1], start=2):
             if head.joins:
-                h_BLD = head.join(h_BLD, ahead.embedded(L, self.places[number - 2]))
+                h_BLD = head.join(h_BLD, text.embedded(L, self.offsets[number - 2]))
             elif not self.on_each_other:
                 h_BLD = x_BLX
             for layer in head.layers:
-                h_BLD = layer(h_BLD, where, cache[index])
+                h_BLD = layer(h_BLD, new, cache[index])
                 index += 1
-            own = [source for source in sources(self.places, count) if source.head == number]
+            own = [source for source in sources(self.offsets, count) if source.head == number]
             if len(own) == 1:
-                ahead.propose(h_BLD[:, -1:], [number])
+                text.propose(h_BLD[:, -1:], [number])
             else:
                 columns = [max(L - 1 - source.shift, 0) for source in own]
-                ahead.propose(h_BLD[:, columns], [number] * len(own))
+                text.propose(h_BLD[:, columns], [number] * len(own))
 
 
 class _HeadLayers:
@@ -226,15 +229,15 @@ class _HeadLayers:
         return self.projection(torch.cat((self.hidden_norm(h_BLD), self.embedding_norm(e_BLD)), dim=-1))
 
 
-def _propose_all(h_GBQD: Float[Tensor, "G B Q D"], of: Sequence[Source], ahead: Ahead) -> None:
-    """Hand in all places at once, of states at the last Q positions (fewer where the text is shorter)."""
+def _propose_all(h_GBQD: Float[Tensor, "G B Q D"], of: Sequence[Source], text: DraftedText) -> None:
+    """Propose all tokens at once, from states at the last Q positions (fewer where the text is shorter)."""
     Q = h_GBQD.shape[2]
     heads = [source.head for source in of]
     if not any(source.shift for source in of):
         h_JBD = h_GBQD[: len(of), :, -1]
     else:
         h_JBD = h_GBQD[[head - 2 for head in heads], :, [max(Q - 1 - source.shift, 0) for source in of]]
-    ahead.propose(h_JBD.transpose(0, 1), heads)
+    text.propose(h_JBD.transpose(0, 1), heads)
 
 
 def make_drafter(model: MTPModel, heads_used: int, dtype: torch.dtype, reach: int, rounded: bool) -> Drafter | None:
@@ -257,9 +260,9 @@ def make_drafter(model: MTPModel, heads_used: int, dtype: torch.dtype, reach: in
             "further ahead, and nothing to draft with; use 1"
         )
     if heads.kind == "linear":
-        return Matrices(model, heads_used, dtype)
+        return LinearDrafter(model, heads_used, dtype)
     if heads.kind == "anticausal":
-        return Anticausal(model, heads_used)
+        return AnticausalDrafter(model, heads_used)
     if heads.kind == "parallel" and heads.layers == 1:
-        return Parallel(model, heads_used, dtype, reach, rounded)
-    return OneByOne(model, heads_used, dtype)
+        return ParallelDrafter(model, heads_used, dtype, reach, rounded)
+    return SequentialDrafter(model, heads_used, dtype)

@@ -13,7 +13,7 @@ from mtp_lightning.decoding.adaptive import Experience
 from mtp_lightning.decoding.drafts import Drafter, make_drafter
 from mtp_lightning.decoding.layers import KeyValues, Layer, LayerCache, Norm
 from mtp_lightning.decoding.linear import Linear, can_pack
-from mtp_lightning.decoding.positions import Where
+from mtp_lightning.decoding.positions import NewPositions
 from mtp_lightning.machine import cpu_has_bfloat16
 from mtp_lightning.model.heads import LinearHead
 from mtp_lightning.model.mtp import MTPModel
@@ -31,7 +31,7 @@ class Engine:
         heads_used: the most heads that are to draft; by default all that can.
         dtype: precision of weights and activations; by default the model's own.
         exact_drafts: draft as the heads were trained. By default parallel heads look back DRAFT_REACH positions, and on
-            a CPU that computes in bfloat16 their SwiGLUs do: a draft is only a guess, and this one comes sooner.
+            a CPU that computes in bfloat16 their SwiGLUs do: a draft is only a guess, and this makes it sooner.
 
     Raises:
         InputError: more heads than the model has, or than can draft.
@@ -52,7 +52,7 @@ class Engine:
         rounded = not exact_drafts and self.device.type == "cpu" and can_pack(torch.bfloat16) and cpu_has_bfloat16()
         reach = sys.maxsize if exact_drafts else DRAFT_REACH
         self.drafter: Drafter | None = make_drafter(model, self.heads_used, self.dtype, reach, rounded)
-        self.experience = Experience(self.heads.places[: self.heads_used])
+        self.experience = Experience(self.heads.head_offsets[: self.heads_used])
         """What `heads_used="auto"` has learned from the texts so far."""
         self.embedding = model.embedding.weight.detach().to(self.dtype, copy=True)
         self.norm = Norm(model.norm)
@@ -73,12 +73,12 @@ class Engine:
             self.taps = ends[1:-1][::-1][: self.heads_used - 1]
         else:
             self.taps = [ends[-1]]
-        """After how many layers of the path the drafter's inputs are to be had."""
+        """The drafter's inputs are the outputs of these layers of the path, counted from 1; 0 is the embedding."""
 
     @property
     def most_tokens(self) -> int:
         """Tokens that one forward can make certain with all heads."""
-        return self.heads.places[self.heads_used - 1]
+        return self.heads.head_offsets[self.heads_used - 1]
 
     def key_values(self, batch: int, size: int) -> KeyValues:
         """Caches of the path."""
@@ -95,13 +95,13 @@ class Engine:
         return weights + batch * length * per_position
 
     def run(
-        self, tokens_BM: Int[Tensor, "B M"], where: Where, cache: Sequence[LayerCache]
+        self, tokens_BM: Int[Tensor, "B M"], new: NewPositions, cache: Sequence[LayerCache]
     ) -> tuple[Float[Tensor, "B M D"], Float[Tensor, "B M X"] | None]:
         """(head 1's states before the norm, the drafter's inputs): one forward over new positions."""
         x_BMD = F.embedding(tokens_BM, self.embedding)
         tapped = {0: x_BMD}
         for i, layer in enumerate(self.path, start=1):
-            x_BMD = layer(x_BMD, where, cache[i - 1])
+            x_BMD = layer(x_BMD, new, cache[i - 1])
             if i in self.taps:
                 tapped[i] = x_BMD
         inputs = [tapped[tap] for tap in self.taps]

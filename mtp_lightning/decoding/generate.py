@@ -1,4 +1,5 @@
 """Decoding with caches, plain or self-speculative (paper, section 3; Stern et al. 2018): the same text, sooner.
+`reference.py` is the same in a few plain lines.
 
 After a forward whose last accepted token is x_t there are a_1, head 1's choice (certain to be right), and a_2 .. a_k,
 those of heads 2 .. k (drafts). One forward over a_1 .. a_k then
@@ -41,7 +42,7 @@ class Step(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """Newly generated tokens of one text and the forwards, behind the prompt's, that they took."""
+    """Newly generated tokens of one text and the forwards, after the prompt's, that they took."""
 
     tokens: list[int]
     steps: list[Step]
@@ -64,7 +65,7 @@ def generate(
     """Continue each prompt until a stop token (kept as the last) or `max_new_tokens`.
 
     Args:
-        heads_used: k. 1 decodes plainly, up to the engine's draft and verify; the engine's by default. "auto": as
+        heads_used: k. 1 decodes plainly, more draft and verify; by default all that the engine was made for. "auto": as
             many as pay, by what the engine has measured in this text and those before.
         tree: candidates for each draft, of heads 2, 3, ..: [3, 2] verifies 3 first drafts, each with 2 second ones.
             A single one each, a chain, by default.
@@ -95,7 +96,7 @@ def stream(
         raise InputError("the prompt is empty: a token is predicted from the ones before it, so give at least one")
     if not 1 <= most <= engine.heads_used:
         raise InputError(f"heads_used is {heads_used}: the model was prepared for at most {engine.heads_used}")
-    shape = check_tree(tree, engine.heads.places[most - 1]) if tree else None
+    shape = check_tree(tree, engine.heads.head_offsets[most - 1]) if tree else None
     if shape and (sampling.accept == "ratio" or heads_used == "auto"):
         raise InputError("a tree of drafts goes with a fixed number of heads, and with acceptance by match")
     if shape and max(shape.branches) > engine.config.vocab_size:
@@ -110,13 +111,13 @@ def stream(
     certain = session.read_prompts(drafted)
     rows = [_Row(i, max_new_tokens, stop_ids) for i in range(len(prompts))]
     while True:
-        for place in reversed(range(session.batch)):  # from the last: a leaving row's place is taken by the last one
-            if (row := rows[place]).ends_with(certain[place]):
-                yield Step(row.number, [certain[place]], [])
+        for index in reversed(range(session.batch)):  # from the last: the last row takes the place of one that leaves
+            if (row := rows[index]).ends_with(certain[index]):
+                yield Step(row.number, [certain[index]], [])
                 row.left = 0
             if row.left == 0:
-                session.remove(place)
-                rows[place], certain[place] = rows[-1], certain[-1]
+                session.remove(index)
+                rows[index], certain[index] = rows[-1], certain[-1]
                 rows.pop()
                 certain.pop()
         if not rows:

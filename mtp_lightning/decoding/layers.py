@@ -1,6 +1,6 @@
 """A model's transformer layers in the form decoding runs them: few operations, each on few rows.
 
-Against `model.block.Block`, which they equal but for rounding: the norms' weights are multiplied into the maps behind
+Against `model.block.Block`, which they equal but for rounding: the norms' weights are multiplied into the maps after
 them, the three maps of the attention are one and so are two of the SwiGLU's, and RoPE's pairs of coordinates lie side
 by side, so that a rotation is one complex product (the same change of order in queries and keys leaves their products
 alone).
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtp_lightning.decoding.linear import Linear
-from mtp_lightning.decoding.positions import Where
+from mtp_lightning.decoding.positions import NewPositions
 from mtp_lightning.model.block import Block
 from mtp_lightning.shapes import Float
 
 
 class KeyValues:
     """Keys and values of `layers` layers for B rows of S slots each, written in place. Rolling back needs nothing:
-    slots behind a row's accepted tokens are hidden by the mask, and written again."""
+    slots after a row's accepted tokens are hidden by the mask, and written again."""
 
     def __init__(self, layers: int, batch: int, size: int, kv_heads: int, like: Tensor, head_dim: int) -> None:
-        self.data = like.new_zeros(layers, 2, batch, kv_heads, size, head_dim)  # a hidden NaN would still spread
+        self.data = like.new_zeros(layers, 2, batch, kv_heads, size, head_dim)  # a NaN would spread, masked or not
         self._views: dict[tuple[int, int], list[LayerCache]] = {}
 
     def layers(self, rows: slice) -> "list[LayerCache]":
@@ -49,24 +49,24 @@ class LayerCache:
     def __init__(self, k_BKSE: Tensor, v_BKSE: Tensor) -> None:
         self.k_BKSE, self.v_BKSE = k_BKSE, v_BKSE
 
-    def write(self, where: Where, k_BMKE: Tensor, v_BMKE: Tensor) -> None:
-        if isinstance(where.slots, slice):
-            self.k_BKSE[:, :, where.slots] = k_BMKE.transpose(1, 2)
-            self.v_BKSE[:, :, where.slots] = v_BMKE.transpose(1, 2)
+    def write(self, new: NewPositions, k_BMKE: Tensor, v_BMKE: Tensor) -> None:
+        if isinstance(new.slots, slice):
+            self.k_BKSE[:, :, new.slots] = k_BMKE.transpose(1, 2)
+            self.v_BKSE[:, :, new.slots] = v_BMKE.transpose(1, 2)
         else:
-            rows_B1, slots_BM = where.slots
+            rows_B1, slots_BM = new.slots
             self.k_BKSE[rows_B1, :, slots_BM] = k_BMKE
             self.v_BKSE[rows_B1, :, slots_BM] = v_BMKE
 
-    def attend(self, where: Where, q_BMHE: Float[Tensor, "B M H E"]) -> Float[Tensor, "B M D"]:
-        seen = slice(where.first, where.span)
+    def attend(self, new: NewPositions, q_BMHE: Float[Tensor, "B M H E"]) -> Float[Tensor, "B M D"]:
+        seen = slice(new.first, new.span)
         k, v = self.k_BKSE[:, :, seen], self.v_BKSE[:, :, seen]
         y = F.scaled_dot_product_attention(
             q_BMHE.transpose(1, 2),
             k,
             v,
-            attn_mask=where.mask,
-            is_causal=where.causal,
+            attn_mask=new.mask,
+            is_causal=new.causal,
             enable_gqa=q_BMHE.shape[2] != k.shape[1],
         )
         return y.transpose(1, 2).flatten(2)
@@ -77,7 +77,7 @@ class LayerCache:
 
 
 class Norm:
-    """x / |x|, RMSNorm but for its weight and the root of the width, which the map behind it has (`folded`).
+    """x / |x|, RMSNorm but for its weight and the root of the width, which are part of the map after it (`folded`).
 
     RMSNorm divides by sqrt(|x|^2 / D + eps), which is hypot(|x|, sqrt(D eps)) / sqrt(D).
     """
@@ -127,11 +127,11 @@ class Layer:
         self.down = Linear(ffn.down.weight, dtype)
         self.itemsize = dtype.itemsize
 
-    def __call__(self, x_BMD: Float[Tensor, "B M D"], where: Where, cache: LayerCache) -> Float[Tensor, "B M D"]:
+    def __call__(self, x_BMD: Float[Tensor, "B M D"], new: NewPositions, cache: LayerCache) -> Float[Tensor, "B M D"]:
         qkv = self.qkv(self.attention_norm(x_BMD)).view(*x_BMD.shape[:2], -1, self.head_dim)
-        turned = rotate(qkv[:, :, : -self.kv_heads], where.angles)
-        cache.write(where, turned[:, :, -self.kv_heads :], qkv[:, :, -self.kv_heads :])
-        x_BMD = x_BMD + self.wo(cache.attend(where, turned[:, :, : -self.kv_heads]))
+        turned = rotate(qkv[:, :, : -self.kv_heads], new.angles)
+        cache.write(new, turned[:, :, -self.kv_heads :], qkv[:, :, -self.kv_heads :])
+        x_BMD = x_BMD + self.wo(cache.attend(new, turned[:, :, : -self.kv_heads]))
         gate, up = self.gate_up(self.ffn_norm(x_BMD)).chunk(2, dim=-1)
         return x_BMD + self.down(F.silu(gate) * up)
 
@@ -205,19 +205,20 @@ class SideBySide:
         self.gate_up, self.down = made(gate_up), made(down)
 
     def __call__(
-        self, x_BLD: Float[Tensor, "B L D"], where: Where, last: Where, cache: LayerCache, count: int
+        self, x_BLD: Float[Tensor, "B L D"], new: NewPositions, last: NewPositions, cache: LayerCache, count: int
     ) -> Float[Tensor, "G B Q D"]:
         """Outputs of the first `count` layers at the last Q of the L positions that are new.
 
         Args:
-            where: the L positions, `last`: the last Q of them.
+            new: the L positions.
+            last: the last Q of them.
         """
         (B, L), Q, E = x_BLD.shape[:2], last.angles.shape[1], self.head_dim
         normed_BLD = self.norm(x_BLD)
         to_kv, to_q = self._maps_of(count)
         kv = to_kv(normed_BLD).view(B, L, 2, -1, E)
         own = cache.heads(count * self.kv_heads)
-        own.write(where, rotate(kv[:, :, 0], where.angles), kv[:, :, 1])
+        own.write(new, rotate(kv[:, :, 0], new.angles), kv[:, :, 1])
         q = rotate(to_q(normed_BLD[:, -Q:]).view(B, Q, -1, E), last.angles)
         y_RGD = own.attend(last, q).view(B * Q, count, -1)  # R = B Q rows
         x_GRD = x_BLD[:, -Q:].reshape(B * Q, -1) + self.wo(y_RGD.transpose(0, 1))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mtp_lightning.shapes import Float
 
 ROWS = 4
-"""How many rows oneDNN is told to expect."""
+"""How many rows oneDNN lays the weight out for."""
 
 
 @functools.cache

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, HeadsUsed, Step, generate
-from mtp_lightning.decoding.positions import Ruler, Tree
+from mtp_lightning.decoding.positions import PositionTables, Tree
 
 TIE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 """Gap of the two best logits, over the largest of all, that rounding alone may turn around; by precision."""
 
 
 class Difference(NamedTuple):
-    """Where two continuations of a prompt part."""
+    """Where two continuations of a prompt begin to differ."""
 
     position: int
     """The first new token that differs, from 0."""
@@ -72,31 +72,31 @@ def compare(
     return Comparison(
         tokens_per_forward=tokens / len(steps) if steps else float("nan"),
         speedup=median(ratios),
-        acceptance=acceptance(drafted, engine.heads.places[: engine.heads_used]),
+        acceptance=acceptance(drafted, engine.heads.head_offsets[: engine.heads_used]),
         differences=differences,
     )
 
 
-def acceptance(generations: Sequence[Generation], places: Sequence[int]) -> dict[int, float]:
+def acceptance(generations: Sequence[Generation], offsets: Sequence[int]) -> dict[int, float]:
     """Of every head from the second on, the share of its drafts accepted among those whose turn came.
 
     A text's last forward is left out: what it accepts may have been cut.
     """
-    reached = dict.fromkeys(range(2, len(places) + 1), 0)
+    reached = dict.fromkeys(range(2, len(offsets) + 1), 0)
     accepted = dict(reached)
     steps: list[Step] = [step for generation in generations for step in generation.steps[:-1]]
     for step in steps:
         for head in reached:
-            place = places[head - 1]
-            if place <= len(step.block) and len(step.tokens) >= place - 1:
+            offset = offsets[head - 1]
+            if offset <= len(step.block) and len(step.tokens) >= offset - 1:
                 reached[head] += 1
-                accepted[head] += len(step.tokens) >= place
+                accepted[head] += len(step.tokens) >= offset
     return {head: accepted[head] / count if count else float("nan") for head, count in reached.items()}
 
 
 @torch.inference_mode()
 def first_difference(engine: Engine, prompt: Tensor, plain: Sequence[int], other: Sequence[int]) -> Difference | None:
-    """Where `other` leaves `plain`, and how nearly the two best tokens were tied there; None where they are equal."""
+    """Where `other` first differs from `plain`, and how near a tie was there; None where they are equal."""
     if list(plain) == list(other):
         return None
     pairs = enumerate(zip(plain, other))
@@ -110,11 +110,11 @@ def first_difference(engine: Engine, prompt: Tensor, plain: Sequence[int], other
 
 @torch.inference_mode()
 def next_logits(engine: Engine, text_T: Tensor) -> Tensor:
-    """(V,) float32: head 1's logits behind a text, in one forward."""
+    """(V,) float32: head 1's logits after a text, in one forward."""
     config, T = engine.config, text_T.numel()
-    ruler = Ruler(T, config.head_dim, config.rope_theta, engine.dtype, engine.device)
+    tables = PositionTables(T, config.head_dim, config.rope_theta, engine.dtype, engine.device)
     cache = engine.key_values(1, T).layers(slice(0, 1))
-    h_BTD, _ = engine.run(text_T[None], ruler.block([0], Tree.chain(T)), cache)
+    h_BTD, _ = engine.run(text_T[None], tables.block([0], Tree.chain(T)), cache)
     return engine.logits(h_BTD[:, -1:])[0, 0].float()
 
 

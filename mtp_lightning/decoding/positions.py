@@ -1,9 +1,9 @@
 """Where the new positions of a batch lie in its caches, and which keys each of them may look at.
 
 A draft is a tree of tokens: its root is certain, a chain is the tree without branches. Its nodes take the cache slots
-behind a row's accepted tokens, one after the other, while a node's position in the text is that of its depth:
+after a row's accepted tokens, in order, while a node's position in the text is that of its depth:
 
-    text  A B C | nodes  D  (E E')  (F F')       slots 3 4 5 6 7, depths 0 1 1 2 2, F below E, F' below E'
+    text  A B C | nodes  D  (E E')  (F F')       slots 3 4 5 6 7, depths 0 1 1 2 2, F after E, F' after E'
                                                  F sees A B C D E F
 """
 
@@ -18,15 +18,15 @@ from torch import Tensor
 
 from mtp_lightning.errors import InputError
 
-Positions = Sequence[int] | Tensor
-"""Of every row of a batch; a tensor on the device stands for numbers that the host does not know."""
+PerRow = Sequence[int] | Tensor
+"""One position of every row of a batch; a tensor on the device stands for numbers that the host does not know."""
 MAX_NODES = 64
 """Tokens that one forward may verify in a row."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The shape of a draft: `branches[d]` candidates behind every node of depth d."""
+    """The shape of a draft: `branches[d]` candidates after every node of depth d."""
 
     branches: tuple[int, ...]
 
@@ -97,22 +97,22 @@ def check_tree(branches: Sequence[int], heads_used: int) -> Tree:
     return tree
 
 
-class Where(NamedTuple):
-    """Positions about to be computed."""
+class NewPositions(NamedTuple):
+    """Positions that a forward is about to compute, and what they may look at."""
 
     slots: slice | tuple[Tensor, Tensor]
     """In the S slots of a cache: a slice where all rows have the same, else indices of rows (B, 1) and slots (B, M)."""
     angles: Tensor
     """(B or 1, M, 1, E/2), complex: RoPE's rotation of each position."""
     span: int
-    """The slots behind the last that holds anything to look at."""
+    """The first slot after all those that hold anything to look at."""
     mask: Tensor | None
     """(B or 1, 1, M, span - first), added to the scores; None where all may be seen, or `causal` says it."""
     causal: bool = False
     first: int = 0
     """The first slot that is looked at."""
 
-    def reaching(self, ends: Positions, reach: int) -> "Where":
+    def reaching(self, ends: PerRow, reach: int) -> "NewPositions":
         """Without the keys more than `reach` before the last position of the shortest row, where the host knows it."""
         if isinstance(ends, Tensor) or self.causal:
             return self
@@ -120,8 +120,8 @@ class Where(NamedTuple):
         return self._replace(first=first, mask=None if self.mask is None else self.mask[..., first:])
 
 
-class Ruler:
-    """Makes `Where`s for caches of `size` slots; tables of rotations and masks are made once."""
+class PositionTables:
+    """Makes `NewPositions` for caches of `size` slots, from tables of rotations and masks that are made once."""
 
     def __init__(self, size: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> None:
         self.size, self.dtype, self.device = size, dtype, device
@@ -131,8 +131,8 @@ class Ruler:
         self.slots = torch.arange(size, device=device)
         self._tables: dict[Tree, Tensor] = {}
 
-    def block(self, starts: Positions, tree: Tree) -> Where:
-        """The nodes of `tree` behind `starts[b]` accepted tokens of each row b."""
+    def block(self, starts: PerRow, tree: Tree) -> NewPositions:
+        """The nodes of `tree` after `starts[b]` accepted tokens of each row b."""
         M = tree.size
         if isinstance(starts, Tensor):
             return self._nodes(starts[:, None], tree, self.size)
@@ -140,14 +140,14 @@ class Ruler:
         if start + M != span or min(starts) != start:
             return self._nodes(self._column(starts), tree, span)
         angles = self.angles[start:span] if tree.is_chain else self.angles[start + self._depths(tree)]
-        where = Where(slice(start, span), angles[None], span, None)
+        new = NewPositions(slice(start, span), angles[None], span, None)
         if M == 1:
-            return where
+            return new
         if start == 0 and tree.is_chain:
-            return where._replace(causal=True)
-        return where._replace(mask=self._table(tree)[None, None, :, self.size - start : self.size + M])
+            return new._replace(causal=True)
+        return new._replace(mask=self._table(tree)[None, None, :, self.size - start : self.size + M])
 
-    def window(self, ends: Positions, length: int, masked: bool = True) -> Where:
+    def window(self, ends: PerRow, length: int, masked: bool = True) -> NewPositions:
         """The last `length` of each row's `ends[b]` accepted tokens, in order; a shorter row repeats its first.
 
         Args:
@@ -159,20 +159,20 @@ class Ruler:
             return self.block([end - length for end in ends], Tree.chain(length))
         return self._tokens(self._column(ends), length, max(ends), masked)
 
-    def _nodes(self, starts_B1: Tensor, tree: Tree, span: int) -> Where:
+    def _nodes(self, starts_B1: Tensor, tree: Tree, span: int) -> NewPositions:
         # slot s of a row holds an accepted token where s < start and node s - start from there on
         columns_BS = (self.slots[:span] - starts_B1 + self.size).clamp_(max=self.size + tree.size)
         mask_BMS = self._table(tree).t()[columns_BS].transpose(1, 2).contiguous()
         nodes = self.slots[: tree.size]
         positions_BM = starts_B1 + (nodes if tree.is_chain else self._depths(tree))
-        return Where(self._indices(starts_B1 + nodes), self.angles[positions_BM], span, mask_BMS[:, None])
+        return NewPositions(self._indices(starts_B1 + nodes), self.angles[positions_BM], span, mask_BMS[:, None])
 
-    def _tokens(self, ends_B1: Tensor, length: int, span: int, masked: bool) -> Where:
+    def _tokens(self, ends_B1: Tensor, length: int, span: int, masked: bool) -> NewPositions:
         positions_BL = (ends_B1 - length + self.slots[:length]).clamp_(min=0)
-        where = Where(self._indices(positions_BL), self.angles[positions_BL], span, None)
+        new = NewPositions(self._indices(positions_BL), self.angles[positions_BL], span, None)
         if not masked:
-            return where
-        return where._replace(mask=self._hide(self.slots[:span] > positions_BL[:, :, None])[:, None])
+            return new
+        return new._replace(mask=self._hide(self.slots[:span] > positions_BL[:, :, None])[:, None])
 
     def _indices(self, slots_BM: Tensor) -> tuple[Tensor, Tensor]:
         return torch.arange(len(slots_BM), device=self.device)[:, None], slots_BM
@@ -187,7 +187,7 @@ class Ruler:
         return torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, float("-inf"))
 
     def _table(self, tree: Tree) -> Tensor:
-        """(M, S + M + 1): what a node may see of S accepted tokens, the nodes, and an empty slot behind them.
+        """(M, S + M + 1): what a node may see of S accepted tokens, the nodes, and an empty slot after them.
 
         A row with `start` accepted tokens takes the columns from S - start on, so that one table serves every start.
         """

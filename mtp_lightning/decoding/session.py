@@ -1,6 +1,6 @@
 """The state of a batch of texts while it is decoded, and one step of all: verify, accept, draft.
 
-Between steps, for every row: `length` accepted tokens whose keys and values are in the caches; behind them, in `text`,
+Between steps, for every row: `length` accepted tokens whose keys and values are in the caches; after them, in `text`,
 the next token, which is certain, and drafts. A step runs one forward over certain token and drafts, keeps what head 1
 agrees with, and drafts anew. Rows advance by different amounts; a finished row's place is taken by the last.
 """
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtp_lightning.decoding.choosing import Chooser, Verdict
-from mtp_lightning.decoding.drafts import Ahead
+from mtp_lightning.decoding.drafts import DraftedText
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.layers import KeyValues
-from mtp_lightning.decoding.positions import Positions, Ruler, Tree, Where
+from mtp_lightning.decoding.positions import NewPositions, PerRow, PositionTables, Tree
 from mtp_lightning.shapes import Float, Int
 
 
@@ -28,14 +28,14 @@ class Advance(NamedTuple):
     accepted: list[int]
     """Tokens that are certain now, of the block's."""
     certain: int
-    """The token behind them."""
+    """The token after them."""
 
 
 class Session:
     """
     Args:
         prompts: non-empty texts, of any lengths.
-        room: most tokens to come behind any prompt.
+        room: most tokens to come after any prompt.
         tree: shape of the drafts; a chain of what the heads in use give, by default.
     """
 
@@ -51,7 +51,7 @@ class Session:
         B = len(prompts)
         most = max(engine.most_tokens, 0 if tree is None else tree.size)
         size = max(prompt.numel() for prompt in prompts) + room + most
-        self.ruler = Ruler(size, config.head_dim, config.rope_theta, engine.dtype, device)
+        self.tables = PositionTables(size, config.head_dim, config.rope_theta, engine.dtype, device)
         self.text_BS = torch.zeros(B, size + most, dtype=torch.long, device=device)
         for row, prompt in enumerate(prompts):
             self.text_BS[row, : prompt.numel()] = prompt
@@ -63,7 +63,7 @@ class Session:
         self.inputs_BSX: Tensor | None = None
         """What the drafter read, or will, at every accepted position."""
         self.unread = {head: [0] * B for head in range(2, engine.heads_used + 1)}
-        """Accepted positions at a row's end that a head has not seen."""
+        """Head -> of each row, how many of its last accepted positions the head has not read."""
         self.block = Tree.chain(1)
         self.branches_BJW: Tensor | None = None
         chooser.start(B, config.vocab_size, most, device)
@@ -78,9 +78,9 @@ class Session:
         certain = []
         for row, length in enumerate(self.prompt_lengths):
             rows = slice(row, row + 1)
-            where = self.ruler.block([0], Tree.chain(length))
-            h, x = self._run(self.text_BS[rows, :length], where, rows)
-            self._keep(x, where.slots, rows)
+            new = self.tables.block([0], Tree.chain(length))
+            h, x = self._run(self.text_BS[rows, :length], new, rows)
+            self._keep(x, new.slots, rows)
             last = self.text_BS[rows, length - 1 : length]
             verdict = self._verify(last, h[:, -1:], Tree.chain(1), rows, [length])
             self._advance(rows, [length], verdict.certain_B)
@@ -93,15 +93,15 @@ class Session:
     def step(self, heads_used: int) -> list[Advance]:
         """One forward of every row, and drafts by heads 2 .. `heads_used` for the next."""
         rows, block = slice(0, self.batch), self.block
-        where = self.ruler.block(self.lengths, block)
+        new = self.tables.block(self.lengths, block)
         tokens_BM = self._block(rows)
-        h_BMD, x_BMX = self._run(tokens_BM, where, rows)
+        h_BMD, x_BMX = self._run(tokens_BM, new, rows)
         verdict = self._verify(tokens_BM, h_BMD, block, rows, [length + 1 for length in self.lengths])
         accepted, certain = verdict.accepted_B.tolist(), verdict.certain_B.tolist()
         if verdict.path_BA is not None:
             x_BMX = self._straighten(tokens_BM, x_BMX, verdict.path_BA, accepted)
-            where = self.ruler.block(self.lengths, Tree.chain(block.depth))
-        self._keep(x_BMX, where.slots, rows)
+            new = self.tables.block(self.lengths, Tree.chain(block.depth))
+        self._keep(x_BMX, new.slots, rows)
         blocks = tokens_BM.tolist()
         if verdict.path_BA is None:
             taken = [tokens[:count] for tokens, count in zip(blocks, accepted)]
@@ -140,28 +140,28 @@ class Session:
             nodes.append(self.branches_BJW[rows, depth, :branch].repeat(1, len(level) // branch))
         return torch.cat(nodes, dim=1)
 
-    def _text(self, rows: slice, starts: Positions, count: int, ahead: int = 0) -> Int[Tensor, "B C"]:
+    def _text(self, rows: slice, starts: PerRow, count: int, ahead: int = 0) -> Int[Tensor, "B C"]:
         """The tokens `ahead` of `count` positions from each row's start on; before the first there is the first."""
         if not isinstance(starts, Tensor) and min(starts) == max(starts) >= 0:
             return self.text_BS[rows, starts[0] + ahead : starts[0] + ahead + count]
-        index_BC = self._column(starts) + self.ruler.slots[:count]
+        index_BC = self._column(starts) + self.tables.slots[:count]
         return self.text_BS[rows].gather(1, index_BC.clamp_(min=0) + ahead)
 
-    def _write(self, rows: slice, starts: Positions, tokens_BC: Int[Tensor, "B C"]) -> None:
+    def _write(self, rows: slice, starts: PerRow, tokens_BC: Int[Tensor, "B C"]) -> None:
         if not isinstance(starts, Tensor) and min(starts) == max(starts):
             self.text_BS[rows, starts[0] : starts[0] + tokens_BC.shape[1]] = tokens_BC
             return
-        index_BC = self._column(starts) + self.ruler.slots[: tokens_BC.shape[1]]
+        index_BC = self._column(starts) + self.tables.slots[: tokens_BC.shape[1]]
         self.text_BS[rows].scatter_(1, index_BC, tokens_BC)
 
-    def _column(self, positions: Positions) -> Int[Tensor, "B 1"]:
+    def _column(self, positions: PerRow) -> Int[Tensor, "B 1"]:
         known = positions if isinstance(positions, Tensor) else torch.tensor(positions, device=self.engine.device)
         return known[:, None]
 
-    def _run(self, tokens_BM: Tensor, where: Where, rows: slice) -> tuple[Tensor, Tensor | None]:
-        return self.engine.run(tokens_BM, where, self.path_cache.layers(rows))
+    def _run(self, tokens_BM: Tensor, new: NewPositions, rows: slice) -> tuple[Tensor, Tensor | None]:
+        return self.engine.run(tokens_BM, new, self.path_cache.layers(rows))
 
-    def _verify(self, block_BM: Tensor, h_BMD: Tensor, tree: Tree, rows: slice, targets: Positions) -> Verdict:
+    def _verify(self, block_BM: Tensor, h_BMD: Tensor, tree: Tree, rows: slice, targets: PerRow) -> Verdict:
         return self.chooser.verify(block_BM, self.engine.logits(h_BMD), tree, rows, targets)
 
     def _keep(self, x_BMX: Float[Tensor, "B M X"] | None, slots: slice | tuple[Tensor, Tensor], rows: slice) -> None:
@@ -169,7 +169,7 @@ class Session:
         if x_BMX is None:
             return
         if self.inputs_BSX is None:
-            self.inputs_BSX = x_BMX.new_empty(len(self.text_BS), self.ruler.size, x_BMX.shape[-1])
+            self.inputs_BSX = x_BMX.new_empty(len(self.text_BS), self.tables.size, x_BMX.shape[-1])
         if isinstance(slots, slice):
             self.inputs_BSX[rows, slots] = x_BMX
         else:
@@ -186,7 +186,7 @@ class Session:
         self, tokens_BM: Tensor, x_BMX: Tensor | None, path_BA: Tensor, accepted: Sequence[int]
     ) -> Tensor | None:
         """Move what belongs to the accepted nodes to where a chain would have it: text, caches, drafter's inputs."""
-        straight_A = self.ruler.slots[: path_BA.shape[1]]
+        straight_A = self.tables.slots[: path_BA.shape[1]]
         for row, count in enumerate(accepted):
             path = path_BA[row, :count]
             if count > 1 and not torch.equal(path, straight_A[:count]):
@@ -204,26 +204,26 @@ class Session:
         if heads_used > self.heads_kept:
             self._keep_heads(self.engine.heads_used if self.keeps_all else heads_used)
         ends = self.lengths[rows]
-        behind = max(max(self.unread[head][rows]) for head in range(2, heads_used + 1))
+        unread = max(max(self.unread[head][rows]) for head in range(2, heads_used + 1))
         seen = max(ends)  # from the first position that a row's heads will ever look at; the shortest row only grows
         if not self.keeps_all:
             seen -= max(min(self.lengths) - drafter.reach, 0)
-        self._propose(rows, ends, min(behind + drafter.lookback, seen), heads_used)
+        self._propose(rows, ends, min(unread + drafter.lookback, seen), heads_used)
         for head in range(2, heads_used + 1):
             self.unread[head][rows] = [0] * len(ends)
-        self.block = self.tree or Tree.chain(drafter.places[heads_used - 1])
+        self.block = self.tree or Tree.chain(drafter.offsets[heads_used - 1])
 
     def _keep_heads(self, heads_used: int) -> None:
-        """Make room for what heads 2 .. `heads_used` remember, of a text that they have yet to read: zeroed memory for
-        heads that never draft would take as long as many a step."""
-        drafter, size = self.engine.drafter, self.ruler.size
+        """Make caches for heads 2 .. `heads_used`, which have not read the text yet. They are not made sooner: zeroing
+        memory for heads that never draft would take as long as some steps."""
+        drafter, size = self.engine.drafter, self.tables.size
         assert drafter is not None
         self.draft_cache = drafter.key_values(self.batch, size, self.engine.embedding, heads_used)
         self.heads_kept = heads_used
         for head in range(2, heads_used + 1):
             self.unread[head] = list(self.lengths)
 
-    def _propose(self, rows: slice, ends: Positions, length: int, heads_used: int) -> None:
+    def _propose(self, rows: slice, ends: PerRow, length: int, heads_used: int) -> None:
         """Drafts by heads 2 .. `heads_used`, which read the last `length` positions."""
         drafter = self.engine.drafter
         assert drafter is not None
@@ -231,21 +231,21 @@ class Session:
         if not isinstance(ends, Tensor) and min(ends) == max(ends):
             x_BLX = self.inputs_BSX[rows, ends[0] - length : ends[0]]
         else:
-            index_BL = (self._column(ends) - length + self.ruler.slots[:length]).clamp_(min=0)
+            index_BL = (self._column(ends) - length + self.tables.slots[:length]).clamp_(min=0)
             x_BLX = self.inputs_BSX[rows].take_along_dim(index_BL[..., None], dim=1)
         cache = self.draft_cache.layers(rows) if self.draft_cache else []
-        drafter.draft(x_BLX, self.ruler, ends, cache, heads_used, _Ahead(self, rows, ends))
+        drafter.draft(x_BLX, self.tables, ends, cache, heads_used, _DraftedRows(self, rows, ends))
 
 
-class _Ahead(Ahead):
-    """A drafter's view of the rows that it drafts for; what it proposes goes into the text behind the certain token."""
+class _DraftedRows(DraftedText):
+    """A drafter's view of the rows that it drafts for; what it proposes goes into the text after the certain token."""
 
-    def __init__(self, session: Session, rows: slice, ends: Positions) -> None:
+    def __init__(self, session: Session, rows: slice, ends: PerRow) -> None:
         self.session, self.rows, self.ends = session, rows, ends
         self.proposed = 0
 
-    def embedded(self, length: int, place: int) -> Float[Tensor, "B L D"]:
-        tokens_BL = self.session._text(self.rows, self._from_ends(-length), length, ahead=place)
+    def embedded(self, length: int, offset: int) -> Float[Tensor, "B L D"]:
+        tokens_BL = self.session._text(self.rows, self._from_ends(-length), length, ahead=offset)
         return F.embedding(tokens_BL, self.session.engine.embedding)
 
     def propose(self, states_BJD: Float[Tensor, "B J D"], heads: Sequence[int]) -> None:
@@ -257,12 +257,12 @@ class _Ahead(Ahead):
             most = max(session.tree.branches)
             branches_BJW = session.chooser.candidates(logits_BJV, self.rows, targets, most)
             if session.branches_BJW is None:
-                places = session.engine.most_tokens - 1
-                session.branches_BJW = branches_BJW.new_zeros(len(session.text_BS), places, most)
+                depth = session.engine.most_tokens - 1
+                session.branches_BJW = branches_BJW.new_zeros(len(session.text_BS), depth, most)
             session.branches_BJW[self.rows, self.proposed : self.proposed + branches_BJW.shape[1]] = branches_BJW
             tokens_BJ = branches_BJW[:, :, 0]
         session._write(self.rows, targets, tokens_BJ)
         self.proposed += tokens_BJ.shape[1]
 
-    def _from_ends(self, by: int) -> Positions:
+    def _from_ends(self, by: int) -> PerRow:
         return self.ends + by if isinstance(self.ends, Tensor) else [end + by for end in self.ends]

@@ -1,7 +1,7 @@
-"""Steps of constant shape that never ask the host: what a CUDA graph can replay.
+"""Steps of constant shape that never wait for the host: what a CUDA graph can replay.
 
 A small model's step is a few hundred kernels of a few microseconds each, and launching them one by one takes longer
-than running them. Here lengths stay on the device, attention runs over all slots of the caches behind a mask, and
+than running them. Here lengths stay on the device, attention runs over all slots of the caches under a mask, and
 every step verifies and drafts as many tokens as any other, so that one recording serves for all of a batch size.
 """
 
@@ -37,7 +37,7 @@ class StaticSession(Session):
     @torch.inference_mode()
     def step(self, heads_used: int) -> list[Advance]:
         rows = slice(0, self.batch)
-        depth = self.engine.heads.places[heads_used - 1]
+        depth = self.engine.heads.head_offsets[heads_used - 1]
         unread = max((max(self.unread[head]) for head in range(2, heads_used + 1)), default=0)
         if self.block.depth != depth or unread:
             advances = super().step(heads_used)
@@ -89,13 +89,13 @@ class StaticSession(Session):
 
     def _step(self, heads_used: int) -> "_Outcome":
         rows, lengths_B = slice(0, self.batch), self.lengths_B[: self.batch]
-        depth = self.engine.heads.places[heads_used - 1]
+        depth = self.engine.heads.head_offsets[heads_used - 1]
         chain = Tree.chain(depth)
         tokens_BM = self._text(rows, lengths_B, depth)
-        where = self.ruler.block(lengths_B, chain)
-        h_BMD, x_BMX = self._run(tokens_BM, where, rows)
+        new = self.tables.block(lengths_B, chain)
+        h_BMD, x_BMX = self._run(tokens_BM, new, rows)
         verdict = self._verify(tokens_BM, h_BMD, chain, rows, lengths_B + 1)
-        self._keep(x_BMX, where.slots, rows)
+        self._keep(x_BMX, new.slots, rows)
         lengths_B += verdict.accepted_B
         self._write(rows, lengths_B, verdict.certain_B[:, None])
         if heads_used > 1:
@@ -105,4 +105,4 @@ class StaticSession(Session):
 
 
 _Outcome = tuple[Int[Tensor, "B M"], Int[Tensor, "B"], Int[Tensor, "B"]]
-"""Blocks, how many of their tokens are accepted, and the tokens behind those."""
+"""Blocks, how many of their tokens are accepted, and the tokens after those."""

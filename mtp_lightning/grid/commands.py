@@ -12,9 +12,9 @@ from rich.console import Console
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
 from mtp_lightning.grid.output import say, writable, write_table
-from mtp_lightning.grid.report.budgets import COMMON, parse_at
+from mtp_lightning.grid.report.comparison import Report
+from mtp_lightning.grid.report.equal_training import COMMON, parse_at
 from mtp_lightning.grid.report.publish import publish
-from mtp_lightning.grid.report.report import Report
 from mtp_lightning.grid.report.tables import notices, report_json, terminal_table
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.cost import Total, check_budget, costs
@@ -28,6 +28,7 @@ from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
 from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.grid.tools import GridTools
+from mtp_lightning.tracking.store import default_tracking_uri
 
 INTERRUPTED = 130
 
@@ -113,7 +114,7 @@ def report(
     out: str | None = None,
     json: str | None = None,
 ) -> int:
-    """Compare the finished cells of a grid: table, verdict, figure; on the terminal, in files and in MLflow.
+    """Compare the finished cells of a grid: verdict, table, figure; on the terminal, as one page and in MLflow.
 
     With a budget, those that are running or interrupted take part as soon as they have come so far.
 
@@ -123,14 +124,14 @@ def report(
         runs: Folder of the cells.
         at: Compare at step=1000, tokens=1e6 or flops=1e12 instead of the end; or at common, the last step that all
             cells have.
-        out: Folder for report.md, results.csv and figure.png. Default: reports/NAME in the runs folder.
+        out: Folder for report.html, report.md, results.csv, figure.png and verdict.json. Default: reports/NAME in the
+            runs folder.
         json: Write the table to this file too.
     """
     check_json(json)
     budget = None if at is None else parse_at(at)
     spec, cells = tools.load(grid, runs, overrides)
-    folder = writable(Path(runs).absolute())
-    recorded = _report(tools, spec, cells, folder, out, json, again=True, at=budget)
+    recorded = _report(tools, spec, cells, Path(runs).absolute(), out, json, again=True, at=budget)
     return 0 if recorded else 1
 
 
@@ -163,7 +164,7 @@ def _report(
     other = f"-{hashlib.sha256(canonical(spec.overridden).encode()).hexdigest()[:8]}" if spec.overridden else ""
     where = "" if at is None else "-common" if at == COMMON else f"-{at.unit}-{at.amount:g}"
     folder = Path(out) if out is not None else runs / "reports" / f"{spec.name}{other}{where}"
-    published = publish(tools, spec, cells, runs, writable(folder), again, _show, at)
+    published = publish(default_tracking_uri(runs), spec, cells, folder, again, _show, at)
     for problem in published.problems:
         say(f"warning: {problem}", error=True)
     write_table(json, report_json(published.report))
@@ -176,7 +177,7 @@ def _show(report: Report) -> None:
     say(terminal_table(report))
     for line in notices(report):
         say(line)
-    say(verdict(report))
+    say(verdict(report).sentence)
 
 
 def _default_workers(cells: int) -> int:

@@ -1,15 +1,13 @@
 """What the grid needs from the rest of the house, handed in so that this room imports none of it."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mtp_lightning.config.run_size import Size
-from mtp_lightning.grid.report.record import record_report, record_view
-from mtp_lightning.grid.report.report import Report
-from mtp_lightning.grid.report.view import experiment_name
+from mtp_lightning.grid.report.mlflow_page import experiment_name, record_charts
 from mtp_lightning.grid.run.process import Command, Materialise
 from mtp_lightning.grid.spec.cells import Cell, Resolver, load_cells
 from mtp_lightning.grid.spec.grid_spec import FindConfig, GridSpec
@@ -22,13 +20,6 @@ class Tracking(Protocol):
     def prepare(self, spec: GridSpec) -> None:
         """What the grid's page shows before its first report."""
 
-    def metrics(self, run_id: str) -> Mapping[str, float]:
-        """Last values."""
-
-    def history(self, run_id: str, key: str) -> Sequence[tuple[int, float]]: ...
-
-    def record(self, report: Report, files: Sequence[Path]) -> None: ...
-
 
 @dataclass(frozen=True)
 class MlflowTracking:
@@ -37,22 +28,7 @@ class MlflowTracking:
     uri: str
 
     def prepare(self, spec: GridSpec) -> None:
-        record_view(self.uri, spec)
-
-    def metrics(self, run_id: str) -> Mapping[str, float]:
-        from mtp_lightning.tracking.read import read_run
-
-        metrics: Mapping[str, float] = read_run(self.uri, run_id).metrics
-        return metrics
-
-    def history(self, run_id: str, key: str) -> Sequence[tuple[int, float]]:
-        from mtp_lightning.tracking.read import history
-
-        points: Sequence[tuple[int, float]] = history(self.uri, run_id, [key]).get(key, [])
-        return points
-
-    def record(self, report: Report, files: Sequence[Path]) -> None:
-        record_report(self.uri, report, files)
+        record_charts(self.uri, spec)
 
 
 def default_tracking(runs: Path) -> Tracking:

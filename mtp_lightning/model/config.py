@@ -80,7 +80,7 @@ TEACHER_FORCED: tuple[HeadKind, ...] = ("sequential", "recurrent")
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """The prediction heads: head i (1-based) predicts the token `offsets[i - 1]` places ahead, by default i.
+    """The prediction heads: head i (1-based) predicts the token `offsets[i - 1]` after this one, by default the i-th.
 
     Raises:
         InputError: numbers that cannot be, or settings that do not go together; the message names the key.
@@ -109,7 +109,7 @@ class HeadsConfig:
     layers: int = 1
     """Transformer layers of each head."""
     offsets: Sequence[int] | None = None
-    """How many places ahead each head looks, strictly increasing from 1; by default 1 .. n_future. With gaps it is
+    """How many tokens ahead each head looks, strictly increasing from 1; by default 1 .. n_future. With gaps it is
     leap multi-token prediction (L-MTP, arXiv 2505.17505: 1, 3, 5, 7)."""
     replicate_unembedding: bool = False
     """An unembedding matrix for each head instead of one for all (appendix B; the paper's byte models)."""
@@ -148,17 +148,17 @@ class HeadsConfig:
             )
 
     @property
-    def places(self) -> tuple[int, ...]:
-        """How many places ahead each of the n_future tokens lies."""
+    def head_offsets(self) -> tuple[int, ...]:
+        """Of each head, how many tokens ahead it predicts: `offsets`, or 1 .. n_future."""
         return tuple(self.offsets or range(1, self.n_future + 1))
 
     @property
     def horizon(self) -> int:
-        """Tokens that a window carries behind its last input: L = T + horizon."""
-        return self.places[-1]
+        """Tokens that a window has after its last input: L = T + horizon."""
+        return self.head_offsets[-1]
 
     @property
-    def terms(self) -> tuple[str, ...]:
+    def loss_names(self) -> tuple[str, ...]:
         """Names of the summed losses, in metrics: `head_1` .. `head_n`, or `head_1` and `order`."""
         if self.kind == "order":
             return ("head_1", "order")

@@ -142,5 +142,5 @@ def training_memory(backbone: BackboneConfig, heads: HeadsConfig, rows: int, con
     # inputs of two norms; normed twice, q, attention's output twice, k and v; gate, its silu, up, their product
     kept = sum(2 * d * 4 + (5 * d + 2 * kv + 4 * ffn) * width for ffn in widths)
     streams = 1 + (1 if heads.kind in ("none", "order") else heads.n_future)
-    kept += streams * 3 * d * 4  # behind the trunk and each head: itself, normed, and its gradient
+    kept += streams * 3 * d * 4  # after the trunk and each head: the stream, normed, and its gradient
     return STATE_BYTES * count_parameters(backbone, heads).total + rows * context * kept

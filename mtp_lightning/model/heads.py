@@ -15,8 +15,8 @@ from mtp_lightning.model.config import BackboneConfig, HeadKind, HeadsConfig
 from mtp_lightning.shapes import Bool, Float
 
 RotaryAngles = tuple[Tensor, Tensor]
-Where = tuple[RotaryAngles, Tensor | None]
-"""What every layer wants to know of the positions: angles and mask."""
+RotaryAndMask = tuple[RotaryAngles, Tensor | None]
+"""What every layer needs besides its input: rotary angles and, where it is not plainly causal, a mask."""
 
 
 class Stack(nn.ModuleList):
@@ -53,7 +53,7 @@ class LinearHead(nn.Module):
 
 
 class Join(nn.Module):
-    """H(M [norm(h); norm(e)]): a hidden state meets the embedding of a token behind it (DeepSeek-V3, equation 21)."""
+    """H(M [norm(h); norm(e)]): a hidden state joined with the embedding of a later token (DeepSeek-V3, equation 21)."""
 
     def __init__(self, config: BackboneConfig, layers: int) -> None:
         super().__init__()
@@ -94,29 +94,29 @@ class Heads(nn.ModuleList):
         """
         return torch.stack(self.states(z_BTD, (rotary, mask), e_MBTD, detach))
 
-    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+    def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
         raise NotImplementedError
 
-    def first(self, z_BTD: Tensor, where: Where) -> Tensor:
-        """Head 1's hidden state alone, (B, T, D): all that using the model takes."""
-        return self[0](z_BTD, *where)  # type: ignore[no-any-return]
+    def first(self, z_BTD: Tensor, rotary_mask: RotaryAndMask) -> Tensor:
+        """Head 1's hidden state alone, (B, T, D): all that using the model needs."""
+        return self[0](z_BTD, *rotary_mask)  # type: ignore[no-any-return]
 
 
 class ParallelHeads(Heads):
     """h_i = H_i(z): every head reads the trunk's output (paper, section 2; linear heads: appendix B)."""
 
-    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+    def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
         read = z_BTD.detach() if detach else z_BTD
-        return [head(read if i else z_BTD, *where) for i, head in enumerate(self)]
+        return [head(read if i else z_BTD, *rotary_mask) for i, head in enumerate(self)]
 
 
 class CausalHeads(Heads):
     """h_i = H_i(h_{i-1}), h_0 = z: later heads sit on earlier ones (paper, appendix B)."""
 
-    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+    def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
         h_BTD, states = z_BTD, []
         for i, head in enumerate(self):
-            h_BTD = head(h_BTD.detach() if detach and i == 1 else h_BTD, *where)
+            h_BTD = head(h_BTD.detach() if detach and i == 1 else h_BTD, *rotary_mask)
             states.append(h_BTD)
         return states
 
@@ -124,16 +124,16 @@ class CausalHeads(Heads):
 class AnticausalHeads(Heads):
     """h_i = H_i(h_{i+1}), h_{n+1} = z: the furthest token first, head 1 on top of all (paper, appendix B)."""
 
-    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
-        assert not detach, "head 1 reads the further heads, so no gradient of theirs can be told apart"
+    def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+        assert not detach, "head 1 reads the further heads, so their gradients cannot be separated"
         h_BTD, states = z_BTD, []
         for head in reversed(self):
-            h_BTD = head(h_BTD, *where)
+            h_BTD = head(h_BTD, *rotary_mask)
             states.append(h_BTD)
         return states[::-1]
 
-    def first(self, z_BTD: Tensor, where: Where) -> Tensor:
-        return self.states(z_BTD, where, None, False)[0]
+    def first(self, z_BTD: Tensor, rotary_mask: RotaryAndMask) -> Tensor:
+        return self.states(z_BTD, rotary_mask, None, False)[0]
 
 
 class SequentialHeads(Heads):
@@ -142,12 +142,12 @@ class SequentialHeads(Heads):
     `recurrent` is the same with two modules only: `self[1]` serves every further head (FastMTP).
     """
 
-    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
-        h_BTD = self[0](z_BTD, *where)
+    def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+        h_BTD = self[0](z_BTD, *rotary_mask)
         states = [h_BTD]
         for i, e_BTD in enumerate([] if e_MBTD is None else e_MBTD, start=1):
             read = h_BTD.detach() if detach and i == 1 else h_BTD
-            h_BTD = self[min(i, len(self) - 1)](read, e_BTD.detach() if detach else e_BTD, *where)
+            h_BTD = self[min(i, len(self) - 1)](read, e_BTD.detach() if detach else e_BTD, *rotary_mask)
             states.append(h_BTD)
         return states
 
@@ -155,8 +155,8 @@ class SequentialHeads(Heads):
 class OneStream(Heads):
     """h_1 = H_1(z) alone, for kinds whose one hidden state answers for every future token."""
 
-    def states(self, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
-        return [self[0](z_BTD, *where)]
+    def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+        return [self[0](z_BTD, *rotary_mask)]
 
 
 def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:

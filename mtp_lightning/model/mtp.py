@@ -79,7 +79,7 @@ class MTPModel(nn.Module):
         ahead_NBT: Int[Tensor, "N B T"] | None = None,
         detach_further: bool = False,
     ) -> Float[Tensor, "S B T D"]:
-        """Normed hidden states of every head; head i's (index i - 1) predict the token i places ahead.
+        """Normed hidden states of every head; head i's (index i - 1) predict the i-th token ahead.
 
         Args:
             documents_BT: document ids. Used only with `attend_across_documents` off: then a position sees its own

@@ -10,7 +10,7 @@ def shard_model(model: MTPModel, mesh: DeviceMesh) -> None:
     """Shard the parameters of `model` over a one-dimensional mesh, in place.
 
     The final norm stays out of the unembedding's unit: the two together break. Tied embeddings are one parameter, so
-    they share a unit. Everything is resharded behind its forward, the root too: its weights gathered for a validation
+    they share a unit. Everything is resharded after its forward, the root too: its weights gathered for a validation
     would otherwise be used, stale, in the next training step.
     """
     for block in model.blocks():

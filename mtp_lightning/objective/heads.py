@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,54 +20,32 @@ from mtp_lightning.objective.loss import (
     score_heads,
     score_order,
 )
-from mtp_lightning.objective.targets import first_ahead, make_targets
-from mtp_lightning.shapes import Bool, Float, Int
+from mtp_lightning.objective.targets import Targets
+from mtp_lightning.shapes import Float, Int
 
 Part = TypeVar("Part", LossOutput, HeadScores)
-
-
-class Question(NamedTuple):
-    """What a batch of windows asks of a model of some kind."""
-
-    inputs: Int[Tensor, "B T"]
-    targets: Int[Tensor, "N B T"]
-    valid: Bool[Tensor, "N B T"]
-    first: Bool[Tensor, "N B T"] | None
-    """For kind `order`: valid, and the next token of its kind."""
-
-
-def ask(
-    heads: HeadsConfig,
-    window_BL: Int[Tensor, "B L"],
-    documents_BL: Int[Tensor, "B L"] | None = None,
-    loss_mask_BL: Bool[Tensor, "B L"] | None = None,
-) -> Question:
-    """Inputs and targets of windows of L = T + horizon tokens."""
-    inputs, targets, valid = make_targets(window_BL, heads.places, documents_BL, loss_mask_BL)
-    first = valid & first_ahead(window_BL, heads.places) if heads.kind == "order" else None
-    return Question(inputs, targets, valid, first)
 
 
 def check_options(options: LossOptions, heads: HeadsConfig) -> None:
     """
     Raises:
-        InputError: a gradient is to be stopped where this kind of heads cannot tell it apart.
+        InputError: a gradient is to be stopped that this kind of heads cannot separate from the others.
     """
     stop = options.stop_gradient
     if stop is None or heads.n_future == 1:
         return
-    said = f"model.loss.stop_gradient is '{stop}', and model.heads.kind is '{heads.kind}'"
+    what = f"model.loss.stop_gradient is '{stop}', and model.heads.kind is '{heads.kind}'"
     if heads.kind == "none":
-        raise InputError(f"{said}: it has no further heads, one hidden state is scored against all tokens")
+        raise InputError(f"{what}: it has no further heads, one hidden state is scored against all tokens")
     if heads.kind == "anticausal" and stop != "unembedding":
-        raise InputError(f"{said}: head 1 reads the further heads, so their gradients cannot be told apart")
+        raise InputError(f"{what}: head 1 reads the further heads, so their gradients cannot be separated")
     if stop != "trunk" and (heads.replicate_unembedding or heads.kind == "order"):
-        raise InputError(f"{said}: the further heads have unembeddings of their own, which would never be trained")
+        raise InputError(f"{what}: the further heads have unembeddings of their own, which would never be trained")
 
 
 def model_loss(
     model: MTPModel,
-    question: Question,
+    targets: Targets,
     documents_BT: Int[Tensor, "B T"] | None = None,
     weights: Sequence[float] | None = None,
     options: LossOptions = LossOptions(),
@@ -77,21 +55,22 @@ def model_loss(
 
     Args:
         documents_BT: ids of the inputs' documents, for models that keep documents apart.
-        weights: of `model.heads_config.terms`, all 1 by default.
+        weights: one for each of `model.heads_config.loss_names`, all 1 by default.
     """
-    weights = (1.0,) * len(model.heads_config.terms) if weights is None else weights
+    weights = (1.0,) * len(model.heads_config.loss_names) if weights is None else weights
     detach = options.stop_gradient in ("trunk", "both") and model.heads_config.kind not in ONE_STREAM
-    h_SBTD = model(question.inputs, documents_BT, question.targets, detach)
+    h_SBTD = model(targets.inputs, documents_BT, targets.targets, detach)
 
     def tokens(h: Tensor, weight: Tensor, part: slice) -> LossOutput:
-        targets, valid = question.targets[part], question.valid[part]
-        return multi_token_loss(h, weight, targets, valid, weights[part], options, count_over_ranks)
+        return multi_token_loss(
+            h, weight, targets.targets[part], targets.valid[part], weights[part], options, count_over_ranks
+        )
 
     def order(h: Tensor, weight: Tensor) -> LossOutput:
-        assert question.first is not None
+        assert targets.first is not None
         if options.stop_gradient in ("trunk", "both"):
             h = h.detach()
-        return order_loss(h, weight, question.targets, question.first, weights[1], options, count_over_ranks)
+        return order_loss(h, weight, targets.targets, targets.first, weights[1], options, count_over_ranks)
 
     parts = _through_unembeddings(model, h_SBTD, tokens, order)
     return LossOutput(
@@ -102,16 +81,16 @@ def model_loss(
 
 
 @torch.no_grad()
-def model_scores(model: MTPModel, question: Question, documents_BT: Int[Tensor, "B T"] | None = None) -> HeadScores:
-    """Likelihood and accuracy of every loss term of the model."""
-    h_SBTD = model(question.inputs, documents_BT, question.targets)
+def model_scores(model: MTPModel, targets: Targets, documents_BT: Int[Tensor, "B T"] | None = None) -> HeadScores:
+    """Likelihood and accuracy of each of the model's losses."""
+    h_SBTD = model(targets.inputs, documents_BT, targets.targets)
 
     def tokens(h: Tensor, weight: Tensor, part: slice) -> HeadScores:
-        return score_heads(h, weight, question.targets[part], question.valid[part])
+        return score_heads(h, weight, targets.targets[part], targets.valid[part])
 
     def order(h: Tensor, weight: Tensor) -> HeadScores:
-        assert question.first is not None
-        return score_order(h, weight, question.targets, question.first)
+        assert targets.first is not None
+        return score_order(h, weight, targets.targets, targets.first)
 
     parts = _through_unembeddings(model, h_SBTD, tokens, order)
     return HeadScores(*(torch.cat(field) for field in zip(*parts)))

@@ -115,7 +115,7 @@ def order_loss(
     options: LossOptions = LossOptions(),
     count_over_ranks: CountOverRanks | None = None,
 ) -> LossOutput:
-    """Token-order prediction: a token i places ahead has the target probability ~ exp(-i), if it is the next of its
+    """Token-order prediction: the i-th token ahead has the target probability ~ exp(-i), if it is the next of its
     kind. (TOP's softmax of W - distance, whose other entries are exactly 0.)
 
     Args:
@@ -131,8 +131,8 @@ def order_loss(
 
 def order_shares(first_NBT: Bool[Tensor, "N B T"]) -> tuple[Float[Tensor, "N B T"], Bool[Tensor, "B T"]]:
     """Target probability of each listed token, and which positions list any."""
-    places = torch.arange(len(first_NBT), device=first_NBT.device, dtype=torch.float64)
-    share_NBT = torch.where(first_NBT, -places[:, None, None], float("-inf")).softmax(0)
+    distance_N = torch.arange(len(first_NBT), device=first_NBT.device, dtype=torch.float64)
+    share_NBT = torch.where(first_NBT, -distance_N[:, None, None], float("-inf")).softmax(0)
     listed_BT = first_NBT.any(0)
     return torch.where(listed_BT, share_NBT, 0.0).float(), listed_BT
 
@@ -164,7 +164,7 @@ def _losses(
 def _rows(
     h_SBTD: Tensor, weight_VD: Tensor, targets_NBT: Tensor, scale_NBT: Tensor, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
-    """Lay positions out as rows of one or of N targets, and hand them to the implementation."""
+    """Turn positions into rows of one or of N targets, and give them to the implementation."""
     h_RD = h_SBTD.flatten(0, 2)
     targets_RK, scale_RK = (_as_rows(x, len(h_SBTD)) for x in (targets_NBT, scale_NBT))
     if options.implementation in ("checkpointed", "naive"):

@@ -1,6 +1,6 @@
 """Windows to inputs and targets: the only code of the platform that shifts tokens.
 
-Example with places (1, 2), T = 3 and a border after the third token:
+Example with offsets (1, 2), T = 3 and a border after the third token:
 
     window     a0 a1 a2 b0 b1          documents  0 0 0 1 1
     inputs     a0 a1 a2
@@ -14,68 +14,73 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.shapes import Bool, Int
 
 
 class Targets(NamedTuple):
-    """What a window of L = T + horizon tokens asks of the model."""
+    """What windows of L = T + horizon tokens give a model to read, and what its heads have to predict."""
 
     inputs: Int[Tensor, "B T"]
     targets: Int[Tensor, "N B T"]
-    """Head i's (index i - 1) target at position t is the window's token t + places[i - 1]."""
+    """Head i's (index i - 1) target at position t is the window's token t + offsets[i - 1]."""
     valid: Bool[Tensor, "N B T"]
     """False where the target lies in another document, or outside the loss mask."""
+    first: Bool[Tensor, "N B T"] | None = None
+    """For kind `order`: valid, and the next token of its kind (`first_ahead`)."""
 
 
 def make_targets(
+    heads: HeadsConfig,
     window_BL: Int[Tensor, "B L"],
-    places: Sequence[int],
     documents_BL: Int[Tensor, "B L"] | None = None,
     loss_mask_BL: Bool[Tensor, "B L"] | None = None,
 ) -> Targets:
-    """Inputs, targets and validity of a window of T + max(places) tokens; no head loses targets at the window's edge.
+    """Inputs, targets and validity of windows of T + `heads.horizon` tokens; no head loses targets at a window's edge.
 
     Args:
-        places: how many places ahead each head looks, increasing from 1 (`HeadsConfig.places`).
         documents_BL: ids that change at every border; a target in another document than its input is not valid.
         loss_mask_BL: True for tokens that may be a target (for example an answer, not its prompt).
 
     Raises:
         ValueError: a window without an input position.
     """
-    T = window_BL.shape[1] - places[-1]
+    offsets, T = heads.head_offsets, window_BL.shape[1] - heads.horizon
     if T < 1:
-        raise ValueError(f"a window of {window_BL.shape[1]} tokens leaves no input to look {places[-1]} tokens ahead")
-    targets_NBT = ahead(window_BL, places)
+        raise ValueError(
+            f"a window of {window_BL.shape[1]} tokens leaves no input to look {heads.horizon} tokens ahead"
+        )
+    targets_NBT = ahead(window_BL, offsets)
     valid_NBT = torch.ones_like(targets_NBT, dtype=torch.bool)
     if documents_BL is not None:
-        valid_NBT &= ahead(documents_BL, places) == documents_BL[:, :T]
+        valid_NBT &= ahead(documents_BL, offsets) == documents_BL[:, :T]
     if loss_mask_BL is not None:
-        valid_NBT &= ahead(loss_mask_BL, places)
-    return Targets(window_BL[:, :T], targets_NBT, valid_NBT)
+        valid_NBT &= ahead(loss_mask_BL, offsets)
+    first_NBT = valid_NBT & first_ahead(window_BL, offsets) if heads.kind == "order" else None
+    return Targets(window_BL[:, :T], targets_NBT, valid_NBT, first_NBT)
 
 
-def first_ahead(window_BL: Int[Tensor, "B L"], places: Sequence[int]) -> Bool[Tensor, "N B T"]:
-    """True where the token so many places ahead of a position is the next of its kind: it did not come between.
+def first_ahead(window_BL: Int[Tensor, "B L"], offsets: Sequence[int]) -> Bool[Tensor, "N B T"]:
+    """True where the token at an offset from a position is the next of its kind: it did not come in between.
 
-    Example: in a b b a, one and two places ahead of the first: b is the next b, and the second b is not.
+    Example: in a b b a, at offsets 1 and 2 from the first: b is the next b, and the second b is not.
     """
     L = window_BL.shape[1]
-    order_BL = window_BL.argsort(dim=1, stable=True)  # equal tokens stand together, in the order of their places
+    order_BL = window_BL.argsort(dim=1, stable=True)  # equal tokens together, in the order of their positions
     ordered_BL = window_BL.gather(1, order_BL)
     again = torch.zeros_like(window_BL, dtype=torch.bool)
     again[:, 1:] = ordered_BL[:, 1:] == ordered_BL[:, :-1]
     before = torch.full_like(order_BL, -1)
     before[:, 1:] = torch.where(again[:, 1:], order_BL[:, :-1], -1)
     previous_BL = torch.empty_like(order_BL).scatter_(1, order_BL, before)  # where the same token last stood
-    T = L - places[-1]
-    return ahead(previous_BL, places) <= torch.arange(T, device=window_BL.device)
+    T = L - offsets[-1]
+    return ahead(previous_BL, offsets) <= torch.arange(T, device=window_BL.device)
 
 
-def ahead(x_BL: Tensor, places: Sequence[int]) -> Tensor:
-    """(N, B, T): what stands `places` places after each of the first T = L - max(places) places."""
-    T = x_BL.shape[1] - places[-1]
-    every = x_BL[:, 1:].unfold(1, T, 1).movedim(1, 0)  # a view: places 1, 2, ... max(places)
-    if len(places) == places[-1]:
+def ahead(x_BL: Tensor, offsets: Sequence[int]) -> Tensor:
+    """(N, B, T): x at each offset from each of the first T = L - max(offsets) positions."""
+    T = x_BL.shape[1] - offsets[-1]
+    every = x_BL[:, 1:].unfold(1, T, 1).movedim(1, 0)  # a view: offsets 1, 2, ... max(offsets)
+    if len(offsets) == offsets[-1]:
         return every
-    return every[[place - 1 for place in places]]
+    return every[[offset - 1 for offset in offsets]]

@@ -24,7 +24,7 @@ Schedule = Literal["constant", "anneal", "forward", "reverse"]
 
 @dataclass(frozen=True)
 class WeightsConfig:
-    """Weights of the heads' losses. What is left out is the head kind's own habit:
+    """Weights of the heads' losses. What is left out is the head kind's default:
 
     - `sequential`: lam 0.3 (DeepSeek-V3: lambda / D each);
     - `recurrent`: ratio 0.6, lam 1 (FastMTP: beta^(k-1) / sum over the further heads);
@@ -74,17 +74,17 @@ class WeightsConfig:
 
 
 def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
-    """The weights with everything said, by the head kind's habit where it was left out.
+    """The weights with nothing left out: what the configuration does not say, by the head kind's default.
 
     Raises:
         InputError: a list of another length than the losses are many.
     """
-    count = len(heads.terms)
+    count = len(heads.loss_names)
     if weights.values is not None:
         if len(weights.values) != count:
             raise InputError(
                 f"model.loss.weights.values has {len(weights.values)} weights, and model.heads.n_future = "
-                f"{heads.n_future} of kind '{heads.kind}' has {count} losses: {', '.join(heads.terms)}"
+                f"{heads.n_future} of kind '{heads.kind}' has {count} losses: {', '.join(heads.loss_names)}"
             )
         return WeightsConfig(values=weights.values, schedule=weights.schedule or "constant")
     ratio, lam, schedule = weights.ratio, weights.lam, weights.schedule
@@ -99,9 +99,9 @@ def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
 
 
 def head_weights(weights: WeightsConfig, heads: HeadsConfig, progress: float) -> tuple[float, ...]:
-    """(w_1, ...) of the heads' losses at `progress` in [0, 1], one for each of `heads.terms`."""
+    """(w_1, ...) of the heads' losses at `progress` in [0, 1], one for each of `heads.loss_names`."""
     weights = complete(weights, heads)
-    count = len(heads.terms)
+    count = len(heads.loss_names)
     if weights.values is not None:
         resting = weights.values
     else:

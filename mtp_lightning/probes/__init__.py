@@ -1,1 +1,1 @@
-"""Questions to a model: pure functions from model and batch to numbers."""
+"""Measurements of a model: pure functions from model and batch to numbers."""

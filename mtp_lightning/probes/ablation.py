@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.probes.attention import attention_layers, hooked, questions
+from mtp_lightning.probes.attention import attention_layers, hooked, in_batches
 from mtp_lightning.shapes import Bool, Float, Int
 
 ROWS = 64
@@ -61,8 +61,8 @@ def _means(
         counts[module] += len(y_RD)
 
     with hooked((module, add) for module in modules):
-        for question in questions(model, windows_BL, ROWS):
-            model(question.inputs, None, question.targets)
+        for targets in in_batches(model, windows_BL, ROWS):
+            model(targets.inputs, None, targets.targets)
     return {module: total_D / counts[module] for module, total_D in sums.items()}
 
 

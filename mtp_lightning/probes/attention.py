@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mtp_lightning.model.attention import Attention, causal_mask, rotate
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.objective.heads import Question, ask
+from mtp_lightning.objective.targets import Targets, make_targets
 from mtp_lightning.shapes import Bool, Float, Int
 
 PATTERN_ELEMENTS = 2**22
@@ -84,10 +84,10 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
         yield
 
 
-def questions(model: MTPModel, windows_BL: Int[Tensor, "B L"], rows: int) -> Iterator[Question]:
-    """The windows, so many rows at a time, on the model's device."""
+def in_batches(model: MTPModel, windows_BL: Int[Tensor, "B L"], rows: int) -> Iterator[Targets]:
+    """The windows' inputs and targets, so many rows at a time, on the model's device."""
     for part in torch.split(windows_BL.to(model.embedding.weight.device), rows):
-        yield ask(model.heads_config, part)
+        yield make_targets(model.heads_config, part)
 
 
 def attention_pattern(
@@ -128,21 +128,21 @@ def over_patterns(
     layers = attention_layers(model)
     T = windows_BL.shape[1] - model.heads_config.horizon
     rows = max(1, PATTERN_ELEMENTS // (model.config.n_heads * T * T))
-    parts = [_measured(model, layers, question, measure) for question in questions(model, windows_BL, rows)]
+    parts = [_measured(model, layers, targets, measure) for targets in in_batches(model, windows_BL, rows)]
     return {name: torch.cat([part[name] for part in parts]) for name in layers}
 
 
 def _measured(
-    model: MTPModel, layers: dict[str, Attention], question: Question, measure: Callable[[Tensor, Tensor], Tensor]
+    model: MTPModel, layers: dict[str, Attention], targets: Targets, measure: Callable[[Tensor, Tensor], Tensor]
 ) -> dict[str, Tensor]:
     found: dict[nn.Module, Tensor] = {}
 
     def look(attention: Attention, args: tuple[Any, ...]) -> None:
         if attention not in found:
-            found[attention] = measure(attention_pattern(attention, *args), question.inputs)
+            found[attention] = measure(attention_pattern(attention, *args), targets.inputs)
 
     with hooked((attention, look) for attention in layers.values()):
-        model(question.inputs, None, question.targets)
+        model(targets.inputs, None, targets.targets)
     return {name: found[attention] for name, attention in layers.items()}
 
 
@@ -171,7 +171,7 @@ def attention_scores(model: MTPModel, windows_BL: Int[Tensor, "B L"]) -> Attenti
         return torch.stack((_matched(pattern_BHTT, tokens_BT), _to_previous(pattern_BHTT)), dim=-1)
 
     found = over_patterns(model, windows_BL, measure)
-    inputs_BT = ask(model.heads_config, windows_BL).inputs
+    inputs_BT = make_targets(model.heads_config, windows_BL).inputs
     matched, to_previous = torch.stack(list(found.values())).cpu().unbind(-1)  # (layers, B, H) each
     repeats = followers(inputs_BT).any(-1).sum().cpu()
     return AttentionScores(tuple(found), matched.sum(1) / repeats, to_previous.mean(1))

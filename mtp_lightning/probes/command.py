@@ -27,7 +27,7 @@ def induction_command(
     out: str | None = None,
     json: str | None = None,
 ) -> None:
-    """Ask a model to copy two-token names and repeated random tokens, and find the attention heads behind it.
+    """Ask a model to copy two-token names and repeated random tokens, and find the attention heads that do it.
 
     Args:
         ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
@@ -45,8 +45,8 @@ def induction_command(
     from mtp_lightning.probes.suite import (
         TEXTS_A_STORY,
         InductionSuite,
-        ask_induction,
-        ask_without,
+        measure_induction,
+        measure_without,
         prepare_names,
         prepare_repeated,
     )
@@ -63,9 +63,9 @@ def induction_command(
         named = {"any": prepare_names(texts, loaded.tokenizer, every, count, loaded.context or 1024)["any"]}
     repeated = prepare_repeated(loaded.model.heads_config, range(vocab_size), 32, length)
     suite = InductionSuite(named, repeated, length)
-    with _asking(loaded, "induction"):
-        metrics, scores = ask_induction(loaded.model, suite)
-        metrics |= ask_without(loaded.model, suite, scores)
+    with _timed(loaded, "induction"):
+        metrics, scores = measure_induction(loaded.model, suite)
+        metrics |= measure_without(loaded.model, suite, scores)
     _show(f"induction at step {loaded.step:,}", metrics)
     best = ", ".join(f"{layer} {head} ({_score(scores, layer, head):.2f})" for layer, head in scores.top(3))
     print(f"attention heads with the highest prefix-matching scores: {best}")
@@ -111,7 +111,7 @@ def _evaluate_task(name: str, ckpt: str, test_size: int, json: str | None) -> No
         raise InputError(f"'{loaded.path}' was trained on {trained}, not on '{name}': its tokens mean something else")
     task: Task = task_from_state(loaded.task)
     sets = task.test_sets(test_size)
-    with _asking(loaded, name):
+    with _timed(loaded, name):
         metrics = exact_match(loaded.model, task, sets)
     _show(f"{name} at step {loaded.step:,}, {test_size:,} questions a test set", metrics)
     example = next(iter(sets.values())).take(np.array([0]))
@@ -129,7 +129,8 @@ def _load(ckpt: str) -> "LoadedModel":
 def _texts(stories: str, separator: str | None, count: int) -> list[str]:
     from itertools import islice
 
-    from mtp_lightning.data.corpora.source import SourceConfig, documents
+    from mtp_lightning.data.corpora.documents import documents
+    from mtp_lightning.data.corpora.source import SourceConfig
     from mtp_lightning.data.stories.generator import stories as generated
 
     if stories == "generated":
@@ -139,13 +140,13 @@ def _texts(stories: str, separator: str | None, count: int) -> list[str]:
 
 
 @contextmanager
-def _asking(loaded: "LoadedModel", what: str) -> Iterator[None]:
+def _timed(loaded: "LoadedModel", what: str) -> Iterator[None]:
     import sys
 
     import torch
 
     parameters = sum(p.numel() for p in loaded.model.parameters())
-    print(f"asking '{loaded.path}' ({parameters:,} parameters, n_future {loaded.model.n_future})", file=sys.stderr)
+    print(f"measuring '{loaded.path}' ({parameters:,} parameters, n_future {loaded.model.n_future})", file=sys.stderr)
     start = time.perf_counter()
     with torch.no_grad():
         yield

@@ -1,7 +1,7 @@
 """Is the whole answer right? Exact-match accuracy of greedy decoding on a synthetic task (paper, section 4.2).
 
 Greedy decoding writes the right answer exactly if, given the question and any beginning of the right answer, the most
-likely token is the right one. So one forward over questions with their answers tells what decoding each would.
+likely token is the right one. So one forward over questions with their answers shows what decoding them would give.
 """
 
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ ROWS = 256
 
 
 class Answers(NamedTuple):
-    """What a model says to each question."""
+    """What a model answers to each question."""
 
     right: Bool[Tensor, "B A"]
-    """Whether each token of the answer, given the right ones before it, is the most likely; True behind its end."""
+    """Whether each token of the answer, given the right ones before it, is the most likely; True after its end."""
 
     @property
     def exact(self) -> Bool[Tensor, "B"]:
@@ -49,8 +49,8 @@ def answer(model: MTPModel, examples: Examples) -> Answers:
         places_BA = places_BA.clamp(max=tokens_BT.shape[1] - 1)
         h_BTD = model.next_token_states(tokens_BT)
         rows_B1 = torch.arange(len(tokens_BT), device=device)[:, None]
-        said_BA = model.unembedding(h_BTD[rows_B1, places_BA - 1]).argmax(dim=-1)
-        parts.append((said_BA == tokens_BT[rows_B1, places_BA]) | ~inside_BA)
+        best_BA = model.unembedding(h_BTD[rows_B1, places_BA - 1]).argmax(dim=-1)
+        parts.append((best_BA == tokens_BT[rows_B1, places_BA]) | ~inside_BA)
     return Answers(torch.cat(parts).cpu())
 
 
@@ -58,10 +58,10 @@ def exact_match(model: MTPModel, task: Task, test_sets: Mapping[str, Examples]) 
     """`<test set>`: share of questions answered wholly right; the task's averages of these by their names; and, where
     it names places of the answer, `<place>`: accuracy there over all test sets, the tokens before it given."""
     answers = {name: answer(model, examples) for name, examples in test_sets.items()}
-    found = {name: said.accuracy for name, said in answers.items()}
+    found = {name: given.accuracy for name, given in answers.items()}
     means = {name: sum(found[part] for part in parts) / len(parts) for name, parts in task.averages.items()}
     places = {
-        name: torch.cat([said.right[:, place] for said in answers.values()]).float().mean().item()
+        name: torch.cat([given.right[:, place] for given in answers.values()]).float().mean().item()
         for name, place in task.named_places.items()
     }
     return found | means | places

@@ -72,7 +72,7 @@ def _entries(values: Sequence[Sequence[float]]) -> list[tuple[tuple[int, int], f
 
 
 def _png(figure: "Figure") -> bytes:
-    """Drawn without pyplot, so no global figure or backend is left behind."""
+    """Drawn without pyplot, so no global figure or backend remains."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)

@@ -1,8 +1,8 @@
 """Random tokens, repeated: nothing to learn but to look back. The loss on the second copy is induction's alone.
 
-Example with copies of C = 4 tokens, places (1, 2) and 7 inputs:
+Example with copies of C = 4 tokens, offsets (1, 2) and 7 inputs:
 
-    window     a b c d a b c d a        two copies, and what head 2 is asked at the last input
+    window     a b c d a b c d a        two copies, and head 2's target at the last input
     inputs     a b c d a b c            head 1's targets end with the second copy
     head 1           d  -> position 0, which nobody can know;  a -> 1,  b -> 2,  c -> 3
     head 2         c d  -> positions 0 and 1, unknown;         a -> 2,  b -> 3
@@ -18,8 +18,8 @@ from torch import Tensor
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.chunked import chunked_scores
-from mtp_lightning.objective.heads import Question
-from mtp_lightning.probes.attention import questions
+from mtp_lightning.objective.targets import Targets
+from mtp_lightning.probes.attention import in_batches
 from mtp_lightning.shapes import Float, Int
 
 ROWS = 64
@@ -29,16 +29,16 @@ ROWS = 64
 class Repetition(NamedTuple):
     """Losses (nats) and accuracies of head i (index i - 1), by the target's position in its copy of C tokens.
 
-    S heads: all, or head 1 alone for kinds `none` and `order`, whose one hidden state is asked for the next token.
+    S heads: all, or head 1 alone for kinds `none` and `order`, whose one hidden state predicts the next token.
     """
 
-    places: tuple[int, ...]
-    """How many places ahead each of the S heads looks."""
+    offsets: tuple[int, ...]
+    """How many tokens ahead each of the S heads looks."""
     first_loss: Float[Tensor, "S"]
     """Mean over the targets in the first copy: of a model that knows the tokens' distribution its entropy, at best."""
     loss: Float[Tensor, "S C"]
-    """On the second copy. A head that looks p places ahead has seen none of it when asked for positions 0 .. p - 1 (but
-    `sequential` and `recurrent` heads read the true tokens up to their target)."""
+    """On the second copy. A head that looks p tokens ahead has seen none of it when it predicts positions 0 .. p - 1
+    (but `sequential` and `recurrent` heads read the true tokens up to their target)."""
     accuracy: Float[Tensor, "S C"]
     """On the second copy: whether the target is the most likely token."""
 
@@ -46,7 +46,7 @@ class Repetition(NamedTuple):
         """`first_loss/head_1`, and on the second copy, over the positions from p on, `loss/head_1`, `accuracy/head_1`;
         and so for every head."""
         scalars = {}
-        for i, p in enumerate(self.places):
+        for i, p in enumerate(self.offsets):
             scalars[f"first_loss/head_{i + 1}"] = self.first_loss[i].item()
             scalars[f"loss/head_{i + 1}"] = self.loss[i, p:].mean().item()
             scalars[f"accuracy/head_{i + 1}"] = self.accuracy[i, p:].mean().item()
@@ -58,7 +58,7 @@ def repeated_windows(
 ) -> Int[Tensor, "B L"]:
     """Windows of `length` random tokens, the same again, and the beginning of a third copy.
 
-    L = 2 length + horizon - 1, so T = 2 length - 1: the least with which every head is asked for the whole second copy.
+    L = 2 length + horizon - 1, so T = 2 length - 1: the least with which every head predicts the whole second copy.
 
     Args:
         horizon: `HeadsConfig.horizon`.
@@ -85,32 +85,32 @@ def repetition(model: MTPModel, windows_BL: Int[Tensor, "B L"], length: int) -> 
         windows_BL: as `repeated_windows` makes them.
         length: C, tokens of a copy.
     """
-    assert windows_BL.shape[1] >= 2 * length + model.heads_config.horizon - 1, "the second copy is not all asked for"
+    assert windows_BL.shape[1] >= 2 * length + model.heads_config.horizon - 1, "a part of the second copy is no target"
     assert torch.equal(windows_BL[:, :length], windows_BL[:, length : 2 * length]), "no copies of this length"
     losses, hits = [], []
-    for question in questions(model, windows_BL, ROWS):
-        nll_SBT, right_SBT = _own_targets(model, question)
+    for targets in in_batches(model, windows_BL, ROWS):
+        nll_SBT, right_SBT = _own_targets(model, targets)
         losses.append(nll_SBT.cpu())
         hits.append(right_SBT.float().cpu())
     nll_SBT, right_SBT = torch.cat(losses, dim=1), torch.cat(hits, dim=1)
-    places = model.heads_config.places[: len(nll_SBT)]
-    second = [slice(length - p, 2 * length - p) for p in places]  # inputs whose targets are the second copy
+    offsets = model.heads_config.head_offsets[: len(nll_SBT)]
+    second = [slice(length - p, 2 * length - p) for p in offsets]  # inputs whose targets are the second copy
     return Repetition(
-        places,
-        torch.stack([nll_SBT[i, :, : length - p].mean() for i, p in enumerate(places)]),
+        offsets,
+        torch.stack([nll_SBT[i, :, : length - p].mean() for i, p in enumerate(offsets)]),
         torch.stack([nll_SBT[i, :, inputs].mean(0) for i, inputs in enumerate(second)]),
         torch.stack([right_SBT[i, :, inputs].mean(0) for i, inputs in enumerate(second)]),
     )
 
 
-def _own_targets(model: MTPModel, question: Question) -> tuple[Float[Tensor, "S B T"], Tensor]:
+def _own_targets(model: MTPModel, targets: Targets) -> tuple[Float[Tensor, "S B T"], Tensor]:
     """(loss, whether right) of every hidden state's own target."""
-    h_SBTD = model(question.inputs, None, question.targets)
+    h_SBTD = model(targets.inputs, None, targets.targets)
     unembeddings = [model.unembedding] * len(h_SBTD)
     if model.heads_config.replicate_unembedding:
         unembeddings = [model.unembedding, *model.further_unembeddings]
     scored = []
-    for h_BTD, targets_BT, unembedding in zip(h_SBTD, question.targets, unembeddings):  # S = 1: head 1's target alone
+    for h_BTD, targets_BT, unembedding in zip(h_SBTD, targets.targets, unembeddings):  # S = 1: head 1's target alone
         score = partial(chunked_scores, targets_RK=targets_BT.flatten()[:, None])
         scored.append([x.view(targets_BT.shape) for x in unembedding(h_BTD.flatten(0, 1), score)])
     nll_SBT, right_SBT = (torch.stack(x) for x in zip(*scored))

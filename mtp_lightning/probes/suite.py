@@ -1,4 +1,4 @@
-"""All that is asked about induction, prepared once and the same at every step: names, repetition, attention."""
+"""All measurements of induction, on data prepared once and the same at every step: names, repetition, attention."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from mtp_lightning.probes.repeated import repeated_windows, repetition
 from mtp_lightning.shapes import Int
 
 SEED = 0
-"""Of new names and random tokens: the questions are the same for every run."""
+"""Of new names and random tokens: they are the same for every run."""
 TEXTS_A_STORY = 20
 """Documents to look through for one story with a name."""
 ABLATED = 3
@@ -26,7 +26,7 @@ ABLATED = 3
 
 
 class InductionSuite(NamedTuple):
-    """The questions."""
+    """What a model is measured on."""
 
     stories: Mapping[str, NamedStories]
     """`seen`: names of tokens that occur in the training data; `any`: of any tokens."""
@@ -57,7 +57,7 @@ def prepare_repeated(heads: HeadsConfig, tokens: Sequence[int], rows: int, lengt
     return repeated_windows(max(tokens) + 1, rows, length, heads.horizon, SEED, tokens)
 
 
-def ask_induction(model: MTPModel, suite: InductionSuite) -> tuple[dict[str, float], AttentionScores]:
+def measure_induction(model: MTPModel, suite: InductionSuite) -> tuple[dict[str, float], AttentionScores]:
     """Metrics `names_seen/accuracy`, `repeated/loss/head_1`, `prefix_matching/max`, ..., and every attention head's
     scores. The model is used as it is: in the mode it is in."""
     metrics: dict[str, float] = {}
@@ -70,12 +70,12 @@ def ask_induction(model: MTPModel, suite: InductionSuite) -> tuple[dict[str, flo
     return metrics | scores.summary(), scores
 
 
-def ask_without(model: MTPModel, suite: InductionSuite, scores: AttentionScores) -> dict[str, float]:
+def measure_without(model: MTPModel, suite: InductionSuite, scores: AttentionScores) -> dict[str, float]:
     """What head 1 loses by the mean ablation of the three attention heads with the highest prefix-matching scores, and,
     as a control, of the three others whose two scores together are the lowest (a previous-token head is part of
     induction too): drop of accuracy on the second copy and on the names.
 
-    Only attention heads that head 1 reads are ranked. Means are over the tokens that are asked about.
+    Only attention heads that head 1 reads are ranked. Means are over the tokens that accuracy is measured on.
     """
     both = scores._replace(prefix_matching=scores.prefix_matching + scores.previous_token)
     ranked, ranked_by_both = (
@@ -85,16 +85,16 @@ def ask_without(model: MTPModel, suite: InductionSuite, scores: AttentionScores)
     top = ranked[:ABLATED]
     lowest = [head for head in ranked_by_both if head not in top][-ABLATED:]
     chosen = {f"top_{ABLATED}": top, f"lowest_{ABLATED}": lowest}
-    asked: dict[str, tuple[Tensor, Callable[[], float]]] = {
+    accuracies: dict[str, tuple[Tensor, Callable[[], float]]] = {
         "repeated": (
             suite.repeated,
             lambda: repetition(model, suite.repeated, suite.length).summary()["accuracy/head_1"],
         )
     }
     for variant, stories in suite.stories.items():
-        asked[f"names_{variant}"] = _without_padding(stories), lambda s=stories: name_accuracy(model, s).accuracy  # type: ignore[misc]
+        accuracies[f"names_{variant}"] = _without_padding(stories), lambda s=stories: name_accuracy(model, s).accuracy  # type: ignore[misc]
     drops: dict[str, float] = {}
-    for name, (windows, accuracy) in asked.items():
+    for name, (windows, accuracy) in accuracies.items():
         before = accuracy()
         for which, heads in chosen.items():
             with mean_ablation(model, heads, windows):

@@ -1,4 +1,4 @@
-"""What a run may ask of a strategy, checked on the configuration before anything is built."""
+"""Which settings go with which strategy, checked on the configuration before anything is built."""
 
 import importlib.util
 from typing import Any

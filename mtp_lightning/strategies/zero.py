@@ -216,7 +216,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         return list(flat)
 
     def _link_states(self) -> None:
-        """Let parameters find their parts of the optimizer's states. DeepSpeed does so behind the first group's first
+        """Let parameters find their parts of the optimizer's states. DeepSpeed does so after the first group's first
         step, when the second group has no states yet."""
         if self.stage != 3:
             self._optimizer._hp_optimizer_states_linked = False

@@ -5,7 +5,7 @@ import os
 # MLflow decides when it is imported whether it reports its use to its makers.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
-# Its client asks a server that is away again for minutes, in which training would stand still. Here `with_patience`
-# does that, which knows where a run can go on without.
+# Its client retries a server that is away for minutes, in which training would stand still. Here `with_patience`
+# does that: it knows where a run can go on without the server.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")

@@ -264,7 +264,7 @@ class MLflowRunLogger(Logger):
 class KeepRecord(pl.Callback):
     """Keeps a logger's record whole: the command line adds it to every run.
 
-    A checkpoint is written only behind the metrics of its steps: a run killed right after it goes on from there, and
+    A checkpoint is written only after the metrics of its steps: a run killed right after it goes on from there, and
     would never come back to steps that were still waiting in memory. Where the store is away, a file beside the
     checkpoints holds them.
     """

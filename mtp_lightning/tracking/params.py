@@ -58,7 +58,7 @@ def flatten(params: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def shorten(text: str) -> str:
-    """`text` within MLflow's limit. What is cut leaves its digest, so that a change behind the cut still shows."""
+    """`text` within MLflow's limit. What is cut leaves its digest, so that a change after the cut still shows."""
     if len(text) <= VALUE_LIMIT:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Calls on a store that is busy or away, made again: how often, how long, and what is said in the end."""
+"""Calls on a store that is busy or away, made again: how often, for how long, and what is reported in the end."""
 
 import errno
 import time
@@ -21,7 +21,7 @@ _DISK_TROUBLE = {
     "readonly database": errno.EROFS,
     "unable to open database file": errno.EACCES,
 }
-"""What SQLite says -> the error of the operating system behind it."""
+"""What SQLite says -> the operating system's error that causes it."""
 
 T = TypeVar("T")
 

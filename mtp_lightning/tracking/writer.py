@@ -20,7 +20,7 @@ TOO_MANY = 100_000
 BRIEFLY = 1.0
 """Seconds that training waits for a server that is away."""
 LATER = 10.0
-"""Seconds until it is asked again, and ten times as long as the last try took: a server that takes each request and
+"""Seconds until it is tried again, and ten times as long as the last try took: a server that takes each request and
 never answers costs a tenth of the time."""
 
 
@@ -135,7 +135,7 @@ class RunWriter:
         return True
 
     def _send(self, away: float) -> None:
-        """What was sent leaves the queue behind a call that succeeded."""
+        """What was sent leaves the queue after a call that succeeded."""
         points, files = self._waiting.points, self._waiting.files
         while points:
             batch = points[:METRICS_PER_CALL]
@@ -149,7 +149,7 @@ class RunWriter:
             self.journal.unlink(missing_ok=True)
 
     def _send_file(self, path: str, folder: str | None, away: float) -> None:
-        """A picture that is refused (too large for a proxy) or gone is told, and stops nothing else."""
+        """A picture that is refused (too large for a proxy) or gone is reported, and stops nothing else."""
         from mlflow.exceptions import MlflowException
         from requests import RequestException
 

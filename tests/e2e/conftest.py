@@ -1,13 +1,11 @@
 """The command line as a user runs it: processes of their own, a tiny model, a corpus made here."""
 
-import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from processes import Mtp
+from processes import Mtp, run_forked, run_started
 
 TINY = """
 model:
@@ -53,14 +51,12 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mtp(folder: Path) -> Mtp:
-    """`mtp("fit", ...)`: run a command in the working folder."""
+    """`mtp("fit", ...)`: run a command in the working folder; `fresh`: in an interpreter of its own."""
 
-    def run(*args: str, check: bool = True, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
-        done = subprocess.run(
-            [sys.executable, "-m", "mtp_lightning", *args],
-            cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout,
-        )  # fmt: skip
+    def run(
+        *args: str, check: bool = True, timeout: float = 240, fresh: bool = False
+    ) -> "subprocess.CompletedProcess[str]":
+        done = (run_started if fresh else run_forked)(args, folder, timeout)
         assert not check or done.returncode == 0, done.stderr[-3000:]
         return done
 

@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader
 
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.module import MTPModule
-from mtp_lightning.objective.heads import ask, model_loss
+from mtp_lightning.objective.heads import model_loss
 from mtp_lightning.objective.loss import LossOptions, LossOutput, multi_token_loss
+from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.strategies.fsdp2 import FSDP2Strategy
 from mtp_lightning.strategies.zero import ZeroStrategy
 
@@ -84,15 +85,15 @@ class PaperLoop(MTPModule):
     """Section 2's loop, literally: trunk detached, one backward per head, then the trunk's. Right in one process."""
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        question, _ = self.ask(batch)
+        targets, _ = self.make_targets(batch)
         rotary = self.model.rotary(torch.arange(T))
-        z = self.model.run_trunk(question.inputs, rotary)
+        z = self.model.run_trunk(targets.inputs, rotary)
         d = z.detach().requires_grad_()
         for i, head in enumerate(self.model.heads):
             own = slice(i, i + 1)
 
             def score(h: Tensor, weight: Tensor, own: slice = own) -> LossOutput:
-                return multi_token_loss(h, weight, question.targets[own], question.valid[own])
+                return multi_token_loss(h, weight, targets.targets[own], targets.valid[own])
 
             self.model.unembedding(self.model.norm(head(d, rotary))[None], score).total.backward()
         assert d.grad is not None
@@ -106,9 +107,9 @@ def reference(cell: ParityCell) -> Gradients:
     """One process, all rows, every logit alive, torch's own autograd."""
     module = cell.module()
     for batch in cell.batches():
-        question = ask(cell.heads, batch["tokens"], batch["documents"])
+        targets = make_targets(cell.heads, batch["tokens"], batch["documents"])
         module.trainer = type("At", (), {"global_step": 0, "max_steps": 1})()  # type: ignore[assignment]
-        loss = model_loss(module.model, question, weights=module.head_weights(), options=LossOptions("naive"))
+        loss = model_loss(module.model, targets, weights=module.head_weights(), options=LossOptions("naive"))
         (loss.total / cell.accumulate).backward()
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 

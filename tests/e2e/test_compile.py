@@ -13,7 +13,7 @@ def test_compiled_layers_train_alike(mtp: Mtp, folder: Path) -> None:
     for compiled in ("false", "true"):
         root = f"runs/compile-{compiled}"
         flags = ("--model.heads.n_future", "2", "--model.compile", compiled, "--trainer.default_root_dir", root)
-        mtp("fit", "-c", "conf/base.yaml", "-c", "tiny.yaml", *flags, timeout=580)
+        mtp("fit", "-c", "conf/base.yaml", "-c", "tiny.yaml", *flags, timeout=580, fresh=True)
         result = json.loads((folder / root / "result.json").read_text())
         losses[compiled] = result["metrics"]["val/loss/head_1"]
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-3)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import Mtp
+from test_tracking_fakes import fresh_store
 
 from mtp_lightning.errors import PREEMPTED
 from mtp_lightning.tracking.read import history, read_run
@@ -51,6 +52,7 @@ def test_killed_and_restarted_is_as_if_never_killed(mtp: Mtp, folder: Path) -> N
     signals = [signal.SIGKILL, chance.choice([signal.SIGTERM, signal.SIGUSR1]), signal.SIGKILL, signal.SIGUSR2]
     print("at", steps, "came", signals)
     (folder / "killer.py").write_text(KILLER)
+    fresh_store(folder / "runs")
     mtp(*FIT, "--trainer.default_root_dir", "runs/whole")
     killed = (*FIT, "--trainer.default_root_dir", "runs/killed", "--ckpt_path", "auto")
     killed += ("--trainer.callbacks+=killer.Kill", f"--trainer.callbacks.steps={steps}")
@@ -82,7 +84,7 @@ def test_killed_and_restarted_is_as_if_never_killed(mtp: Mtp, folder: Path) -> N
 
 
 def test_trained_validated_generated(mtp: Mtp, folder: Path) -> None:
-    mtp(*FIT)
+    mtp(*FIT, fresh=True)
     run_id = (folder / "runs/fit/mlflow_run_id").read_text().strip()
     record = read_run(default_tracking_uri(folder / "runs"), run_id)
     assert record.params["model.heads.n_future"] == "3"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from processes import Mtp
 from test_fit import FIT
+from test_tracking_fakes import fresh_store
 
 from mtp_lightning.errors import PREEMPTED
 from mtp_lightning.tracking.read import history
@@ -33,9 +34,10 @@ def losses(folder: Path, name: str) -> list[tuple[int, float]]:
 def test_a_rank_dies_and_one_process_goes_on(mtp: Mtp, folder: Path, strategy: str) -> None:
     """The run ends instead of hanging; continued on one process it has the losses of a run on one, each step once."""
     (folder / "killer.py").write_text(KILLER)
+    fresh_store(folder / "runs")
     sharded = (*FIT, "-c", f"conf/strategy/{strategy}.yaml", "--trainer.accelerator", "cpu", "--ckpt_path", "auto")
     sharded += ("--model.backbone.tie_embeddings", "true", "--trainer.default_root_dir", "runs/two")
-    died = mtp(*sharded, "--trainer.devices", "2", "--trainer.callbacks+=killer.KillRank", check=False)
+    died = mtp(*sharded, "--trainer.devices", "2", "--trainer.callbacks+=killer.KillRank", check=False, fresh=True)
     assert died.returncode != 0
     mtp(*sharded, "--trainer.devices", "1")
     mtp(*FIT, "--model.backbone.tie_embeddings", "true", "--trainer.default_root_dir", "runs/one")
@@ -72,12 +74,13 @@ class TellRank(pl.Callback):
 )
 def test_one_rank_is_told_to_stop_and_all_save(mtp: Mtp, folder: Path, strategy: str) -> None:
     (folder / "teller.py").write_text(TELLER)
+    fresh_store(folder / "runs")
     run = (*FIT, "-c", f"conf/strategy/{strategy}.yaml", *TWO, "--ckpt_path", "auto")
     run += ("--trainer.callbacks+=teller.TellRank",)
-    told = mtp(*run, check=False)
+    told = mtp(*run, check=False, fresh=True)
     assert told.returncode == PREEMPTED, told.stderr[-3000:]
     assert "another process was told to stop: saved step" in told.stderr
-    mtp(*run)
+    mtp(*run, fresh=True)
     assert [step for step, _ in losses(folder, "fit")] == list(range(1, 31))
 
 
@@ -92,9 +95,10 @@ trainer:
 @pytest.mark.parametrize("strategy", ["fsdp2", *SLOW_STRATEGIES])
 def test_probes_and_validation_on_two_processes(mtp: Mtp, folder: Path, strategy: str) -> None:
     (folder / "probe.yaml").write_text(PROBE)
+    fresh_store(folder / "runs")
     own = (*FIT[1:], "-c", "probe.yaml", "-c", f"conf/strategy/{strategy}.yaml", *TWO)
     own += ("--data.context", "100")  # room for a name and its second mention
-    mtp("fit", *own, "--trainer.max_steps", "6")
+    mtp("fit", *own, "--trainer.max_steps", "6", fresh=True)
     checkpoint = folder / "runs/fit/checkpoints/step-00000006.ckpt"
     assert torch.load(checkpoint, weights_only=True)["heartbeat"]["metrics"]["decode/mismatches"] == 0
     probed = "probe/induction/names_seen/loss"
@@ -102,5 +106,6 @@ def test_probes_and_validation_on_two_processes(mtp: Mtp, folder: Path, strategy
         default_tracking_uri(folder / "runs"), (folder / "runs/fit/mlflow_run_id").read_text().strip(), [probed]
     )
     assert [step for step, _ in found[probed]] == [0, 2, 4, 6]
-    validated = mtp("validate", *own, "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", "runs/validate")
+    into = ("--trainer.default_root_dir", "runs/validate")
+    validated = mtp("validate", *own, "--ckpt_path", str(checkpoint), *into, fresh=True)
     assert validated.stdout.count("val/loss/head_1") == 1

@@ -44,4 +44,7 @@ def test_run_fail_alone_rerun_report(mtp: Mtp, folder: Path) -> None:
         assert metric in table
     assert "ui --experiment mtp/heads" in third.stdout
     assert (folder / "runs/reports/heads/figure.png").read_bytes().startswith(b"\x89PNG")
+    verdict = json.loads((folder / "runs/reports/heads/verdict.json").read_text())
+    assert (verdict["outcome"], verdict["best"]["seeds"], verdict["missing"]) == ("unknown spread", 1, [])
+    assert verdict["sentence"] in (folder / "runs/reports/heads/report.html").read_text()
     assert (folder / "runs/reports/heads/results.csv").read_text().count("\n") > 10

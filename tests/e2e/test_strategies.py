@@ -18,7 +18,7 @@ from typing_extensions import override
 from mtp_lightning.checkpoints.files import read_checkpoint
 from mtp_lightning.cli import main
 from mtp_lightning.data.datamodule import MTPDataModule
-from mtp_lightning.data.tokens.loader import ResumableLoader
+from mtp_lightning.data.loader import ResumableLoader
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.module import MTPModule
 from mtp_lightning.optimization.adamw import OptimizerConfig

@@ -1,7 +1,8 @@
-"""`mtp bench train`: contenders compute the same thing, so that their times compare; ratios, goals, bad input."""
+"""`mtp bench train`: contenders compute the same thing, so that their times compare; ratios, bad input."""
 
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,9 @@ import torch
 from tiny import tiny_backbone
 from torch import Tensor, nn
 
-from mtp_lightning.bench import overhead, train
-from mtp_lightning.bench.goals import judge
-from mtp_lightning.bench.harness import IdleGate, interleaved
-from mtp_lightning.bench.peers import (
+from mtp_lightning.bench import harness, overhead, train_command, train_measure
+from mtp_lightning.bench.harness import IdleGate, Timing, interleaved
+from mtp_lightning.bench.train_contenders import (
     CONTENDERS,
     Arm,
     Workload,
@@ -25,8 +25,8 @@ from mtp_lightning.bench.peers import (
     missing_packages,
     prepared_step,
 )
-from mtp_lightning.bench.tables import FIGURES, goals_table, train_table
-from mtp_lightning.bench.train import bench_train, ratios, train_command
+from mtp_lightning.bench.train_measure import bench_train, label, ratios
+from mtp_lightning.bench.train_report import FIGURES, train_table
 from mtp_lightning.cli import main
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_llama import to_llama_state_dict
@@ -73,7 +73,7 @@ def test_hugging_faces_llama_has_our_loss_on_our_weights() -> None:
     assert their_loss == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("arm", arms(list(CONTENDERS), [1, 4], [False]), ids=train.label)
+@pytest.mark.parametrize("arm", arms(list(CONTENDERS), [1, 4], [False]), ids=label)
 def test_contenders_are_of_equal_size_and_learn(arm: Arm) -> None:
     if missing_packages([arm.contender]):
         pytest.skip(f"{arm.contender} is not installed")
@@ -132,51 +132,12 @@ def test_ratios_by_hand() -> None:
     assert rows[-1]["over_naive"] is None, "an eager row has no compiled base"
 
 
-def verdicts(rows: list[dict[str, Any]], overheads: dict[str, float] | None = None) -> dict[str, bool | None]:
-    return {goal.text: goal.reached for goal in judge(rows, overheads or {})}
-
-
-def test_goals_are_judged_at_their_bounds() -> None:
-    rows = [row("ours", 1, 1250.0), row("huggingface", 1, 1000.0), row("ours", 4, 1240.0), row("naive", 4, 1000.0)]
-    found = verdicts(rows, {"Lightning and logging": 1.5, "Lightning and MLflow": 1.6})
-    assert found["n = 1 over Hugging Face, tokens/s"] is True
-    assert found["n = 4 over naive n = 4, tokens/s"] is False
-    assert found["n = 4 over the paper's loop, tokens/s"] is None
-    assert found["n = 4 over n = 1, tokens/s over FLOPs, V = 4096"] is True
-    assert found["n = 4 over n = 1, tokens/s over FLOPs, V = 256"] is None
-    assert found["n = 4, share of the matrix-product peak, V = 4096"] is True
-    assert found["Lightning and logging, ms a step"] is True
-    assert found["Lightning and MLflow, ms a step"] is False
-
-
-def test_memory_goals_are_upper_bounds_and_need_no_steady_rates() -> None:
-    rows = [
-        row("ours", 4, 1.0, 32000, peak_bytes=1800, steady=False),
-        row("naive", 1, 1.0, 32000, peak_bytes=1700),
-        row("naive", 4, 1.0, 32000, peak_bytes=4000),
-    ]
-    found = verdicts(rows)
-    assert found["n = 4 over naive n = 1, peak memory, V = 32000"] is False
-    assert found["n = 4 over naive n = 4, peak memory, V = 32000"] is True
-    for each in rows:
-        del each["peak_bytes"]
-    assert verdicts(rows)["n = 4 over naive n = 1, peak memory, V = 32000"] is None
-
-
-def test_an_unsteady_row_is_not_judged() -> None:
-    rows = [row("ours", 1, 2000.0, steady=False), row("huggingface", 1, 1000.0)]
-    goal = judge(rows, {})[0]
-    assert (goal.value, goal.reached, goal.reason) == (2.0, None, "too few rounds, or median far below best")
-
-
 def test_tables_show_every_figure() -> None:
     rows = ratios([row("ours", 1, 600.0, steady=False), row("naive", 1, 400.0)])
     table = train_table(rows, "title", "caption")
     assert len(table.columns) == 3 + len(FIGURES)
     assert list(table.columns[3].cells) == ["(600)", "400"]
     assert list(table.columns[5].cells) == ["-", "-"], "without Hugging Face there is no ratio to it"
-    shown = goals_table(judge(rows, {"Lightning and logging": 2.0}), "caption")
-    assert list(shown.columns[3].cells)[-2:] == ["not reached", "not measured"]
 
 
 def test_the_gate_waits_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +150,18 @@ def test_the_gate_waits_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> No
     gate()
     assert (len(said), gate.passed_busy) == (3, 1)
     assert "waiting for a quiet machine (20% idle" in said[0]
+
+
+def test_the_machine_is_as_idle_as_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 ticks of all processors 30 were idle, 5 of them waiting for a disk."""
+    lines = iter(["cpu  100 0 50 800 20 0 0 0 9 9\n", "cpu  108 0 52 825 25 0 0 0 99 99\n"])
+    monkeypatch.setattr(harness, "open", lambda *_, **__: StringIO(next(lines)), raising=False)
+    waits: list[float] = []
+    monkeypatch.setattr(harness, "time", SimpleNamespace(sleep=waits.append))
+    assert harness.idle_share(0.2) == 0.75
+    assert waits == [0.2]
+    monkeypatch.setattr(harness, "_processor_ticks", lambda: None)
+    assert harness.idle_share(0.2) == 1.0, "where nothing is known, nobody waits"
 
 
 def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +184,20 @@ def test_every_contender_has_its_turn_in_every_round() -> None:
     assert all(timing.cpu_best <= timing.cpu for timing in timings.values())
 
 
+def test_the_median_is_reported_and_the_best_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of 2, 9 and 4 seconds by the wall and of 1, 3 and 8 by the processor; the warm-up's 100 do not count."""
+    now = SimpleNamespace(wall=0.0, cpu=0.0)
+    spent = iter([(100.0, 100.0), (2.0, 1.0), (9.0, 3.0), (4.0, 8.0)])
+
+    def step() -> None:
+        wall, cpu = next(spent)
+        now.wall, now.cpu = now.wall + wall, now.cpu + cpu
+
+    clocks = SimpleNamespace(perf_counter=lambda: now.wall, process_time=lambda: now.cpu)
+    monkeypatch.setattr(harness, "time", clocks)
+    assert interleaved({"a": step}, 3, CPU) == {"a": Timing(median=4.0, best=2.0, cpu=3.0, cpu_best=1.0)}
+
+
 def test_rows_of_a_real_run_carry_what_the_table_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory by the same function, but in this process: a new one loads torch for seconds."""
     ran: list[Arm] = []
@@ -220,7 +207,7 @@ def test_rows_of_a_real_run_carry_what_the_table_needs(monkeypatch: pytest.Monke
         ran.append(arm)
         return 1000
 
-    monkeypatch.setattr(train, "peak_memory_bytes", peak)
+    monkeypatch.setattr(train_measure, "peak_memory_bytes", peak)
     wanted = [Arm("ours", 2, False), Arm("naive", 2, False)]
     rows = bench_train(tiny_workload(), wanted, 1, 2, True, IdleGate(0.0, print), lambda text: None)
     assert ran == wanted
@@ -267,20 +254,20 @@ def test_contenders_are_known_by_name() -> None:
         check_contenders(["x"])
 
 
-def test_the_command_prints_a_table_and_the_goals(
+def test_the_command_prints_a_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "missing_packages", lambda names: {"litgpt": "fetch it"} if "litgpt" in names else {})
-    monkeypatch.setattr(train, "arms", lambda names, counts, modes: arms(names, counts, [False]))
+    monkeypatch.setattr(
+        train_command, "missing_packages", lambda names: {"litgpt": "fetch it"} if "litgpt" in names else {}
+    )
     file = tmp_path / "rows.json"
-    train_command(
+    train_command.train_command(
         n_future=[1, 2], vocab_size=[16], contenders=["ours", "litgpt"], dim=32, n_layers=3, n_heads=2, ffn_dim=48,
-        context=8, batch=2, rounds=1, memory=False, overhead=False, goals=True, json=str(file),
+        context=8, batch=2, rounds=1, memory=False, overhead=False, json=str(file),
     )  # fmt: skip
     captured = capsys.readouterr()
     assert "litgpt is left out: fetch it" in captured.err
     assert "Training steps: V = 16" in captured.out
-    assert "not measured" in captured.out
     content = json.loads(file.read_text())
     assert [(r["contender"], r["n_future"]) for r in content["rows"]] == [("ours", 1), ("ours", 2)]
     assert content["machine"]["threads"] == 1

@@ -5,6 +5,7 @@ import math
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -43,13 +44,15 @@ class Data(pl.LightningDataModule):
         return DataLoader(torch.ones(10, 1))  # type: ignore[arg-type]
 
 
-def fit(folder: Path, *callbacks: pl.Callback, logger: Any = False) -> pl.Trainer:
+def fit(
+    folder: Path, *callbacks: pl.Callback, logger: Any = False, max_steps: int = 6, ckpt_path: Path | None = None
+) -> pl.Trainer:
     trainer = pl.Trainer(
-        max_steps=6, log_every_n_steps=2, logger=logger, callbacks=[Heartbeat(), *callbacks],
+        max_steps=max_steps, log_every_n_steps=2, logger=logger, callbacks=[Heartbeat(), *callbacks],
         default_root_dir=str(folder), accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False,
     )  # fmt: skip
-    trainer.fit(Plain(), datamodule=Data())
+    trainer.fit(Plain(), datamodule=Data(), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -123,6 +126,28 @@ def test_the_files_of_an_earlier_attempt_go_first(tmp_path: Path) -> None:
     fit(tmp_path, Look())
     assert seen == [{PROGRESS}]
     assert files(tmp_path) == {PROGRESS, RESULT}
+
+
+def test_the_seconds_of_earlier_attempts_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three attempts of an epoch of ten steps, a step of 100 seconds; what passes between attempts does not count."""
+    clock = SimpleNamespace(now=0.0)
+    reads_clock = SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now)
+    monkeypatch.setattr(heartbeat_module, "time", reads_clock)
+
+    class Slow(pl.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            clock.now += 100.0
+
+    seconds, saved = [], None
+    for steps in (10, 20, 30):
+        trainer = fit(tmp_path, Slow(), max_steps=steps, ckpt_path=saved)
+        saved = tmp_path / f"{steps}.ckpt"
+        trainer.save_checkpoint(saved)
+        clock.now += 5000.0
+        result = Result.read(tmp_path)
+        assert result is not None
+        seconds.append(result.wall_seconds)
+    assert seconds == [1000.0, 2000.0, 3000.0]
 
 
 class Bang(pl.Callback):

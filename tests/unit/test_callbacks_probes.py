@@ -15,12 +15,12 @@ from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.exact_match import ExactMatchProbe
 from callbacks.induction import InductionProbe
 from mtp_lightning.data.corpora.source import SourceConfig
-from mtp_lightning.data.datamodule import TokenDataModule
 from mtp_lightning.data.tasks.datamodule import TaskDataModule
 from mtp_lightning.data.tasks.star_graph import StarGraph
+from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.probes.suite import InductionSuite, ask_induction
+from mtp_lightning.probes.suite import InductionSuite, measure_induction
 
 STORIES = SourceConfig(kind="stories", max_documents=40)
 
@@ -84,7 +84,7 @@ def test_a_probe_that_draws_and_derives_leaves_no_trace(fit: Fit) -> None:  # no
         name = "rude"
 
         @override
-        def ask(self, trainer: Any, model: MTPModel, at_end: bool) -> dict[str, float]:
+        def measure(self, trainer: Any, model: MTPModel, at_end: bool) -> dict[str, float]:
             assert not model.training
             assert not torch.is_grad_enabled()
             return {"probe/rude": torch.rand(()).item() + model(torch.zeros(1, 3, dtype=torch.long)).sum().item()}
@@ -140,29 +140,29 @@ def test_data_that_are_no_text_are_asked_to_repeat_only(fit: Fit) -> None:  # no
 def test_lead_time_is_the_first_step_above_a_half_and_survives_a_restart(fit: Fit, tmp_path: Path) -> None:  # noqa: F811
     accuracies = {0: 0.1, 3: 0.6, 6: 0.4, 9: 0.9, 12: 0.9}
 
-    class Told(ProbeCallback):
+    class Scripted(ProbeCallback):
         name = "told"
 
         @property
         @override
         def lead_metrics(self) -> dict[str, float]:
-            return {"probe/told": 0.5, "probe/never": 0.21}
+            return {"probe/scripted": 0.5, "probe/never": 0.21}
 
         @override
-        def ask(self, trainer: Any, model: MTPModel, at_end: bool) -> dict[str, float]:
-            return {"probe/told": accuracies[trainer.global_step], "probe/never": 0.2}
+        def measure(self, trainer: Any, model: MTPModel, at_end: bool) -> dict[str, float]:
+            return {"probe/scripted": accuracies[trainer.global_step], "probe/never": 0.2}
 
-    told = Told(3)
-    _, _, recorder = fit([told, PeriodicCheckpoint(every_n_steps=6)])
-    assert recorder.steps("probe/told/lead_step") == [12]
-    assert recorder.last["probe/told/lead_step"] == 3
-    assert recorder.last["probe/told/reached"] == 1
+    scripted = Scripted(3)
+    _, _, recorder = fit([scripted, PeriodicCheckpoint(every_n_steps=6)])
+    assert recorder.steps("probe/scripted/lead_step") == [12]
+    assert recorder.last["probe/scripted/lead_step"] == 3
+    assert recorder.last["probe/scripted/reached"] == 1
     assert recorder.last["probe/never/reached"] == 0
     assert not recorder.steps("probe/never/lead_step")
     saved = torch.load(tmp_path / "checkpoints/step-00000006.ckpt", weights_only=True)["callbacks"]
-    again = Told(3)
+    again = Scripted(3)
     again.load_state_dict(next(state for key, state in saved.items() if "Told" in key))
-    assert again.lead_steps == {"probe/told": 3}
+    assert again.lead_steps == {"probe/scripted": 3}
 
 
 def test_the_history_of_attention_heads_travels_in_checkpoints(fit: Fit, tmp_path: Path) -> None:  # noqa: F811
@@ -193,8 +193,8 @@ def test_all_questions_at_the_end_some_before(fit: Fit, monkeypatch: pytest.Monk
 
 def test_half_of_the_way_from_chance_is_what_counts(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """With two paths to choose from a half is nothing."""
-    told = iter([0.4, 0.6, 0.74, 0.75])
-    monkeypatch.setattr("callbacks.exact_match.exact_match", lambda *_: {"path": next(told)})
+    scripted = iter([0.4, 0.6, 0.74, 0.75])
+    monkeypatch.setattr("callbacks.exact_match.exact_match", lambda *_: {"path": next(scripted)})
     _, _, recorder = fit([ExactMatchProbe(4)], data=graphs())
     assert recorder.last["probe/star_graph/path/lead_step"] == 12
 
@@ -204,9 +204,9 @@ def test_all_stories_at_the_end_some_before(fit: Fit, tmp_path: Path, monkeypatc
 
     def count(model: MTPModel, suite: InductionSuite) -> Any:
         asked.append(len(suite.stories["any"].lengths))
-        return ask_induction(model, suite)
+        return measure_induction(model, suite)
 
-    monkeypatch.setattr("callbacks.induction.ask_induction", count)
+    monkeypatch.setattr("callbacks.induction.measure_induction", count)
     fit([probe(when=6)], data=stories(tmp_path))
     assert asked == [2, 2, 4]
 

@@ -21,7 +21,7 @@ from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.decoding import DecodingProbe
 from callbacks.heartbeat import Heartbeat
 from mtp_lightning.data.datamodule import MTPDataModule
-from mtp_lightning.data.tokens.loader import BatchLoader, ResumableLoader
+from mtp_lightning.data.loader import BatchLoader, ResumableLoader
 from mtp_lightning.errors import InputError, Preempted
 from mtp_lightning.model.config import HeadKind, HeadsConfig
 from mtp_lightning.module import MTPModule
@@ -131,6 +131,21 @@ def test_checkpoints_come_in_time_and_old_ones_go(fit: Fit, tmp_path: Path) -> N
     assert files == ["step-00000009.ckpt", "step-00000011.ckpt"]
     content = torch.load(tmp_path / "checkpoints" / files[-1], weights_only=True)
     assert content["mtp_lightning"]["heads"]["n_future"] == 2
+
+
+def test_a_checkpoint_is_on_disk_before_it_has_its_name(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        file = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        assert not file.with_suffix(".ckpt").exists()
+        synced.append(file.name)
+
+    monkeypatch.setattr(checkpointing.os, "fsync", fsync)
+    fit([PeriodicCheckpoint(every_n_steps=8)])
+    assert synced == ["step-00000008.partial", "step-00000012.partial"]
 
 
 def test_a_checkpoint_waits_for_the_validation_of_its_step(fit: Fit) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mtp_lightning.data.corpora import source as corpora
-from mtp_lightning.data.corpora.source import Document, SourceConfig, documents
+from mtp_lightning.data.corpora.documents import Document, documents
+from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.stories import generator as stories
-from mtp_lightning.data.stories import templates as story_templates
+from mtp_lightning.data.stories import templates
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.errors import InputError
@@ -40,7 +40,7 @@ def test_stories_need_no_path_and_more_of_them_begin_with_the_same(monkeypatch: 
     assert [document.name for document in found] == [f"story#{i}" for i in range(30)]
     assert [document.text for document in found] == list(stories.stories(30))
     assert read(kind="stories", max_documents=3) == found[:3]
-    monkeypatch.setattr(stories, "DEFAULT_COUNT", 30)
+    monkeypatch.setattr("mtp_lightning.data.corpora.documents.DEFAULT_COUNT", 30)
     assert read(kind="stories") == found
 
 
@@ -50,14 +50,15 @@ def test_stories_of_another_generator_are_another_corpus(tmp_path: Path, monkeyp
         return cache_name(config, ByteTokenizer(), ShardSettings())
 
     copies = []
-    for module in (corpora, stories, story_templates):
-        copies.append(tmp_path / Path(str(module.__file__)).name)
-        copies[-1].write_bytes(Path(str(module.__file__)).read_bytes())
-        monkeypatch.setattr(module, "__file__", str(copies[-1]))
+    for module, name in ((stories, "__file__"), (templates, "__file__"), (templates, "FILE")):
+        original = Path(getattr(module, name))
+        copies.append(tmp_path / original.name)
+        copies[-1].write_bytes(original.read_bytes())
+        monkeypatch.setattr(module, name, copies[-1])
     before = cached(max_documents=30)
     assert before.startswith("stories-")
     assert before == cached(max_documents=30) != cached(max_documents=31)
-    for copy in copies[1:]:
+    for copy in copies:
         copy.write_bytes(copy.read_bytes() + b"# edited")
         assert cached(max_documents=30) != before
         before = cached(max_documents=30)
@@ -83,7 +84,7 @@ def test_separator_splits_a_file(tmp_path: Path, separator: str) -> None:
 
 @pytest.mark.parametrize("chunk", range(1, 9))
 def test_separators_across_pieces(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "_CHUNK", chunk)
+    monkeypatch.setattr("mtp_lightning.data.corpora.documents._CHUNK", chunk)
     (tmp_path / "x.txt").write_text("ab<|eot|>🙂d<|eot|><|eot|>e<|", encoding="utf-8")
     found = read(kind="text", path=str(tmp_path / "x.txt"), separator="<|eot|>")
     assert [document.text for document in found] == ["ab", "🙂d", "e<|"]
@@ -95,8 +96,8 @@ def test_a_separator_may_be_a_regular_expression(
     tmp_path: Path, chunk: int, pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "one\n\nstill one\ntwo\nthree\n\nstill\n\nthree\n"
-    monkeypatch.setattr(corpora, "_CHUNK", chunk)
-    monkeypatch.setattr(corpora, "_AROUND", 4)
+    monkeypatch.setattr("mtp_lightning.data.corpora.documents._CHUNK", chunk)
+    monkeypatch.setattr("mtp_lightning.data.corpora.documents._AROUND", 4)
     (tmp_path / "x.txt").write_text(text, encoding="utf-8")
     found = read(kind="text", path=str(tmp_path / "x.txt"), separator=f"re:{pattern}")
     assert [document.text for document in found] == [part for part in re.split(pattern, text) if part]

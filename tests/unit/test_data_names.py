@@ -18,7 +18,7 @@ LONG = 10_000
 
 
 def story(i: int) -> str:
-    """Two characters, mentioned in mid-line, behind a line break, behind a quotation mark and with a possessive."""
+    """Two characters, mentioned in mid-line, after a line break, after a quotation mark and with a possessive."""
     a, b = PEOPLE[i % 5], PEOPLE[(i + 1) % 5]
     one, two, three = (THINGS[i * k % len(THINGS)] for k in (1, 2, 7))
     return (
@@ -110,7 +110,7 @@ def test_mentions_by_brute_force(tokenizer: Tokenizer) -> None:
     assert [*zip(built.rows, built.positions, built.occurrences, pairs_M)] == expected
     assert skipped == (
         60 if space else 0
-    )  # with BPE, the mention behind a line break and the one behind a quotation mark
+    )  # with BPE, the mention after a line break and the one after a quotation mark
     assert built.occurrences.max() == (4 if space else 5)
 
 

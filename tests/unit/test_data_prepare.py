@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_lightning.data.corpora.source import Document, SourceConfig
+from mtp_lightning.data.corpora.documents import Document
+from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.tokens import prepare
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_shards, smallest_dtype, split_position
 from mtp_lightning.data.tokens.store import SPLITS, TokenStore, read_meta

@@ -1,5 +1,6 @@
-"""The templates keep the rules that story_templates.py states, and the stories read like English."""
+"""The templates keep the rules that templates.yaml states, and the stories read like English."""
 
+import hashlib
 import os
 import re
 import subprocess
@@ -8,16 +9,20 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 from mtp_lightning.data.corpora.source import SourceConfig
-from mtp_lightning.data.stories import templates as data
 from mtp_lightning.data.stories.generator import Character, Story, Word, stories, tell
 from mtp_lightning.data.stories.names import FIRST_NAMES, characters, named_stories
+from mtp_lightning.data.stories.templates import FILE, templates
 from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 
-TEMPLATES = sorted({t for plot in data.PLOTS for p in plot.paragraphs for beat in p for t in beat if t})
+ROOT = Path(__file__).parents[2]
+DATA = templates()
+PLOTS = DATA.plots.values()
+TEMPLATES = sorted({t for plot in PLOTS for p in plot.paragraphs for beat in p for t in beat if t})
 STORIES = [tell(i) for i in range(1000)]
 SLOT = re.compile(r"\{([a-zA-Z]+)(\d?)((?:\.\w+)*)\}")
 HE, SHE = {"he", "him", "his", "himself"}, {"she", "her", "hers", "herself"}
@@ -33,13 +38,13 @@ def mentions(story: Story, character: Character) -> list[re.Match[str]]:
 
 def test_there_are_hundreds_of_templates_and_dozens_of_names() -> None:
     assert len(TEMPLATES) >= 600
-    assert len(data.PLOTS) == 20
-    children = [*data.GIRLS, *data.BOYS]
-    assert len(children) == len(set(children) - set(data.CREATURES)) >= 90
+    assert len(PLOTS) == 20
+    children = [*DATA.girls, *DATA.boys]
+    assert len(children) == len(set(children) - set(DATA.creatures)) >= 90
     assert {name.lower() for name in children} <= FIRST_NAMES
 
 
-@pytest.mark.parametrize("lists", [data.WORDS, data.FRESH, data.KINDS])
+@pytest.mark.parametrize("lists", [DATA.words, DATA.fresh, DATA.kinds])
 def test_no_word_is_listed_twice(lists: dict[str, tuple[str, ...]]) -> None:
     for kind, entries in lists.items():
         assert len(entries) == len(set(entries)) >= 4, kind
@@ -48,18 +53,18 @@ def test_no_word_is_listed_twice(lists: dict[str, tuple[str, ...]]) -> None:
 
 def test_templates_use_only_what_there_is() -> None:
     used = set()
-    for plot in data.PLOTS:
+    for plot in PLOTS:
         cast = "ABC"[: len(plot.roles)]
         for template in (t for paragraph in plot.paragraphs for beat in paragraph for t in beat):
             names = {name for name, _, _ in SLOT.findall(template)}
             assert {name for name in names if name.isupper()} <= set(cast), template
             assert SLOT.sub("", template).count("{") == 0, template
             used |= {name for name in names if name.islower()}
-    assert used == set(data.WORDS) | set(data.FRESH)
-    assert not set(data.WORDS) & set(data.FRESH)
+    assert used == set(DATA.words) | set(DATA.fresh)
+    assert not set(DATA.words) & set(DATA.fresh)
 
 
-def test_a_pronoun_stands_behind_its_name() -> None:
+def test_a_pronoun_comes_after_its_name() -> None:
     for template in TEMPLATES:
         for slot in re.finditer(r"\{([ABC])\.(?:he|him|his|himself)\}", template):
             assert f"{{{slot[1]}}}" in template[: slot.start()], template
@@ -77,8 +82,8 @@ def test_the_vocabulary_is_real() -> None:
 
 def test_every_plot_is_told_equally_often() -> None:
     counts = Counter(story.plot for story in STORIES)
-    assert len(counts) == len(data.PLOTS)
-    assert min(counts.values()) > 0.5 * len(STORIES) / len(data.PLOTS)
+    assert len(counts) == len(PLOTS)
+    assert min(counts.values()) > 0.5 * len(STORIES) / len(PLOTS)
 
 
 def test_no_two_stories_are_equal_and_seeds_differ() -> None:
@@ -86,6 +91,26 @@ def test_no_two_stories_are_equal_and_seeds_differ() -> None:
     assert len(set(texts)) == 2000
     assert texts[:1000] == [story.text for story in STORIES]
     assert not set(texts[:200]) & set(stories(200, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("invented_names", "seed", "expected"),
+    [
+        (False, 0, "534a7fc8a66c4fa8eb16ce4d6f35e95e1519dc7a91b08d62e11080e644f54535"),
+        (False, 7, "c30c1f9a3ef447b087ceb0d062e96f7a421fe410f621ff163c6f24b0f0d42a93"),
+        (True, 0, "9e338fa416e236e12c52f01ac440b85d7ac643e0f50ae62c181f696283c14443"),
+        (True, 7, "f716feeb10575043be8fc840f0b95181db7fb1df128cb422ff29e0a68d32598e"),
+    ],
+)
+def test_the_stories_stay_the_same_bytes(invented_names: bool, seed: int, expected: str) -> None:
+    """Results of experiments are about these very texts: with other ones they could not be compared any more."""
+    texts = "".join(f"{text}\0" for text in stories(2000, seed, invented_names))
+    assert hashlib.sha256(texts.encode()).hexdigest() == expected
+
+
+def test_the_wheel_carries_the_templates() -> None:
+    files = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    assert FILE.relative_to(ROOT).as_posix() in files
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
@@ -170,21 +195,21 @@ def test_kinds_and_titles_agree_with_the_pronouns() -> None:
             kind, she = str(character.kind), character.female
             assert character.he == ("she" if she else "he")
             if role == "child":
-                assert (kind, character.name in data.GIRLS, character.name in data.BOYS) in (
+                assert (kind, character.name in DATA.girls, character.name in DATA.boys) in (
                     ("girl", True, False) if she else ("boy", False, True),
                 )
             elif role == "elder":
                 assert (kind, character.name.split()[0]) == (("woman", "Mrs.") if she else ("man", "Mr."))
             else:
-                assert kind in data.KINDS[role]
-        animals = [str(c.kind) for c, role in zip(story.characters, story.plot.roles) if role in data.KINDS]
+                assert kind in DATA.kinds[role]
+        animals = [str(c.kind) for c, role in zip(story.characters, story.plot.roles) if role in DATA.kinds]
         assert len(set(animals)) == len(animals)
 
 
 def test_what_was_lost_is_what_is_found() -> None:
-    told = [story.text for story in STORIES if story.plot is data.LOST_THING]
-    for text in told:
-        lost = {thing for thing in data.WORDS["lost"] if re.search(rf"\bthe (?:\w+ )?{thing}\b", text, re.IGNORECASE)}
+    texts = [story.text for story in STORIES if story.plot is DATA.plots["lost thing"]]
+    for text in texts:
+        lost = {thing for thing in DATA.words["lost"] if re.search(rf"\bthe (?:\w+ )?{thing}\b", text, re.IGNORECASE)}
         assert len({thing for thing in lost if not any(thing in other for other in lost - {thing})}) == 1, text
         assert [paragraph.count(max(lost, key=len)) > 0 for paragraph in text.split("\n\n")] == [True] * 3, text
 

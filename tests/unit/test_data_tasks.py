@@ -12,6 +12,7 @@ from mtp_lightning.data.tasks.polynomial import Polynomial
 from mtp_lightning.data.tasks.star_graph import StarGraph
 from mtp_lightning.data.tasks.task import TEST_SHARE, Examples, Task, is_test, joined
 from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.objective.targets import make_targets
 
 TASKS = [StarGraph(2, 3, 8), Polynomial(modulus=5, degree=2, train_operations=2, test_operations=3)]
@@ -130,7 +131,7 @@ def test_packed_windows_by_hand() -> None:
     assert shorter["tokens"].tolist() == [[1, 2, 3], [6, 7, 8]], "where windows begin is a matter of room alone"
 
 
-def test_one_a_row_masks_what_is_behind() -> None:
+def test_one_a_row_masks_what_comes_after() -> None:
     examples = Examples(np.array([[1, 2, 3, 0], [4, 5, 6, 7]]), np.array([3, 4]), np.array([1, 3]))
     batch = one_a_row(examples, 6, answers_only=False)
     assert batch["tokens"].tolist() == [[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 0, 0]]
@@ -152,7 +153,7 @@ def test_every_answer_token_is_some_heads_target(pack: bool, horizon: int) -> No
     data.setup("validate")
     batch = next(iter(data.val_dataloader()))
     assert batch["tokens"].shape == (4, data.window)
-    _, targets, valid = make_targets(batch["tokens"], tuple(range(1, horizon + 1)), None, batch["loss_mask"])
+    _, targets, valid, _ = make_targets(HeadsConfig(horizon), batch["tokens"], None, batch["loss_mask"])
     for row, test in enumerate(data.test_sets["path"].take(np.arange(4)).tokens):
         for head in range(horizon):
             assert targets[head, row][valid[head, row]].tolist() == test[-3:].tolist()

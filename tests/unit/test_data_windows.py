@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_lightning.data.corpora.source import Document
-from mtp_lightning.data.tokens.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
+from mtp_lightning.data.corpora.documents import Document
+from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
 from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_shards
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer

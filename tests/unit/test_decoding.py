@@ -1,5 +1,5 @@
-"""Greedy decoding with caches against none; self-speculative against plain; every block of drafts against its
-definition; ragged batches; what is refused."""
+"""Greedy decoding with caches against none; self-speculative against plain; every block of drafts against the
+reference's; ragged batches; what is refused."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_decoding import blocks, greedy
 from tiny import KINDS, VARIANTS, tiny_backbone
 from torch import Tensor
 
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, generate, stream
 from mtp_lightning.decoding.measure import acceptance, compare, first_difference, next_logits
+from mtp_lightning.decoding.reference import decode_plainly, decode_speculatively
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import ONE_STREAM, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
@@ -56,7 +56,7 @@ def trained() -> dict[int, MTPModel]:
         text = (torch.arange(4000) * torch.arange(4000) // 7) % 16
         for step in range(60):
             starts = torch.randint(0, 3900, (8, 1), generator=torch.Generator().manual_seed(step))
-            targets = make_targets(text[starts + torch.arange(24 + n)], range(1, n + 1))
+            targets = make_targets(HeadsConfig(n_future=n), text[starts + torch.arange(24 + n)])
             loss = model.unembedding(
                 model(targets.inputs), lambda h, w, t=targets: multi_token_loss(h, w, t.targets, t.valid).total
             )
@@ -82,7 +82,7 @@ def test_any_model_any_batch_drafted_or_not_continues_as_the_definition_says(
     model = random_model(HeadsConfig(n_future=n, kind=kind), seed)  # type: ignore[arg-type]
     engine = Engine(model)
     prompts = [torch.randint(0, 16, (length,)) for length in lengths]
-    expected = [greedy(model, prompt, new, {stop}) for prompt in prompts]
+    expected = [decode_plainly(model, prompt, new, {stop}) for prompt in prompts]
     for k in sorted({1, (engine.heads_used + 1) // 2, engine.heads_used}):
         assert [out.tokens for out in generate(engine, prompts, new, k, {stop})] == expected
 
@@ -93,19 +93,19 @@ def test_every_forward_verifies_what_the_heads_say_and_accepts_what_is_right(nam
     heads = DRAFTING[name]
     model = random_model(heads, seed=1, n_kv_heads=1)
     prompts = [torch.randint(0, 16, (length,)) for length in (1, 5, 3, 12)]
-    expected = [greedy(model, prompt, 12) for prompt in prompts]
+    expected = [decode_plainly(model, prompt, 12) for prompt in prompts]
     for k in range(1, heads.n_future + 1):
         engine = Engine(model, heads_used=k, exact_drafts=True)
         together = generate(engine, prompts, 12)
         for prompt, tokens, out in zip(prompts, expected, together):
             (alone,) = generate(engine, [prompt], 12)
             assert out.tokens == alone.tokens == tokens
-            assert steps_of(out) == steps_of(alone) == blocks(model, prompt, tokens, k)
+            assert steps_of(out) == steps_of(alone) == decode_speculatively(model, prompt, 12, k).forwards
 
 
 @pytest.mark.parametrize("name", [name for name, heads in DRAFTING.items() if heads.horizon == heads.n_future])
 def test_steps_of_constant_shape_do_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a CUDA graph replays, run without one: lengths on the device, attention over all slots behind a mask."""
+    """What a CUDA graph replays, run without one: lengths on the device, attention over all slots under a mask."""
     heads = DRAFTING[name]
     engine = Engine(random_model(heads, seed=1), exact_drafts=True)
     prompts = [torch.randint(0, 16, (length,)) for length in (1, 5, 3, 12)]
@@ -122,7 +122,7 @@ def test_steps_of_constant_shape_do_the_same(name: str, monkeypatch: pytest.Monk
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_recorded_steps_on_a_gpu_do_the_same(trained: dict[int, MTPModel]) -> None:
     prompts = [(torch.arange(start, start + 20) ** 2 // 7) % 16 for start in range(0, 160, 40)]
-    expected = [greedy(trained[4], prompt, 40) for prompt in prompts]
+    expected = [decode_plainly(trained[4], prompt, 40) for prompt in prompts]
     engine = Engine(deepcopy(trained[4]).cuda())
     for k in (1, 2, 4, "auto"):
         found = generate(engine, [prompt.cuda() for prompt in prompts], 40, k)  # type: ignore[arg-type]
@@ -134,12 +134,12 @@ def test_drafts_of_a_trained_model_are_accepted(trained: dict[int, MTPModel], n:
     engine = Engine(trained[n], exact_drafts=True)
     prompts = [(torch.arange(start, start + 20) ** 2 // 7) % 16 for start in range(0, 160, 40)]
     plain = generate(engine, prompts, 40, 1)
-    assert [out.tokens for out in plain] == [greedy(trained[n], prompt, 40) for prompt in prompts]
+    assert [out.tokens for out in plain] == [decode_plainly(trained[n], prompt, 40) for prompt in prompts]
     assert {out.tokens_per_forward for out in plain} == {1.0}
     for k in range(2, n + 1):
         drafted = generate(engine, prompts, 40, k)
         assert [out.tokens for out in drafted] == [out.tokens for out in plain]
-        assert steps_of(drafted[k % 4]) == blocks(trained[n], prompts[k % 4], drafted[k % 4].tokens, k)
+        assert steps_of(drafted[k % 4]) == decode_speculatively(trained[n], prompts[k % 4], 40, k).forwards
     rates = [out.tokens_per_forward for out in drafted]
     assert sum(rates) / len(rates) > 1.2, "the drafts of a trained model are accepted"
     assert min(rates) < n, "and not always, or rolling back was never tried"
@@ -148,7 +148,7 @@ def test_drafts_of_a_trained_model_are_accepted(trained: dict[int, MTPModel], n:
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_stop_tokens_end_a_text_where_plain_decoding_ends_it(trained: dict[int, MTPModel], k: int) -> None:
     engine, prompt = Engine(trained[4]), torch.arange(10)
-    whole = greedy(trained[4], prompt, 40)
+    whole = decode_plainly(trained[4], prompt, 40)
     for stop in set(whole):
         (out,) = generate(engine, [prompt], 40, k, stop_ids={stop})
         assert out.tokens == whole[: whole.index(stop) + 1]
@@ -185,10 +185,10 @@ def test_texts_compared_plain_and_drafted_are_the_same(trained: dict[int, MTPMod
     assert found.speedup > 0
 
 
-def test_a_difference_is_found_and_its_gap_told(trained: dict[int, MTPModel]) -> None:
+def test_a_difference_is_found_and_its_gap_measured(trained: dict[int, MTPModel]) -> None:
     model, prompt = trained[4], torch.arange(5)
     engine = Engine(model)
-    plain = greedy(model, prompt, 8)
+    plain = decode_plainly(model, prompt, 8)
     other = [*plain[:3], (plain[3] + 1) % 16, *plain[4:]]
     difference = first_difference(engine, prompt, plain, other)
     assert difference is not None
@@ -213,7 +213,7 @@ def test_bfloat16_differs_from_itself_only_at_ties(trained: dict[int, MTPModel])
 def test_kinds_without_heads_of_their_own_decode_plainly(kind: str) -> None:
     model = random_model(HeadsConfig(n_future=3, kind=kind), seed=0)  # type: ignore[arg-type]
     (out,) = generate(Engine(model), [torch.arange(3)], 6)
-    assert out.tokens == greedy(model, torch.arange(3), 6)
+    assert out.tokens == decode_plainly(model, torch.arange(3), 6)
     with pytest.raises(InputError, match=f"kind '{kind}' has no head of its own"):
         Engine(model, heads_used=2)
 

@@ -8,26 +8,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_decoding import greedy
 from test_decoding import random_model
 from tiny import VARIANTS
 
 from mtp_lightning.decoding.adaptive import SHARE, TRIAL, Adaptive, Experience
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import generate
+from mtp_lightning.decoding.reference import decode_plainly
 from mtp_lightning.model.config import HeadsConfig
 
 
 class World:
-    """Text in which the draft of place i + 2 is right with probability `chances[i]` once all before it were, on a
+    """Text in which the draft at offset i + 2 is right with probability `chances[i]` once all before it were, on a
     machine whose forward with k heads takes `seconds(k)`, and `reading` more where k is more than it was."""
 
     def __init__(
-        self, chances: Sequence[float], seconds: Callable[[int], float], places: Sequence[int] = (), reading: float = 1
+        self, chances: Sequence[float], seconds: Callable[[int], float], offsets: Sequence[int] = (), reading: float = 1
     ) -> None:
         self.chances, self.seconds, self.reading, self.random = chances, seconds, reading, random.Random(0)
-        self.places = places or range(1, len(chances) + 2)
-        self.known = Experience(self.places)
+        self.offsets = offsets or range(1, len(chances) + 2)
+        self.known = Experience(self.offsets)
         self.now = self.plain = 0.0
 
     def texts(self, count: int, rows: int = 1, length: int = 250) -> list[int]:
@@ -54,13 +54,13 @@ class World:
 
     def accept(self, verified: int) -> int:
         count = 1
-        while count < self.places[verified - 1] and self.random.random() < self.chances[count - 1]:
+        while count < self.offsets[verified - 1] and self.random.random() < self.chances[count - 1]:
             count += 1
         return count
 
     def gain(self, heads_used: int) -> float:
         total = reached = 1.0
-        for chance in self.chances[: self.places[heads_used - 1] - 1]:
+        for chance in self.chances[: self.offsets[heads_used - 1] - 1]:
             reached *= chance
             total += reached
         return total / self.seconds(heads_used) * self.seconds(1)
@@ -130,14 +130,14 @@ def test_drafts_that_are_right_and_free_are_all_taken_from_the_next_text_on() ->
 def test_what_is_used_is_nearly_as_quick_as_the_best_there_is(
     chances: list[float], slope: float, gaps: bool, rows: int
 ) -> None:
-    """Time grows evenly with the places verified, so that quickness rises and then falls with the number of heads. A
+    """Time grows evenly with the tokens verified, so that quickness rises and then falls with the number of heads. A
     seventh may be left lying, where one head more does not pay and two more would."""
-    places = [1, *range(2, len(chances) + 2, 2)] if gaps else range(1, len(chances) + 2)
-    world = World(chances, lambda k: 1.0 + slope * places[k - 1], places)
-    gains = [world.gain(k) for k in range(1, len(places) + 1)]
+    offsets = [1, *range(2, len(chances) + 2, 2)] if gaps else range(1, len(chances) + 2)
+    world = World(chances, lambda k: 1.0 + slope * offsets[k - 1], offsets)
+    gains = [world.gain(k) for k in range(1, len(offsets) + 1)]
     world.texts(5)
     used = world.texts(5, rows)
-    assert set(used) <= set(range(1, len(places) + 1))
+    assert set(used) <= set(range(1, len(offsets) + 1))
     spent = sum(world.seconds(k) for k in used)
     gained = sum(world.gain(k) * world.seconds(k) for k in used)
     assert gained / spent > max(0.86 * max(gains), 0.96)
@@ -203,17 +203,17 @@ def test_rows_that_leave_leave_the_number_of_heads_that_is_best_for_the_others()
     assert mostly(used[110:130]) == 4
 
 
-@pytest.mark.parametrize("places", [(1,), (1, 3), (1, 3, 4), (1, 2, 9), (1, 5, 6, 13)])
+@pytest.mark.parametrize("offsets", [(1,), (1, 3), (1, 3, 4), (1, 2, 9), (1, 5, 6, 13)])
 @pytest.mark.parametrize("rows", [1, 5])
-def test_heads_that_leap_and_batches_are_counted_by_places(places: tuple[int, ...], rows: int) -> None:
-    world = World([0.7] * (places[-1] - 1), lambda k: 1.0 + 0.2 * k, places)
+def test_heads_that_leap_and_batches_are_counted_by_offsets(offsets: tuple[int, ...], rows: int) -> None:
+    world = World([0.7] * (offsets[-1] - 1), lambda k: 1.0 + 0.2 * k, offsets)
     used = world.texts(4, rows)
-    assert set(used) <= set(range(1, len(places) + 1))
+    assert set(used) <= set(range(1, len(offsets) + 1))
     known = world.known
-    assert set(known.right) == set(known.reached) == set(range(2, places[-1] + 1))
-    assert all(0 <= known.right[place] <= known.reached[place] for place in known.right)
+    assert set(known.right) == set(known.reached) == set(range(2, offsets[-1] + 1))
+    assert all(0 <= known.right[offset] <= known.reached[offset] for offset in known.right)
     known.right = known.reached = dict.fromkeys(known.right, 1e9)
-    assert [known.tokens(k) for k in range(1, len(places) + 1)] == pytest.approx(places)
+    assert [known.tokens(k) for k in range(1, len(offsets) + 1)] == pytest.approx(offsets)
 
 
 def test_a_place_that_was_never_reached_is_believed_to_fare_as_the_one_before() -> None:
@@ -235,12 +235,12 @@ def test_text_is_the_same_whatever_was_tried(name: str) -> None:
     engine = Engine(model)
     for _ in range(2):
         outs = generate(engine, prompts, 40, "auto", {5})
-        assert [out.tokens for out in outs] == [greedy(model, prompt, 40, {5}) for prompt in prompts]
+        assert [out.tokens for out in outs] == [decode_plainly(model, prompt, 40, {5}) for prompt in prompts]
 
 
 def test_an_engine_begins_plainly_tries_drafts_and_keeps_what_it_has_learned() -> None:
     model = random_model(HeadsConfig(n_future=4), seed=6)
-    engine, expected = Engine(model), greedy(model, torch.arange(4), 60)
+    engine, expected = Engine(model), decode_plainly(model, torch.arange(4), 60)
     (out,) = generate(engine, [torch.arange(4)], 60, "auto")
     assert out.tokens == expected
     blocks = [len(step.block) for step in out.steps]

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_decoding import greedy, head_logits
 from test_decoding import DRAFTING, random_model
 from tiny import VARIANTS, tiny_backbone
 from torch import Tensor
@@ -16,7 +15,8 @@ from mtp_lightning.decoding.choosing import Chooser
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import generate
 from mtp_lightning.decoding.linear import Linear, can_pack
-from mtp_lightning.decoding.positions import Ruler, Tree
+from mtp_lightning.decoding.positions import PositionTables, Tree
+from mtp_lightning.decoding.reference import decode_plainly, head_logits
 from mtp_lightning.decoding.session import Session
 from mtp_lightning.model.config import TEACHER_FORCED, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
@@ -42,7 +42,7 @@ def finished(session: Session, head: int, row: int) -> int:
     by then. At the last position the token one ahead is, two ahead a draft."""
     seen = session.lengths[row] - session.unread[head][row]
     heads = session.engine.heads
-    return max(seen - heads.places[head - 2] + 1, 0) if heads.kind in TEACHER_FORCED else seen
+    return max(seen - heads.head_offsets[head - 2] + 1, 0) if heads.kind in TEACHER_FORCED else seen
 
 
 def check_against_a_fresh_reading(session: Session, texts: list[list[int]], certain: list[int]) -> None:
@@ -121,8 +121,8 @@ class Remembering(Chooser):
 def path_logits(engine: Engine, text_T: Tensor) -> Tensor:
     """(T, V): head 1's, at every position."""
     T = text_T.numel()
-    ruler = Ruler(T, engine.config.head_dim, engine.config.rope_theta, engine.dtype, engine.device)
-    h_1TD, _ = engine.run(text_T[None], ruler.block([0], Tree.chain(T)), engine.key_values(1, T).layers(slice(0, 1)))
+    tables = PositionTables(T, engine.config.head_dim, engine.config.rope_theta, engine.dtype, engine.device)
+    h_1TD, _ = engine.run(text_T[None], tables.block([0], Tree.chain(T)), engine.key_values(1, T).layers(slice(0, 1)))
     return engine.logits(h_1TD)[0]
 
 
@@ -138,12 +138,12 @@ def test_logits_of_every_head_are_the_models(name: str, kv_heads: int, dtype: to
     session.read_prompts(engine.heads_used)
     known = session.text_BS[0, : len(text) + engine.most_tokens].tolist()
     expected = head_logits(model, text, known)
-    places = engine.heads.places[: engine.heads_used]
+    offsets = engine.heads.head_offsets[: engine.heads_used]
     found = torch.cat(chooser.drafted, dim=1)[0] if chooser.drafted else []
     assert len(found) == engine.most_tokens - 1
-    for place, logits_V in enumerate(found, start=2):
-        head = next(i for i, looks in enumerate(places) if looks >= place)
-        close(logits_V, expected[head, len(text) - 1 - (places[head] - place)])
+    for offset, logits_V in enumerate(found, start=2):
+        head = next(i for i, looks in enumerate(offsets) if looks >= offset)
+        close(logits_V, expected[head, len(text) - 1 - (offsets[head] - offset)])
 
 
 def test_an_engine_in_another_precision_than_its_model() -> None:
@@ -166,7 +166,7 @@ def test_models_with_tied_embeddings_and_matched_widths_decode_too(kind: str) ->
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.4)
     prompts = [torch.arange(3), torch.arange(7)]
     outs = generate(Engine(model), prompts, 12)
-    assert [out.tokens for out in outs] == [greedy(model, prompt, 12) for prompt in prompts]
+    assert [out.tokens for out in outs] == [decode_plainly(model, prompt, 12) for prompt in prompts]
 
 
 needs_packing = pytest.mark.skipif(not PACKED, reason="this build of torch cannot prepack")
@@ -207,7 +207,7 @@ def test_a_torch_that_cannot_pack_decodes_the_same(name: str, monkeypatch: pytes
     assert not any(layer.qkv.packed for layer in engine.path)
     prompts = [torch.randint(0, 16, (length,)) for length in (1, 6, 3)]
     outs = generate(engine, prompts, 12)
-    assert [out.tokens for out in outs] == [greedy(model, prompt, 12) for prompt in prompts]
+    assert [out.tokens for out in outs] == [decode_plainly(model, prompt, 12) for prompt in prompts]
     weight, x = torch.randn(5, 3), torch.randn(2, 3)
     assert torch.equal(Linear(weight, torch.float32)(x), F.linear(x, weight))
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from slow_decoding import head_logits
 from test_decoding import random_model
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from mtp_lightning.decoding import choosing
 from mtp_lightning.decoding.choosing import Ratio, Sampling, Verdict
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import HeadsUsed, generate
+from mtp_lightning.decoding.reference import head_logits
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel

@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_decoding import greedy, head_logits
 from test_decoding import random_model
 from torch import Tensor
 
 from mtp_lightning.decoding.choosing import Chooser, Sampling
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, generate
-from mtp_lightning.decoding.positions import MAX_NODES, Ruler, Tree, Where, check_tree
+from mtp_lightning.decoding.positions import MAX_NODES, NewPositions, PositionTables, Tree, check_tree
+from mtp_lightning.decoding.reference import decode_plainly, head_logits
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
@@ -69,7 +69,7 @@ def test_the_largest_tree_is_not_refused() -> None:
 
 def test_trees_that_do_not_go_with_what_is_asked_are_refused() -> None:
     engine, prompts = Engine(random_model(HEADS["leap"], seed=0)), [torch.arange(3)]
-    assert generate(engine, prompts, 4, tree=[2, 1, 2]), "its three heads look four places ahead"
+    assert generate(engine, prompts, 4, tree=[2, 1, 2]), "its three heads look four tokens ahead"
     with pytest.raises(InputError, match="a fixed number of heads"):
         generate(engine, prompts, 4, "auto", tree=[2])
     with pytest.raises(InputError, match="acceptance by match"):
@@ -79,13 +79,13 @@ def test_trees_that_do_not_go_with_what_is_asked_are_refused() -> None:
 
 
 def candidates(model: MTPModel, text: list[int], branches: list[int]) -> list[list[int]]:
-    """The certain token behind `text`, then each place's likeliest; heads that read on read the first of each place."""
-    places = model.heads_config.places
+    """The certain token after `text`, then the likeliest at each offset; heads that read on read the first of each."""
+    offsets = model.heads_config.head_offsets
     levels = [[int(head_logits(model, text, text)[0, -1].argmax())]]
-    for place, branch in enumerate(branches, start=2):
+    for offset, branch in enumerate(branches, start=2):
         known = [*text, *(level[0] for level in levels)]
-        head = next(i for i, looks in enumerate(places) if looks >= place)
-        position = max(len(text) - 1 - (places[head] - place), 0)
+        head = next(i for i, looks in enumerate(offsets) if looks >= offset)
+        position = max(len(text) - 1 - (offsets[head] - offset), 0)
         levels.append(head_logits(model, text, known)[head, position].topk(branch).indices.tolist())
     return levels
 
@@ -115,7 +115,7 @@ def test_every_tree_holds_the_likeliest_and_a_walk_down_it_is_what_is_accepted(n
     model = random_model(HEADS[name], seed=4, n_kv_heads=1, vocab_size=8)
     engine = Engine(model, exact_drafts=True)
     prompts = [torch.randint(0, 8, (length,)) for length in (1, 4, 9)]
-    expected = [greedy(model, prompt, 12) for prompt in prompts]
+    expected = [decode_plainly(model, prompt, 12) for prompt in prompts]
     sizes = set()
     for tree in ([3], [2, 3], [1, 4]):
         together = generate(engine, prompts, 12, tree=tree)
@@ -143,14 +143,14 @@ def test_any_batch_with_any_tree_continues_as_the_definition_says(
     model = random_model(HEADS[name], seed, vocab_size=6)
     prompts = [torch.randint(0, 6, (length,)) for length in lengths]
     outs = generate(Engine(model), prompts, new, stop_ids=stops, tree=tree)
-    assert [out.tokens for out in outs] == [greedy(model, prompt, new, stops) for prompt in prompts]
+    assert [out.tokens for out in outs] == [decode_plainly(model, prompt, new, stops) for prompt in prompts]
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_a_text_ends_at_the_first_of_several_stop_tokens_in_a_block(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(HeadsConfig(n_future=4), seed=3, vocab_size=6)
     prompt = torch.tensor([0, 1])
-    text = prompt.tolist() + greedy(model, prompt, 30)
+    text = prompt.tolist() + decode_plainly(model, prompt, 30)
 
     def foresee(self: Chooser, logits_BJV: Tensor, rows: slice, targets: list[int]) -> Tensor:
         return torch.tensor([text[target : target + logits_BJV.shape[1]] for target in targets])
@@ -158,7 +158,7 @@ def test_a_text_ends_at_the_first_of_several_stop_tokens_in_a_block(k: int, monk
     monkeypatch.setattr(Chooser, "draft", foresee)
     for stops in combinations(range(6), 2):
         (out,) = generate(Engine(model), [prompt], 20, k, stop_ids=stops)
-        assert out.tokens == greedy(model, prompt, 20, stops)
+        assert out.tokens == decode_plainly(model, prompt, 20, stops)
 
 
 def test_a_tree_makes_at_least_as_much_certain_as_the_chain_in_it() -> None:
@@ -173,43 +173,47 @@ def test_a_tree_makes_at_least_as_much_certain_as_the_chain_in_it() -> None:
         assert wide < chain, name
 
 
-def check_where(
-    where: Where, ruler: Ruler, slots: list[list[int]], positions: list[list[int]], sees: list[list[set[int]]]
+def check_positions(
+    new: NewPositions,
+    tables: PositionTables,
+    slots: list[list[int]],
+    positions: list[list[int]],
+    sees: list[list[set[int]]],
 ) -> None:
     """That the new positions lie, turn and look where they should."""
     B, M = len(slots), len(slots[0])
-    if isinstance(where.slots, slice):
-        assert [list(range(ruler.size))[where.slots]] * B == slots
+    if isinstance(new.slots, slice):
+        assert [list(range(tables.size))[new.slots]] * B == slots
     else:
-        assert where.slots[0].tolist() == [[row] for row in range(B)]
-        assert where.slots[1].tolist() == slots
+        assert new.slots[0].tolist() == [[row] for row in range(B)]
+        assert new.slots[1].tolist() == slots
     speeds = 100.0 ** -torch.linspace(0, 1, 5)[:4]
     turns = torch.tensor(positions)[:, :, None, None] * speeds
-    torch.testing.assert_close(where.angles.expand(B, -1, -1, -1), torch.polar(torch.ones_like(turns), turns))
-    assert where.first == 0
-    open_11MS = torch.ones(1, 1, M, where.span, dtype=torch.bool)
-    if where.causal:
-        assert where.mask is None
+    torch.testing.assert_close(new.angles.expand(B, -1, -1, -1), torch.polar(torch.ones_like(turns), turns))
+    assert new.first == 0
+    open_11MS = torch.ones(1, 1, M, new.span, dtype=torch.bool)
+    if new.causal:
+        assert new.mask is None
         open_11MS = open_11MS.tril()
-    if where.mask is not None:
-        assert set(where.mask.unique().tolist()) <= {0.0, float("-inf")}
-        open_11MS = where.mask == 0
-    found = open_11MS.expand(B, 1, M, where.span)[:, 0].tolist()
+    if new.mask is not None:
+        assert set(new.mask.unique().tolist()) <= {0.0, float("-inf")}
+        open_11MS = new.mask == 0
+    found = open_11MS.expand(B, 1, M, new.span)[:, 0].tolist()
     assert [[{s for s, is_open in enumerate(row) if is_open} for row in rows] for rows in found] == sees
 
 
-def make_ruler(size: int) -> Ruler:
-    return Ruler(size, head_dim=8, theta=100.0, dtype=torch.float32, device=torch.device("cpu"))
+def make_tables(size: int) -> PositionTables:
+    return PositionTables(size, head_dim=8, theta=100.0, dtype=torch.float32, device=torch.device("cpu"))
 
 
 @settings(deadline=None)
 @given(branches=BRANCHES, starts=st.lists(st.integers(0, 9), min_size=1, max_size=4), uniform=st.booleans())
-def test_nodes_lie_behind_the_accepted_tokens_and_see_those_and_their_ancestors(
+def test_nodes_come_after_the_accepted_tokens_and_see_those_and_their_ancestors(
     branches: list[int], starts: list[int], uniform: bool
 ) -> None:
     starts = [starts[0]] * len(starts) if uniform else starts
     nodes = paths(branches)
-    ruler = make_ruler(max(starts) + len(nodes))
+    tables = make_tables(max(starts) + len(nodes))
     slots = [[start + i for i in range(len(nodes))] for start in starts]
     positions = [[start + len(path) for path in nodes] for start in starts]
     sees = [
@@ -217,7 +221,7 @@ def test_nodes_lie_behind_the_accepted_tokens_and_see_those_and_their_ancestors(
         for start in starts
     ]
     for known in (starts, starts, torch.tensor(starts)):  # the second time from the tables of the first
-        check_where(ruler.block(known, Tree(tuple(branches))), ruler, slots, positions, sees)
+        check_positions(tables.block(known, Tree(tuple(branches))), tables, slots, positions, sees)
 
 
 @settings(deadline=None)
@@ -227,21 +231,23 @@ def test_a_window_is_the_last_accepted_positions_each_seeing_what_is_before_it(
 ) -> None:
     ends = [ends[0]] * len(ends) if uniform else ends
     length = max(1, round(share * max(ends)))
-    ruler = make_ruler(max(ends) + 3)
+    tables = make_tables(max(ends) + 3)
     positions = [[max(end - length + i, 0) for i in range(length)] for end in ends]
     sees = [[set(range(position + 1)) for position in row] for row in positions]
     for known in (ends, torch.tensor(ends)):
-        check_where(ruler.window(known, length), ruler, positions, positions, sees)
+        check_positions(tables.window(known, length), tables, positions, positions, sees)
 
 
 @settings(deadline=None)
 @given(ends=st.lists(st.integers(1, 30), min_size=1, max_size=4), length=st.integers(1, 4), reach=st.integers(4, 40))
-def test_a_shorter_reach_forgets_what_is_far_behind_the_shortest_row(ends: list[int], length: int, reach: int) -> None:
-    where = make_ruler(40).window(ends, min(length, max(ends)))
-    near = where.reaching(ends, reach)
+def test_a_shorter_reach_forgets_what_is_far_before_the_end_of_the_shortest_row(
+    ends: list[int], length: int, reach: int
+) -> None:
+    new = make_tables(40).window(ends, min(length, max(ends)))
+    near = new.reaching(ends, reach)
     assert near.first == max(min(ends) - reach, 0)
-    assert (near.span, near.slots) == (where.span, where.slots)
-    if where.mask is not None:
+    assert (near.span, near.slots) == (new.span, new.slots)
+    if new.mask is not None:
         assert near.mask is not None
-        assert torch.equal(near.mask, where.mask[..., near.first :])
+        assert torch.equal(near.mask, new.mask[..., near.first :])
         assert (near.mask == 0).any(-1).all(), "every position sees some key"

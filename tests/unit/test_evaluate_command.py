@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_checkpoint import save
+from test_checkpoints import save
 from tiny import tiny_backbone
 
 from mtp_lightning.cli import main

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoint import save
+from test_checkpoints import save
 from tiny import VARIANTS, tiny_backbone
 
 from mtp_lightning.checkpoints.files import load_model

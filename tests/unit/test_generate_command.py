@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoint import save
+from test_checkpoints import save
 from tiny import tiny_backbone
 
 from mtp_lightning.cli import main
@@ -51,13 +51,13 @@ def test_the_text_is_the_same_however_it_is_drafted(ckpt: str, sampling: list[st
         capsys, ckpt, "--prompt", "def", "--max_new_tokens", "20", "--show-drafts", "true", "--heads_used", "3",
         "--json", "out.json", *sampling,
     )  # fmt: skip
-    told = json.loads(Path("out.json").read_text())
-    assert "def" + told["text"] + "\n" == plain
+    written = json.loads(Path("out.json").read_text())
+    assert "def" + written["text"] + "\n" == plain
     kept = re.sub(re.escape(RED) + ".*?" + re.escape(PLAIN), "", shown, flags=re.S)
     assert kept.replace(GREEN, "").replace(PLAIN, "") == plain
     assert RED in shown, "a random model's drafts are rejected now and then"
-    assert told["heads_used"] == 3
-    assert told["tokens_per_forward"] >= 1
+    assert written["heads_used"] == 3
+    assert written["tokens_per_forward"] >= 1
 
 
 def test_another_seed_is_another_text(ckpt: str, capsys: Capture) -> None:
@@ -78,17 +78,17 @@ def test_half_precision_decodes(ckpt: str, capsys: Capture) -> None:
 def test_a_model_with_nothing_to_draft_with_says_so(
     heads: HeadsConfig, says: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    _, told = generate(capsys, checkpoint(tmp_path, heads), "--prompt", "def", "--max_new_tokens", "5")
-    assert says in told
-    assert "1.00 tokens per forward" in told
+    _, reported = generate(capsys, checkpoint(tmp_path, heads), "--prompt", "def", "--max_new_tokens", "5")
+    assert says in reported
+    assert "1.00 tokens per forward" in reported
 
 
 def test_text_beyond_the_trained_context_is_announced(ckpt: str, capsys: Capture) -> None:
-    _, told = generate(capsys, ckpt, "--prompt", "x" * 40, "--max_new_tokens", "20")
-    assert "from token 48 on the text is longer than the model was trained on" in told
-    text, told = generate(capsys, ckpt, "--prompt", "x" * 60, "--max_new_tokens", "5", "--beyond_context", "true")
+    _, reported = generate(capsys, ckpt, "--prompt", "x" * 40, "--max_new_tokens", "20")
+    assert "from token 48 on the text is longer than the model was trained on" in reported
+    text, reported = generate(capsys, ckpt, "--prompt", "x" * 60, "--max_new_tokens", "5", "--beyond_context", "true")
     assert text.startswith("x" * 60)
-    assert "from token 48 on" in told
+    assert "from token 48 on" in reported
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,17 @@ import copy
 import os
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError, did_you_mean
-from mtp_lightning.grid.report.report import Report
+from mtp_lightning.grid.report.comparison import Report
 from mtp_lightning.grid.run.display import Line
 from mtp_lightning.grid.run.launch import Launched, LocalLauncher
 from mtp_lightning.grid.run.state import Result, cell_state
@@ -136,22 +138,39 @@ def tools(script: str = DONE, **more: Any) -> GridTools:
         "command": command(script),
         "find_config": find,
         "measure": measure,
-        "tracking": lambda runs: FakeTracking(),
+        "tracking": lambda runs: NoCharts(),
         **more,
     }
     return GridTools(**options)
 
 
-class FakeTracking:
-    """A store that holds one curve for every run, and keeps what is recorded in `recorded`."""
-
-    recorded: list[list[str]]
-
-    def __init__(self) -> None:
-        self.recorded = []
+class NoCharts:
+    """A store in which nothing is made ready before the first cell."""
 
     def prepare(self, spec: GridSpec) -> None:
         pass
+
+
+class FakeTracking:
+    """In the place of MLflow: it holds one curve for every run, and what is recorded is kept in `recorded`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.recorded: list[list[str]] = []
+        self.uris: list[str] = []
+
+        def read_run(uri: str, run_id: str) -> Any:
+            return types.SimpleNamespace(metrics=self.metrics(run_id))
+
+        def history(uri: str, run_id: str, keys: Sequence[str]) -> Mapping[str, Sequence[tuple[int, float]]]:
+            return {key: self.history(run_id, key) for key in keys}
+
+        def record_report(uri: str, report: Report, files: Sequence[Path]) -> None:
+            self.uris.append(uri)
+            self.record(report, files)
+
+        monkeypatch.setattr("mtp_lightning.tracking.read.read_run", read_run)
+        monkeypatch.setattr("mtp_lightning.tracking.read.history", history)
+        monkeypatch.setattr("mtp_lightning.grid.report.mlflow_page.record_report", record_report)
 
     def metrics(self, run_id: str) -> Mapping[str, float]:
         return {}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from test_grid_fakes import GRID, cells_of, find, finish
 
-from mtp_lightning.grid.report.budgets import Aligned
-from mtp_lightning.grid.report.figure_parts import title
-from mtp_lightning.grid.report.figures import Curves, curve_metric, draw, make_figure
-from mtp_lightning.grid.report.report import Report, build_report
+from mtp_lightning.grid.report.comparison import Report, build_report
+from mtp_lightning.grid.report.equal_training import EqualTraining
+from mtp_lightning.grid.report.figures import Curves, curve_metric, figure_png, make_figure
+from mtp_lightning.grid.report.metric_names import title_and_unit
 from mtp_lightning.grid.spec.grid_spec import At, load_grid
 
 
@@ -41,8 +41,7 @@ def curves_of(report: Report, points: int = 30) -> Curves:
 def test_a_png_is_written_without_pyplot(tmp_path: Path) -> None:
     loaded = "matplotlib.pyplot" in sys.modules
     report = report_of(tmp_path)
-    draw(report, curves_of(report), tmp_path / "figure.png")
-    data = (tmp_path / "figure.png").read_bytes()
+    data = figure_png(report, curves_of(report))
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert data[-8:-4] == b"IEND"
     assert struct.unpack(">II", data[16:24]) == (1760, 736)
@@ -56,7 +55,7 @@ def test_titles_labels_lines_and_ticks(tmp_path: Path) -> None:
     assert figure.get_suptitle() == "head-count"
     assert (left.get_xlabel(), left.get_ylabel()) == ("step", "nats per token")
     assert left.get_title() == "Validation loss of head 1"
-    assert [line.get_label() for line in left.get_lines()] == [f"n_future={n} (n=2)" for n in (1, 2, 4)]
+    assert [line.get_label() for line in left.get_lines()] == [f"n_future={n} (2 seeds)" for n in (1, 2, 4)]
     assert right.get_xlabel() == "n_future"
     assert right.get_title() == "Final validation loss of each head"
     assert [text.get_text() for text in right.get_xticklabels()] == ["1", "2", "4"]
@@ -97,7 +96,7 @@ def test_without_numbers_the_figure_says_so(tmp_path: Path) -> None:
     left, right = make_figure(report, {}).axes
     assert [text.get_text() for text in left.texts] == ["no curves recorded"]
     assert [text.get_text() for text in right.texts] == ["no finished cell has these numbers"]
-    draw(report, {}, tmp_path / "figure.png")
+    assert figure_png(report, {}).startswith(b"\x89PNG")
 
 
 def test_no_two_of_a_dozen_curves_look_alike(tmp_path: Path) -> None:
@@ -165,7 +164,7 @@ def test_an_ablation_is_differences_one_below_the_other(tmp_path: Path) -> None:
     assert right.get_title() == "Validation loss of head 1"
     assert right.get_xlabel() == "difference to the baseline, nats per token, left is better"
     assert right.get_legend().get_title().get_text() == "against n_future=1"
-    assert [text.get_text() for text in right.get_yticklabels()] == ["n_future=2 (n=3)", "n_future=4 (not finite)"]
+    assert [text.get_text() for text in right.get_yticklabels()] == ["n_future=2 (3 seeds)", "n_future=4 (not finite)"]
     assert right.yaxis_inverted()
     zero, seeds, *_, means = right.get_lines()
     assert list(zero.get_xdata()) == [0.0, 0.0]
@@ -180,7 +179,7 @@ def test_several_axes_with_a_baseline_are_differences_too(tmp_path: Path) -> Non
     text = GRID.replace("axes:\n", "axes:\n  model.width: [8, 16]\n")
     right = make_figure(report_of(tmp_path, text), {}).axes[1]
     labels = [text.get_text() for text in right.get_yticklabels()]
-    assert labels == [f"width={width} n_future={n} (n=2)" for width in (8, 16) for n in (2, 4)]
+    assert labels == [f"width={width} n_future={n} (2 seeds)" for width in (8, 16) for n in (2, 4)]
     assert right.get_legend().get_title().get_text() == "against each one's\nbaseline"
     assert "95% interval" not in [text.get_text() for text in right.get_legend().get_texts()]
 
@@ -198,7 +197,9 @@ def test_at_a_budget_the_curves_run_along_it(tmp_path: Path) -> None:
     report = report_of(tmp_path)
     rates = {cell.signature: 100.0 * cell.config["model"]["heads"]["n_future"] for cell in report.cells}
     at = {"val/loss/head_1": At("flops", 2e4), "val/loss/head_2": At("flops", 2e4)}
-    left, right = make_figure(replace(report, aligned=Aligned(at, {}, {"flops": rates}, [])), curves_of(report, 4)).axes
+    left, right = make_figure(
+        replace(report, equal_training=EqualTraining(at, {}, {"flops": rates}, [])), curves_of(report, 4)
+    ).axes
     assert left.get_xlabel() == "FLOPs (dotted: where they are compared)"
     one, _, four, dotted = left.get_lines()
     assert [list(line.get_xdata()) for line in (one, four)] == [[0, 1000, 2000, 3000], [0, 4000, 8000, 12000]]
@@ -215,10 +216,10 @@ def test_in_an_ablation_a_setting_goes_by_what_it_changes(tmp_path: Path) -> Non
     left, right = make_figure(report, curves_of(report)).axes
     changed = ["n_future=2", "n_future=4"]
     assert sorted(text.get_text() for text in right.get_yticklabels()) == sorted(
-        f"{label} (n=2)" for label in [*changed, "width=16"]
+        f"{label} (2 seeds)" for label in [*changed, "width=16"]
     )
     assert sorted(line.get_label() for line in left.get_lines()) == sorted(
-        f"{label} (n=2)" for label in ["baseline", *changed, "width=16"]
+        f"{label} (2 seeds)" for label in ["baseline", *changed, "width=16"]
     )
 
 
@@ -235,4 +236,4 @@ def test_in_an_ablation_a_setting_goes_by_what_it_changes(tmp_path: Path) -> Non
     ],
 )
 def test_what_a_metric_counts(metric: str, unit: str) -> None:
-    assert title(metric)[1] == unit
+    assert title_and_unit(metric)[1] == unit

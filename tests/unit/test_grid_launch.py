@@ -12,7 +12,7 @@ from test_grid_fakes import DONE, ONE, Silent, cells_of, command, finish, launch
 from mtp_lightning.files import FileLock
 from mtp_lightning.grid.run.display import Line, PlainDisplay
 from mtp_lightning.grid.run.launch import LocalLauncher
-from mtp_lightning.grid.run.process import Pace, child_environment, log_tail
+from mtp_lightning.grid.run.process import Outcome, Pace, child_environment, log_tail
 from mtp_lightning.grid.run.state import LOCK, Progress, State, Status, cell_state
 from mtp_lightning.grid.spec.cells import Cell
 
@@ -175,6 +175,19 @@ def test_time_left_counts_from_where_the_attempt_began() -> None:
     assert at(70, now - 20) is None  # left behind by the attempt before
     assert at(50, now - 5) is None
     assert at(60, now) == pytest.approx(20.0, abs=0.5)  # 10 steps in 5 s, 40 to go
+
+
+def test_time_left_of_a_grid_is_shared_by_the_workers_and_is_the_longest_cells_at_least() -> None:
+    kit = tools()
+    launcher = LocalLauncher(kit.materialise, kit.command, Silent(), workers=2)
+    running = [Line("a", "running", seconds_left=30.0), Line("b", "running", seconds_left=90.0)]
+    launcher.outcomes = {name: Outcome(State.FINISHED, seconds=seconds) for name, seconds in (("x", 40.0), ("y", 20.0))}
+    launcher.active, launcher.waiting = dict.fromkeys("ab"), {}  # type: ignore[arg-type]
+    assert launcher._seconds_left(running) == 90.0
+    launcher.waiting = dict.fromkeys("cde")  # type: ignore[arg-type]
+    assert launcher._seconds_left([*running, *[Line(name, "waiting") for name in "cde"]]) == (30 + 90 + 3 * 30) / 2
+    launcher.active, launcher.waiting = {}, {}
+    assert launcher._seconds_left([]) == 0.0
 
 
 def test_the_tail_of_a_log_is_of_the_last_attempt(tmp_path: Path) -> None:

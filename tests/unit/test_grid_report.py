@@ -10,15 +10,15 @@ import pytest
 from rich.console import Console
 from test_grid_fakes import GRID, cells_of, find, finish
 
-from mtp_lightning.grid.report.metrics import better, ordered, shown
-from mtp_lightning.grid.report.report import Report, build_report
+from mtp_lightning.grid.report.comparison import Report, build_report
+from mtp_lightning.grid.report.metric_names import better_direction, format_value, report_order
 from mtp_lightning.grid.report.statistics import Difference, Summary, summarise
 from mtp_lightning.grid.report.tables import csv_text, markdown, notices, report_json, terminal_table
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import RUN_ID, State, Status
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import load_grid
-from mtp_lightning.units import duration, quantity, size
+from mtp_lightning.units import counted, duration, quantity, size
 
 LOSSES = {(1, 0): 2.0, (1, 1): 2.2, (2, 0): 1.9, (2, 1): 2.2, (4, 0): 2.5, (4, 1): 2.7}
 
@@ -37,12 +37,12 @@ def filled(folder: Path, losses: Mapping[tuple[int, int], float] = LOSSES, text:
     return build_report(load_grid(folder / "grid.yaml", find), cells)
 
 
-def close(summary: Summary | None, mean: float, sd: float | None, n: int) -> bool:
+def close(summary: Summary | None, mean: float, sd: float | None, seeds: int) -> bool:
     assert summary is not None
-    return (summary.mean, summary.sd, summary.n) == (
+    return (summary.mean, summary.sd, summary.seeds) == (
         pytest.approx(mean, rel=1e-12),
         sd if sd is None else pytest.approx(sd, rel=1e-9),
-        n,
+        seeds,
     )
 
 
@@ -80,7 +80,7 @@ def test_a_diverged_seed_is_not_averaged_away(tmp_path: Path) -> None:
     assert report_json(report)["groups"][1]["metrics"]["val/loss/head_1"]["mean"] is None
     assert "| nan (1 of 2 not finite) (nan) |" in markdown(report)
     assert "not finite: val/loss/head_1 of n_future=2 seed=1" in notices(report)
-    assert verdict(report).endswith("Not finite: n_future=2.")
+    assert verdict(report).sentence.endswith("Not finite: n_future=2.")
 
 
 def test_missing_cells_are_named_with_their_reason(tmp_path: Path) -> None:
@@ -93,18 +93,18 @@ def test_missing_cells_are_named_with_their_reason(tmp_path: Path) -> None:
     assert notices(report) == [
         "incomplete: 2 of 6 cells missing: n_future=2 seed=0 (missing), n_future=4 seed=1 (failed: OSError: disk full)"
     ]
-    assert "2 of 6 cells are missing" in verdict(report)
-    assert "| n_future=2, n=1 of 2 |" in markdown(report)
+    assert "2 of 6 cells are missing" in verdict(report).sentence
+    assert "| n_future=2, 1 of 2 seeds |" in markdown(report)
     assert "| 2.2000 (+0.0000) |" in markdown(report)
     assert report_json(report)["groups"][1]["cells"] == 2
 
 
 def test_nothing_finished_is_a_report_too(tmp_path: Path) -> None:
     report = filled(tmp_path, {})
-    assert verdict(report).startswith("No verdict: no finished cell has val/loss/head_1.")
+    assert verdict(report).sentence.startswith("No verdict: no finished cell has val/loss/head_1.")
     assert len(notices(report)) == 1
     assert csv_text(report).count("\n") == 1
-    assert "n=0" in rendered(report, tmp_path)
+    assert "0 of 2 seeds" in rendered(report, tmp_path)
 
 
 def test_different_data_or_steps_are_warned_of(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_different_data_or_steps_are_warned_of(tmp_path: Path) -> None:
     assert data.endswith("; e: n_future=1 seed=1)")
     assert "5: n_future=1 seed=0, n_future=1 seed=1, n_future=2 seed=0, n_future=2 seed=1; 4: n_future=4" in steps
     assert notices(report)[1:] == [f"warning: {data}", f"warning: {steps}"]
-    assert verdict(report).endswith("Mind the warnings.")
+    assert verdict(report).sentence.endswith("Mind the warnings.")
 
 
 def test_metrics_that_a_result_lacks_are_read_from_the_record(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_markdown_to_the_letter(tmp_path: Path) -> None:
         "# head-count\n\n"
         "No difference beyond the spread over 2 seeds (0.2121): n_future=2 has the lowest val/loss/head_1, 2.0500, but "
         "only 0.0500 lower than the baseline n_future=1.\n\n"
-        "| metric | n_future=1, baseline, n=2 | n_future=2, n=2 | n_future=4, n=2 |\n"
+        "| metric | n_future=1, baseline, 2 seeds | n_future=2, 2 seeds | n_future=4, 2 seeds |\n"
         "| --- | ---: | ---: | ---: |\n"
         "| val/loss/head_1 ↓ | 2.1000 ± 0.1414 | 2.0500 ± 0.2121 (-0.0500 ± 0.0707) "
         "| 2.6000 ± 0.1414 (+0.5000 ± 0.0000) |\n"
@@ -169,7 +169,7 @@ def test_markdown_to_the_letter(tmp_path: Path) -> None:
 def test_csv_to_the_letter(tmp_path: Path) -> None:
     report = filled(tmp_path, {(1, 0): 2.0, (1, 1): 2.5, (2, 0): 1.5, (2, 1): 2.25, (4, 0): 2.5})
     assert csv_text(report) == (
-        "group,model.heads.n_future,metric,at,mean,sd,n,cells,difference,difference_sd,ci_low,ci_high,n_pairs,ci_method\n"
+        "group,model.heads.n_future,metric,at,mean,sd,seeds,cells,difference,difference_sd,ci_low,ci_high,pairs,ci_method\n"
         "n_future=1,1,val/loss/head_1,,2.25,0.353553390593,2,2,,,,,,\n"
         "n_future=1,1,model/parameters,,123456,0,2,2,,,,,,\n"
         "n_future=2,2,val/loss/head_1,,1.875,0.53033008589,2,2,-0.375,0.176776695297,,,2,\n"
@@ -236,11 +236,11 @@ def rendered(report: Report, folder: Path) -> str:
 def test_few_settings_are_columns_and_many_are_rows(tmp_path: Path) -> None:
     few = rendered(filled(tmp_path), tmp_path)
     assert "val/loss/head_1 ↓" in few
-    assert "baseline, n=2" in few
+    assert "baseline, 2 seeds" in few
     assert "-0.0500 ± 0.0707" in few
     text = GRID.replace("[1, 2, 4]", "[1, 2, 3, 4, 5, 6]")
     many = rendered(filled(tmp_path, {(n, s): 1.0 + n for n in range(1, 7) for s in (0, 1)}, text), tmp_path)
-    assert "n_future=1 (baseline)" in many
+    assert "n_future=1, baseline, 2 seeds" in many
     assert "model/parameters" not in many
     report = build_report(load_grid(tmp_path / "grid.yaml", find), cells_of(tmp_path, text))
     assert "model/parameters" in markdown(report)
@@ -248,7 +248,7 @@ def test_few_settings_are_columns_and_many_are_rows(tmp_path: Path) -> None:
 
 def test_metrics_come_in_the_order_of_the_report_with_heads_by_number() -> None:
     present = ["model/parameters", "val/loss/head_10", "val/loss/head_2", "train/loss", "val/accuracy/head_1", "zzz"]
-    assert ordered(["zzz", "absent"], present) == [
+    assert report_order(["zzz", "absent"], present) == [
         "zzz",
         "absent",
         "val/loss/head_2",
@@ -260,9 +260,9 @@ def test_metrics_come_in_the_order_of_the_report_with_heads_by_number() -> None:
 
 def test_directions_by_name() -> None:
     lower = ("val/bits_per_byte", "perf/peak_memory_bytes", "val/loss/head_3")
-    assert [better(name) for name in lower] == ["lower"] * 3
-    assert [better(name) for name in ("perf/tokens_per_second_median", "eval/x/pass_at_1")] == ["higher"] * 2
-    assert better("model/parameters") is None
+    assert [better_direction(name) for name in lower] == ["lower"] * 3
+    assert [better_direction(name) for name in ("perf/tokens_per_second_median", "eval/x/pass_at_1")] == ["higher"] * 2
+    assert better_direction("model/parameters") is None
 
 
 def test_numbers_have_the_units_people_use() -> None:
@@ -270,7 +270,9 @@ def test_numbers_have_the_units_people_use() -> None:
     assert [quantity(x) for x in numbers] == list(numbers.values())
     assert [size(x) for x in (512.0, 1289748.0, 3.0 * 1024**3)] == ["512 B", "1.23 MiB", "3.00 GiB"]
     assert [duration(x) for x in (0.4, 59.6, 125.0, 3700.0)] == ["0 s", "1 min 00 s", "2 min 05 s", "1 h 01 min"]
-    assert shown("perf/peak_memory_bytes", 1289748.0) == "1.23 MiB"
-    assert shown("perf/tokens_per_second_median", -1234.0, signed=True) == "-1.23 k"
+    seeds = [counted(*given) for given in ((1, "seed"), (2, "seed"), (1, "seed", 2), (1, "seed", 1), (0, "seed", 2))]
+    assert seeds == ["1 seed", "2 seeds", "1 of 2 seeds", "1 seed", "0 of 2 seeds"]
+    assert format_value("perf/peak_memory_bytes", 1289748.0) == "1.23 MiB"
+    assert format_value("perf/tokens_per_second_median", -1234.0, signed=True) == "-1.23 k"
     numbers = {1.23456: "1.2346", 12.3456: "12.346", 1234.56: "1234.6", 0.00012345: "0.000123", 0.0: "0.0000"}
-    assert [shown("x", x) for x in numbers] == list(numbers.values())
+    assert [format_value("x", x) for x in numbers] == list(numbers.values())

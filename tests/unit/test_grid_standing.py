@@ -137,11 +137,11 @@ def test_a_thousand_cells_are_told_quickly_and_with_one_question(slurm: FakeSlur
     slurm.queue.write_text("".join(f"7|{index}|mtp-g-abc|PENDING|Priority\n" for index in range(1000)))
     for index, cell in enumerate(cells[:500]):
         attempted(cell.directory, State.INTERRUPTED, f"7_{index}")
-    began = time.monotonic()
+    began = time.process_time()
     found = look(cells, runs).rows
     assert {row.state for row in found} == {State.QUEUED}
     assert slurm.calls("squeue") == 1
-    assert time.monotonic() - began < 10  # the run-time type checks of the tests cost most of it
+    assert time.process_time() - began < 10  # the run-time type checks of the tests cost most of it
 
 
 def test_watch_goes_on_until_nothing_runs_or_waits(

@@ -8,7 +8,14 @@ from itertools import product
 
 import pytest
 
-from mtp_lightning.grid.report.statistics import Interval, compared, interval, summarise, t_quantile, welch
+from mtp_lightning.grid.report.statistics import (
+    Interval,
+    difference_of,
+    paired_interval,
+    summarise,
+    t_quantile,
+    welch_interval,
+)
 
 SIX = [0.31, -0.12, 0.05, 0.22, 0.4, 0.11]
 
@@ -55,7 +62,7 @@ def test_quantiles_for_broken_degrees_of_freedom_lie_in_between() -> None:
 
 
 def test_three_to_five_pairs_have_students_interval() -> None:
-    found = interval([1.0, 2.0, 6.0])
+    found = paired_interval([1.0, 2.0, 6.0])
     reach = 4.30265 * math.sqrt(7) / math.sqrt(3)
     assert found is not None
     assert (found.low, found.high, found.method) == (
@@ -63,11 +70,16 @@ def test_three_to_five_pairs_have_students_interval() -> None:
         pytest.approx(3 + reach, rel=1e-5),
         "t",
     )
-    assert [(found := interval(SIX[:n])) and found.method for n in (3, 4, 5, 6)] == ["t", "t", "t", "bootstrap-t"]
+    assert [(found := paired_interval(SIX[:n])) and found.method for n in (3, 4, 5, 6)] == [
+        "t",
+        "t",
+        "t",
+        "bootstrap-t",
+    ]
 
 
 def test_the_studentized_bootstrap_is_the_one_of_all_resamples() -> None:
-    found = interval(SIX)
+    found = paired_interval(SIX)
     assert found is not None
     assert (found.low, found.high) == pytest.approx(slow_bootstrap_t(SIX), rel=1e-9)
     assert found.method == "bootstrap-t"
@@ -76,16 +88,16 @@ def test_the_studentized_bootstrap_is_the_one_of_all_resamples() -> None:
 def test_it_is_the_same_again_whatever_the_order_of_the_seeds() -> None:
     chance = random.Random(1)
     values = [chance.gauss(0, 1) for _ in range(12)]
-    first = interval(values)
+    first = paired_interval(values)
     chance.shuffle(values)
-    assert interval(values) == first
+    assert paired_interval(values) == first
 
 
 def test_drawn_resamples_come_near_to_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = interval([*SIX, 0.18, 0.02])
+    exact = paired_interval([*SIX, 0.18, 0.02])
     monkeypatch.setattr("mtp_lightning.grid.report.statistics.MOST_ENUMERATED", 7)
     monkeypatch.setattr("mtp_lightning.grid.report.statistics._resamples", _uncached())
-    drawn = interval([*SIX, 0.18, 0.02])
+    drawn = paired_interval([*SIX, 0.18, 0.02])
     assert drawn is not None
     assert exact is not None
     assert drawn != exact
@@ -99,7 +111,7 @@ def _uncached() -> Callable[..., object]:
 
 
 def test_units_do_not_matter() -> None:
-    plain, scaled, turned = (interval([f * value for value in SIX]) for f in (1.0, 1e9, -1.0))
+    plain, scaled, turned = (paired_interval([f * value for value in SIX]) for f in (1.0, 1e9, -1.0))
     assert plain is not None
     assert scaled is not None
     assert turned is not None
@@ -108,13 +120,15 @@ def test_units_do_not_matter() -> None:
 
 
 def test_no_interval_where_nothing_is_known_of_the_spread() -> None:
-    assert [interval(values) for values in ([], [1.0], [1.0, 2.0], [0.5] * 7, [1.0, 2.0, math.nan])] == [None] * 5
-    assert interval([2.5 - 2.0, 2.7 - 2.2, 2.6 - 2.1]) is None  # equal but for the last digit
+    assert [paired_interval(values) for values in ([], [1.0], [1.0, 2.0], [0.5] * 7, [1.0, 2.0, math.nan])] == [
+        None
+    ] * 5
+    assert paired_interval([2.5 - 2.0, 2.7 - 2.2, 2.6 - 2.1]) is None  # equal but for the last digit
 
 
 def test_many_equal_differences_fall_back_to_students() -> None:
     """Nearly half of all resamples of these are six zeros: their t is infinite."""
-    found = interval([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+    found = paired_interval([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
     assert found is not None
     assert found.method == "t"
     assert math.isfinite(found.low + found.high)
@@ -125,30 +139,30 @@ def test_welch_for_unlike_spreads() -> None:
     mine, theirs = [1.0, 2.0, 6.0], [0.0, 0.25, 0.5]
     a, b = 7 / 3, 0.0625 / 3
     freedom = (a + b) ** 2 / (a**2 / 2 + b**2 / 2)
-    found = welch(mine, theirs)
+    found = welch_interval(mine, theirs)
     assert found is not None
     assert freedom == pytest.approx(2.0357, abs=1e-4)
     assert found.low == pytest.approx(2.75 - t_quantile(freedom) * math.sqrt(a + b))
     assert found.high == pytest.approx(2.75 + t_quantile(freedom) * math.sqrt(a + b))
-    assert [welch(*few) for few in (([1.0, 2.0], theirs), (mine, [1.0]), ([1.0] * 3, [2.0] * 3))] == [None] * 3
+    assert [welch_interval(*few) for few in (([1.0, 2.0], theirs), (mine, [1.0]), ([1.0] * 3, [2.0] * 3))] == [None] * 3
 
 
 def test_pairs_are_of_one_seed_and_without_one_it_is_unpaired() -> None:
-    found = compared({0: 1.0, 1: 2.0, 2: 4.0, 9: 100.0}, {2: 1.0, 0: 0.5, 1: 1.0, 7: 50.0})
+    found = difference_of({0: 1.0, 1: 2.0, 2: 4.0, 9: 100.0}, {2: 1.0, 0: 0.5, 1: 1.0, 7: 50.0})
     assert found is not None
-    assert (found.mean, found.n) == (1.5, 3)
-    assert found.interval == interval([0.5, 1.0, 3.0])
-    apart = compared({0: 1.0, 1: 2.0, 2: 4.0}, {3: 0.5, 4: 1.0, 5: 1.2})
+    assert (found.mean, found.seeds) == (1.5, 3)
+    assert found.interval == paired_interval([0.5, 1.0, 3.0])
+    apart = difference_of({0: 1.0, 1: 2.0, 2: 4.0}, {3: 0.5, 4: 1.0, 5: 1.2})
     assert apart is not None
-    assert (apart.n, apart.sd, apart.interval) == (0, None, welch([1.0, 2.0, 4.0], [0.5, 1.0, 1.2]))
-    assert compared({}, {0: 1.0}) is None
+    assert (apart.seeds, apart.sd, apart.interval) == (0, None, welch_interval([1.0, 2.0, 4.0], [0.5, 1.0, 1.2]))
+    assert difference_of({}, {0: 1.0}) is None
 
 
 def test_a_value_that_is_not_finite_is_not_left_out() -> None:
-    found = compared({0: 1.0, 1: math.inf, 2: 1.0, 3: 1.0}, dict.fromkeys(range(4), 0.0))
+    found = difference_of({0: 1.0, 1: math.inf, 2: 1.0, 3: 1.0}, dict.fromkeys(range(4), 0.0))
     assert found is not None
     assert math.isnan(found.mean)
-    assert (found.sd, found.interval, found.n) == (None, None, 4)
+    assert (found.sd, found.interval, found.seeds) == (None, None, 4)
     assert summarise([1.0, 2.0]) == summarise([2.0, 1.0])
 
 
@@ -164,7 +178,7 @@ def coverage(n: int, draw: Callable[[], float], samples: int, ends: Callable[...
 
 
 def ours(values: Sequence[float]) -> tuple[float, float]:
-    found = interval(values)
+    found = paired_interval(values)
     assert found is not None
     return found.low, found.high
 

@@ -1,5 +1,6 @@
 """What the verdict says of made-up numbers, to the letter."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,9 +10,9 @@ import pytest
 from test_grid_fakes import GRID, cells_of, find, finish, grid_file
 from test_grid_report import HIGH, LOSSES, LOW, filled, three_seeds, value
 
-from mtp_lightning.grid.report.report import build_report
+from mtp_lightning.grid.report.comparison import build_report
 from mtp_lightning.grid.report.tables import markdown
-from mtp_lightning.grid.report.verdict import verdict
+from mtp_lightning.grid.report.verdict import Outcome, verdict
 from mtp_lightning.grid.spec.grid_spec import load_grid
 
 VERDICTS = {
@@ -59,14 +60,14 @@ VERDICTS = {
 def test_verdicts_say_what_the_numbers_do(
     tmp_path: Path, losses: Mapping[tuple[int, int], float], sentence: str
 ) -> None:
-    assert verdict(filled(tmp_path, losses)) == sentence
+    assert verdict(filled(tmp_path, losses)).sentence == sentence
 
 
 def test_no_verdict_where_means_and_paired_differences_disagree(tmp_path: Path) -> None:
     """n_future=2 looks better only because it lacks the seed that is bad for all."""
     losses = {(1, 0): 1.0, (1, 1): 2.0, (2, 0): 1.1}
-    said = verdict(filled(tmp_path, losses))
-    assert said.startswith("No verdict: n_future=2 and n_future=1 have val/loss/head_1 of different seeds.")
+    sentence = verdict(filled(tmp_path, losses)).sentence
+    assert sentence.startswith("No verdict: n_future=2 and n_future=1 have val/loss/head_1 of different seeds.")
 
 
 def test_verdicts_know_which_way_is_better(tmp_path: Path) -> None:
@@ -75,18 +76,23 @@ def test_verdicts_know_which_way_is_better(tmp_path: Path) -> None:
     for cell in cells:
         finish(cell, **{"val/accuracy/head_1": 0.1 * value(cell)[0] + 0.001 * cell.seed, "odd": 1.0})
     spec = load_grid(tmp_path / "grid.yaml", find)
-    assert verdict(build_report(spec, cells)).startswith("n_future=4 has the highest val/accuracy/head_1, 0.4005: 0.30")
+    assert verdict(build_report(spec, cells)).sentence.startswith(
+        "n_future=4 has the highest val/accuracy/head_1, 0.4005: 0.30"
+    )
     odd = load_grid(grid_file(tmp_path, text.replace("val/accuracy/head_1", "odd")), find)
-    assert verdict(build_report(odd, cells)) == "No verdict: whether a lower or a higher odd is better is not known."
+    assert (
+        verdict(build_report(odd, cells)).sentence
+        == "No verdict: whether a lower or a higher odd is better is not known."
+    )
 
 
 def test_the_verdict_rests_on_the_interval_where_there_is_one(tmp_path: Path) -> None:
-    assert verdict(three_seeds(tmp_path)) == (
+    assert verdict(three_seeds(tmp_path)).sentence == (
         "n_future=2 has the lowest val/loss/head_1, 1.7500: 0.3750 lower than the baseline n_future=1, 95% interval "
         f"[{LOW}, {HIGH}] over 3 seeds leaves out 0."
     )
     # Larger than every spread, and yet such three differences are no evidence.
-    assert verdict(three_seeds(tmp_path, (-0.1, -0.3, -0.5))) == (
+    assert verdict(three_seeds(tmp_path, (-0.1, -0.3, -0.5))).sentence == (
         "No difference beyond chance (95% interval [-0.7968, +0.1968] over 3 seeds): n_future=2 has the lowest "
         "val/loss/head_1, 1.8250, but only 0.3000 lower than the baseline n_future=1."
     )
@@ -95,7 +101,7 @@ def test_the_verdict_rests_on_the_interval_where_there_is_one(tmp_path: Path) ->
 def test_the_file_may_say_what_is_better(tmp_path: Path) -> None:
     report = filled(tmp_path, {**LOSSES, (4, 0): 9.0})
     turned = replace(report, spec=replace(report.spec, better={"val/loss/head_1": "higher"}))
-    assert verdict(turned).startswith(
+    assert verdict(turned).sentence.startswith(
         "No difference beyond the spread over 2 seeds (4.5962): n_future=4 has the highest"
     )
     assert "val/loss/head_1 ↑" in markdown(turned)
@@ -103,8 +109,8 @@ def test_the_file_may_say_what_is_better(tmp_path: Path) -> None:
 
 def test_one_common_seed_says_nothing_about_the_spread(tmp_path: Path) -> None:
     losses = {(1, 0): 1.0, (1, 1): 1.01, (2, 1): 0.9, (2, 2): 0.91}
-    said = verdict(filled(tmp_path, losses, GRID.replace("[0, 1]", "[0, 1, 2]")))
-    assert "with one common seed nothing is known about the spread" in said
+    sentence = verdict(filled(tmp_path, losses, GRID.replace("[0, 1]", "[0, 1, 2]"))).sentence
+    assert "with one common seed nothing is known about the spread" in sentence
 
 
 def test_cells_without_a_value_make_it_provisional(tmp_path: Path) -> None:
@@ -112,6 +118,59 @@ def test_cells_without_a_value_make_it_provisional(tmp_path: Path) -> None:
     group = report.groups[-1]
     cut = replace(group, results={seed: dict(m) for seed, m in group.results.items()})
     del cut.results[0]["val/loss/head_1"]  # type: ignore[attr-defined]
-    assert "Provisional: 1 of 6 cells have no val/loss/head_1." in verdict(
-        replace(report, groups=[*report.groups[:-1], cut])
-    )
+    found = verdict(replace(report, groups=[*report.groups[:-1], cut]))
+    assert "Provisional: 1 of 6 cells have no val/loss/head_1." in found.sentence
+    assert (found.provisional, found.json()["cells_without_value"]) == (True, 1)
+
+
+def test_the_json_is_the_sentence_in_numbers(tmp_path: Path) -> None:
+    found = verdict(three_seeds(tmp_path))
+    value = json.loads(json.dumps(found.json(), allow_nan=False))
+    start = {"grid": "head-count", "sentence": found.sentence, "outcome": "difference", "is_difference": True}
+    start |= {"provisional": False, "metric": "val/loss/head_1", "direction": "lower", "at": None}
+    assert {key: value[key] for key in start} == start
+    best = {key: value["best"][key] for key in ("setting", "is_baseline", "mean", "seeds")}
+    assert best == {"setting": "n_future=2", "is_baseline": False, "mean": pytest.approx(1.75), "seeds": 3}
+    assert value["compared_with"] == value["baseline"]
+    assert (value["baseline"]["setting"], value["baseline"]["is_baseline"]) == ("n_future=1", True)
+    assert value["difference"] == {"mean": pytest.approx(-0.375), "sd": pytest.approx(0.125), "seeds": 3}
+    ends = {"low": pytest.approx(-0.685517214), "high": pytest.approx(-0.064482786)}
+    assert value["interval"] == {**ends, "level": 0.95, "method": "t"}
+    assert (value["spread"], value["missing"], value["warnings"]) == (None, [], [])
+
+
+def test_the_json_of_two_seeds_has_a_spread_and_no_interval(tmp_path: Path) -> None:
+    value = verdict(filled(tmp_path)).json()
+    assert (value["outcome"], value["is_difference"], value["interval"]) == ("no difference", False, None)
+    assert value["spread"] == pytest.approx(math.sqrt(0.045))
+
+
+def test_the_json_of_a_baseline_that_is_the_best_compares_it_with_the_next(tmp_path: Path) -> None:
+    value = verdict(filled(tmp_path, VERDICTS["baseline"][0])).json()
+    assert (value["baseline"], value["best"]["is_baseline"]) == (value["best"], True)
+    assert (value["compared_with"]["setting"], value["compared_with"]["is_baseline"]) == ("n_future=2", False)
+
+
+def test_the_json_names_what_is_missing_and_has_null_for_what_is_not_finite(tmp_path: Path) -> None:
+    losses = {key: math.inf if key[0] == 1 else loss for key, loss in LOSSES.items() if key != (4, 1)}
+    value = json.loads(json.dumps(verdict(filled(tmp_path, losses)).json(), allow_nan=False))
+    assert (value["provisional"], value["missing"]) == (True, ["n_future=4 seed=1 (missing)"])
+    assert (value["baseline"]["setting"], value["baseline"]["mean"]) == ("n_future=1", None)
+    assert (value["compared_with"]["setting"], value["not_finite"]) == ("n_future=4", ["n_future=1"])
+    assert (value["is_difference"], value["outcome"]) == (None, "unknown spread")
+
+
+OUTCOMES = {
+    "better": Outcome.DIFFERENCE,
+    "within": Outcome.NO_DIFFERENCE,
+    "tie": Outcome.NO_DIFFERENCE,
+    "one seed": Outcome.UNKNOWN_SPREAD,
+    "alone": Outcome.ONE_SETTING,
+    "others diverged": Outcome.ONE_FINITE,
+    "all diverged": Outcome.NOT_FINITE,
+}
+
+
+@pytest.mark.parametrize(("case", "outcome"), OUTCOMES.items())
+def test_programs_read_the_outcome_and_not_the_sentence(tmp_path: Path, case: str, outcome: Outcome) -> None:
+    assert verdict(filled(tmp_path, VERDICTS[case][0])).json()["outcome"] == outcome.value

@@ -29,7 +29,7 @@ def random_model(heads: HeadsConfig, n_layers: int = 8, **backbone: object) -> M
 def tokens_and_ahead(heads: HeadsConfig, T: int = 9, B: int = 2) -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
     window = torch.randint(0, 16, (B, T + heads.horizon))
-    return window[:, :T], torch.stack([window[:, place : place + T] for place in heads.places])
+    return window[:, :T], torch.stack([window[:, place : place + T] for place in heads.head_offsets])
 
 
 def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def test_no_head_sees_its_target(heads: HeadsConfig) -> None:
     window = torch.randint(0, 16, (1, T + heads.horizon))
 
     def hidden(window: Tensor) -> Tensor:
-        ahead = torch.stack([window[:, place : place + T] for place in heads.places])
+        ahead = torch.stack([window[:, place : place + T] for place in heads.head_offsets])
         return model(window[:, :T], None, ahead)  # type: ignore[no-any-return]
 
     before = hidden(window)
@@ -97,11 +97,12 @@ def test_no_head_sees_its_target(heads: HeadsConfig) -> None:
         moved = (hidden(changed) != before).any(-1)[:, 0]  # (S, T)
         for i, row in enumerate(moved):
             sees_up_to = [
-                t + (heads.places[i - 1] if heads.kind in ("sequential", "recurrent") and i else 0) for t in range(T)
+                t + (heads.head_offsets[i - 1] if heads.kind in ("sequential", "recurrent") and i else 0)
+                for t in range(T)
             ]
             for t in range(T):
                 assert not (moved[i, t] and place > sees_up_to[t]), f"head {i + 1} at {t} sees token {place}"
-                assert sees_up_to[t] < t + heads.places[i]
+                assert sees_up_to[t] < t + heads.head_offsets[i]
             assert place >= T or row[place:].all()
 
 

@@ -16,33 +16,33 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective import fused
-from mtp_lightning.objective.heads import Question, ask, check_options, model_loss, model_scores
+from mtp_lightning.objective.heads import check_options, model_loss, model_scores
 from mtp_lightning.objective.loss import LossOptions, multi_token_loss, order_shares
-from mtp_lightning.objective.targets import first_ahead
+from mtp_lightning.objective.targets import Targets, first_ahead, make_targets
 
 EACH = pytest.mark.parametrize("heads", VARIANTS.values(), ids=VARIANTS.keys())
 IMPLEMENTATIONS = ["chunked", "fused", "checkpointed", "naive"]
 Z = 0.01
 
 
-def problem(heads: HeadsConfig, T: int = 7) -> tuple[MTPModel, Tensor, Question]:
-    """A random model in float64, two windows with document borders and masked targets, and what they ask."""
+def problem(heads: HeadsConfig, T: int = 7) -> tuple[MTPModel, Tensor, Targets]:
+    """A random model in float64, two windows with document borders and masked targets."""
     torch.manual_seed(0)
     model = MTPModel(tiny_backbone(n_layers=8), heads).double()
     window = torch.randint(0, 16, (2, T + heads.horizon))
     documents = (torch.rand(window.shape) < 0.15).cumsum(1).int()
-    question = ask(heads, window, documents, torch.rand(window.shape) < 0.8)
-    return model, documents[:, :T], question
+    targets = make_targets(heads, window, documents, torch.rand(window.shape) < 0.8)
+    return model, documents[:, :T], targets
 
 
-def by_definition(model: MTPModel, question: Question, weights: list[float], z_loss: float) -> tuple[Tensor, Tensor]:
-    """(total, per-term sums of nll): the module docstring's sums, position by position."""
+def by_definition(model: MTPModel, targets: Targets, weights: list[float], z_loss: float) -> tuple[Tensor, Tensor]:
+    """(total, sums of nll of each loss): the module docstring's sums, position by position."""
     heads = model.heads_config
-    h = model(question.inputs, None, question.targets)
-    T, W = question.inputs.shape[1], heads.n_future
+    h = model(targets.inputs, None, targets.targets)
+    T, W = targets.inputs.shape[1], heads.n_future
     unembeddings = [model.unembedding, *model.further_unembeddings]
     totals, sums = [], []
-    for term in range(len(heads.terms)):
+    for term in range(len(heads.loss_names)):
         ranks = heads.kind == "order" and term == 1
         hidden = h[0] if len(h) == 1 else h[term]
         unembedding = unembeddings[term] if heads.replicate_unembedding or ranks else unembeddings[0]
@@ -53,18 +53,18 @@ def by_definition(model: MTPModel, question: Question, weights: list[float], z_l
                 if ranks:  # TOP: y_v = W - distance to the next v, -inf where there is none
                     y = torch.full((16,), float("-inf"), dtype=torch.float64)
                     for i in range(W, 0, -1):
-                        if question.valid[i - 1, b, t]:
-                            y[question.targets[i - 1, b, t]] = W - i
+                        if targets.valid[i - 1, b, t]:
+                            y[targets.targets[i - 1, b, t]] = W - i
                     for i in range(1, W + 1):  # a masked token is no target, even where the same comes later unmasked
-                        v = question.targets[i - 1, b, t]
-                        earlier = (question.targets[: i - 1, b, t] == v).any()
-                        if question.valid[i - 1, b, t] and earlier and y[v] == W - i:
+                        v = targets.targets[i - 1, b, t]
+                        earlier = (targets.targets[: i - 1, b, t] == v).any()
+                        if targets.valid[i - 1, b, t] and earlier and y[v] == W - i:
                             y[v] = float("-inf")
                     if y.isinf().all():
                         continue
                     losses.append(-(y.softmax(0) * logits.log_softmax(0)).sum())
-                elif question.valid[term, b, t]:
-                    losses.append(-logits.log_softmax(0)[question.targets[term, b, t]])
+                elif targets.valid[term, b, t]:
+                    losses.append(-logits.log_softmax(0)[targets.targets[term, b, t]])
                 else:
                     continue
                 squares.append(logits.logsumexp(0) ** 2)
@@ -83,13 +83,13 @@ def gradients(model: MTPModel) -> dict[str, Tensor]:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("z_loss", [0.0, Z])
 def test_loss_and_every_gradient_follow_the_definition(heads: HeadsConfig, implementation: Any, z_loss: float) -> None:
-    model, documents, question = problem(heads)
-    weights = [1.0, 0.5, 0.25][: len(heads.terms)]
-    expected, sums = by_definition(model, question, weights, z_loss)
+    model, documents, targets = problem(heads)
+    weights = [1.0, 0.5, 0.25][: len(heads.loss_names)]
+    expected, sums = by_definition(model, targets, weights, z_loss)
     expected.backward()
     theirs = gradients(model)
     model.zero_grad()
-    out = model_loss(model, question, documents, weights, LossOptions(implementation, chunk_rows=5, z_loss=z_loss))
+    out = model_loss(model, targets, documents, weights, LossOptions(implementation, chunk_rows=5, z_loss=z_loss))
     out.total.backward()
     torch.testing.assert_close(out.total, expected)
     torch.testing.assert_close(out.nll, sums.detach())
@@ -99,17 +99,17 @@ def test_loss_and_every_gradient_follow_the_definition(heads: HeadsConfig, imple
 
 @EACH
 def test_scores_sum_what_the_loss_sums(heads: HeadsConfig) -> None:
-    model, documents, question = problem(heads)
-    scores, out = model_scores(model, question, documents), model_loss(model, question, documents)
+    model, documents, targets = problem(heads)
+    scores, out = model_scores(model, targets, documents), model_loss(model, targets, documents)
     torch.testing.assert_close(scores.nll, out.nll)
     assert torch.equal(scores.n_valid, out.n_valid)
     if heads.kind != "order":
-        logits = model.logits(question.inputs, documents, question.targets).expand(heads.n_future, -1, -1, -1)
-        hits = (logits.argmax(-1) == question.targets) & question.valid
+        logits = model.logits(targets.inputs, documents, targets.targets).expand(heads.n_future, -1, -1, -1)
+        hits = (logits.argmax(-1) == targets.targets) & targets.valid
         assert scores.correct.tolist() == hits.sum((1, 2)).tolist()
     else:
-        top = model.further_unembeddings[0](model(question.inputs)[0]).argmax(-1)
-        assert scores.correct[1] == ((top == question.targets[0]) & question.valid[0]).sum()
+        top = model.further_unembeddings[0](model(targets.inputs)[0]).argmax(-1)
+        assert scores.correct[1] == ((top == targets.targets[0]) & targets.valid[0]).sum()
 
 
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=12), st.integers(1, 3))
@@ -139,11 +139,11 @@ def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, s
     except InputError:
         assert kind in ("none", "anticausal", "order")
         return
-    model, documents, question = problem(heads)
+    model, documents, targets = problem(heads)
 
     def after(weights: list[float], options: LossOptions = LossOptions()) -> dict[str, Tensor]:
         model.zero_grad()
-        model_loss(model, question, documents, weights[: len(heads.terms)], options).total.backward()
+        model_loss(model, targets, documents, weights[: len(heads.loss_names)], options).total.backward()
         return gradients(model)
 
     stopped, alone, free = after([1.0, 1.0, 1.0], options), after([1.0, 0.0, 0.0]), after([1.0, 1.0, 1.0])
@@ -180,11 +180,11 @@ def test_gradients_that_cannot_be_told_apart_are_refused(heads: HeadsConfig, sto
 def test_counting_over_ranks_makes_the_mean_one_over_all_tokens(kind: Any) -> None:
     """Two ranks with unequal numbers of targets: their averaged gradients are those of one process with all rows."""
     heads = HeadsConfig(n_future=3, kind=kind)
-    model, documents, question = problem(heads)
-    model_loss(model, question, documents).total.backward()
+    model, documents, targets = problem(heads)
+    model_loss(model, targets, documents).total.backward()
     whole = gradients(model)
     model.zero_grad()
-    halves = [Question(*(None if x is None else x.narrow(x.ndim - 2, b, 1) for x in question)) for b in range(2)]
+    halves = [Targets(*(None if x is None else x.narrow(x.ndim - 2, b, 1) for x in targets)) for b in range(2)]
     counts = sum(model_loss(model, half, documents[:1]).n_valid for half in halves) / 2
     groups = iter([counts[:1], counts[1:]] * 2 if kind == "order" else [counts] * 2)
     for half in halves:
@@ -223,12 +223,12 @@ def test_fused_is_cut_cross_entropy_where_it_can_run(monkeypatch: pytest.MonkeyP
     stand_in.linear_cross_entropy = linear_cross_entropy  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cut_cross_entropy", stand_in)
     monkeypatch.setattr(fused, "can_fuse", lambda *_: True)
-    model, documents, question = problem(HeadsConfig(n_future=3))
-    ours = model_loss(model, question, documents, options=LossOptions("fused"))
+    model, documents, targets = problem(HeadsConfig(n_future=3))
+    ours = model_loss(model, targets, documents, options=LossOptions("fused"))
     ours.total.backward()
     found = gradients(model)
     model.zero_grad()
-    theirs = model_loss(model, question, documents, options=LossOptions("naive"))
+    theirs = model_loss(model, targets, documents, options=LossOptions("naive"))
     theirs.total.backward()
     torch.testing.assert_close(ours.total, theirs.total, rtol=1e-6, atol=1e-6)
     for name, gradient in gradients(model).items():

@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
+from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.objective.targets import make_targets
 
 
@@ -20,7 +22,7 @@ def test_against_a_loop(n: int, T: int, borders: list[bool], mask: list[bool], u
     window = torch.stack([torch.arange(L), 100 + torch.arange(L)])
     documents = torch.tensor([borders[:L], borders[1 : L + 1]]).cumsum(1).int()
     loss_mask = torch.tensor([mask[:L], mask[1 : L + 1]]) if use_mask else None
-    out = make_targets(window, range(1, n + 1), documents, loss_mask)
+    out = make_targets(HeadsConfig(n), window, documents, loss_mask)
     assert out.inputs.tolist() == window[:, :T].tolist()
     for b in range(2):
         for t in range(T):
@@ -32,15 +34,21 @@ def test_against_a_loop(n: int, T: int, borders: list[bool], mask: list[bool], u
 
 
 def test_the_example_of_the_docstring() -> None:
-    out = make_targets(torch.tensor([[1, 2, 3, 11, 12]]), (1, 2), torch.tensor([[0, 0, 0, 1, 1]]))
+    out = make_targets(HeadsConfig(2), torch.tensor([[1, 2, 3, 11, 12]]), torch.tensor([[0, 0, 0, 1, 1]]))
     assert out.targets.tolist() == [[[2, 3, 11]], [[3, 11, 12]]]
     assert out.valid.tolist() == [[[True, True, False]], [[True, False, False]]]
 
 
 def test_without_borders_every_target_counts() -> None:
-    assert make_targets(torch.zeros(2, 6, dtype=torch.long), (1, 2, 3)).valid.all()
+    assert make_targets(HeadsConfig(3), torch.zeros(2, 6, dtype=torch.long)).valid.all()
 
 
 def test_a_window_too_short_is_refused() -> None:
     with pytest.raises(ValueError, match="leaves no input to look 4 tokens ahead"):
-        make_targets(torch.zeros(1, 4, dtype=torch.long), (1, 2, 3, 4))
+        make_targets(HeadsConfig(4), torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_shapes_are_checked_while_tests_run() -> None:
+    """In each process of several as well: without this, signatures would be comments."""
+    with pytest.raises(TypeCheckError):
+        make_targets(HeadsConfig(1), torch.zeros(2, 3, 4, dtype=torch.int64))

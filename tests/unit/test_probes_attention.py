@@ -18,7 +18,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.attention import Attention, Rotary, rotate
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel, document_mask
-from mtp_lightning.objective.heads import ask
+from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.probes import ablation, attention
 from mtp_lightning.probes.ablation import mean_ablation
 from mtp_lightning.probes.attention import (
@@ -151,19 +151,19 @@ def test_scores_of_every_kind_are_those_of_the_attention_that_ran(
     heads: HeadsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, windows = problem(heads, n_heads=4, n_kv_heads=2)
-    question = ask(heads, windows)
+    targets = make_targets(heads, windows)
     ran: dict[nn.Module, tuple[Any, ...]] = {}
     handles = [
         module.register_forward_pre_hook(lambda module, args: ran.setdefault(module, args) and None)
         for module in attention_layers(model).values()
     ]
-    model(question.inputs, None, question.targets)
+    model(targets.inputs, None, targets.targets)
     for handle in handles:
         handle.remove()
     expected = {}
     for name, module in attention_layers(model).items():
         pattern = attention_pattern(module, *ran[module])
-        expected[name] = prefix_by_definition(pattern, question.inputs), previous_by_definition(pattern)
+        expected[name] = prefix_by_definition(pattern, targets.inputs), previous_by_definition(pattern)
     monkeypatch.setattr(attention, "PATTERN_ELEMENTS", 2 * 4 * 9 * 9)  # forwards of two rows and of one
     scores = attention_scores(model, windows)
     assert scores.layers == tuple(expected)
@@ -265,11 +265,11 @@ def test_only_the_named_heads_are_replaced_by_means_of_the_whole_model(make_mode
 @EACH
 def test_ablation_knows_every_kind(heads: HeadsConfig) -> None:
     model, windows = problem(heads)
-    question = ask(heads, windows)
-    before = model(question.inputs, None, question.targets)
+    targets = make_targets(heads, windows)
+    before = model(targets.inputs, None, targets.targets)
     for name in attention_layers(model):
         with mean_ablation(model, [(name, 1)], windows):
-            assert not torch.allclose(model(question.inputs, None, question.targets), before, atol=1e-4)
+            assert not torch.allclose(model(targets.inputs, None, targets.targets), before, atol=1e-4)
 
 
 @pytest.mark.parametrize("head", [("trunk_9", 0), ("trunk_1", 2), ("trunk_1", -1)])

@@ -44,7 +44,7 @@ def test_one_forward_says_what_decoding_would(task: Task, make_model: Callable[.
 
 
 def test_answers_of_different_lengths(make_model: Callable[..., MTPModel]) -> None:
-    """What is behind a short answer's end is not asked for; here nothing in it is ever right."""
+    """What comes after a short answer's end is not judged; here nothing in it is ever right."""
     model = make_model(vocab_size=16)
     question = torch.tensor([[1, 2, 3]])
     said = list(generate(Engine(model), list(question), 3, heads_used=1)[0].tokens)
@@ -77,5 +77,5 @@ def test_metrics_of_sets_averages_and_places(make_model: Callable[..., MTPModel]
     said = exact_match(model, graphs, {"path": examples})
     assert set(said) == {"path", "branch"}
     logits = model.unembedding(model.next_token_states(torch.from_numpy(examples.tokens)))
-    second = logits[:, graphs.longest - 3].argmax(-1)  # behind the start, which the answer begins with
+    second = logits[:, graphs.longest - 3].argmax(-1)  # after the start, which the answer begins with
     assert said["branch"] == pytest.approx((second.numpy() == examples.tokens[:, -2]).mean())

@@ -118,7 +118,7 @@ def test_an_untrained_model_knows_nothing(make_model: Callable[..., Any]) -> Non
 
 
 def test_the_copy_oracle_reads_the_last_occurrence() -> None:
-    """Name (8, 12): mentioned, repeated, repeated behind an 8 that something else follows, and once more."""
+    """Name (8, 12): mentioned, repeated, repeated after an 8 that something else follows, and once more."""
     row = [1, 8, 12, 2, 8, 12, 8, 3, 8, 12, 5, 8, 12]
     places = np.array([2, 5, 9, 12])
     zeros = np.zeros(4, dtype=np.int64)

@@ -10,7 +10,7 @@ from tiny import VARIANTS, tiny_backbone
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import ONE_STREAM, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.objective.heads import ask
+from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.probes import repeated
 from mtp_lightning.probes.repeated import Repetition, repeated_windows, repetition
 
@@ -22,8 +22,8 @@ def test_a_window_is_two_copies_and_as_much_of_a_third_as_the_last_head_is_asked
     assert windows.shape == (5, 14)
     assert torch.equal(windows[:, :6], windows[:, 6:12])
     assert torch.equal(windows[:, :2], windows[:, 12:])
-    question = ask(HeadsConfig(3), windows)
-    assert question.targets[0, 0, -1] == windows[0, 11]  # head 1's last target ends the second copy
+    targets = make_targets(HeadsConfig(3), windows)
+    assert targets.targets[0, 0, -1] == windows[0, 11]  # head 1's last target ends the second copy
     assert len({tuple(row) for row in windows.tolist()}) == 5
 
 
@@ -54,14 +54,14 @@ def test_every_kind_is_scored_by_its_definition(heads: HeadsConfig, monkeypatch:
     model = MTPModel(tiny_backbone(n_layers=8, init_std=0.3), heads).eval()
     C, rows = 7, 3
     windows = repeated_windows(4, rows, C, heads.horizon, seed=0)
-    question = ask(heads, windows)
-    logits = model.logits(question.inputs, None, question.targets).double().log_softmax(-1)
+    targets = make_targets(heads, windows)
+    logits = model.logits(targets.inputs, None, targets.targets).double().log_softmax(-1)
     monkeypatch.setattr(repeated, "ROWS", 2)
     found = repetition(model, windows, C)
-    assert found.places == (heads.places[:1] if heads.kind in ONE_STREAM else heads.places)
-    assert found.loss.shape == found.accuracy.shape == (len(found.places), C)
+    assert found.offsets == (heads.head_offsets[:1] if heads.kind in ONE_STREAM else heads.head_offsets)
+    assert found.loss.shape == found.accuracy.shape == (len(found.offsets), C)
     summary = found.summary()
-    for i, p in enumerate(found.places):
+    for i, p in enumerate(found.offsets):
         first, second, right = [], [[] for _ in range(C)], [[] for _ in range(C)]  # type: ignore[var-annotated]
         for b in range(rows):
             for place in range(p, 2 * C):  # of the target in the window
@@ -78,7 +78,7 @@ def test_every_kind_is_scored_by_its_definition(heads: HeadsConfig, monkeypatch:
         assert summary[f"first_loss/head_{i + 1}"] == pytest.approx(found.first_loss[i].item())
         assert summary[f"loss/head_{i + 1}"] == pytest.approx(sum(mean_loss[p:]) / (C - p), rel=1e-4)
         assert summary[f"accuracy/head_{i + 1}"] == pytest.approx(sum(mean_right[p:]) / (C - p))
-    assert len(summary) == 3 * len(found.places)
+    assert len(summary) == 3 * len(found.offsets)
 
 
 def test_means_leave_out_what_cannot_be_known() -> None:

@@ -10,7 +10,13 @@ from mtp_lightning.data.stories.generator import stories
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.attention import AttentionScores, attention_layers, attention_scores
-from mtp_lightning.probes.suite import InductionSuite, ask_induction, ask_without, prepare_names, prepare_repeated
+from mtp_lightning.probes.suite import (
+    InductionSuite,
+    measure_induction,
+    measure_without,
+    prepare_names,
+    prepare_repeated,
+)
 
 
 def test_seen_names_are_made_of_tokens_that_were_seen() -> None:
@@ -26,11 +32,11 @@ def test_without_its_induction_head_a_model_does_not_repeat(monkeypatch: pytest.
     score of all, and is none of the control."""
     model = induction_by_hand()
     suite = InductionSuite({}, prepare_repeated(model.heads_config, range(16), 16, 12), 12)
-    metrics, scores = ask_induction(model, suite)
+    metrics, scores = measure_induction(model, suite)
     assert metrics["repeated/accuracy/head_1"] > 0.4
     assert scores.top(4)[-1] == ("trunk_1", 0) == scores.top(1, "previous_token")[0]
     monkeypatch.setattr("mtp_lightning.probes.suite.ABLATED", 1)
-    drops = ask_without(model, suite, scores)
+    drops = measure_without(model, suite, scores)
     assert drops["without_top_1/repeated/drop"] > 0.3
     assert abs(drops["without_lowest_1/repeated/drop"]) < 0.05
 
@@ -54,6 +60,6 @@ def test_only_attention_heads_that_head_1_reads_are_taken_out(name: str, monkeyp
         return torch.no_grad()
 
     monkeypatch.setattr("mtp_lightning.probes.suite.mean_ablation", watch)
-    ask_without(model, suite, raised)
+    measure_without(model, suite, raised)
     assert set(taken) <= set(attention_layers(model))
     assert any(layer.startswith("head_2") for layer in taken) == (name == "anticausal")

@@ -9,7 +9,11 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    REQUEST_LIMIT_EXCEEDED,
+    TEMPORARILY_UNAVAILABLE,
+)
 from test_tracking_fakes import CountingClient, fresh_store
 
 import mtp_lightning.tracking.patience as patience
@@ -25,8 +29,10 @@ SERVER = "http://host:5000"
 REFUSED = "API request to http://host:5000/api failed with exception Connection refused"
 
 
-Refusal = requests.Response()
-Refusal.status_code = 413
+def answer(status: int) -> requests.Response:
+    response = requests.Response()
+    response.status_code = status
+    return response
 
 
 class Clock:
@@ -107,6 +113,26 @@ def test_what_a_server_refuses_for_good_is_not_asked_again(clock: Clock) -> None
     assert clock.waits == [0.2]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MlflowException("too many requests", REQUEST_LIMIT_EXCEEDED),
+        requests.HTTPError("429 too many requests", response=answer(429)),
+        requests.HTTPError("503 unavailable", response=answer(503)),
+    ],
+)
+def test_a_server_that_says_later_is_asked_again(clock: Clock, error: Exception) -> None:
+    answers: list[Exception | None] = [error, None]
+
+    def call() -> str:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+        return "done"
+
+    assert with_patience(call, SERVER) == "done"
+    assert clock.waits == [0.2]
+
+
 def test_training_goes_on_without_the_server(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     client = AwayClient(clock)
     sink = writer(client)
@@ -174,7 +200,9 @@ def test_the_journal_goes_when_the_server_is_back(clock: Clock, tmp_path: Path) 
     assert client.points == [("m", 0)]
 
 
-@pytest.mark.parametrize("error", [requests.HTTPError("413 too large", response=Refusal), FileNotFoundError("gone")])
+@pytest.mark.parametrize(
+    "error", [requests.HTTPError("413 too large", response=answer(413)), FileNotFoundError("gone")]
+)
 def test_a_picture_that_is_refused_stops_neither_training_nor_the_rest(
     clock: Clock, error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,7 +310,7 @@ def test_a_run_that_ended_without_its_server_is_whole_after_the_next_attempt(
     gate.closed = True
     with pytest.raises(StoreAwayError, match="5 values wait in"):
         second.flush()
-    second.finalize("failed")  # as Lightning does behind an error
+    second.finalize("failed")  # as Lightning does after an error
     assert "5 values wait in" in capsys.readouterr().err
 
     gate.closed = False

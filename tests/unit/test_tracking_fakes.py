@@ -34,7 +34,7 @@ def fresh_store(folder: Path) -> str:
 
 
 class CountingClient:
-    """Remembers what each `log_batch` was given; fails where it is told to."""
+    """Remembers what each `log_batch` was given; fails where it should."""
 
     def __init__(self, failures: list[Exception] | None = None) -> None:
         self.batches: list[list[Any]] = []

@@ -2,8 +2,9 @@
 
 import math
 import signal
-import time
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from test_tracking_fakes import CountingClient, fresh_store
 from torch.utils.data import DataLoader
 
 import mtp_lightning.tracking.patience as patience_module
+import mtp_lightning.tracking.writer as writer_module
 from callbacks.checkpointing import PeriodicCheckpoint
 from mtp_lightning.errors import InputError
 from mtp_lightning.tracking.logger import RUN_FILE, KeepRecord, MLflowRunLogger
@@ -85,13 +87,15 @@ def test_points_wait_and_go_together_a_thousand_a_call() -> None:
     assert len(client.batches) == 4
 
 
-def test_the_clock_writes_what_waits() -> None:
+def test_the_clock_writes_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(writer_module, "time", SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now))
     client = CountingClient()
-    sink = writer(client, seconds=0.05)
-    sink.log_metrics({"m": 0.0}, 0)
-    time.sleep(0.06)
-    sink.log_metrics({"m": 0.0}, 1)
-    assert [len(batch) for batch in client.batches] == [2]
+    sink = writer(client, seconds=5.0)
+    for step, seconds in enumerate((0.0, 5.0, 0.5)):
+        clock.now += seconds
+        sink.log_metrics({"m": 0.0}, step)
+    assert [len(batch) for batch in client.batches] == [3]
 
 
 def test_what_could_not_be_written_stays_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,13 +227,21 @@ def test_the_machine_is_recorded_and_a_lock_does_not_end_that(tmp_path: Path, mo
             raise locked.pop()
         return log_batch(client, *args, **content)
 
+    queue, measured = RunWriter.log_batch, threading.Semaphore(0)
+
+    def counted(writer: RunWriter, run_id: str, metrics: Any) -> None:
+        queue(writer, run_id, metrics)
+        measured.release()
+
+    monkeypatch.setattr(RunWriter, "log_batch", counted)
     monkeypatch.setattr(MlflowClient, "log_batch", once_locked)
     for attempt in (1, 2):
         logger = MLflowRunLogger(
             tracking_uri=uri, directory=str(tmp_path / "run"), system_metrics=True, system_metrics_seconds=0.05
         )
         assert logger.run_id
-        time.sleep(1.0)
+        for _ in range(2):
+            assert measured.acquire(timeout=60)
         logger.finalize("success")
         points = history(uri, logger.run_id, ["system/cpu_utilization_percentage"])["system/cpu_utilization_percentage"]
         steps = [step for step, _ in points]
@@ -258,7 +270,7 @@ def steps_in_store(logger: MLflowRunLogger) -> dict[str, list[int]]:
 
 
 def test_metrics_of_a_checkpoint_are_recorded_before_it(tmp_path: Path) -> None:
-    """Killed right behind any checkpoint, a run lacks no step: those of the checkpoint are in the store already."""
+    """Killed right after any checkpoint, a run lacks no step: those of the checkpoint are in the store already."""
     logger = logger_at(tmp_path, fresh_store(tmp_path), flush_every_seconds=1e9)
     watched = Watched(logger)
     trainer_at(tmp_path, logger, watched, KeepRecord()).fit(Toy(), data(), data())

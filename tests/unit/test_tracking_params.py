@@ -54,7 +54,7 @@ def test_a_value_that_prints_its_address_is_the_same_text_in_every_process() -> 
     assert as_parameters({"a": Thing()}) == as_parameters({"a": Thing()})
 
 
-def test_a_long_value_is_cut_with_a_note_and_a_change_behind_the_cut_shows() -> None:
+def test_a_long_value_is_cut_with_a_note_and_a_change_after_the_cut_shows() -> None:
     one, other = "x" * 10_000 + "a", "x" * 10_000 + "b"
     assert len(shorten(one)) == VALUE_LIMIT
     assert "[cut: 10001 characters, sha256 " in shorten(one)

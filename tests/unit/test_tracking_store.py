@@ -73,7 +73,7 @@ def test_something_that_is_no_database_is_refused(tmp_path: Path) -> None:
         connect(default_tracking_uri(tmp_path))
 
 
-def test_two_at_once_make_one_store_also_behind_a_maker_that_was_killed(tmp_path: Path) -> None:
+def test_two_at_once_make_one_store_also_after_a_maker_that_was_killed(tmp_path: Path) -> None:
     """In a folder with a space in its name."""
     uri = default_tracking_uri(tmp_path / "my runs")
     scratch = tmp_path / "my runs" / ".mlflow.db.new"
@@ -126,7 +126,12 @@ def test_a_locked_database_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("said", "number"),
-    [("database or disk is full", errno.ENOSPC), ("attempt to write a readonly database", errno.EROFS)],
+    [
+        ("database or disk is full", errno.ENOSPC),
+        ("disk I/O error", errno.EIO),
+        ("attempt to write a readonly database", errno.EROFS),
+        ("unable to open database file", errno.EACCES),
+    ],
 )
 def test_a_disk_that_is_full_is_an_error_that_names_the_file(said: str, number: int) -> None:
     def call() -> None:

@@ -1,4 +1,4 @@
-"""The MLflow UI: one server, for this machine alone, gone when it is told to go."""
+"""The MLflow UI: one server, for this machine alone, gone when it is asked to go."""
 
 import http.client
 import json
@@ -40,10 +40,10 @@ def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
 
 
 def test_a_server_has_its_pages_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only its links are printed; the store behind it is a stand-in."""
-    behind = connect(fresh_store(tmp_path))
-    behind.create_experiment("mtp/head-count", tags={"mlflow.sharedViewState.mtp-head-count": "{}"})
-    monkeypatch.setattr("mtp_lightning.tracking.ui.connect_existing", lambda uri: behind)
+    """Only its links are printed; the store is a stand-in."""
+    store = connect(fresh_store(tmp_path))
+    store.create_experiment("mtp/head-count", tags={"mlflow.sharedViewState.mtp-head-count": "{}"})
+    monkeypatch.setattr("mtp_lightning.tracking.ui.connect_existing", lambda uri: store)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://host/")
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)

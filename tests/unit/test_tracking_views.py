@@ -11,7 +11,7 @@ import pytest
 from test_grid_fakes import GRID, find, grid_file, tools
 from test_tracking_fakes import fresh_store
 
-from mtp_lightning.grid.report.view import comparison, varying_numbers
+from mtp_lightning.grid.report.mlflow_page import charts, varying_numbers
 from mtp_lightning.grid.spec.grid_spec import GridSpec, load_grid
 from mtp_lightning.grid.tools import MlflowTracking
 from mtp_lightning.tracking.store import connect
@@ -37,12 +37,17 @@ def test_a_view_shows_all_runs_in_groups_and_draws_what_is_compared() -> None:
     state = decoded(encoded(VIEW))
     assert state["runsHiddenMode"] == "SHOW_ALL"
     assert state["searchFilter"] == VIEW.filter
+    assert (state["orderByKey"], state["orderByAsc"]) == ("attributes.start_time", True), "the oldest run first"
     assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "mtp.group"}]
     charts = [(c["type"], c.get("metricKey")) for c in state["compareRunCharts"]]
     assert charts == [("SCATTER", None), ("PARALLEL", None)] + [(kind, m) for kind in ("LINE", "BAR") for m in "ab"]
+    assert state["selectedColumns"] == ["metrics.`a`", "metrics.`b`"]
     assert len({chart["uuid"] for chart in state["compareRunCharts"]}) == 6
-    sections = {section["uuid"] for section in state["compareRunSections"]}
-    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
+    sections = [section["uuid"] for section in state["compareRunSections"]]
+    assert sections == ["overview", "lines", "bars"]
+    assert [chart["metricSectionId"] for chart in state["compareRunCharts"]] == [
+        "overview", "overview", "lines", "lines", "bars", "bars",
+    ]  # fmt: skip
     scatter, parallel = state["compareRunCharts"][:2]
     assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("b", "a")
     assert (parallel["selectedParams"], parallel["selectedMetrics"]) == (["lr"], ["a"])
@@ -79,7 +84,7 @@ def test_parameters_are_the_axes_that_vary_in_numbers() -> None:
     ],
 )
 def test_a_metric_is_set_against_another(compare: tuple[str, ...], scatter: tuple[str, str]) -> None:
-    assert comparison(spec({"n": (1, 2)}, compare)).scatter == scatter
+    assert charts(spec({"n": (1, 2)}, compare)).scatter == scatter
 
 
 def test_the_view_is_there_before_the_first_cell_and_once(tmp_path: Path) -> None:

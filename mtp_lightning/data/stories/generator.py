@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from typing_extensions import override
 
-from mtp_lightning.data.stories import templates as data
+from mtp_lightning.data.stories.templates import Plot, templates
 
 DEFAULT_COUNT = 20_000
 """Stories of the corpus `stories` unless data.source.max_documents says otherwise."""
@@ -87,7 +87,7 @@ class Character:
 
 class Story(NamedTuple):
     text: str
-    plot: data.Plot
+    plot: Plot
     characters: tuple[Character, ...]
 
 
@@ -100,31 +100,31 @@ def stories(count: int, seed: int = 0, invented_names: bool = False) -> Iterator
 def tell(index: int, seed: int = 0, invented_names: bool = False) -> Story:
     """Story `index`; the same one but for its names where these are invented."""
     rng = random.Random(f"{seed}/{index}")
-    plot = _choose(rng, data.PLOTS)
+    plot = _choose(rng, tuple(templates().plots.values()))
     cast = _cast(rng, plot.roles)
     if invented_names:
         cast = _renamed(random.Random(f"{seed}/{index}/names"), cast)
     slots = _Slots(rng, cast)
     paragraphs = []
     for paragraph in plot.paragraphs:
-        templates = (_choose(rng, beat) for beat in paragraph)
-        paragraphs.append(" ".join(template.format_map(slots) for template in templates if template))
+        sentences = (_choose(rng, beat) for beat in paragraph)
+        paragraphs.append(" ".join(sentence.format_map(slots) for sentence in sentences if sentence))
     capitalised = (_SENTENCE_START.sub(lambda found: found[1] + found[2].upper(), p) for p in paragraphs)
     return Story("\n\n".join(capitalised), plot, cast)
 
 
 class _Slots(dict[str, Character | Word]):
-    """What a template's slots are filled with; words are drawn when they are first asked for."""
+    """What a template's slots are filled with; words are drawn when they are first needed."""
 
     def __init__(self, rng: random.Random, cast: Sequence[Character]) -> None:
         super().__init__(zip("ABC", cast))
-        self.rng = rng
+        self.rng, self.words, self.fresh = rng, templates().words, templates().fresh
         self.used: dict[str, list[str]] = {}
 
     def __missing__(self, slot: str) -> Word:
         kind = slot.rstrip("123456789")
-        kept = kind in data.WORDS
-        entries = data.WORDS[kind] if kept else data.FRESH[kind]
+        kept = kind in self.words
+        entries = self.words[kind] if kept else self.fresh[kind]
         used = self.used.setdefault(kind, [])
         entry = _choose(self.rng, [entry for entry in entries if entry not in used] or entries)
         used.append(entry)
@@ -158,12 +158,13 @@ def _renamed(rng: random.Random, cast: Sequence[Character]) -> tuple[Character, 
 
 
 def _names_and_kinds(role: str, female: bool) -> tuple[Sequence[str], Sequence[str]]:
+    data = templates()
     if role == "child":
-        return (data.GIRLS, ("girl",)) if female else (data.BOYS, ("boy",))
+        return (data.girls, ("girl",)) if female else (data.boys, ("boy",))
     if role == "elder":
         title, kind = ("Mrs.", "woman") if female else ("Mr.", "man")
-        return [f"{title} {name}" for name in data.SURNAMES], (kind,)
-    return data.CREATURES, data.KINDS[role]
+        return [f"{title} {name}" for name in data.surnames], (kind,)
+    return data.creatures, data.kinds[role]
 
 
 def _choose(rng: random.Random, options: Sequence[T]) -> T:

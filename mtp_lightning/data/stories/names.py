@@ -4,8 +4,8 @@ cannot be known from sense, only from an earlier mention: AB ... A -> B.
     a girl named lily. lily ran      ->      _a|_girl|_named|_qu|ob|.|_qu|ob|_ran
 
 The new name is put into the text, which is then encoded as a whole, so a mention has the tokens that its place demands.
-It counts where these are the name's two, (_qu, ob) above; behind a line break or a quotation mark most tokenizers make
-"quob" of other ones, and there it counts neither as a mention nor as the first one.
+It counts where these are the name's two, (_qu, ob) above; after a line break or a quotation mark most tokenizers make
+"quob" of other tokens, and there it counts neither as a mention nor as the first one.
 """
 
 import itertools
@@ -38,7 +38,7 @@ FIRST_NAMES = frozenset(
     toby todd tom tommy tony tracy tyler victor victoria vincent walter wendy william zoe zoey
     """)
 )
-"""First names that children's stories use and that are no words besides: no rose, will, mark, hope or bill."""
+"""First names that children's stories use and that are not also words: no rose, will, mark, hope or bill."""
 NO_NAMES = frozenset(
     _WORD.findall("""
     a about after again all also an and are as at aunt away back because big but by can children come could dad daddy
@@ -85,7 +85,7 @@ def characters(story: str) -> list[str]:
     """Names mentioned twice or more, as written, in the order of their first mention.
 
     A name is a word of FIRST_NAMES, or one that follows "named", "called" or "name was" and is none of NO_NAMES. A word
-    behind an article is a thing in this story ("a spot"), whatever it is called. In a story with capital letters only
+    after an article is a thing in this story ("a spot"), whatever it is called. In a story with capital letters only
     capitalised words are names, and mentions of "Spot" are not of "spot"; a story without any is lower-cased, and so
     are its names. "lily's" mentions lily.
     """
@@ -120,7 +120,7 @@ class NameMaker:
         self.allowed = len(ids)
         self.text = inner | spaced
         self.lead = "a" if spaced else "a "
-        """What names are tried behind."""
+        """The text before a name that is tried."""
         self.firsts = {capital: _pool(spaced or inner, capital) for capital in (False, True)}
         self.seconds = _pool(inner, capital=False)
 
@@ -132,7 +132,7 @@ class NameMaker:
         Args:
             capitals: of each name, whether its first letter is one.
             words: in lower case; no name is among them.
-            story: tokens that no name begins with, as long as enough others are left. Then a name's first token says
+            story: tokens that no name begins with, as long as enough others are left. Then a name's first token shows
                 which name it is.
 
         Raises:
@@ -203,7 +203,7 @@ def named_stories(
     if not with_names:
         raise InputError(
             f"none of the {len(stories)} stories has a name that is mentioned twice: a name is a common first name "
-            'such as lily or tom, or the word behind "named", "called" or "name was"'
+            'such as lily or tom, or the word after "named", "called" or "name was"'
         )
     if not found:
         raise InputError(

@@ -8,14 +8,14 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from mtp_lightning.data.datamodule import MTPDataModule, check_at_least_one
+from mtp_lightning.data.loader import Batch, BatchLoader, ResumableLoader
 from mtp_lightning.data.tasks.task import Examples, Task, joined
-from mtp_lightning.data.tokens.loader import Batch, BatchLoader, ResumableLoader
 from mtp_lightning.data.tokens.windows import HORIZON_RESERVE
 from mtp_lightning.errors import InputError
 
 
 def one_a_row(examples: Examples, length: int, answers_only: bool) -> Batch:
-    """Each example at the start of a window of `length` tokens; what is behind it is masked."""
+    """Each example at the start of a window of `length` tokens; what comes after it is masked."""
     counts = examples.is_answer if answers_only else examples.is_real
     missing = max(0, length - examples.tokens.shape[1])
     tokens, counts = (np.pad(x[:, :length], ((0, 0), (0, missing))) for x in (examples.tokens, counts))
@@ -23,8 +23,8 @@ def one_a_row(examples: Examples, length: int, answers_only: bool) -> Batch:
 
 
 def packed(examples: Examples, length: int, room: int, n_rows: int, answers_only: bool) -> Batch | None:
-    """Windows that begin with a whole example and go on, example behind example, each a document, to where the last one
-    is cut; None where the examples do not fill them.
+    """Windows that begin with a whole example and go on with further ones, each a document, to where the last one is
+    cut; None where the examples do not fill them.
 
     Args:
         room: tokens after which the next window may begin, at least `length`: where it is the same, so are the inputs,
@@ -93,9 +93,9 @@ class TaskDataModule(MTPDataModule):
     """Examples of a synthetic task, made while training.
 
     Args:
-        task: what is asked; `mtp_lightning.data.StarGraph`, `mtp_lightning.data.Polynomial`.
+        task: the task; `mtp_lightning.data.StarGraph` or `mtp_lightning.data.Polynomial`.
         context: T, the input tokens of a window; by default the longest training example without its last token.
-        pack: example behind example until a window is full; otherwise one a window. What the end of a window cuts is
+        pack: one example after the other until a window is full; otherwise one a window. What a window's end cuts is
             lost, so long examples are whole a little less often than they are drawn.
         answers_only: train on the answers' tokens alone, not on the questions', which are random.
         batch_size: windows of a batch, over all processes together.

@@ -33,7 +33,7 @@ class _Expressions(NamedTuple):
     """B expressions as slots from left to right."""
 
     slots: Int[np.ndarray, "B S"]
-    """An operation, an operand, or nothing behind the end."""
+    """An operation, an operand, or nothing after the end."""
     operands: Int[np.ndarray, "B S d"]
     """Coefficients, where the slot is an operand."""
 

@@ -20,7 +20,7 @@ from mtp_lightning.data.tasks.task import Examples, Task
 from mtp_lightning.errors import InputError
 
 _SIGNS = ("|", "/", "=")
-"""Behind every edge; before start and goal; before the path."""
+"""After every edge; before start and goal; before the path."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class StarGraph(Task):
 
     @override
     def space(self, name: str) -> int:
-        """Labels of all nodes in turn, the path that is asked for first; the others' order makes no difference, nor
+        """Labels of all nodes in turn, the path in question first; the others' order makes no difference, nor
         does the order in which edges are listed."""
         return math.perm(self.labels, self.n_nodes) // math.factorial(self.degree - 1)
 

@@ -1,10 +1,10 @@
 """Synthetic tasks: questions with one right answer, made afresh from a seed and never stored.
 
-A task's examples are rows of token ids, a question and then its answer. `task_module` makes windows of them for
+A task's examples are rows of token ids, a question and then its answer. `datamodule.py` makes windows of them for
 training; the fixed test sets are for validation and for `mtp_lightning.probes.exact_match`.
 
 No training example is a test example, by construction: a hash of the question, in the order that stands for all that
-mean the same, says which side it is on.
+mean the same, decides which side it is on.
 """
 
 from abc import ABC, abstractmethod
@@ -60,7 +60,7 @@ def joined(parts: list[Examples]) -> Examples:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """What is asked, as a frozen dataclass of its settings (plain values: they travel in checkpoints)."""
+    """A kind of questions, as a frozen dataclass of its settings (plain values: they are kept in checkpoints)."""
 
     @property
     @abstractmethod
@@ -92,7 +92,7 @@ class Task(ABC):
 
     @property
     def averages(self) -> dict[str, tuple[str, ...]]:
-        """Means worth having: name -> the test sets behind it."""
+        """Means worth having: name -> the test sets that are averaged."""
         return {}
 
     @property
@@ -137,7 +137,7 @@ class Task(ABC):
         return joined(parts)
 
     def test(self, name: str, size: int) -> Examples:
-        """`size` test examples, all different, the same whenever asked.
+        """`size` test examples, all different, the same every time.
 
         Raises:
             InputError: there are not so many questions.

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from mtp_lightning.data.corpora.source import Document, SourceConfig, documents, local_files
+from mtp_lightning.data.corpora.documents import Document, documents
+from mtp_lightning.data.corpora.local_files import local_files
+from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.tokens.store import FORMAT, META_FILE, SPLITS, ShardsMeta, Split, SplitMeta, read_meta
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.data.tokens.writer import SplitWriter

@@ -87,7 +87,7 @@ def read_meta(directory: Path) -> ShardsMeta:
 
 
 class TokenStore:
-    """One split of a folder of shards, read where asked. Cheap to open, and to send to a worker process.
+    """One split of a folder of shards, read at any position. Cheap to open, and to send to a worker process.
 
     Raises:
         InputError: not such a folder, or a file whose size is not what meta.json says.

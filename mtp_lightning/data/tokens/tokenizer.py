@@ -22,7 +22,7 @@ EOS_NAMES = (
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the platform asks of a tokenizer."""
+    """What the platform needs of a tokenizer."""
 
     @property
     def vocab_size(self) -> int:

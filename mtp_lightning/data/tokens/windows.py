@@ -23,7 +23,7 @@ import numpy as np
 from mtp_lightning.shapes import Int
 
 HORIZON_RESERVE = 16
-"""Tokens behind its inputs that every window has room for, used or not."""
+"""Tokens after its inputs that every window has room for, used or not."""
 _ROUNDS = 6
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]

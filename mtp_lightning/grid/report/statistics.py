@@ -7,8 +7,8 @@ Which interval, and why. Coverage measured on 4,000 samples (1,500 for 8 and 10)
     studentized          unbounded    .95 | .93    .95 | .93    .95 | .94    .95 | .95
     Student's t          .95 | .88    .95 | .89    .95 | .89    .96 | .89    .95 | .90
 
-The percentile bootstrap is far too narrow: like every interval between two of the n differences it covers at most
-1 - 2^(1-n), which is 75 % for three. The studentized bootstrap (bootstrap-t) holds 95 %, for skewed differences too,
+The percentile bootstrap is far too narrow: like every interval between two of k differences it covers at most
+1 - 2^(1-k), which is 75 % for three. The studentized bootstrap (bootstrap-t) holds 95 %, for skewed differences too,
 but from three values it is unbounded and from five it is in one case of a hundred more than six times as wide as
 Student's. So: bootstrap-t from six pairs on, Student's t for three to five, nothing below. Differences of two runs
 with like spreads are nearly symmetric, where Student's t holds.
@@ -50,16 +50,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Summary:
-    """Sample mean over seeds; `sd` is the sample standard deviation (n - 1), None for a single seed."""
+    """Sample mean over seeds; `sd` is the sample standard deviation (divided by seeds - 1), None for a single seed."""
 
     mean: float
     sd: float | None
-    n: int
+    seeds: int
+    """How many of them."""
 
 
 @dataclass(frozen=True)
 class Difference(Summary):
-    """Of two settings, over the `n` seeds that both have; n = 0: of their means, unpaired, without an sd."""
+    """Between two settings, over the seeds that both have. Where that is none, `seeds` is 0: of their means, unpaired,
+    without an sd."""
 
     interval: Interval | None = None
 
@@ -72,45 +74,45 @@ def summarise(values: Sequence[float]) -> Summary | None:
     return Summary(mean, sd, len(values))
 
 
-def compared(mine: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+def difference_of(mine: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
     """Mean of (mine - theirs), seed by seed. Without a common seed, the difference of the means."""
     if not mine or not theirs:
         return None
     paired = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
     found = summarise(paired)
     if found is not None:
-        return Difference(found.mean, found.sd, found.n, interval(paired))
+        return Difference(found.mean, found.sd, found.seeds, paired_interval(paired))
     ours, others = list(mine.values()), list(theirs.values())
-    return Difference(_mean(ours) - _mean(others), None, 0, welch(ours, others))
+    return Difference(_mean(ours) - _mean(others), None, 0, welch_interval(ours, others))
 
 
-def interval(differences: Sequence[float]) -> Interval | None:
+def paired_interval(differences: Sequence[float]) -> Interval | None:
     """For the mean of paired differences. None for fewer than three, and where all are equal: a metric that is too
     coarse to differ says nothing about its spread."""
     found = summarise(differences)
-    if found is None or found.n < FEWEST or not _spreads(found):
+    if found is None or found.seeds < FEWEST or not _varies(found):
         return None
     assert found.sd is not None
-    error = found.sd / math.sqrt(found.n)
-    if found.n >= FEWEST_RESAMPLED:
-        low, high = studentized([(value - found.mean) / found.sd for value in sorted(differences)])
+    error = found.sd / math.sqrt(found.seeds)
+    if found.seeds >= FEWEST_RESAMPLED:
+        low, high = studentized_quantiles([(value - found.mean) / found.sd for value in sorted(differences)])
         if math.isfinite(low) and math.isfinite(high):  # many equal differences leave it unbounded
             return Interval(found.mean - high * error, found.mean - low * error, "bootstrap-t")
-    reach = t_quantile(float(found.n - 1)) * error
+    reach = t_quantile(float(found.seeds - 1)) * error
     return Interval(found.mean - reach, found.mean + reach, "t")
 
 
-def welch(mine: Sequence[float], theirs: Sequence[float]) -> Interval | None:
+def welch_interval(mine: Sequence[float], theirs: Sequence[float]) -> Interval | None:
     """For the difference of the means of independent samples, whose spreads may differ."""
     ours, others = summarise(mine), summarise(theirs)
-    if ours is None or others is None or min(ours.n, others.n) < FEWEST:
+    if ours is None or others is None or min(ours.seeds, others.seeds) < FEWEST:
         return None
     if ours.sd is None or others.sd is None:  # a value that is not finite
         return None
-    if not _spreads(ours) and not _spreads(others):
+    if not _varies(ours) and not _varies(others):
         return None
-    a, b = ours.sd**2 / ours.n, others.sd**2 / others.n
-    freedom = (a + b) ** 2 / (a**2 / (ours.n - 1) + b**2 / (others.n - 1))
+    a, b = ours.sd**2 / ours.seeds, others.sd**2 / others.seeds
+    freedom = (a + b) ** 2 / (a**2 / (ours.seeds - 1) + b**2 / (others.seeds - 1))
     gap, reach = ours.mean - others.mean, t_quantile(freedom) * math.sqrt(a + b)
     return Interval(gap - reach, gap + reach, "Welch")
 
@@ -133,39 +135,39 @@ def t_quantile(freedom: float) -> float:
     return math.sqrt(freedom) * math.tan(low)
 
 
-def studentized(scaled: Sequence[float]) -> tuple[float, float]:
+def studentized_quantiles(scaled: Sequence[float]) -> tuple[float, float]:
     """The 2.5 % and 97.5 % quantiles of a resample's t, for values with mean 0 and sd 1. Infinite where too many
     resamples have no spread. The resamples depend on the number of values only, so a report comes out the same again.
     """
     import numpy as np
 
     counts, weights = _resamples(len(scaled))
-    n, values = len(scaled), np.asarray(scaled)
+    size, values = len(scaled), np.asarray(scaled)
     # Not a matrix product: its last digits depend on the threads of the library that does it.
-    means = (counts * values).sum(axis=1) / n
-    sds = np.sqrt((counts * (values - means[:, None]) ** 2).sum(axis=1) / (n - 1))
+    means = (counts * values).sum(axis=1) / size
+    sds = np.sqrt((counts * (values - means[:, None]) ** 2).sum(axis=1) / (size - 1))
     flat = sds < 1e-9
     t = np.where(flat, np.where(np.abs(means) < 1e-9, 0.0, np.copysign(np.inf, means)), means / np.where(flat, 1, sds))
-    t = t * math.sqrt(n)
-    return _lower(t, weights), -_lower(-t, weights)
+    t = t * math.sqrt(size)
+    return _lower_quantile(t, weights), -_lower_quantile(-t, weights)
 
 
 @cache
-def _resamples(n: int) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
-    """How often each of n values is in a resample, and how many of the n^n resamples are that one."""
+def _resamples(size: int) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
+    """How often each of `size` values is in a resample, and how many of the size^size resamples are that one."""
     import numpy as np
 
-    if n <= MOST_ENUMERATED:
-        drawn = [Counter(chosen) for chosen in combinations_with_replacement(range(n), n)]
-        weights = [math.factorial(n) // math.prod(map(math.factorial, found.values())) for found in drawn]
+    if size <= MOST_ENUMERATED:
+        drawn = [Counter(chosen) for chosen in combinations_with_replacement(range(size), size)]
+        weights = [math.factorial(size) // math.prod(map(math.factorial, found.values())) for found in drawn]
     else:
-        chance = random.Random(n)
-        drawn = [Counter(chance.choices(range(n), k=n)) for _ in range(RESAMPLES)]
+        chance = random.Random(size)
+        drawn = [Counter(chance.choices(range(size), k=size)) for _ in range(RESAMPLES)]
         weights = [1] * RESAMPLES
-    return np.array([[found[i] for i in range(n)] for found in drawn]), np.array(weights)
+    return np.array([[found[i] for i in range(size)] for found in drawn]), np.array(weights)
 
 
-def _lower(values: "np.ndarray[Any, Any]", weights: "np.ndarray[Any, Any]") -> float:
+def _lower_quantile(values: "np.ndarray[Any, Any]", weights: "np.ndarray[Any, Any]") -> float:
     """The smallest value that 2.5 % of all do not exceed."""
     order = values.argsort(kind="stable")
     passed = weights[order].cumsum() >= weights.sum() * (1 - LEVEL) / 2
@@ -177,6 +179,6 @@ def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
 
 
-def _spreads(summary: Summary) -> bool:
+def _varies(summary: Summary) -> bool:
     """Beyond the last digits of a float."""
     return summary.sd is not None and summary.sd > 1e-12 * abs(summary.mean)

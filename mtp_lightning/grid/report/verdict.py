@@ -1,95 +1,261 @@
-"""One sentence about the first metric of a grid's `compare`, computed from the numbers and worded no stronger.
+"""What the numbers say about the first metric of a grid's `compare`, and no more: computed once, written as a sentence
+for people and as JSON for programs.
 
-A difference counts as real when its confidence interval leaves out zero. With too few seeds for an interval, when it
+A difference counts as one when its confidence interval leaves out zero. With too few seeds for an interval, when it
 exceeds the spread: the largest of the standard deviations over seeds of the two settings and of their paired
 difference. That is a rule of thumb, not a test.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
-from mtp_lightning.grid.report.metrics import LOWER, interval_text, shown
-from mtp_lightning.grid.report.report import Group, Report
-from mtp_lightning.grid.report.statistics import LEVEL, Difference, Summary, compared
+from mtp_lightning.grid.report.comparison import Group, Report
+from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value
+from mtp_lightning.grid.report.statistics import LEVEL, Difference, Summary, difference_of
+from mtp_lightning.grid.spec.grid_spec import At
+from mtp_lightning.units import counted
 
 
-def verdict(report: Report) -> str:
+class Outcome(StrEnum):
+    DIFFERENCE = "difference"
+    NO_DIFFERENCE = "no difference"
+    UNKNOWN_SPREAD = "unknown spread"
+    """One seed, or one common seed."""
+    DIFFERENT_SEEDS = "different seeds"
+    """The means and the differences by seed disagree about which is better."""
+    ONE_FINITE = "one finite setting"
+    ONE_SETTING = "one setting"
+    NOT_FINITE = "not finite"
+    NO_DIRECTION = "no direction"
+    NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting's numbers of the metric."""
+
+    label: str
+    signature: str
+    is_baseline: bool
+    summary: Summary
+
+    def json(self) -> dict[str, Any]:
+        named = {"setting": self.label, "signature": self.signature, "is_baseline": self.is_baseline}
+        return {**named, "mean": self.summary.mean, "sd": self.summary.sd, "seeds": self.summary.seeds}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    grid: str
+    metric: str
+    at: At | None
+    """Where it is compared; None for the end."""
+    title: str
+    """The metric with where it is compared: `val/loss/head_1 at step 1000`."""
+    direction: str | None
+    """`lower` or `higher` is better; None where that is not known."""
+    outcome: Outcome
+    best: Setting | None
+    baseline: Setting | None
+    """The best setting's baseline: itself, if it is one."""
+    other: Setting | None
+    """What the best is compared with: its baseline; the next best where that is itself or missing."""
+    difference: Difference | None
+    """Best minus other."""
+    spread: float | None
+    """What the difference has to exceed, where it has no interval."""
+    not_finite: Sequence[str]
+    """Labels of settings."""
+    without_value: Sequence[str]
+    """Labels of settings that have results, and none of this metric."""
+    cells: int
+    missing: Sequence[str]
+    unfinished: Sequence[str]
+    cells_without_value: int
+    """Of settings in which other cells have one."""
+    warnings: Sequence[str]
+
+    @property
+    def is_difference(self) -> bool | None:
+        """None where that cannot be said."""
+        return {Outcome.DIFFERENCE: True, Outcome.NO_DIFFERENCE: False}.get(self.outcome)
+
+    @property
+    def provisional(self) -> bool:
+        return bool(self.missing or self.unfinished or self.cells_without_value)
+
+    @property
+    def sentence(self) -> str:
+        sentence = _main_sentence(self)
+        if self.best is not None and self.outcome is not Outcome.ONE_SETTING:
+            sentence += f" Not finite: {', '.join(self.not_finite)}." if self.not_finite else ""
+            sentence += f" Without a value: {', '.join(self.without_value)}." if self.without_value else ""
+        if self.provisional:
+            lacking = {"are missing": len(self.missing), "are not finished": len(self.unfinished)}
+            lacking[f"have no {self.title}"] = self.cells_without_value
+            clauses = [f"{count} of {self.cells} cells {what}" for what, count in lacking.items() if count]
+            sentence += f" Provisional: {' and '.join(clauses)}."
+        return sentence + (" Mind the warnings." if self.warnings else "")
+
+    def json(self) -> dict[str, Any]:
+        gap, interval = self.difference, self.difference.interval if self.difference is not None else None
+        value = {
+            "grid": self.grid,
+            "sentence": self.sentence,
+            "outcome": self.outcome.value,
+            "is_difference": self.is_difference,
+            "provisional": self.provisional,
+            "metric": self.metric,
+            "direction": self.direction,
+            "at": None if self.at is None else {"unit": self.at.unit, "amount": self.at.amount},
+            "best": self.best and self.best.json(),
+            "baseline": self.baseline and self.baseline.json(),
+            "compared_with": self.other and self.other.json(),
+            "difference": gap and {"mean": gap.mean, "sd": gap.sd, "seeds": gap.seeds},
+            "interval": interval
+            and {"low": interval.low, "high": interval.high, "level": LEVEL, "method": interval.method},
+            "spread": self.spread,
+            "not_finite": list(self.not_finite),
+            "without_value": list(self.without_value),
+            "cells": self.cells,
+            "missing": list(self.missing),
+            "unfinished": list(self.unfinished),
+            "cells_without_value": self.cells_without_value,
+            "warnings": list(self.warnings),
+        }
+        strict: dict[str, Any] = strict_json(value)
+        return strict
+
+
+def strict_json(value: Any) -> Any:
+    """The same with null for numbers that are not finite: JSON has none of them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: strict_json(item) for key, item in value.items()}
+    return [strict_json(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def verdict(report: Report) -> Verdict:
     metric = report.spec.compare[0]
-    measured = [(group, found) for group in report.groups if (found := group.summary(metric))]
+    direction = report.direction(metric)
+    measured = [(group, found) for group in report.groups if (found := group.summary(metric)) is not None]
+    finite = [group for group, found in measured if math.isfinite(found.mean)]
+    best = other = gap = spread = None
     if not measured:
-        return f"No verdict: no finished cell has {metric}."
-    sentence = _sentence(report, metric, measured)
-    lacking = {"missing": len(report.missing), "not finished": len(report.unfinished)}
-    without = sum(len(group.results) - found.n for group, found in measured)
-    if without or any(lacking.values()):
-        said = [f"{count} of {len(report.cells)} cells are {how}" for how, count in lacking.items() if count]
-        said += [f"{without} of {len(report.cells)} cells have no {report.named(metric)}"] if without else []
-        sentence += f" Provisional: {' and '.join(said)}."
-    if report.warnings:
-        sentence += " Mind the warnings."
-    return sentence
+        outcome = Outcome.NOT_MEASURED
+    elif len(measured) == 1:
+        outcome, best = Outcome.ONE_SETTING, measured[0][0]
+    elif direction is None:
+        outcome = Outcome.NO_DIRECTION
+    elif not finite:
+        outcome = Outcome.NOT_FINITE
+    else:
+        best, *others = sorted(finite, key=lambda group: _rank(group, metric, direction))
+        other = next((group for group in others if group.signature == best.baseline), others[0] if others else None)
+        outcome = Outcome.ONE_FINITE
+        if other is not None:
+            gap = difference_of(best.by_seed(metric), other.by_seed(metric))
+            assert gap is not None, "ranked settings all have the metric"
+            outcome, spread = _judge(_summary(best, metric), _summary(other, metric), gap)
+    baseline = None if best is None else report.group(best.baseline)
+    return Verdict(
+        grid=report.spec.name,
+        metric=metric,
+        at=report.at(metric),
+        title=report.with_budget(metric),
+        direction=direction,
+        outcome=outcome,
+        best=_setting(best, metric),
+        baseline=_setting(baseline, metric),
+        other=_setting(other, metric),
+        difference=gap,
+        spread=spread,
+        not_finite=[group.label for group, found in measured if not math.isfinite(found.mean)],
+        without_value=[group.label for group in report.groups if group.results and not group.by_seed(metric)],
+        cells=len(report.cells),
+        missing=report.missing,
+        unfinished=report.unfinished,
+        cells_without_value=sum(len(group.results) - found.seeds for group, found in measured),
+        warnings=report.warnings,
+    )
 
 
-def _sentence(report: Report, metric: str, measured: Sequence[tuple[Group, Summary]]) -> str:
-    way, named = report.better(metric), report.named(metric)
-    if len(measured) == 1:
-        return f"No comparison: only {measured[0][0].label} has {metric}."
-    if way is None:
-        return f"No verdict: whether a lower or a higher {metric} is better is not known."
-    finite = [(group, found) for group, found in measured if math.isfinite(found.mean)]
-    if not finite:
-        return f"No verdict: {metric} is not a finite number in any setting."
-    diverged = [group.label for group, found in measured if not math.isfinite(found.mean)]
-    ranked = sorted(finite, key=lambda pair: pair[1].mean if way == LOWER else -pair[1].mean)
-    tail = f" Not finite: {', '.join(diverged)}." if diverged else ""
-    without = [group.label for group in report.groups if group.results and group.summary(metric) is None]
-    tail += f" Without a value: {', '.join(without)}." if without else ""
-    best, found = ranked[0]
-    other, is_baseline = _reference(report, ranked)
-    if other is None:
-        return f"{_capital(best.label)} has the only finite {named}, {shown(metric, found.mean)}.{tail}"
-    return _compared(report, "lowest" if way == LOWER else "highest", best, other, is_baseline) + tail
-
-
-def _reference(report: Report, ranked: Sequence[tuple[Group, Summary]]) -> tuple[Group | None, bool]:
-    """What the best is held against: its baseline, or the runner-up if it has none or is one itself."""
-    best = ranked[0][0]
-    base = next((group for group, _ in ranked if group.signature == best.baseline), None)
-    if base is not None and base is not best:
-        return base, True
-    return (ranked[1][0], False) if len(ranked) > 1 else (None, False)
-
-
-def _compared(report: Report, superlative: str, best: Group, other: Group, other_is_baseline: bool) -> str:
-    metric = report.spec.compare[0]
-    mine, theirs = best.summary(metric), other.summary(metric)
-    gap = compared(best.by_seed(metric), other.by_seed(metric))
-    assert mine and theirs and gap  # noqa: PT018 - ranked settings all have the metric
-    if gap.mean and (gap.mean < 0) != (mine.mean < theirs.mean):
-        return f"No verdict: {best.label} and {other.label} have {metric} of different seeds."
-    name = f"{best.label}, the baseline," if best.is_baseline else best.label
-    rival = f"the baseline {other.label}" if other_is_baseline else f"the next, {other.label}"
-    amount = shown(metric, abs(gap.mean), like=mine.mean)
-    apart = f"{amount} {'lower' if gap.mean < 0 else 'higher'} than {rival}" if gap.mean else f"equal to {rival}"
-    has = f"has the {superlative} {report.named(metric)}, {shown(metric, mine.mean)}"
-    if mine.n < 2 or theirs.n < 2 or gap.n == 1:
-        one = "one common seed" if min(mine.n, theirs.n) > 1 else "one seed"
-        return f"{_capital(name)} {has}: {apart}; with {one} nothing is known about the spread."
-    real, beyond = _beyond(metric, mine, theirs, gap)
-    if real:
-        return f"{_capital(name)} {has}: {apart}, {beyond}."
-    return f"No difference beyond {beyond}: {name} {has}, but {'only ' if gap.mean else 'is '}{apart}."
-
-
-def _beyond(metric: str, mine: Summary, theirs: Summary, gap: Difference) -> tuple[bool, str]:
-    """Whether the difference is one, and what it was held against."""
+def _judge(best: Summary, other: Summary, gap: Difference) -> tuple[Outcome, float | None]:
+    """What the difference amounts to, and the spread that it was held against if there is no interval."""
+    if gap.mean and (gap.mean < 0) != (best.mean < other.mean):
+        return Outcome.DIFFERENT_SEEDS, None
+    if best.seeds < 2 or other.seeds < 2 or gap.seeds == 1:
+        return Outcome.UNKNOWN_SPREAD, None
     if gap.interval is not None:
-        seeds = f"{gap.n} seeds" if gap.n else f"{mine.n} and {theirs.n} seeds, unpaired"
-        held = f"{LEVEL:.0%} interval {interval_text(metric, gap.interval, mine.mean)} over {seeds}"
-        return gap.interval.excludes_zero, f"{held} leaves out 0" if gap.interval.excludes_zero else f"chance ({held})"
-    spread = max(summary.sd or 0.0 for summary in (mine, theirs, gap))
-    around = f"the spread over {min(mine.n, theirs.n)} seeds ({shown(metric, spread, like=mine.mean)})"
-    return abs(gap.mean) > spread, f"more than {around}" if abs(gap.mean) > spread else around
+        return Outcome.DIFFERENCE if gap.interval.excludes_zero else Outcome.NO_DIFFERENCE, None
+    spread = max(summary.sd or 0.0 for summary in (best, other, gap))
+    return Outcome.DIFFERENCE if abs(gap.mean) > spread else Outcome.NO_DIFFERENCE, spread
+
+
+def _rank(group: Group, metric: str, direction: str) -> float:
+    """The best first."""
+    mean = _summary(group, metric).mean
+    return mean if direction == LOWER else -mean
+
+
+def _summary(group: Group, metric: str) -> Summary:
+    found = group.summary(metric)
+    assert found is not None, "ranked settings all have the metric"
+    return found
+
+
+def _setting(group: Group | None, metric: str) -> Setting | None:
+    found = None if group is None else group.summary(metric)
+    return None if group is None or found is None else Setting(group.label, group.signature, group.is_baseline, found)
+
+
+def _main_sentence(v: Verdict) -> str:
+    if v.outcome is Outcome.NOT_MEASURED:
+        return f"No verdict: no finished cell has {v.title}."
+    if v.outcome is Outcome.NO_DIRECTION:
+        return f"No verdict: whether a lower or a higher {v.metric} is better is not known."
+    if v.outcome is Outcome.NOT_FINITE:
+        return f"No verdict: {v.title} is not a finite number in any setting."
+    assert v.best is not None
+    best, mine = v.best, v.best.summary
+    if v.outcome is Outcome.ONE_SETTING:
+        return f"No comparison: only {best.label} has {v.title}."
+    if v.other is None or v.difference is None:
+        return f"{_capital(best.label)} has the only finite {v.title}, {format_value(v.metric, mine.mean)}."
+    if v.outcome is Outcome.DIFFERENT_SEEDS:
+        return f"No verdict: {best.label} and {v.other.label} have {v.title} of different seeds."
+    gap = v.difference.mean
+    name = f"{best.label}, the baseline," if best.is_baseline else best.label
+    has = f"has the {'lowest' if v.direction == LOWER else 'highest'} {v.title}, {format_value(v.metric, mine.mean)}"
+    rival = f"the {'baseline' if v.other.signature == _signature(v.baseline) else 'next,'} {v.other.label}"
+    amount = format_value(v.metric, abs(gap), like=mine.mean)
+    apart = f"{amount} {'lower' if gap < 0 else 'higher'} than {rival}" if gap else f"equal to {rival}"
+    if v.outcome is Outcome.UNKNOWN_SPREAD:
+        one = "one common seed" if min(mine.seeds, v.other.summary.seeds) > 1 else "one seed"
+        return f"{_capital(name)} {has}: {apart}; with {one} nothing is known about the spread."
+    if v.outcome is Outcome.DIFFERENCE:
+        return f"{_capital(name)} {has}: {apart}, {_evidence(v, mine, v.other.summary, v.difference)}."
+    evidence = _evidence(v, mine, v.other.summary, v.difference)
+    return f"No difference beyond {evidence}: {name} {has}, but {'only ' if gap else 'is '}{apart}."
+
+
+def _evidence(v: Verdict, mine: Summary, theirs: Summary, gap: Difference) -> str:
+    """What the difference was held against."""
+    if gap.interval is None:
+        seeds = counted(min(mine.seeds, theirs.seeds), "seed")
+        spread = f"the spread over {seeds} ({format_value(v.metric, v.spread or 0.0, like=mine.mean)})"
+        return f"more than {spread}" if v.is_difference else spread
+    seeds = counted(gap.seeds, "seed") if gap.seeds else f"{mine.seeds} and {theirs.seeds} seeds, unpaired"
+    interval = f"{LEVEL:.0%} interval {format_interval(v.metric, gap.interval, mine.mean)} over {seeds}"
+    return f"{interval} leaves out 0" if v.is_difference else f"chance ({interval})"
+
+
+def _signature(setting: Setting | None) -> str | None:
+    return None if setting is None else setting.signature
 
 
 def _capital(text: str) -> str:

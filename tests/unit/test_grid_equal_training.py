@@ -8,8 +8,8 @@ from test_grid_fakes import GRID, FakeTracking, cells_of, find, finish, tools
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid import commands
-from mtp_lightning.grid.report.budgets import COMMON, at_text, parse_at
-from mtp_lightning.grid.report.report import Report, build_report
+from mtp_lightning.grid.report.comparison import Report, build_report
+from mtp_lightning.grid.report.equal_training import COMMON, at_text, parse_at
 from mtp_lightning.grid.report.tables import csv_text, markdown, notices, report_json
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import RUN_ID, State, Status
@@ -72,7 +72,8 @@ def test_at_a_step_the_last_value_logged_by_then_is_taken(tmp_path: Path) -> Non
     assert f"| {SPEEDUP} ↑ | 1.5000 |" in markdown(report)
     assert f"n_future=1,1,{LOSS},step=45,3.6," in csv_text(report)
     assert report_json(report)["at"] == {LOSS: {"unit": "step", "amount": 45.0}}
-    assert f"{LOSS} at step 45" in verdict(report)
+    assert f"{LOSS} at step 45" in verdict(report).sentence
+    assert verdict(report).json()["at"] == {"unit": "step", "amount": 45.0}
 
 
 def test_at_the_very_step_nothing_is_said(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_at_tokens_each_cell_is_taken_at_its_own_step(tmp_path: Path) -> None:
     """8, 16 and 32 tokens a step."""
     report = report_at(tmp_path, At("tokens", 640.0))
     assert means(report) == pytest.approx([3.2, 3.6, 3.8])
-    assert {cell.label: report.aligned.rates["tokens"][cell.signature] for cell in report.cells} == {
+    assert {cell.label: report.equal_training.per_step["tokens"][cell.signature] for cell in report.cells} == {
         "n_future=1": 8.0,
         "n_future=2": 16.0,
         "n_future=4": 32.0,
@@ -105,7 +106,7 @@ def test_a_cell_that_has_not_come_so_far_is_named_and_not_guessed(tmp_path: Path
     report = report_at(tmp_path, At("tokens", 1600.0))  # 200 steps of n_future=1
     assert means(report) == [None, 3.0, 3.5]
     assert f"at 1.60 k tokens, missing (step 100 of 200) in n_future=1: {LOSS}" in notices(report)
-    assert "Without a value: n_future=1." in verdict(report)
+    assert "Without a value: n_future=1." in verdict(report).sentence
 
 
 def test_whole_steps_count_a_budget_between_two_is_reached_by_the_lower(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_whole_steps_count_a_budget_between_two_is_reached_by_the_lower(tmp_path
 def test_without_a_record_of_tokens_a_cell_is_missing(tmp_path: Path) -> None:
     report = report_at(tmp_path, At("flops", 22200.0), {"n_future=2": {LOSS: losses(100)}})
     assert means(report) == pytest.approx([3.5, None, 3.9])
-    said = f"at 22.2 k FLOPs, missing for want of perf/tokens_seen and model/flops_per_token in n_future=2: {LOSS}"
+    said = f"at 22.2 k FLOPs, missing (no perf/tokens_seen or model/flops_per_token) in n_future=2: {LOSS}"
     assert said in notices(report)
 
 
@@ -130,10 +131,17 @@ def test_a_running_cell_takes_part_once_it_has_come_so_far(tmp_path: Path) -> No
     states = {"n_future=2": State.INTERRUPTED, "n_future=4": State.INTERRUPTED, "n_future=1": State.FAILED}
     report = report_at(tmp_path, At("step", 55.0), under_way, states)
     assert means(report) == pytest.approx([None, 3.5, None]), "a failed cell takes no part, one at step 40 not yet"
-    assert report.unfinished == ["n_future=2 (interrupted)"]
+    assert report.unfinished == verdict(report).json()["unfinished"] == ["n_future=2 (interrupted)"]
     assert report.missing == ["n_future=1 (failed)", "n_future=4 (interrupted)"]
     assert f"at step 55, missing (step 40 of 55) in n_future=4: {LOSS}" in notices(report)
-    assert verdict(report).endswith("Provisional: 2 of 3 cells are missing and 1 of 3 cells are not finished.")
+    assert verdict(report).sentence.endswith("Provisional: 2 of 3 cells are missing and 1 of 3 cells are not finished.")
+
+
+def test_a_cell_that_is_not_finished_makes_the_verdict_provisional(tmp_path: Path) -> None:
+    report = report_at(tmp_path, At("step", 55.0), states={"n_future=4": State.INTERRUPTED})
+    assert report.missing == []
+    assert verdict(report).json()["provisional"] is True
+    assert verdict(report).sentence.endswith(" Provisional: 1 of 3 cells are not finished.")
 
 
 def test_common_is_the_last_step_that_all_have(tmp_path: Path) -> None:
@@ -141,7 +149,7 @@ def test_common_is_the_last_step_that_all_have(tmp_path: Path) -> None:
     states = {"n_future=4": State.INTERRUPTED, "n_future=2": State.FAILED}
     histories = {"n_future=4": recorded(cells["n_future=4"], 60), "n_future=2": recorded(cells["n_future=2"], 20)}
     report = report_at(tmp_path, COMMON, histories, states)
-    assert report.aligned.at == {LOSS: At("step", 60.0)}
+    assert report.equal_training.at == {LOSS: At("step", 60.0)}
     assert means(report) == pytest.approx([3.4, None, 3.4])
     assert "compared at step 60, the last that all cells with a history have, where n_future=4 is" in notices(report)
 
@@ -149,7 +157,7 @@ def test_common_is_the_last_step_that_all_have(tmp_path: Path) -> None:
 def test_common_of_nothing_is_no_comparison(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, ONE_SEED)
     report = build_report(load_grid(tmp_path / "grid.yaml", find), cells, None, lambda run, metric: [], COMMON)
-    assert verdict(report).startswith("No verdict: no finished cell has")
+    assert verdict(report).sentence.startswith("No verdict: no finished cell has")
 
 
 def test_a_setting_without_the_metric_is_a_dash_and_no_missing_cell(tmp_path: Path) -> None:
@@ -209,12 +217,14 @@ class Curves(FakeTracking):
         return losses(5, 1) if key == LOSS else []
 
 
-def test_the_command_writes_beside_the_report_of_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_beside_the_report_of_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Curves(monkeypatch)
     for cell in cells_of(tmp_path):
         finish(cell, loss_1=1.0)
         (cell.directory / RUN_ID).write_text("abc")
-    grid, runs, tracking = str(tmp_path / "grid.yaml"), tmp_path / "runs", Curves()
-    kit = tools(tracking=lambda runs: tracking)
+    grid, runs, kit = str(tmp_path / "grid.yaml"), tmp_path / "runs", tools()
     assert commands.report(kit, grid, runs=str(runs), at="step=3") == 0
     assert "at step 3" in capsys.readouterr().out
     assert f"{LOSS} at step 3" in (runs / "reports/head-count-step-3/report.md").read_text()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtp_lightning.bench.peers import HOW_TO_INSTALL
+from mtp_lightning.bench.train_contenders import HOW_TO_INSTALL
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, HeadsUsed, stream
 from mtp_lightning.errors import InputError
@@ -25,7 +25,7 @@ class Arm(NamedTuple):
 
     name: str
     """`ours`, `huggingface` on the layers that our plain decoding runs, `huggingface n=1` on all layers of the
-    next-token model with as many parameters (weights at random: speed does not ask)."""
+    next-token model with as many parameters (with random weights: speed does not depend on them)."""
     heads_used: HeadsUsed = 1
 
     @property
@@ -42,7 +42,7 @@ class Run:
     generations: list[Generation] = field(default_factory=list)
     """Ours alone."""
     seconds_per_forward: float = float("nan")
-    """Of forwards with all rows, the prompts' and the first behind it left out; ours alone."""
+    """Of forwards with all rows, without the prompts' and the first one after it; ours alone."""
 
 
 Decode = Callable[[Sequence[Tensor]], Run]

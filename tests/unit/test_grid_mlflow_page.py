@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from test_grid_fakes import GRID, cells_of, find, finish
 
-from mtp_lightning.grid.report.record import NOTE_LIMIT, note, record_report, write_record
-from mtp_lightning.grid.report.report import Report, build_report
+from mtp_lightning.grid.report.comparison import Report, build_report
+from mtp_lightning.grid.report.mlflow_page import NOTE_LIMIT, note, record_report, write_report
 from mtp_lightning.grid.spec.grid_spec import load_grid
 
 
@@ -56,7 +56,7 @@ class FakeClient:
 def test_the_second_report_reuses_the_run(tmp_path: Path) -> None:
     client, report = FakeClient(), report_of(tmp_path)
     for _ in range(2):
-        write_record(client, "7", report, [tmp_path / "report.md", tmp_path / "figure.png"])
+        write_report(client, "7", report, [tmp_path / "report.md", tmp_path / "figure.png"])
     (run,) = client.runs
     assert {key: run[key] for key in ("name", "mtp.kind", "mtp.grid", "status")} == {
         "name": "report",
@@ -88,10 +88,10 @@ def test_the_note_names_what_is_missing_and_explains_the_table(tmp_path: Path) -
 
 def test_a_note_too_long_for_a_tag_keeps_the_compared_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = report_of(tmp_path)
-    monkeypatch.setattr("mtp_lightning.grid.report.record.NOTE_LIMIT", len(note(report)) - 1)
+    monkeypatch.setattr("mtp_lightning.grid.report.mlflow_page.NOTE_LIMIT", len(note(report)) - 1)
     assert "val/loss/head_1 ↓" in note(report)
     assert "val/loss/head_4" not in note(report)
-    monkeypatch.setattr("mtp_lightning.grid.report.record.NOTE_LIMIT", 20)
+    monkeypatch.setattr("mtp_lightning.grid.report.mlflow_page.NOTE_LIMIT", 20)
     assert len(note(report)) == 20
 
 

@@ -1,4 +1,4 @@
-"""What is known about metrics by their names: which way is better, how they are shown, in which order."""
+"""What is known about metrics by their names: which way is better, their unit, how they are written, their order."""
 
 import math
 import re
@@ -43,22 +43,41 @@ FAMILIES: tuple[str, ...] = (
 )
 """What a report shows after the metrics that the grid compares, where present, in this order."""
 
+_PROBE_UNITS = {
+    "loss": "nats per token",
+    "lead_step": "step",
+    "reached": "share of seeds",
+    "drop": "accuracy lost",
+    "prefix_matching": "score",
+    "previous_token": "score",
+}
+"""A part of a probe's name, and its unit; all others are accuracies."""
 
-def better(metric: str) -> str | None:
-    """`lower`, `higher`, or None where the name does not tell. Reports ask `Report.better`, which knows the file."""
-    return next((way for pattern, way in _BETTER if fnmatchcase(metric, pattern)), None)
+
+def better_direction(metric: str) -> str | None:
+    """`lower`, `higher`, or None where the name does not say. Reports ask `Report.direction`, which knows the file."""
+    return next((direction for pattern, direction in _BETTER if fnmatchcase(metric, pattern)), None)
 
 
-def ordered(compare: Iterable[str], present: Iterable[str]) -> list[str]:
+def report_order(compare: Iterable[str], present: Iterable[str]) -> list[str]:
     """The metrics of a report: those compared, present or not, then the families; heads in numerical order."""
     rows = list(compare)
-    names = sorted(set(present), key=_natural)
+    names = sorted(set(present), key=_natural_key)
     for family in FAMILIES:
         rows += [name for name in names if re.fullmatch(family, name) and name not in rows]
     return rows
 
 
-def shown(metric: str, value: float, *, like: float | None = None, signed: bool = False) -> str:
+def title_and_unit(metric: str) -> tuple[str, str]:
+    """What a metric is called above its axes, and its unit."""
+    if head := re.fullmatch(r"val/loss/head_(\d+)", metric):
+        return f"Validation loss of head {head[1]}", "nats per token"
+    if not metric.startswith("probe/"):
+        return metric, metric
+    return metric, next((unit for part, unit in _PROBE_UNITS.items() if part in metric.split("/")), "accuracy")
+
+
+def format_value(metric: str, value: float, *, like: float | None = None, signed: bool = False) -> str:
     """A value with its unit; a spread or a difference has the decimals of the mean it belongs to, `like`."""
     if not math.isfinite(value):
         return f"{value:g}"
@@ -70,8 +89,9 @@ def shown(metric: str, value: float, *, like: float | None = None, signed: bool 
     return sign + f"{value:.{decimals(value if like is None else like)}f}"
 
 
-def interval_text(metric: str, interval: Interval, like: float) -> str:
-    low, high = (shown(metric, value, like=like, signed=True) for value in (interval.low, interval.high))
+def format_interval(metric: str, interval: Interval, like: float) -> str:
+    """`[-0.0800, -0.0200]`"""
+    low, high = (format_value(metric, end, like=like, signed=True) for end in (interval.low, interval.high))
     return f"[{low}, {high}]"
 
 
@@ -83,6 +103,6 @@ def decimals(value: float) -> int:
     return max(0, 4 - max(0, magnitude)) if magnitude >= -2 else min(9, 2 - magnitude)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _natural_key(name: str) -> list[tuple[int, str]]:
     """head_2 before head_10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]

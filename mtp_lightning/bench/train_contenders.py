@@ -1,7 +1,7 @@
 """The contenders of `mtp bench train`: this platform, plain PyTorch, Hugging Face's Llama, litgpt's GPT.
 
 Every one has the same parameters and, at equal n, the same FLOPs per token. A contender gives its model and a function
-from a window of tokens to the loss, which leaves the gradients behind; clipping and AdamW are common to all.
+from a window of tokens to the loss, which also fills in the gradients; clipping and AdamW are common to all.
 """
 
 import importlib
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtp_lightning.bench.plain import PlainModel, paper_step
+from mtp_lightning.bench.plain_model import PlainModel, paper_step
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.interop.hf_llama import llama_config
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import flops_per_token
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.objective.heads import ask, model_loss
+from mtp_lightning.objective.heads import model_loss
 from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
 
@@ -76,7 +76,7 @@ def ours(workload: Workload, n_future: int, compiled: bool) -> Learner:
 
     def learn(window_BL: Tensor) -> Tensor:
         with workload.forward():
-            total = model_loss(model, ask(heads, window_BL)).total
+            total = model_loss(model, make_targets(heads, window_BL)).total
         total.backward()  # type: ignore[no-untyped-call]
         return total.detach()
 
@@ -99,8 +99,8 @@ def paper(workload: Workload, n_future: int, compiled: bool) -> Learner:
         trunk, head_loss = torch.compile(trunk, dynamic=False), torch.compile(head_loss, dynamic=False)
 
     def learn(window_BL: Tensor) -> Tensor:
-        inputs, targets, _ = make_targets(window_BL, range(1, n_future + 1))
-        return paper_step(trunk, head_loss, inputs, targets, workload.forward)
+        made = make_targets(HeadsConfig(n_future=n_future), window_BL)
+        return paper_step(trunk, head_loss, made.inputs, made.targets, workload.forward)
 
     return Learner(model, learn)
 
@@ -157,9 +157,9 @@ def _single_backward(
     workload: Workload, n_future: int, loss_of: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
     def learn(window_BL: Tensor) -> Tensor:
-        inputs, targets, _ = make_targets(window_BL, range(1, n_future + 1))
+        made = make_targets(HeadsConfig(n_future=n_future), window_BL)
         with workload.forward():
-            loss = loss_of(inputs, targets)
+            loss = loss_of(made.inputs, made.targets)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

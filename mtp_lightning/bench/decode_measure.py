@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtp_lightning.bench.decoders import Arm, Run, contenders
+from mtp_lightning.bench.decode_contenders import Arm, Run, contenders
 from mtp_lightning.bench.harness import STEADY
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.measure import acceptance, first_difference

@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtp_lightning.grid.report import metrics as known
-from mtp_lightning.grid.report.budgets import Aligned, ReadHistory, align, at_text, some
-from mtp_lightning.grid.report.statistics import Difference, Summary, compared, summarise
+from mtp_lightning.grid.report import metric_names
+from mtp_lightning.grid.report.equal_training import EqualTraining, ReadHistory, at_text, first_few, values_at
+from mtp_lightning.grid.report.statistics import Difference, Summary, difference_of, summarise
 from mtp_lightning.grid.run.state import RUN_ID, Result, State, cell_state, failure_reason
 from mtp_lightning.grid.spec.cells import Cell, baseline_values
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
 from mtp_lightning.grid.spec.signature import canonical
 
 ReadMetrics = Callable[[str], Mapping[str, float]]
-"""MLflow run id -> last values; asked only for metrics to compare that a result does not hold."""
+"""MLflow run id -> last values; called only for metrics to compare that a result does not hold."""
 
 
 @dataclass(frozen=True)
@@ -57,33 +57,37 @@ class Report:
     warnings: Sequence[str]
     unfinished: Sequence[str] = ()
     """`n_future=4 seed=1 (running)`: cells that take part where the budget allows it."""
-    aligned: Aligned = field(default_factory=Aligned)
+    equal_training: EqualTraining = field(default_factory=EqualTraining)
 
     def group(self, signature: str | None) -> Group | None:
         return next((group for group in self.groups if group.signature == signature), None)
 
-    def base(self, group: Group) -> Group | None:
+    def baseline_of(self, group: Group) -> Group | None:
         """What a setting is compared with; None for a baseline itself."""
         return None if group.is_baseline else self.group(group.baseline)
 
     def difference(self, group: Group, metric: str) -> Difference | None:
         """To the baseline, over the seeds that both have; None for the baseline itself."""
-        base = self.base(group)
-        return None if base is None else compared(group.by_seed(metric), base.by_seed(metric))
+        baseline = self.baseline_of(group)
+        return None if baseline is None else difference_of(group.by_seed(metric), baseline.by_seed(metric))
 
-    def pairs(self, group: Group, metric: str) -> dict[int, float]:
-        """The difference to the baseline of each seed that both have."""
-        base = self.base(group)
-        theirs = {} if base is None else base.by_seed(metric)
+    def differences_by_seed(self, group: Group, metric: str) -> dict[int, float]:
+        """To the baseline, of each seed that both have."""
+        baseline = self.baseline_of(group)
+        theirs = {} if baseline is None else baseline.by_seed(metric)
         return {seed: value - theirs[seed] for seed, value in group.by_seed(metric).items() if seed in theirs}
 
-    def better(self, metric: str) -> str | None:
-        """`lower`, `higher`, or None where neither the grid file nor the name tells."""
-        return self.spec.better.get(metric) or known.better(metric)
+    def direction(self, metric: str) -> str | None:
+        """Which way is better: `lower`, `higher`, or None where neither the grid file nor the name says."""
+        return self.spec.better.get(metric) or metric_names.better_direction(metric)
 
-    def named(self, metric: str) -> str:
+    def at(self, metric: str) -> At | None:
+        """Where the metric is compared; None for the end."""
+        return self.equal_training.at.get(metric)
+
+    def with_budget(self, metric: str) -> str:
         """`val/loss/head_1 at step 1000`; the bare name where it is compared at the end."""
-        at = self.aligned.at.get(metric)
+        at = self.at(metric)
         return f"{metric} at {at_text(at)}" if at else metric
 
 
@@ -94,31 +98,31 @@ def build_report(
     read_history: ReadHistory | None = None,
     at: At | None = None,
 ) -> Report:
-    """`at` stands before the grid file's: for every metric compared, and what else there is of validation."""
-    found = {cell.signature: Result.read(cell.directory) for cell in cells}
-    finished = {name: result for name, result in found.items() if result is not None}
+    """`at` takes the place of the grid file's: for every metric compared, and all others of validation."""
+    all_results = {cell.signature: Result.read(cell.directory) for cell in cells}
+    finished = {name: result for name, result in all_results.items() if result is not None}
     values = {
         cell.signature: _metrics(cell, finished[cell.signature], spec.compare, read_metrics)
         for cell in cells
         if cell.signature in finished
     }
-    rows = known.ordered(spec.compare, {name for metrics in values.values() for name in metrics})
-    where = spec.at if at is None else {m: at for m in rows if m in spec.compare or m.startswith("val/")}
-    aligned = Aligned()
-    if where:
+    rows = metric_names.report_order(spec.compare, {name for metrics in values.values() for name in metrics})
+    budgets = spec.at if at is None else {m: at for m in rows if m in spec.compare or m.startswith("val/")}
+    equal = EqualTraining()
+    if budgets:
         assert read_history is not None, "a budget is found in the cells' histories"
-        aligned = align(cells, where, read_history)
-        ended = {name: {m: v for m, v in had.items() if m not in aligned.at} for name, had in values.items()}
-        values = {name: {**ended.get(name, {}), **aligned.values.get(name, {})} for name in {**ended, **aligned.values}}
+        equal = values_at(cells, budgets, read_history)
+        at_end = {name: {m: v for m, v in metrics.items() if m not in equal.at} for name, metrics in values.items()}
+        values = {name: {**at_end.get(name, {}), **equal.values.get(name, {})} for name in {**at_end, **equal.values}}
     return Report(
         spec,
         cells,
         _groups(spec, cells, values),
         rows,
-        missing=[_unfinished(cell) for cell in cells if cell.signature not in values],
-        warnings=_warnings(cells, finished, lengths=not set(spec.compare) <= set(aligned.at)),
-        unfinished=[_unfinished(cell) for cell in cells if cell.signature in values and cell.signature not in finished],
-        aligned=aligned,
+        missing=[_label_and_state(cell) for cell in cells if cell.signature not in values],
+        warnings=_warnings(cells, finished, lengths=not set(spec.compare) <= set(equal.at)),
+        unfinished=[_label_and_state(c) for c in cells if c.signature in values and c.signature not in finished],
+        equal_training=equal,
     )
 
 
@@ -152,7 +156,7 @@ def _groups(spec: GridSpec, cells: Sequence[Cell], values: Mapping[str, Mapping[
     ]
 
 
-def _unfinished(cell: Cell) -> str:
+def _label_and_state(cell: Cell) -> str:
     state = cell_state(cell.directory)
     reason = failure_reason(cell.directory) if state is State.FAILED else None
     return f"{cell.label} ({state.value}{f': {reason}' if reason else ''})"
@@ -168,7 +172,7 @@ def _warnings(cells: Sequence[Cell], results: Mapping[str, Result], lengths: boo
             if found is not None:
                 labels.setdefault(found, []).append(cell.label)
         if len(labels) > 1:
-            cases = "; ".join(f"{found}: {some(names)}" for found, names in labels.items())
+            cases = "; ".join(f"{found}: {first_few(names)}" for found, names in labels.items())
             warnings.append(f"the cells differ in their {what}, so their numbers may not compare ({cases})")
     return warnings
 

@@ -21,20 +21,20 @@ ReadHistory = Callable[[str, str], Points]
 """(MLflow run id, metric) -> every (step, value), in order of steps."""
 
 COMMON = At("common", math.inf)
-"""The last step that every cell has come to."""
+"""The last step that every cell has reached."""
 TOKENS, FLOPS = "perf/tokens_seen", "model/flops_per_token"
 
 
 @dataclass(frozen=True)
-class Aligned:
-    """What the cells' histories say at the budgets; empty where everything is compared at the end."""
+class EqualTraining:
+    """The values at the budgets, from the cells' histories; empty where everything is compared at the end."""
 
     at: Mapping[str, At] = field(default_factory=dict)
     """Metric -> where it is compared."""
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Cell signature -> metric -> value there."""
-    rates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Unit of a budget -> cell signature -> how many of them in one step."""
+    per_step: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Unit of a budget -> cell signature -> how many of them one step takes."""
     notes: Sequence[str] = ()
 
 
@@ -63,8 +63,8 @@ def at_text(at: At) -> str:
 
 
 @dataclass(frozen=True)
-class Runner:
-    """A cell that is finished, running or interrupted, with its history. A failed one takes no part: what it was on
+class CellHistory:
+    """A cell that is finished, running or interrupted, and what it logged. A failed one takes no part: what it was on
     the way to its failure is not its setting's result."""
 
     cell: Cell
@@ -77,7 +77,8 @@ class Runner:
         return self.read(self.run_id, metric) if self.run_id is not None else ()
 
     def reached(self, metric: str) -> int:
-        """A cell under way has come as far as it has logged: a value nearer to the budget may yet follow."""
+        """A cell that is not finished has reached the last step that it logged: a value nearer to the budget may
+        follow."""
         return self.end if self.end is not None else max((step for step, _ in self.points(metric)), default=0)
 
     def per_step(self, unit: str) -> float | None:
@@ -88,11 +89,11 @@ class Runner:
         flops = self.points(FLOPS) if unit == "flops" else [(0, 1.0)]
         return tokens[-1] * flops[-1][1] if tokens and flops else None
 
-    def at(self, metric: str, budget: At) -> tuple[float | None, str]:
-        """The value, and what has to be said about it: nothing where it was logged at the very step."""
+    def value_at(self, metric: str, budget: At) -> tuple[float | None, str]:
+        """The value, and a remark on it: empty where it was logged at the very step."""
         rate = self.per_step(budget.unit)
         if rate is None:
-            return None, f"missing for want of {TOKENS}{f' and {FLOPS}' if budget.unit == 'flops' else ''}"
+            return None, f"missing (no {TOKENS}{f' or {FLOPS}' if budget.unit == 'flops' else ''})"
         step = math.floor(budget.amount / rate * (1 + 1e-9))  # whole steps that fit
         if self.reached(metric) < step:
             return None, f"missing (step {self.reached(metric)} of {step})"
@@ -103,70 +104,71 @@ class Runner:
         return value, "" if last == step else f"as last logged before it, step {last},"
 
 
-def align(cells: Iterable[Cell], at: Mapping[str, At], read: ReadHistory) -> Aligned:
-    """Metrics without a history in any cell, such as those of an evaluation at the end, are left at their end."""
-    able = _runners(cells, read)
-    drawn = [metric for metric in at if any(len(runner.points(metric)) > 1 for runner in able)]
-    notes = [f"without a history, so compared at the end: {metric}" for metric in at if metric not in drawn]
-    if not drawn:
-        return Aligned(notes=notes)
-    common, said = _common(able, drawn[0])
+def values_at(cells: Iterable[Cell], at: Mapping[str, At], read: ReadHistory) -> EqualTraining:
+    """Every metric of `at` at its budget. Metrics without a history in any cell, such as those of an evaluation at the
+    end, stay compared at the end."""
+    histories = _histories(cells, read)
+    tracked = [metric for metric in at if any(len(history.points(metric)) > 1 for history in histories)]
+    notes = [f"without a history, so compared at the end: {metric}" for metric in at if metric not in tracked]
+    if not tracked:
+        return EqualTraining(notes=notes)
+    common, note = _common_step(histories, tracked[0])
     if COMMON in at.values():
-        notes.append(said)
-    chosen = {metric: common if at[metric] == COMMON else at[metric] for metric in drawn}
+        notes.append(note)
+    budgets = {metric: common if at[metric] == COMMON else at[metric] for metric in tracked}
     values: dict[str, dict[str, float]] = {}
     remarks: dict[tuple[str, bool, str], list[str]] = {}
-    for metric, budget in chosen.items():
-        having = {runner.cell.group for runner in able if runner.points(metric)}
-        for runner in able:
-            if runner.end is not None and runner.cell.group not in having:
+    for metric, budget in budgets.items():
+        with_metric = {history.cell.group for history in histories if history.points(metric)}
+        for history in histories:
+            if history.end is not None and history.cell.group not in with_metric:
                 continue  # a setting without this metric, as head 2 of one head: a dash in the table
-            value, remark = runner.at(metric, budget)
+            value, remark = history.value_at(metric, budget)
             if value is not None:
-                values.setdefault(runner.cell.signature, {})[metric] = value
+                values.setdefault(history.cell.signature, {})[metric] = value
             if remark:
-                place = f"at {at_text(budget)}, {remark}"
-                remarks.setdefault((place, value is None, runner.cell.label), []).append(metric)
-    rates = {
-        unit: {runner.cell.signature: rate for runner in able if (rate := runner.per_step(unit)) is not None}
-        for unit in {budget.unit for budget in chosen.values()}
+                full = f"at {at_text(budget)}, {remark}"
+                remarks.setdefault((full, value is None, history.cell.label), []).append(metric)
+    per_step = {
+        unit: {h.cell.signature: rate for h in histories if (rate := h.per_step(unit)) is not None}
+        for unit in {budget.unit for budget in budgets.values()}
     }
-    return Aligned(chosen, values, rates, notes + _folded(remarks))
+    return EqualTraining(budgets, values, per_step, notes + _one_line_for_equal(remarks))
 
 
-def _folded(remarks: Mapping[tuple[str, bool, str], Sequence[str]]) -> list[str]:
-    """(remark, whether something is missing, cell) -> metrics, as one line for all cells of which the same is to be
-    said. Missing cells are all named."""
+def first_few(names: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _one_line_for_equal(remarks: Mapping[tuple[str, bool, str], Sequence[str]]) -> list[str]:
+    """(remark, whether the value is missing, cell) -> metrics, as one line for all cells with the same remark. Missing
+    cells are all named."""
     cells: dict[tuple[str, bool, tuple[str, ...]], list[str]] = {}
     for (remark, missing, label), metrics in remarks.items():
         cells.setdefault((remark, missing, tuple(metrics)), []).append(label)
     return [
-        f"{remark} in {', '.join(labels) if missing else some(labels)}: {some(metrics)}"
+        f"{remark} in {', '.join(labels) if missing else first_few(labels)}: {first_few(metrics)}"
         for (remark, missing, metrics), labels in cells.items()
     ]
 
 
-def _runners(cells: Iterable[Cell], read: ReadHistory) -> list[Runner]:
+def _histories(cells: Iterable[Cell], read: ReadHistory) -> list[CellHistory]:
     found = []
     for cell in cells:
         path, result = cell.directory / RUN_ID, Result.read(cell.directory)
         run_id = path.read_text().strip() if path.is_file() else None
         if result is not None:
-            found.append(Runner(cell, run_id, result.step, read))
+            found.append(CellHistory(cell, run_id, result.step, read))
         elif run_id is not None and cell_state(cell.directory) in (State.RUNNING, State.INTERRUPTED):
-            found.append(Runner(cell, run_id, None, read))
+            found.append(CellHistory(cell, run_id, None, read))
     return found
 
 
-def _common(able: Sequence[Runner], metric: str) -> tuple[At, str]:
-    """The last step of `metric` that every cell has which has it at all, and which cell that rests on."""
-    came = {runner.cell.label: points[-1][0] for runner in able if (points := runner.points(metric))}
-    last = min(came, key=came.__getitem__)
-    held = f", where {last} is" if came[last] < max(came.values()) else ""
-    return At(
-        "step", float(came[last])
-    ), f"compared at step {came[last]}, the last that all cells with a history have{held}"
-
-
-def some(names: Sequence[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _common_step(histories: Sequence[CellHistory], metric: str) -> tuple[At, str]:
+    """The last step of `metric` that every cell has which has it at all, and a note that names the cell that sets
+    it."""
+    last_steps = {history.cell.label: points[-1][0] for history in histories if (points := history.points(metric))}
+    slowest = min(last_steps, key=last_steps.__getitem__)
+    step = last_steps[slowest]
+    where = f", where {slowest} is" if step < max(last_steps.values()) else ""
+    return At("step", float(step)), f"compared at step {step}, the last that all cells with a history have{where}"

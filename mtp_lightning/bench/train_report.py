@@ -1,9 +1,7 @@
-"""How `mtp bench train` shows its rows and its verdicts."""
+"""How `mtp bench train` shows its rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from mtp_lightning.bench.goals import Goal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,18 +45,3 @@ def _shown(row: Mapping[str, Any], key: str) -> str:
     if value is None:
         return "-"
     return FIGURES[key][1].format(value / 2**20 if key == "peak_bytes" else value)
-
-
-def goals_table(goals: Sequence[Goal], caption: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(title="Goals", caption=caption)
-    table.add_column("goal")
-    for heading in ("bound", "measured"):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
-    for goal in goals:
-        verdict = goal.reason or ("reached" if goal.reached else "not reached")
-        value = "-" if goal.value is None else f"{goal.value:.2f}"
-        table.add_row(goal.text, f"{goal.bound:.2f}", value, verdict)
-    return table

@@ -1,7 +1,6 @@
 """`mtp bench decode`: self-speculative decoding against plain decoding and against Hugging Face, interleaved."""
 
 import csv
-import json as json_module
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mtp_lightning.bench.decode_report import decode_table, draw, heads_table, judge_decoding, markdown
-from mtp_lightning.bench.decoders import clock_for
-from mtp_lightning.bench.decoding import Row, bench_decode
+from mtp_lightning.bench.decode_contenders import clock_for
+from mtp_lightning.bench.decode_measure import Row, bench_decode
+from mtp_lightning.bench.decode_report import decode_table, draw, heads_table, markdown
 from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads
-from mtp_lightning.bench.tables import goals_table
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import check_json, write_json
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
@@ -40,7 +39,6 @@ def decode_command(
     ffn_dim: int = 768,
     vocab_size: int = 256,
     threads: int = 1,
-    goals: bool = False,
     patience: float = 300.0,
     out: str | None = None,
     json: str | None = None,
@@ -66,7 +64,6 @@ def decode_command(
         ffn_dim: Hidden width of its SwiGLUs.
         vocab_size: Its vocabulary.
         threads: Threads; one is judged by CPU time, several by the clock once the machine is idle.
-        goals: Print the project's goals, each reached or not; the exit status stays 0.
         patience: Seconds to wait for a quiet machine, in all.
         out: Folder for decode.json, results.csv, tables.md and figure.png.
         json: File to write the rows to as well.
@@ -78,6 +75,7 @@ def decode_command(
             raise InputError(f"{name} is {value}: it has to be at least 1")
     if new_tokens < 4:
         raise InputError(f"new_tokens is {new_tokens}: it has to be at least 4, or there is nothing to time")
+    check_json(json)
     batches = batch or [1, 2, 4, 8]
     if min(batches) < 1:
         raise InputError(f"batch is {batches}: every size has to be at least 1")
@@ -111,20 +109,12 @@ def decode_command(
     for label in dict.fromkeys(row["model"] for row in rows):
         console.print(decode_table([row for row in rows if row["model"] == label], f"Decoding: {label}", caption))
     console.print(heads_table(rows, caption))
-    verdicts = judge_decoding(rows) if goals else []
-    if goals:
-        console.print(goals_table(verdicts, caption))
-    content: dict[str, Any] = {
-        "machine": machine,
-        "dtype": dtype,
-        "judged_by": judged_by,
-        "rounds": rounds,
-        "busy": gate.passed_busy,
-    }
-    content |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rows": [_without_nan(row) for row in rows]}
-    content |= {"goals": [goal._asdict() for goal in verdicts]}
+    content = {
+        "machine": machine, "dtype": dtype, "judged_by": judged_by, "rounds": rounds, "busy": gate.passed_busy,
+        "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rows": [_without_nan(row) for row in rows],
+    }  # fmt: skip
     if json:
-        Path(json).write_text(json_module.dumps(content, indent=2) + "\n")
+        write_json(Path(json), content)
     if out:
         _write(Path(out), content, rows, caption)
 
@@ -161,13 +151,12 @@ def _models(
         label = f"n = {model.n_future}, L = {model.config.n_layers}"
         if model.heads_config.kind != "parallel":
             label += f", {model.heads_config.kind}"
-        if (
-            sum(
-                (m.config, m.heads_config) == (model.config, model.heads_config)
-                for m in (other.model for other in loaded)
-            )
-            > 1
-        ):
+        same = [
+            m
+            for m in (other.model for other in loaded)
+            if (m.config, m.heads_config) == (model.config, model.heads_config)
+        ]
+        if len(same) > 1:
             label += f", {Path(ckpt).stem}"
         yield label, model, heldout_prompts(store, count, length)
 
@@ -199,7 +188,7 @@ def _without_nan(row: Row) -> Row:
 
 def _write(folder: Path, content: Mapping[str, Any], rows: Sequence[Row], caption: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "decode.json").write_text(json_module.dumps(content, indent=2) + "\n")
+    write_json(folder / "decode.json", content)
     keys = list(dict.fromkeys(key for row in rows for key in row if key != "acceptance"))
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, keys, extrasaction="ignore", lineterminator="\n")

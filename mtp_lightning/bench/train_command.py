@@ -1,0 +1,127 @@
+"""`mtp bench train`: training steps of this platform against naive code and its peers, interleaved in one run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads
+from mtp_lightning.bench.overhead import step_overheads
+from mtp_lightning.bench.train_contenders import Workload, arms, check_contenders, missing_packages
+from mtp_lightning.bench.train_measure import Row, bench_train, judged_by_cpu
+from mtp_lightning.bench.train_report import train_table
+from mtp_lightning.errors import InputError
+from mtp_lightning.files import check_json, write_json
+from mtp_lightning.machine import keep_freed_memory
+from mtp_lightning.model.config import BackboneConfig
+
+
+def train_command(
+    n_future: list[int] | None = None,
+    vocab_size: list[int] | None = None,
+    contenders: list[str] | None = None,
+    compile: bool = False,
+    dim: int = 256,
+    n_layers: int = 6,
+    n_heads: int = 4,
+    ffn_dim: int = 768,
+    context: int = 512,
+    batch: int = 8,
+    dtype: str = "bf16",
+    threads: int = 1,
+    rounds: int = 5,
+    memory: bool = True,
+    overhead: bool = True,
+    patience: float = 600.0,
+    keep_memory: bool = True,
+    json: str | None = None,
+) -> None:
+    """Training throughput and memory against Hugging Face, litgpt, naive code and the paper's loop, as ratios.
+
+    Args:
+        n_future: Numbers of heads; by default those of 1, 2, 4 and 8 that leave the trunk a layer.
+        vocab_size: Vocabularies, measured one after the other; 4096 by default.
+        contenders: Some of ours, naive, paper, huggingface, litgpt; all by default.
+        compile: Measure each as it is and under torch.compile.
+        dim: Width of the model.
+        n_layers: Layers, trunk and heads together.
+        n_heads: Attention heads.
+        ffn_dim: Hidden width of the SwiGLUs.
+        context: Positions of a row.
+        batch: Rows of a step.
+        dtype: bf16 (autocast) or fp32.
+        threads: Threads of every measured process; one is judged by CPU time, several by the clock once idle.
+        rounds: Counted rounds, at least 5 to be judged.
+        memory: Measure peak memory, every contender in a process of its own.
+        overhead: Measure what Lightning and logging add to a step, at the first vocabulary.
+        patience: Seconds to wait for a quiet machine, in all.
+        keep_memory: Have the C library keep freed memory, as `mtp fit` does, for all contenders alike.
+        json: File to write the rows to as well.
+    """
+    counts = n_future or [n for n in (1, 2, 4, 8) if n < n_layers]
+    _check(counts, n_layers, dtype, {"threads": threads, "rounds": rounds, "context": context, "batch": batch})
+    check_json(json)
+    named, sizes = check_contenders(contenders), vocab_size or [4096]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = BackboneConfig(vocab_size=sizes[0], dim=dim, n_layers=n_layers, n_heads=n_heads, ffn_dim=ffn_dim)
+    workload = Workload(backbone, context, batch, dtype == "bf16", device)
+
+    from rich.console import Console
+
+    console, messages = Console(), Console(stderr=True)
+    if not console.is_terminal:
+        console.width = 140  # a file has no edge to wrap at
+    machine = describe_machine(torch.device(device), threads)
+    messages.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
+    missing = missing_packages(named)
+    for name, how in missing.items():
+        messages.print(f"{name} is left out: {how}", highlight=False, markup=False)
+    pin_threads(threads)
+    keeps = keep_memory and keep_freed_memory()
+    by_cpu = judged_by_cpu(device, threads)
+    rows: list[Row] = []
+    overheads: dict[str, float] = {}
+    with messages.status("") as status:
+        gate = IdleGate(patience, status.update)
+        for size in sizes:
+            wanted = arms([n for n in named if n not in missing], counts, (False, True) if compile else (False,))
+            at = replace(workload, backbone=replace(backbone, vocab_size=size))
+
+            def say(text: str, size: int = size) -> None:
+                status.update(f"V = {size}: {text}")
+
+            rows += bench_train(at, wanted, threads, rounds, memory, gate, say)
+        if overhead:
+            overheads = step_overheads(workload, max(counts), rounds, by_cpu, status.update)
+    judged_by = "CPU time" if by_cpu else "wall clock"
+    caption = f"{', '.join(f'{k} {v}' for k, v in machine.items())}; medians of {rounds} rounds by {judged_by}"
+    caption += "; freed memory kept" if keeps else ""
+    caption += f"; {gate.passed_busy} steps ran on a busy machine" if gate.passed_busy else ""
+    for size in sizes:
+        title = f"Training steps: V = {size}, d = {dim}, L = {n_layers}, {batch} x {context} tokens, {dtype}"
+        console.print(train_table([row for row in rows if row["vocab_size"] == size], title, caption))
+    for name, milliseconds in overheads.items():
+        console.print(f"{name}: {milliseconds:+.2f} ms a step above the bare loop", highlight=False)
+    if json:
+        content = {
+            "machine": machine, "backbone": asdict(backbone) | {"vocab_size": sizes}, "context": context,
+            "batch": batch, "dtype": dtype, "judged_by": judged_by, "rounds": rounds, "freed_memory_kept": keeps,
+            "busy_steps": gate.passed_busy, "rows": rows, "overhead_ms": overheads,
+        }  # fmt: skip
+        write_json(Path(json), content)
+
+
+def _check(n_future: Sequence[int], n_layers: int, dtype: str, counts: dict[str, int]) -> None:
+    """
+    Raises:
+        InputError: a flag that cannot be.
+    """
+    if dtype not in ("bf16", "fp32"):
+        raise InputError(f"dtype is '{dtype}': it has to be bf16 or fp32")
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}: it has to be at least 1")
+    for n in n_future:
+        if not 0 < n < n_layers:
+            raise InputError(f"n_future is {n} and n_layers is {n_layers}: the heads have to leave the trunk a layer")

@@ -1,0 +1,116 @@
+"""The measurements of `mtp bench train`: every contender's step in turn, memory, and ratios between rows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from mtp_lightning.bench.harness import STEADY, IdleGate, Timing, interleaved, peak_memory_bytes
+from mtp_lightning.bench.train_contenders import Arm, Workload, flops_of, make_step, prepared_step
+
+Row = dict[str, Any]
+LEAST_ROUNDS = 5
+"""With fewer, a row is not to be judged."""
+PRODUCTS = 8
+"""Matrix products in one timing of the peak."""
+
+
+def bench_train(
+    workload: Workload,
+    rows_wanted: Sequence[Arm],
+    threads: int,
+    rounds: int,
+    memory: bool,
+    gate: IdleGate,
+    progress: Callable[[str], None],
+) -> list[Row]:
+    """One row per arm: tokens per second, share of the matrix-product peak, peak memory."""
+    device = torch.device(workload.device)
+    by_cpu = judged_by_cpu(workload.device, threads)
+    steps: dict[str, Callable[[], object]] = {}
+    state_bytes: dict[Arm, int] = {}
+    for arm in rows_wanted:
+        learner, steps[label(arm)] = make_step(arm, workload)
+        # weights and AdamW's two moments, which live on between steps
+        state_bytes[arm] = 3 * sum(p.numel() * p.element_size() for p in learner.model.parameters())
+    assert len(set(state_bytes.values())) <= 1, f"contenders of unequal size: {state_bytes}"
+    products, product_flops = matrix_products(workload)
+    steps["matrix products"] = products
+    wait = gate if not by_cpu and workload.device == "cpu" else lambda: None
+    timings = interleaved(steps, rounds, device, warmup=2, before_step=wait, progress=progress)
+    peak = product_flops / _seconds(timings["matrix products"], by_cpu)[1]
+    del steps
+    rows = []
+    for arm in rows_wanted:
+        median, best = _seconds(timings[label(arm)], by_cpu)
+        row: Row = arm._asdict() | {
+            "vocab_size": workload.backbone.vocab_size,
+            "tokens_per_second": workload.tokens / median,
+            "best_tokens_per_second": workload.tokens / best,
+            "steady": rounds >= LEAST_ROUNDS and best / median >= STEADY,
+            "flops_per_token": flops_of(arm, workload),
+            "peak_flops_per_second": peak,
+        }
+        row["share_of_peak"] = row["flops_per_token"] * row["tokens_per_second"] / peak
+        if memory:
+            progress(f"{label(arm)}: memory")
+            row["peak_bytes"] = state_bytes[arm] + peak_memory_bytes(prepared_step, threads, arm, workload)
+        rows.append(row)
+    return ratios(rows)
+
+
+def label(arm: Arm) -> str:
+    return f"{arm.contender} n = {arm.n_future}{', compiled' if arm.compiled else ''}"
+
+
+def judged_by_cpu(device: str, threads: int) -> bool:
+    """One thread's processor time is what it would take undisturbed; several threads' waiting for each other is not
+    in it, so those are judged by the clock on a quiet machine."""
+    return device == "cpu" and threads == 1
+
+
+def _seconds(timing: Timing, by_cpu: bool) -> tuple[float, float]:
+    """(median, best)."""
+    return (timing.cpu, timing.cpu_best) if by_cpu else (timing.median, timing.best)
+
+
+def matrix_products(workload: Workload) -> tuple[Callable[[], object], int]:
+    """What the machine reaches on the model's own shapes, (B T, D) x (D, ffn) in the step's dtype; and its FLOPs."""
+    dtype = torch.bfloat16 if workload.bfloat16 else torch.float32
+    backbone = workload.backbone
+    a = torch.randn(workload.tokens, backbone.dim, device=workload.device, dtype=dtype)
+    b = torch.randn(backbone.ffn, backbone.dim, device=workload.device, dtype=dtype)
+    out = a.new_empty(len(a), len(b))
+
+    def run() -> None:
+        for _ in range(PRODUCTS):
+            torch.mm(a, b.t(), out=out)
+
+    return run, PRODUCTS * 2 * out.numel() * backbone.dim
+
+
+def ratios(rows: list[Row]) -> list[Row]:
+    """Each row beside those of the same mode and vocabulary: Hugging Face, naive of its n, its own n = 1.
+
+    `tokens_over_n1` is tokens/s over n = 1's, `flops_n1_over` what the FLOPs alone would make of it (below 1, as
+    the unembedding is run n times), `efficiency` their quotient.
+    """
+
+    def find(row: Row, contender: str, n: int) -> Row | None:
+        same = [r for r in rows if (r["compiled"], r["vocab_size"]) == (row["compiled"], row["vocab_size"])]
+        return next((r for r in same if (r["contender"], r["n_future"]) == (contender, n)), None)
+
+    for row in rows:
+        bases = {
+            "over_huggingface": find(row, "huggingface", 1),
+            "over_naive": find(row, "naive", row["n_future"]),
+            "tokens_over_n1": find(row, row["contender"], 1),
+        }
+        for key, base in bases.items():
+            row[key] = row["tokens_per_second"] / base["tokens_per_second"] if base else None
+        first = bases["tokens_over_n1"]
+        row["flops_n1_over"] = first["flops_per_token"] / row["flops_per_token"] if first else None
+        row["efficiency"] = row["tokens_over_n1"] / row["flops_n1_over"] if first else None
+        for key, base in (("memory_over_naive", bases["over_naive"]), ("memory_over_naive_n1", find(row, "naive", 1))):
+            row[key] = row["peak_bytes"] / base["peak_bytes"] if base and "peak_bytes" in row else None
+    return rows

@@ -1,0 +1,206 @@
+"""The data module that trains on text."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from typing_extensions import override
+
+from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
+from mtp_lightning.data.datamodule import MTPDataModule, check_at_least_one
+from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
+from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
+from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_source
+from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
+from mtp_lightning.data.tokens.tokenizer import load_tokenizer
+from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder, tokens_needed
+from mtp_lightning.errors import InputError
+from mtp_lightning.shapes import Int
+
+
+class TokenDataModule(MTPDataModule):
+    """Windows of a corpus, which is prepared (tokenized into memory-mapped shards) the first time it is used.
+
+    Args:
+        source: the corpus.
+        tokenizer: `bytes`, or the path of a tokenizer.json.
+        context: T, the input tokens of a window.
+        batch_size: windows of a batch, over all processes together.
+        horizon: how many tokens ahead the model looks at most; a window has so many tokens more than T. Follows from
+            model.heads.n_future and offsets, and is not set.
+        vocab_size: vocabulary of the model; has to be the tokenizer's. Follows from model.backbone.vocab_size.
+        seed: of the order of the training windows. Follows from seed_everything.
+        validation_fraction: part of the documents, in expectation, that is for validation.
+        split_seed: of that choice. Not `seed`: runs with different seeds are validated on the same documents.
+        val_windows: validation windows, spread evenly over the validation documents; null for all.
+        num_workers: processes that read ahead; reading memory-mapped tokens hardly needs any.
+        directory: where prepared corpora are kept.
+
+    Raises:
+        InputError: bad input; the message names the configuration key.
+    """
+
+    batch_size: int
+    context: int
+
+    def __init__(
+        self,
+        source: SourceConfig = PYTHON_STDLIB,
+        tokenizer: str = "bytes",
+        context: int = 256,
+        batch_size: int = 32,
+        horizon: int = 1,
+        vocab_size: int = 256,
+        seed: int = 0,
+        validation_fraction: float = 0.05,
+        split_seed: int = 0,
+        val_windows: int | None = 256,
+        num_workers: int = 0,
+        directory: str = "runs/data",
+    ) -> None:
+        super().__init__(horizon=horizon, vocab_size=vocab_size)
+        check_at_least_one("data.context", context)
+        check_at_least_one("data.batch_size", batch_size)
+        if val_windows is not None:
+            check_at_least_one("data.val_windows", val_windows)
+        if num_workers < 0:
+            raise InputError(f"data.num_workers is {num_workers}: it cannot be negative")
+        self.source, self.context, self.batch_size, self.seed = source, context, batch_size, seed
+        self.val_windows, self.num_workers, self.directory = val_windows, num_workers, Path(directory)
+        self.settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
+        self.text_tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = self.text_tokenizer
+        if self.text_tokenizer.vocab_size != vocab_size:
+            raise InputError(
+                f"model.backbone.vocab_size is {vocab_size}, and the tokenizer data.tokenizer = '{tokenizer}' has "
+                f"{self.text_tokenizer.vocab_size} tokens: set model.backbone.vocab_size: "
+                f"{self.text_tokenizer.vocab_size}"
+            )
+        self._train: TokenStore | None = None
+        self._validation: TokenStore | None = None
+
+    @property
+    def shards(self) -> Path:
+        """The folder of the prepared corpus."""
+        if self.source.kind == "shards":
+            assert self.source.path is not None
+            return Path(self.source.path).expanduser()
+        return self.directory / cache_name(self.source, self.text_tokenizer, self.settings)
+
+    @override
+    def prepare_data(self) -> None:
+        if self.source.kind != "shards":
+            prepare_source(self.shards, self.source, self.text_tokenizer, self.settings)
+
+    @override
+    def setup(self, stage: str) -> None:
+        directory = self.shards
+        self._check_tokenizer(read_meta(directory))
+        self._train, self._validation = TokenStore(directory, "train"), TokenStore(directory, "validation")
+        for store in (self._train, self._validation):
+            needed = tokens_needed(self.context, self.horizon)
+            if len(store) < needed:
+                raise InputError(
+                    f"data.source: the {store.split} split of '{directory}' has {len(store)} tokens, and one window "
+                    f"needs {needed} (data.context = {self.context} and room for {needed - self.context} future "
+                    "tokens); use more text, a smaller data.context or another data.validation_fraction"
+                )
+        self.check_divides_over_ranks(self.batch_size)
+        if stage == "fit" and self.trainer is not None:
+            _ = self.n_train_batches  # refuse before anything is trained or logged
+
+    def _check_tokenizer(self, meta: ShardsMeta) -> None:
+        mine = self.text_tokenizer
+        if meta.tokenizer_fingerprint != mine.fingerprint:
+            raise InputError(
+                f"data.tokenizer: the shards in '{self.shards}' were made with another tokenizer ({meta.vocab_size} "
+                f"tokens, fingerprint {meta.tokenizer_fingerprint}) than this one ({mine.vocab_size} tokens, "
+                f"fingerprint {mine.fingerprint}); give the one they were made with, or prepare them again"
+            )
+
+    @property
+    def train_store(self) -> TokenStore:
+        assert self._train is not None, "setup() comes first"
+        return self._train
+
+    @property
+    def validation_store(self) -> TokenStore:
+        assert self._validation is not None, "setup() comes first"
+        return self._validation
+
+    @property
+    @override
+    def bytes_per_token(self) -> float | None:
+        return None if self._validation is None else self._validation.bytes_per_token
+
+    @property
+    @override
+    def fingerprint(self) -> str | None:
+        return None if self._train is None else self._train.meta.fingerprint
+
+    @override
+    def train_dataloader(self) -> ResumableLoader:
+        order = TrainingOrder(len(self.train_store), self.context, self.horizon, self.seed)
+        batches = TrainingWindows(self.train_store, order, self.batch_size, *self.rank_and_world_size)
+        return ResumableLoader(batches, self.n_train_batches, self.num_workers)
+
+    @override
+    def val_dataloader(self) -> BatchLoader:
+        order = ValidationOrder(len(self.validation_store), self.context, self.horizon, self.val_windows)
+        batches = ValidationWindows(self.validation_store, order, self.batch_size, *self.rank_and_world_size)
+        return BatchLoader(batches, len(batches), self.num_workers)
+
+    def heldout_prompts(self, count: int, length: int) -> list[Tensor]:
+        """`count` pieces, (length,) int64 each, of validation documents: always the same, spread over the documents.
+
+        Each lies inside one document where documents are long enough.
+
+        Raises:
+            InputError: the validation split is shorter than a prompt.
+        """
+        return heldout_prompts(self.validation_store, count, length)
+
+    def heldout_texts(self, count: int) -> list[str]:
+        """`count` validation documents as text, always the same, or all if there are fewer."""
+        return heldout_texts(self.validation_store, self.text_tokenizer, count)
+
+    def token_counts(self) -> Int[np.ndarray, "V"]:
+        """How often each token occurs in the training split."""
+        return token_counts(self.train_store)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "tokenizer": self.text_tokenizer.state(),
+            "fingerprint": self.fingerprint,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "context": self.context,
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses a checkpoint whose training would go on with other data.
+
+        Evaluation on other data than was trained on is fine, with another tokenizer it is not.
+
+        Raises:
+            InputError: names the key that differs.
+        """
+        mine = self.state_dict()
+        if state_dict["tokenizer"] != mine["tokenizer"]:
+            raise InputError("ckpt_path: the checkpoint was trained with another tokenizer than data.tokenizer")
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        if state_dict["fingerprint"] != mine["fingerprint"]:
+            raise InputError(
+                f"ckpt_path: the checkpoint was trained on other text than data.source gives now ('{self.shards}' has "
+                f"fingerprint {mine['fingerprint']}, and it was {state_dict['fingerprint']}); start a new run"
+            )
+        for key in ("batch_size", "seed", "context"):
+            if state_dict[key] != mine[key]:
+                raise InputError(
+                    f"ckpt_path: the checkpoint was trained with data.{key} = {state_dict[key]}, and this "
+                    f"configuration says {mine[key]}: the run would not go on with the same data; start a new run"
+                )

@@ -1,0 +1,234 @@
+"""The right half of a report's figure: differences to the baseline, a line for each setting along numbered probes, or
+lines along the one axis that varies; and what both halves share."""
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from mtp_lightning.grid.report.comparison import Group, Report
+from mtp_lightning.grid.report.equal_training import at_text
+from mtp_lightning.grid.report.metric_names import LOWER, title_and_unit
+from mtp_lightning.grid.report.statistics import LEVEL, Difference, Summary
+from mtp_lightning.grid.spec.cells import axis_names
+from mtp_lightning.grid.spec.signature import canonical
+from mtp_lightning.grid.spec.values import is_number, value_names
+from mtp_lightning.units import counted
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart too.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+_DASHES = ("-", "--", ":", "-.")
+"""A second round of the colours is dashed, a third dotted."""
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+BLUE, GREY = _COLOURS[0], "#5f5f5f"
+
+_NUMBERED = re.compile(r"probe/\w+/[a-z]+_(\d+)")
+
+
+def draw_comparison(axes: Axes, report: Report, metric: str) -> None:
+    """Differences to the baseline where several things vary; else the values at the end along what varies: a line for
+    each head's loss, or for each of the compared probes."""
+    family = metric.rsplit("/", 1)[0]
+    at = report.at(metric)
+    same_budget = [name for name in report.metrics if report.at(name) == at]
+    heads = [name for name in same_budget if re.fullmatch(r"val/loss/head_\d+", name)]
+    sisters = [name for name in same_budget if name in report.spec.compare and name.rsplit("/", 1)[0] == family]
+    numbers = {name: int(match[1]) for name in sisters if (match := _NUMBERED.fullmatch(name))}
+    compared = _compared_groups(report)
+    if report.spec.ablate and compared:
+        _draw_differences(axes, report, metric)
+    elif metric in numbers:
+        _draw_numbered_probes(axes, report, f"{family} at {at_text(at) if at else 'the end'}", numbers)
+    elif len(varying_keys(report)) > 1 and len(report.groups) > 2 and compared:
+        _draw_differences(axes, report, metric)
+    else:
+        _draw_along_axis(axes, report, metric, heads if metric in heads else sisters)
+
+
+def varying_keys(report: Report) -> list[str]:
+    """What the settings differ in, keys that only some of them have included."""
+    keys = list(dict.fromkeys(key for group in report.groups for key in group.values))
+
+    def differs(key: str) -> bool:
+        return len({canonical([group.values[key]] if key in group.values else []) for group in report.groups}) > 1
+
+    return [key for key in keys if differs(key)]
+
+
+def short_labels(report: Report) -> dict[str, str]:
+    """Group signature -> what a setting has that the one baseline has not; in full where there are several."""
+    labels = {group.signature: group.label for group in report.groups}
+    baselines = [group for group in report.groups if group.is_baseline]
+    if len(baselines) != 1:
+        return labels
+    names, theirs = axis_names(report.spec), baselines[0].values
+    texts = {key: value_names(g.values[key] for g in report.groups if key in g.values) for key in names}
+    labels[baselines[0].signature] = "baseline"
+    for group in _compared_groups(report):
+        values = {key: canonical(value) for key, value in group.values.items()}
+        own = [key for key, text in values.items() if key not in theirs or canonical(theirs[key]) != text]
+        labels[group.signature] = " ".join(f"{names[key]}={texts[key][values[key]]}" for key in own) or group.label
+    return labels
+
+
+def colour_and_dashes(index: int) -> tuple[str, str]:
+    """Of a setting, the same in every panel."""
+    return _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
+
+
+def legend(axes: Axes, heading: str, *, outside: bool, reverse: bool = False) -> None:
+    """Outside, it covers no line however many there are."""
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {"loc": "best"}
+    box = axes.legend(frameon=False, fontsize=9, title=heading, title_fontsize=8, reverse=reverse, **place)
+    box.get_title().set_color(GREY)
+
+
+def write_in_the_middle(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _compared_groups(report: Report) -> list[Group]:
+    """The settings that have something to be compared with, in the grid's order."""
+    return [group for group in report.groups if report.baseline_of(group) is not None]
+
+
+def _draw_differences(axes: Axes, report: Report, metric: str) -> None:
+    """What each setting changes against its baseline, one below the other."""
+    title, unit = title_and_unit(metric)
+    direction = report.direction(metric)
+    side = f", {'left' if direction == LOWER else 'right'} is better" if direction else ""
+    axes.set_title(f"{title}{_where(report, metric)}")
+    axes.set_xlabel(f"difference to the baseline{'' if unit == metric else f', {unit}'}{side}")
+    groups = _compared_groups(report)
+    gaps = [report.difference(group, metric) for group in groups]
+    drawn = [(row, gap) for row, gap in enumerate(gaps) if gap is not None and math.isfinite(gap.mean)]
+    if not drawn:
+        write_in_the_middle(axes, "nothing to compare with the baseline")
+        return
+    axes.axvline(0.0, color=GREY, linewidth=1.0)
+    for row, gap in drawn:
+        seeds = list(report.differences_by_seed(groups[row], metric).values()) if gap.seeds > 1 else []
+        label = "one seed" if row == drawn[0][0] else None
+        axes.plot(seeds, [row + 0.22] * len(seeds), ".", color="#9a9a9a", markersize=5, label=label)
+    _draw_means(axes, drawn)
+    names = short_labels(report)
+    labels = [f"{names[group.signature]} ({_seeds_text(gap)})" for group, gap in zip(groups, gaps)]
+    axes.set_yticks(range(len(groups)), labels)
+    axes.set_ylim(len(groups) - 0.5, -0.5)  # the first on top
+    axes.grid(axis="x", color="#dddddd", linewidth=0.7)
+    axes.grid(visible=False, axis="y")
+    baselines = [group.label for group in report.groups if group.is_baseline]
+    against = baselines[0] if len(baselines) == 1 else "each one's baseline"
+    legend(axes, textwrap.fill(f"against {against}", 24), outside=True)
+
+
+def _draw_means(axes: Axes, drawn: list[tuple[int, Difference]]) -> None:
+    with_interval = [(row, gap, gap.interval) for row, gap in drawn if gap.interval is not None]
+    for row, gap, interval in with_interval:
+        ends = [[gap.mean - interval.low], [interval.high - gap.mean]]
+        label = f"{LEVEL:.0%} interval" if row == with_interval[0][0] else None
+        axes.errorbar([gap.mean], [row], xerr=ends, color=BLUE, linewidth=1.8, capsize=3, label=label)
+    axes.plot([gap.mean for _, gap in drawn], [row for row, _ in drawn], "o", color=BLUE, zorder=3, label="mean")
+
+
+def _seeds_text(gap: Difference | None) -> str:
+    if gap is None:
+        return "missing"
+    if not math.isfinite(gap.mean):
+        return "not finite"
+    return counted(gap.seeds, "seed") if gap.seeds else "unpaired"
+
+
+def _draw_along_axis(axes: Axes, report: Report, metric: str, metrics: Sequence[str]) -> None:
+    heading, unit = title_and_unit(metric.rsplit("/", 1)[0])
+    where = _where(report, metric)
+    if metric.startswith("val/loss/head_"):
+        heading, unit = f"{'V' if where else 'Final v'}alidation loss of each head", "nats per token"
+    groups, positions, labels, axis, numeric = _axis(report)
+    axes.set(title=heading + where, xlabel=axis, ylabel=unit)
+    drawn = 0
+    for index, name in enumerate(metrics):
+        found = [(x, s) for x, group in zip(positions, groups) if (s := group.summary(name)) is not None]
+        if not found:
+            continue
+        colour = colormaps["viridis"](0.9 * index / max(1, len(metrics) - 1))
+        dashes = "-" if numeric else "none"  # between categories there is nothing to follow
+        _draw_means_with_spread(axes, found, name.rsplit("/", 1)[-1].replace("_", " "), index, colour, dashes)
+        drawn += 1
+    if not drawn:
+        write_in_the_middle(axes, "no finished cell has these numbers")
+        return
+    if positions and max(positions) / max(min(positions), 1e-12) > 16 and min(positions) > 0:
+        axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(positions))
+    axes.xaxis.set_minor_locator(NullLocator())
+    long = max(map(len, labels), default=0) > 9
+    slant = (25 if len(labels) <= 7 else 55) if long else 0
+    axes.set_xticklabels(labels, rotation=slant, rotation_mode="anchor", ha="right" if long else "center")
+    axes.margins(x=0.08)
+    legend(axes, "error bars:\nsd over seeds", outside=True, reverse=True)
+
+
+def _draw_numbered_probes(axes: Axes, report: Report, heading: str, numbers: Mapping[str, int]) -> None:
+    """Probes with numbers in their names, as in the paper's figure 8: a line for each setting along the numbers."""
+    axes.set(title=heading, xlabel=next(iter(numbers)).rsplit("/", 1)[1].rsplit("_", 1)[0], ylabel="accuracy")
+    drawn = 0
+    for index, group in enumerate(report.groups):
+        found = [(float(number), s) for metric, number in numbers.items() if (s := group.summary(metric)) is not None]
+        if not found:
+            continue
+        colour, dashes = colour_and_dashes(index)
+        label = f"{group.label} ({counted(len(group.results), 'seed')})"
+        _draw_means_with_spread(axes, found, label, index, colour, dashes)
+        drawn += 1
+    if not drawn:
+        write_in_the_middle(axes, "no finished cell has these numbers")
+        return
+    axes.xaxis.set_major_locator(FixedLocator(list(numbers.values())))
+    legend(axes, "error bars:\nsd over seeds", outside=True)
+
+
+def _draw_means_with_spread(
+    axes: Axes, found: Sequence[tuple[float, Summary]], label: str, index: int, colour: Any, dashes: str
+) -> None:
+    """`index` picks the marker."""
+    axes.errorbar(
+        [x for x, _ in found],
+        [s.mean for _, s in found],
+        yerr=[s.sd or 0.0 for _, s in found],
+        label=label,
+        color=colour,
+        linestyle=dashes,
+        marker=_MARKERS[index % len(_MARKERS)],
+        linewidth=1.5,
+        markersize=5.5,
+        capsize=3,
+    )
+
+
+def _axis(report: Report) -> tuple[list[Group], list[float], list[str], str, bool]:
+    """Groups in the order of the axis, their positions on it, tick labels, the axis' name, and whether it is numeric: a
+    single numeric axis keeps its scale; anything else is categories in the grid's order."""
+    varying, groups = varying_keys(report), list(report.groups)
+    in_order = [float(i) for i in range(len(groups))]
+    if len(varying) != 1:
+        return groups, in_order, [group.label for group in groups], "setting", False
+    key = varying[0]
+    name = axis_names(report.spec)[key]
+    if all(is_number(group.values.get(key)) for group in groups):
+        groups.sort(key=lambda group: float(group.values[key]))
+        positions = [float(group.values[key]) for group in groups]
+        return groups, positions, [f"{x:g}" for x in positions], name, True
+    return groups, in_order, [group.label.partition("=")[2] or group.label for group in groups], name, False
+
+
+def _where(report: Report, metric: str) -> str:
+    """` at step 1000`; empty for the end."""
+    return report.with_budget(metric).removeprefix(metric)
