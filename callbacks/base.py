@@ -44,6 +44,9 @@ class ProbeCallback(pl.Callback):
     `perf/probe/<name>/seconds` is recorded with every result and, at the end, `perf/probe/<name>/share_of_time`: all
     its seconds over those of training (of this attempt, where a run was continued).
 
+    Args:
+        when: every so many steps, "log" (spaced) or at every "validation".
+
     Raises:
         InputError: a number of steps below 1.
     """

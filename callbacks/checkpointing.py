@@ -34,6 +34,11 @@ class PeriodicCheckpoint(Checkpoint):
     ended by `Preempted`: exit status 75, or 130 for SIGINT. Any process of several may be the one that was told. A
     second SIGINT ends the run at once. Signals get lost, so it is the period that bounds what a run can lose.
 
+    Args:
+        every_n_steps: steps from one checkpoint to the next, at most.
+        every_n_seconds: seconds from one checkpoint to the next, at most.
+        keep: how many of the newest stay.
+
     Raises:
         InputError: a period or `keep` below 1.
     """

@@ -30,6 +30,9 @@ class Heartbeat(pl.Callback):
 
     Only rank zero writes. What the result needs travels in checkpoints, so that a run which was killed between its
     last checkpoint and its result writes the same result when it is started again.
+
+    Args:
+        directory: where the files go; by default the trainer's `default_root_dir`.
     """
 
     def __init__(self, directory: str | None = None) -> None:

@@ -30,6 +30,9 @@ class ThroughputMonitor(pl.Callback):
 
     All ranks are taken to have batches of the same shape. On a GPU, steps are queued: it is waited for only where a
     time is read that matters, at the logged steps and before validation and checkpoints.
+
+    Args:
+        warmup_steps: batches after each start that are not counted.
     """
 
     def __init__(self, warmup_steps: int = 5) -> None:

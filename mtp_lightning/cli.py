@@ -10,6 +10,7 @@ import errno
 import importlib
 import inspect
 import os
+import re
 import shutil
 import signal
 import sys
@@ -21,6 +22,8 @@ from mtp_lightning import __version__
 from mtp_lightning.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
     from mtp_lightning.grid.spec.cells import Cell
     from mtp_lightning.grid.tools import GridTools
 
@@ -103,9 +106,12 @@ def dispatch(args: list[str]) -> int:
     for words in (2, 1):
         name = " ".join(args[:words])
         if name in COMMANDS:
-            function = load(COMMANDS[name][0])
             if name in FROM_YAML:
-                return function(args[words:]) or 0
+                from mtp_lightning.config.early_checks import check_arguments
+
+                check_arguments(name, args[words:])
+                return load(COMMANDS[name][0])(args[words:]) or 0
+            function = load(COMMANDS[name][0])
             return call(function, args[words:], prog=f"mtp {name}")
     group = [name for name in COMMANDS if name.split()[0] == args[0]]
     if group and (len(args) == 1 or args[1] in ("-h", "--help")):
@@ -131,22 +137,69 @@ def load(target: str) -> Callable[..., Any]:
 
 def call(function: Callable[..., Any], args: Sequence[str], prog: str) -> int:
     """Parse `args` by the function's signature (parameters without a default are positional) and call it."""
+    parameters = inspect.signature(function).parameters
+    handed_in = {"tools": grid_tools()} if "tools" in parameters else {}
+    parser = command_parser(function, prog, handed_in)
+    parsed = parser.instantiate(parser.parse_args(joined(args, parser))).as_dict()
+    return function(**handed_in, **parsed) or 0
+
+
+def command_parser(function: Callable[..., Any], prog: str, handed_in: Collection[str] = ()) -> "ArgumentParser":
+    """The parser of a command, made from its function's signature and docstring."""
     from jsonargparse import ArgumentParser
+
+    from mtp_lightning.config.help_format import HelpFormatter, description
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise InputError(f"{prog}: {message.strip()} (see `{prog} --help`)") from ex
+            unknown = re.search(r"[Uu]nrecognized arguments: (--[^\s=]+)", message)
+            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            near = did_you_mean(unknown[1], known) if unknown else ""
+            raise InputError(f"{prog}: {message.strip()}{near} (see `{prog} --help`)") from ex
 
     parameters = inspect.signature(function).parameters
-    handed_in = {"tools": grid_tools()} if "tools" in parameters else {}
     lists = {name for name, p in parameters.items() if p.annotation == list[str] and p.default is p.empty}
-    switches = {f"--{name}" for name, p in parameters.items() if p.annotation is bool}
-    parser = Parser(prog=prog, description=(function.__doc__ or "").strip().split("\n")[0])
+    needed = [name for name, p in parameters.items() if p.default is p.empty and name not in handed_in]
+    usage = " ".join([prog, *(f"[{name} ...]" if name in lists else name for name in needed), "[options]"])
+    parser = Parser(
+        prog=prog,
+        usage=usage,
+        description=description(function),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_function_arguments(function, as_positional=True, skip={*handed_in, *lists})
+    group = parser._action_groups[-1]
+    group.title = "arguments and options"
     for name in lists:
-        parser.add_argument(name, nargs="*", type=str, default=[], help="any number of them")
-    parsed = parser.instantiate(parser.parse_args(_switched([_underscored(arg) for arg in args], switches))).as_dict()
-    return function(**handed_in, **parsed) or 0
+        group.add_argument(name, nargs="*", type=str, default=[], help=_text_of(function, name))
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) == str | None:
+            action._typehint = str  # type: ignore[attr-defined]  # as typed: `# x`, `null` and `---` are no YAML
+    return parser
+
+
+def _text_of(function: Callable[..., Any], parameter: str) -> str:
+    from docstring_parser import parse
+
+    return next((p.description or "" for p in parse(function.__doc__ or "").params if p.arg_name == parameter), "")
+
+
+def joined(args: Sequence[str], parser: "ArgumentParser") -> list[str]:
+    """Every option in one piece with its value, whatever that looks like: `--prompt ---` is `--prompt=---`, and
+    `--watch` is `--watch=true`. `--max-new-tokens` is `--max_new_tokens`."""
+    options = {name: action for action in parser._actions for name in action.option_strings}
+    joined, rest = [], list(args)
+    while rest:
+        arg = _underscored(rest.pop(0))
+        takes = options[arg].nargs != 0 if arg in options else False
+        if takes and getattr(options[arg], "_typehint", None) is bool:
+            given = rest.pop(0) if rest and rest[0] in ("true", "false") else "true"
+            arg = f"{arg}={given}"
+        elif takes and rest and _underscored(rest[0]).partition("=")[0] not in options:
+            arg = f"{arg}={rest.pop(0)}"
+        joined.append(arg)
+    return joined
 
 
 def _underscored(arg: str) -> str:
@@ -155,17 +208,11 @@ def _underscored(arg: str) -> str:
     return flag.replace("-", "_").replace("__", "--", 1) + equals + value if arg.startswith("--") else arg
 
 
-def _switched(args: Sequence[str], switches: Collection[str]) -> list[str]:
-    """`--watch` is `--watch=true`; jsonargparse wants a value."""
-    behind = [*args[1:], ""]
-    return [f"{arg}=true" if arg in switches and b not in ("true", "false") else arg for arg, b in zip(args, behind)]
-
-
 def grid_tools() -> "GridTools":
     """What a grid borrows from the rest of the house. Lightning loads when the first cell is resolved."""
-    from mtp_lightning.config.cache import cache_folder
-    from mtp_lightning.config.compose import Resolver
-    from mtp_lightning.config.paths import find_config
+    from mtp_lightning.config.config_cache import cache_folder
+    from mtp_lightning.config.config_files import find_config
+    from mtp_lightning.config.many_configs import Resolver
     from mtp_lightning.grid.tools import GridTools, default_ui_command
 
     def ui_command(runs: Path, grid: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtp_lightning.checkpoints.files import read_checkpoint
 from mtp_lightning.checkpoints.select import latest_checkpoint
-from mtp_lightning.config.checks import check_writable
+from mtp_lightning.config.cross_checks import check_writable
 from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.errors import InputError
 from mtp_lightning.machine import keep_freed_memory

@@ -6,22 +6,29 @@ resolves file by file, and a later override silently never reaches an earlier fi
 """
 
 import copy
+import re
+import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import yaml
+from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
-from mtp_lightning.config.checks import check_trainer
-from mtp_lightning.config.parser import Parser, input_error_behind, where_said
-from mtp_lightning.config.paths import find_config
-from mtp_lightning.config.precision import native_precision
+from mtp_lightning.config.config_files import find_config
+from mtp_lightning.config.cross_checks import check_trainer
+from mtp_lightning.config.key_origins import KeyOrigins
+from mtp_lightning.config.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
+from mtp_lightning.config.native_precision import native_precision
+from mtp_lightning.config.parser import Parser, input_error_behind
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.module import MTPModule
@@ -58,17 +65,33 @@ def semantic_parameters(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in ("config", "ckpt_path", "trainer")} | {"trainer": trainer}
 
 
-def _horizon(n_future: int, offsets: Sequence[int] | None) -> int:
-    """Tokens a window carries behind its inputs. What is wrong with the two, `HeadsConfig` says."""
-    return max(offsets) if offsets else max(1, n_future)
+PARSER = {
+    "parser_mode": "omegaconf+",
+    "allow_abbrev": False,
+    "usage": "%(prog)s -c FILE [-c FILE ...] [--KEY VALUE ...]",
+}
+HELP = {
+    "config": "A YAML file with keys from below. Shipped ones are found as conf/base.yaml and so on, from any folder.",
+    SEED_KEY: "Of the weights, of the order of the data, and of all else that is random.",
+    "data": "A data module: `class_path: mtp_lightning.data.TokenDataModule` for text, or TaskDataModule for synthetic "
+    "tasks, and its `init_args`.",
+    "trainer.callbacks": "Callbacks, each as `class_path: callbacks.decoding.DecodingProbe` and its `init_args`; "
+    "`callbacks+:` in a file adds to those of the files before it.",
+    "trainer.logger": "`class_path: mtp_lightning.tracking.logger.MLflowRunLogger` and its `init_args`; false records "
+    "nothing.",
+    "trainer.default_root_dir": "The run's own folder: its checkpoints and state.",
+}
+"""Texts in place of Lightning's."""
+DESCRIPTION = """
+Every key below can stand in a YAML file or on the command line: `model: {heads: {n_future: 4}}` or
+`--model.heads.n_future 4`. Later files and flags win over earlier ones; `--KEY+ VALUE` adds to a list; null unsets.
 
+Example: mtp fit -c conf/base.yaml -c conf/model/tiny.yaml -c conf/data/python_stdlib.yaml --trainer.max_steps 2000
 
-LINKS: tuple[tuple[tuple[str, ...], str, Callable[..., Any] | None], ...] = (
-    (("model.heads.n_future", "model.heads.offsets"), "data.init_args.horizon", _horizon),
-    (("model.backbone.vocab_size",), "data.init_args.vocab_size", None),
-    (("seed_everything",), "data.init_args.seed", None),
-)
-"""(keys, the key that follows from them, how; None: it is the same)."""
+Classes have keys of their own: `mtp fit --data.help TokenDataModule` (or TaskDataModule),
+`--trainer.callbacks.help callbacks.decoding.DecodingProbe`,
+`--trainer.logger.help mtp_lightning.tracking.logger.MLflowRunLogger`.
+"""
 
 
 class MTPCLI(LightningCLI):
@@ -76,19 +99,26 @@ class MTPCLI(LightningCLI):
 
     Args:
         args: command-line arguments behind `mtp fit`.
+        flags: what a message says of a key that a flag has set.
         parse_only: stop once the configuration is parsed: no object is made, no random state touched.
     """
 
-    def __init__(self, args: Sequence[str], prog: str = "mtp fit", parse_only: bool = False) -> None:
-        self.parse_only = parse_only
+    def __init__(
+        self, args: Sequence[str], prog: str = "mtp fit", parse_only: bool = False, flags: str = "on the command line"
+    ) -> None:
+        self.parse_only, self.flags = parse_only, flags
         args = resolve_config_paths(args)
-        with _telling_where(args):
+        self.origins = KeyOrigins(args, flags)
+        # Reading what stands below a class's attributes costs half a second, and only help shows it.
+        asks_help = any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args)
+        set_parsing_settings(docstring_parse_attribute_docstrings=asks_help)
+        with _naming_the_place(self.origins):
             super().__init__(
                 MTPModule,
                 MTPDataModule,
                 subclass_mode_data=True,
                 parser_class=Parser,
-                parser_kwargs={"parser_mode": "omegaconf+", "prog": prog, "allow_abbrev": False},
+                parser_kwargs={"prog": prog, "description": DESCRIPTION, **PARSER},
                 save_config_callback=RecordConfig,
                 save_config_kwargs={"save_to_log_dir": False},
                 seed_everything_default=0,
@@ -106,7 +136,8 @@ class MTPCLI(LightningCLI):
         """
         other = copy.copy(self)
         args = resolve_config_paths(args)
-        with _telling_where(args):
+        other.origins = KeyOrigins(args, self.flags)
+        with _naming_the_place(other.origins):
             other.parse_arguments(self.parser, list(args))
         return other
 
@@ -118,6 +149,8 @@ class MTPCLI(LightningCLI):
             default=None,
             help="Checkpoint to start from; `auto`: the newest good one of trainer.default_root_dir, if there is one.",
         )
+        for action in parser._actions:
+            action.help = HELP.get(action.dest, action.help)
         for sources, target, compute in LINKS:
             parser.link_arguments(sources, target, compute_fn=compute)
 
@@ -128,6 +161,7 @@ class MTPCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except OmegaConfBaseException as error:
             raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        refuse_linked_keys(self.config, self.origins)
 
     @override
     def _set_seed(self) -> None:
@@ -147,11 +181,30 @@ class MTPCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         plugins = without_requeueing(self._get(self.config_init, "trainer.plugins"))
-        return super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
+        try:
+            return super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            raise refused_by_trainer(error, self.config.trainer.as_dict()) from error
+
+
+def refused_by_trainer(error: Exception, trainer: Mapping[str, Any]) -> Exception:
+    """Lightning's complaint about a setting, with its key; any other error as it is.
+
+    Args:
+        trainer: the configuration.
+    """
+    message = " ".join(str(error).split())
+    named = [(at.start(), key) for key in trainer if (at := re.search(rf"\b{key}\b", message))]
+    by_value = [(0, key) for key, value in trainer.items() if value and f"'{value}'" in message]
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+    if isinstance(error, InputError) or not (named or by_value) or "lightning" not in raised_in:
+        return error
+    _, key = min(named or by_value)
+    return InputError(f"trainer.{key} is {trainer[key]}: {message}")
 
 
 @contextmanager
-def _telling_where(args: Sequence[str]) -> Iterator[None]:
+def _naming_the_place(origins: KeyOrigins) -> Iterator[None]:
     """What is wrong with a value, with the file or flag that it stands in."""
     try:
         yield
@@ -159,7 +212,7 @@ def _telling_where(args: Sequence[str]) -> Iterator[None]:
         refused = input_error_behind(error)
         if refused is None:
             raise
-        raise InputError(f"{refused}{where_said(args, str(refused))}") from error
+        raise InputError(f"{refused}{origins.where(str(refused))}") from error
 
 
 def resolve_config_paths(args: Sequence[str]) -> list[str]:

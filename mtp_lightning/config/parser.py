@@ -1,36 +1,76 @@
 """The parser behind `mtp fit`, and what it says of bad input: which key, where it was set, what was meant."""
 
+import argparse
 import inspect
 import re
-from collections.abc import Sequence
+import textwrap
+from argparse import SUPPRESS
 from dataclasses import fields
-from itertools import pairwise
-from pathlib import Path
-from typing import NoReturn
+from pydoc import locate
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
+from mtp_lightning.config.help_format import HelpFormatter, is_noise
+from mtp_lightning.config.help_format import description as docs_of
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
+from mtp_lightning.data.tasks.datamodule import TaskDataModule
+from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.errors import InputError, did_you_mean
+
+DATA_MODULES = (TaskDataModule, TokenDataModule)
+"""Loaded here, so that their names alone can be given for their paths."""
+_CLASS_HELP = re.compile(r"Help for --[\w.]+=(?P<path>[\w.]+)")
+"""How jsonargparse describes the parser that it makes for the help of one class."""
 
 
 class Parser(LightningArgumentParser):
     """Turns every complaint into an `InputError`, with the nearest valid key where one is unknown."""
 
+    def __init__(self, *args: Any, description: str = "", **kwargs: Any) -> None:
+        shows_class = _CLASS_HELP.match(description)
+        if shows_class:
+            cls: Any = locate(shows_class["path"])
+            description = f"{shows_class['path']}, whose init_args are below.\n\n{docs_of(cls)}"
+            kwargs["usage"] = SUPPRESS
+        super().__init__(*args, description=description, formatter_class=HelpFormatter, **kwargs)
+
+    @override
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """Ours before Lightning's, every group under its key."""
+        groups = {_group_key(group): group for group in self._action_groups if group.title != "Linked arguments"}
+        for key, group in groups.items():
+            short = "" if self.usage == SUPPRESS else (group.title or "").removeprefix(f"{key}: ").strip().rstrip(":.")
+            group.title = ": ".join(filter(None, [key, short]))
+        order = ["", *sorted(key for key in groups if key.startswith("model")), "data", "trainer"]
+        self._action_groups = [groups.pop(key) for key in order if key in groups] + [*groups.values()]
+        return str(super().format_help(*([] if formatter is None else [formatter])))
+
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """jsonargparse has a parser for each class: what an inner one says of its key is put below the outer's."""
+        value = _VALUE.match(message)
         refused = input_error_behind(ex)
+        if isinstance(refused, KeyRefusedError) and value:
+            raise KeyRefusedError(f"{value['key']}.{refused.key}", refused.text) from ex
         if refused is not None:
             raise refused
+        if value:
+            raise KeyRefusedError(value["key"], _expected(value["rest"])) from ex
         unknown = _UNKNOWN_KEY.search(message)
         if unknown is None:
             raise InputError(message.strip()) from ex
         key = unknown["option"] or unknown["argument"]
         if unknown["group"] and not key.startswith(unknown["group"]):
             key = f"{unknown['group']}.{key}"
-        raise InputError(f"there is no key '{key}'{did_you_mean_key(key, self)}") from ex
+        raise KeyRefusedError(key, f"there is no key '{{key}}'{did_you_mean_key(key, self)}") from ex
+
+
+def _group_key(group: argparse._ArgumentGroup) -> str:
+    keys = [action.dest.rpartition(".")[0] or action.dest for action in group._group_actions if not is_noise(action)]
+    return keys[0] if group.title != "options" and keys else ""
 
 
 def input_error_behind(error: BaseException | None) -> InputError | None:
@@ -38,6 +78,35 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__ or error.__context__
     return error
+
+
+class KeyRefusedError(InputError):
+    """One key is wrong.
+
+    Args:
+        text: what is wrong, with `{key}` where the key's name goes.
+    """
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text.replace("{key}", key))
+        self.key, self.text = key, text
+
+
+_VALUE = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)', re.DOTALL)
+"""How jsonargparse says that a key's value is wrong."""
+_TYPES = {"NoneType": "null", "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def _expected(rest: str) -> str:
+    """What jsonargparse says of a value, without its tree of types."""
+    wrong_class = re.search(r"Problem with given class_path '(.*)':\s*(.*)", rest)
+    if wrong_class:
+        return f"{{key}}.class_path is '{wrong_class[1]}': {wrong_class[2]}"
+    types = dict.fromkeys(re.findall(r"Expected an? <class '(\w+)'>", rest))
+    given = re.search(r"(?:Got|Given) value: (.*)", rest)
+    if not types or not given or not set(types) <= set(_TYPES):
+        return "{key}: " + textwrap.dedent(rest).strip()
+    return f"{{key}} is {given[1]}: it has to be {', or '.join(_TYPES[name] for name in types)}"
 
 
 _UNKNOWN_KEY = re.compile(
@@ -61,18 +130,3 @@ def did_you_mean_key(key: str, parser: LightningArgumentParser) -> str:
 def _subclasses(cls: type) -> set[type]:
     below: list[type] = cls.__subclasses__()
     return {cls}.union(*map(_subclasses, below))
-
-
-def where_said(args: Sequence[str], message: str) -> str:
-    """Where the key that `message` is about was set: a flag, or else the last configuration file that has it."""
-    quoted = re.search(r"no key '([\w./]+)'|Parser key \"([\w.]+)\"|^(\w+(?:\.\w+)+)(?: is |: )", message)
-    if quoted is None:
-        return ""
-    leaf = next(group for group in quoted.groups() if group).split(".")[-1]
-    if any(arg.startswith("-") and re.search(rf"\b{re.escape(leaf)}\b", arg) for arg in args):
-        return " (on the command line)"
-    files = [after for before, after in pairwise(args) if before in ("-c", "--config")]
-    for file in reversed(files):
-        if re.search(rf"(^|[\s{{,]){re.escape(leaf)}\s*:", Path(file).read_text(encoding="utf-8"), re.MULTILINE):
-            return f" (in {file})"
-    return ""

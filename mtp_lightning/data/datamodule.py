@@ -16,6 +16,10 @@ class MTPDataModule(pl.LightningDataModule):
     over the data are a matter of the sample order alone. (A run that Lightning resumes in the middle of its epoch is
     right; where it resumes near the end of one of many epochs it can miscount.)
 
+    Args:
+        horizon: how many tokens ahead the model looks at most; follows from model.heads.
+        vocab_size: vocabulary of the model; follows from model.backbone.vocab_size.
+
     Raises:
         InputError: a number that cannot be.
     """

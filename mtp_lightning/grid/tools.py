@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from mtp_lightning.config.size import Size
+from mtp_lightning.config.run_size import Size
 from mtp_lightning.grid.report.mlflow_page import experiment_name, record_charts
 from mtp_lightning.grid.run.process import Command, Materialise
 from mtp_lightning.grid.spec.cells import Cell, Resolver, load_cells

@@ -21,7 +21,9 @@ class BackboneConfig:
     """
 
     vocab_size: int = 256
+    """Tokens; has to be the tokenizer's number."""
     dim: int = 256
+    """Width: coordinates of each position's vector."""
     n_layers: int = 6
     """Layers of the n_future = 1 model. Under parameter matching, trunk and head layers together."""
     n_heads: int = 4
@@ -31,9 +33,13 @@ class BackboneConfig:
     ffn_dim: int | None = None
     """Hidden width of SwiGLU; by default 8/3 `dim`, rounded up to a multiple of 256, as in Llama."""
     rope_theta: float = 10_000.0
+    """Base of the rotary embedding's wavelengths."""
     norm_eps: float = 1e-5
+    """Added to the mean square in RMSNorm."""
     tie_embeddings: bool = False
+    """One matrix for embedding and unembedding."""
     init_std: float = 0.02
+    """Standard deviation of the initial weights."""
     attend_across_documents: bool = True
     """Whether a packed document sees the ones before it in its window. Targets never cross a border either way."""
 

@@ -42,6 +42,8 @@ class WeightsConfig:
     lam: float | dict[float, float] | None = None
     """The sum of the further heads' weights: a number, or steps {progress: sum}, as in {0.0: 0.3, 0.68: 0.1}."""
     schedule: Schedule | None = None
+    """How the weights move while the model trains: `constant`, `anneal`, or one head more (`forward`) or fewer
+    (`reverse`) in each of n equal phases."""
 
     def __post_init__(self) -> None:
         if self.values is not None:

@@ -16,7 +16,9 @@ class OptimizerConfig:
     lr: float = 3e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running means of the gradient and of its square."""
     eps: float = 1e-8
+    """Added to the root of the mean square."""
     weight_decay: float = 0.1
     """Decoupled, on matrices only: norms' gains are not decayed."""
 

@@ -11,7 +11,9 @@ class ScheduleConfig:
     """Linear warm-up to the peak, then a cosine down to `decay_ratio` of it at the last step."""
 
     warmup_steps: int = 1000
+    """Steps from 0 up to the peak."""
     decay_ratio: float = 0.03
+    """The learning rate at the end, as a share of the peak."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:

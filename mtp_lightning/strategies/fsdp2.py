@@ -29,6 +29,9 @@ class FSDP2Strategy(ModelParallelStrategy):
     needs about 12 bytes of memory per parameter there. (Lightning's own numbers the optimizer's states in the order of
     the module, any other strategy in the order of the optimizer's groups: loaded elsewhere they would go to the wrong
     parameters, silently where shapes agree.)
+
+    Args:
+        process_group_backend: `nccl`, `gloo` or another backend of torch.distributed; by default what suits the device.
     """
 
     is_sharded = True

@@ -49,6 +49,8 @@ class MLflowRunLogger(Logger):
         directory: the run's own folder, which remembers the MLflow run. Without one, every start is a new run.
         tags: more tags, beside the provenance of the code and the machine.
         system_metrics: record CPU, memory, disk and GPU use every `system_metrics_seconds`.
+        system_metrics_seconds: how often.
+        flush_every_seconds: how often metrics are written to the store.
 
     Raises:
         InputError: a store that MLflow does not take.

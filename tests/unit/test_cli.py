@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtp_lightning.cli import COMMANDS, load, main
+from mtp_lightning.cli import COMMANDS, command_parser, joined, load, main
 from mtp_lightning.config.lightning_cli import MTPCLI
-from mtp_lightning.config.parser import where_said
 from mtp_lightning.errors import InputError
 
 BASE = ["-c", "conf/base.yaml", "-c", "conf/model/tiny.yaml", "-c", "conf/data/python_stdlib.yaml"]
@@ -24,7 +23,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("flags", "says"),
     [
         (["--model.heads.n_futur", "2"], "no key 'model.heads.n_futur'; did you mean 'model.heads.n_future'?"),
-        (["--data.contxt", "5"], "did you mean 'context'?"),
+        (["--data.contxt", "5"], "did you mean 'data.context'?"),
         (["--trainer.max_step", "5"], "did you mean 'trainer.max_steps'?"),
         (["--model.heads.n_future", "0"], "model.heads.n_future is 0: it has to be at least 1"),
         (["--model.heads.n_future", "8"], "leave the trunk none"),
@@ -38,6 +37,18 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--trainer.log_every_n_steps", "0"], "trainer.log_every_n_steps is 0"),
         (["--model.optimizer.weight_decay", "-1"], "model.optimizer.weight_decay is -1.0"),
         (["--model.backbone.n_heads", "3"], "model.backbone.dim is 128"),
+        (["--trainer.devices", "0"], "trainer.devices is 0: "),
+        (["--trainer.accelerator", "gppu"], "trainer.accelerator is gppu: "),
+        (["--trainer.limit_val_batches", "1.5"], "trainer.limit_val_batches is 1.5: "),
+        (["--trainer.num_nodes", "0"], "trainer.num_nodes is 0: "),
+        (["--trainer.profiler", "simpl"], "trainer.profiler is simpl: "),
+        (["--trainer.max_time", "soon"], "trainer.max_time is soon: "),
+        (["--trainer.val_check_interval", "0.5"], "trainer.val_check_interval is 0.5: a run is one epoch"),
+        (["--trainer.fast_dev_run", "true"], "trainer.fast_dev_run is True: "),
+        (["--trainer", "null"], "trainer is empty: give keys below it"),
+        (["--data.init_args.seed", "3"], "data.init_args.seed is 3, and follows from seed_everything"),
+        (["--data.vocab_size", "300"], "follows from model.backbone.vocab_size"),
+        (["--model.heads.n_future", "many"], "model.heads.n_future is many: it has to be a whole number (on the"),
         (["-c", "conf/model/tny.yaml"], "did you mean 'conf/model/tiny.yaml'?"),
         (["--trainer.default_root_dir", "/proc/runs"], "trainer.default_root_dir: '/proc/runs' cannot be written to"),
     ],
@@ -54,23 +65,13 @@ def test_the_message_names_the_file(capsys: pytest.CaptureFixture[str], tmp_path
     (tmp_path / "mine.yaml").write_text("model:\n  headz:\n    n_future: 2\n")
     assert main(["fit", *BASE, "-c", "mine.yaml"]) == 2
     error = capsys.readouterr().err
-    assert "no key 'model.headz.n_future'" in error
-    assert "mine.yaml" in error
+    assert "no key 'model.headz'; did you mean 'model.heads'? (in mine.yaml:2)" in error
 
 
 def test_an_interpolation_into_nothing_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model:\n  optimizer:\n    lr: ${vars.lr}\n")
     assert main(["fit", *BASE, "-c", "mine.yaml"]) == 2
     assert "Interpolation key 'vars.lr' not found" in capsys.readouterr().err
-
-
-def test_where_said_prefers_the_flag(tmp_path: Path) -> None:
-    file = tmp_path / "a.yaml"
-    file.write_text("lr: 3\n")
-    assert where_said(["-c", str(file)], "model.optimizer.lr is 3: too much") == f" (in {file})"
-    assert "command line" in where_said(
-        ["-c", str(file), "--model.optimizer.lr=3"], "model.optimizer.lr is 3: too much"
-    )
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,8 @@ def test_where_said_prefers_the_flag(tmp_path: Path) -> None:
         (["bench", "loss", "--dtype", "fp8"], "dtype is 'fp8'"),
         (["bench", "loss", "--rounds", "many"], "mtp bench loss"),
         (["grid", "plan", "nothing.yaml"], "nothing.yaml"),
+        (["ui", "--prot", "80"], "did you mean '--port'?"),
+        (["generate", "x", "--max_new_token", "4"], "did you mean '--max_new_tokens'?"),
         (["ui"], "no runs are recorded in"),
     ],
 )
@@ -129,8 +132,17 @@ def test_a_full_disk_is_said_without_a_traceback(
         raise OSError(28, "No space left on device", "runs/fit/x.ckpt")
 
     monkeypatch.setattr("mtp_lightning.config.commands.fit", full)
-    assert main(["fit"]) == 1
+    assert main(["fit", *BASE]) == 1
     assert "No space left on device: runs/fit/x.ckpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["# Sort a list", "---", "~", "null", "&a", "", '"quoted"', "{a: 1}", "--prompt"])
+def test_a_text_option_is_text_as_typed(text: str) -> None:
+    parser = command_parser(load(COMMANDS["generate"][0]), "mtp generate")
+    assert parser.parse_args(joined(["x.ckpt", f"--prompt={text}", "--show-drafts"], parser)).prompt == text
+    if text != "--prompt":
+        parsed = parser.parse_args(joined(["x.ckpt", "--prompt", text, "--show_drafts", "--top-k", "3"], parser))
+        assert (parsed.prompt, parsed.show_drafts, parsed.top_k, parsed.json) == (text, True, 3, None)
 
 
 README = Path(__file__).parents[2] / "README.md"

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from tiny import KINDS
 
-from mtp_lightning.config.paths import CONF_DIR
-from mtp_lightning.config.resolve import resolve_config
+from mtp_lightning.config.config_files import CONF_DIR
+from mtp_lightning.config.one_config import resolve_config
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import ModelCounts, count_parameters
 

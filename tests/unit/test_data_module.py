@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from mtp_lightning.config.paths import CONF_DIR
+from mtp_lightning.config.config_files import CONF_DIR
 from mtp_lightning.data import MTPDataModule, SourceConfig, TokenDataModule
 from mtp_lightning.data.command import train_bpe
 from mtp_lightning.errors import InputError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mtp_lightning.config.size import Size
+from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.grid.report.comparison import Report
 from mtp_lightning.grid.run.display import Line

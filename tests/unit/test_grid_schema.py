@@ -9,12 +9,12 @@ import jsonschema
 import pytest
 from test_grid_fakes import grid_file
 
-from mtp_lightning.config.paths import CONF_DIR
+from mtp_lightning.config.config_files import CONF_DIR
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.grid_spec import GridSpec, load_grid
 from mtp_lightning.grid.spec.reader import DIRECTIONS, KEYS, REQUIRED, UNITS
 from mtp_lightning.grid.spec.resources import BUDGET, Resources
-from mtp_lightning.grid.spec.yaml_lines import read_yaml
+from mtp_lightning.yaml_lines import read_yaml
 
 SCHEMA: dict[str, Any] = json.loads((CONF_DIR / "grid.schema.json").read_text())
 GRIDS = sorted((Path(__file__).parents[2] / "experiments").glob("*/grid.yaml"))

@@ -27,9 +27,10 @@ class TokenDataModule(MTPDataModule):
         tokenizer: `bytes`, or the path of a tokenizer.json.
         context: T, the input tokens of a window.
         batch_size: windows of a batch, over all processes together.
-        horizon: how many tokens ahead the model looks at most; a window has so many tokens more than T.
-        vocab_size: vocabulary of the model; has to be the tokenizer's.
-        seed: of the order of the training windows.
+        horizon: how many tokens ahead the model looks at most; a window has so many tokens more than T. Follows from
+            model.heads.n_future and offsets, and is not set.
+        vocab_size: vocabulary of the model; has to be the tokenizer's. Follows from model.backbone.vocab_size.
+        seed: of the order of the training windows. Follows from seed_everything.
         validation_fraction: part of the documents, in expectation, that is for validation.
         split_seed: of that choice. Not `seed`: runs with different seeds are validated on the same documents.
         val_windows: validation windows, spread evenly over the validation documents; null for all.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from mtp_lightning.config.size import Size
+from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.run.attempts import saved_step
 from mtp_lightning.grid.run.state import Progress, Result, State, cell_state

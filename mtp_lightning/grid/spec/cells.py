@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mtp_lightning.config.compose import SEED_KEY
+from mtp_lightning.config.linked_keys import SEED_KEY
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.allotment import Allotment, look_up
 from mtp_lightning.grid.spec.grid_spec import FindConfig, GridSpec, read_grid

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.reader import KEYS, REQUIRED, Reader
-from mtp_lightning.grid.spec.yaml_lines import Lines, place, read_yaml
+from mtp_lightning.yaml_lines import Lines, place, read_yaml
 
 FindConfig = Callable[[str, Path], Path]
 """(name as written, folder of the grid file) -> the configuration file; raises InputError where there is none."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mtp_lightning.config.compose import SEED_KEY
+from mtp_lightning.config.linked_keys import SEED_KEY
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.signature import canonical, non_semantic
 from mtp_lightning.grid.spec.values import kind
-from mtp_lightning.grid.spec.yaml_lines import Lines, place
+from mtp_lightning.yaml_lines import Lines, place
 
 _T = TypeVar("_T")
 _DOTTED_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")

@@ -13,7 +13,7 @@ from mtp_lightning.grid.spec.problems import Content
 from mtp_lightning.grid.spec.resources import positive, read_budget, read_resources, read_retry
 from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.grid.spec.values import SEED, is_file, kind, nearest_key, shown
-from mtp_lightning.grid.spec.yaml_lines import Lines
+from mtp_lightning.yaml_lines import Lines
 
 KEYS = (
     *("name", "configs", "overrides", "axes", "zip", "include", "exclude", "ablate", "seeds", "baseline"),

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mtp_lightning.config.size import Size
+from mtp_lightning.config.run_size import Size
 from mtp_lightning.files import write_bytes
 
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from mtp_lightning.config import resolve as configurations
-from mtp_lightning.config.compose import Resolver
-from mtp_lightning.config.paths import CONF_DIR
-from mtp_lightning.config.resolve import check_config, parse_config, resolve_config
-from mtp_lightning.config.size import Size
+from mtp_lightning.config import many_configs
+from mtp_lightning.config import one_config as configurations
+from mtp_lightning.config.config_files import CONF_DIR
+from mtp_lightning.config.many_configs import Resolver
+from mtp_lightning.config.one_config import check_config, parse_config, resolve_config
+from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 
 CONFIG: dict[str, Any] = {
@@ -32,6 +33,7 @@ class Fake:
         self.parses: list[dict[str, Any]] = []
         self.checks: list[dict[str, Any]] = []
         self.joint = lambda n, width: width
+        monkeypatch.setattr(many_configs, "check_keys", lambda origins: None)  # its keys are nobody's
         monkeypatch.setattr(configurations, "parse_config", self.parse)
         monkeypatch.setattr(configurations, "check_config", self.check)
 
@@ -294,7 +296,7 @@ def test_one_parser_for_many() -> None:
     assert check_config(first) == before, "the first is what it was"
     refusals = []
     for like in (None, first):
-        with pytest.raises(InputError, match=r"optimizer\.lr.*\n.*fast .on the command line.") as refused:
+        with pytest.raises(InputError, match=r"model\.optimizer\.lr is fast: it has to be a number$") as refused:
             parse_config(configs, {"model.optimizer.lr": "fast"}, like)
         refusals.append(str(refused.value))
     assert refusals[0] == refusals[1]
@@ -307,3 +309,21 @@ def test_weights_of_models_that_are_only_checked_are_not_drawn() -> None:
         weight.normal_()
         torch.nn.init.uniform_(weight)
     assert weight.tolist() == [0.0] * 3
+
+
+def test_a_wrong_key_is_answered_before_anything_is_parsed(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anything parsed to find out which part of the combination is to blame."""
+    monkeypatch.setattr(configurations, "parse_config", None)
+    monkeypatch.setattr(configurations, "check_config", None)
+    files[0].write_text("seed_everything: 1\n")
+    resolve = Resolver(None)
+    wrong, right = {"model.heads.n_futur": 2}, {"model.optimizer.lr": 0.1}
+    with pytest.raises(InputError, match=r"did you mean 'model.heads.n_future'\?$"):
+        resolve(files, {**right, **wrong, "seed_everything": 0})
+    for part in ({}, right):
+        with pytest.raises(InputError, match="not resolved"):
+            resolve(files, {**part, "seed_everything": 3})
+    with pytest.raises(InputError, match="n_futur'"):
+        resolve(files, wrong)
+    with pytest.raises(TypeError):  # what was not part of it is parsed
+        resolve(files, {"model.optimizer.lr": 0.2})

@@ -39,6 +39,16 @@ def check_schedule(config: Any, warn: bool) -> None:
         InputError: it would not.
     """
     trainer = config.trainer
+    if trainer.fast_dev_run:
+        raise InputError(
+            f"trainer.fast_dev_run is {trainer.fast_dev_run}: it leaves out loggers and checkpoints, which a run is "
+            "made of; give trainer.max_steps: 3 and a folder of its own, trainer.default_root_dir"
+        )
+    if isinstance(trainer.val_check_interval, float):
+        raise InputError(
+            f"trainer.val_check_interval is {trainer.val_check_interval}: a run is one epoch, which has no parts; give "
+            "a whole number of batches"
+        )
     warmup, steps = config.model.schedule.warmup_steps, trainer.max_steps
     every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
     if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
@@ -57,7 +67,7 @@ def check_schedule(config: Any, warn: bool) -> None:
         if every % accumulated:
             raise InputError(
                 f"trainer.val_check_interval is {every} batches and trainer.accumulate_grad_batches {accumulated}: "
-                "a validation, and the checkpoint behind it, would fall inside a step; give a multiple"
+                "a validation, and the checkpoint after it, would fall inside a step; give a multiple"
             )
         if steps * accumulated % every and warn:
             rank_zero_warn(

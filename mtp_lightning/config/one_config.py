@@ -1,6 +1,5 @@
 """A configuration as `mtp fit` would run it: parsed, checked and measured, and nothing run."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +9,12 @@ import yaml
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from mtp_lightning.config.checks import check_trainer
-from mtp_lightning.config.lightning_cli import LINKS, MTPCLI
+from mtp_lightning.config.cross_checks import check_trainer
+from mtp_lightning.config.key_origins import arguments
+from mtp_lightning.config.lightning_cli import MTPCLI
+from mtp_lightning.config.linked_keys import LINKS
 from mtp_lightning.config.parser import input_error_behind
-from mtp_lightning.config.size import Size
+from mtp_lightning.config.run_size import Size
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.model.counts import count_parameters, flops_per_token, training_memory
 from mtp_lightning.module import MTPModule
@@ -38,9 +39,8 @@ def parse_config(configs: Sequence[Path], overrides: Mapping[str, Any], like: Pa
     Raises:
         InputError: an unknown key, a wrong type.
     """
-    args = [part for path in configs for part in ("-c", str(path))]
-    args += [f"--{key}={flag_value(value)}" for key, value in overrides.items()]
-    cli = like.cli.parsed_from(args) if like else MTPCLI(args, parse_only=True)
+    args = arguments(configs, overrides)
+    cli = like.cli.parsed_from(args) if like else MTPCLI(args, parse_only=True, flags="")
     text = cli.parser.dump(cli.config, skip_none=False, skip_validation=True)  # it was just parsed
     return Parsed(cli, yaml.load(text, Loader=YAML_LOADER))
 
@@ -103,8 +103,3 @@ def _size(module: MTPModule, data: MTPDataModule, trainer: Any) -> Size:
         data.batch_size * data.context * trainer.max_steps * trainer.accumulate_grad_batches,
         training_memory(module.model.config, module.heads_config, data.batch_size, data.context, width),
     )
-
-
-def flag_value(value: Any) -> str:
-    """A value of a grid file, as it would be written on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
