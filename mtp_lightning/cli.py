@@ -5,42 +5,37 @@ module is imported, so help is quick. Exit status: 0 all went well, 1 something 
 (one message on standard error, no traceback; `--debug` shows it), 130 interrupted (`fit`: 1, Lightning's own).
 """
 
-import copy
 import errno
 import importlib
 import inspect
 import os
 import re
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_lightning import __version__
-from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.errors import InputError, UnavailableError, did_you_mean
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from mtp_lightning.grid.spec.cells import Cell
-    from mtp_lightning.grid.tools import GridTools
-
+_GRID = "mtp_lightning.grid.commands:Grid"
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": (
         "mtp_lightning.config.commands:fit",
         "train from YAML: -c conf/base.yaml [-c more.yaml ...] [--key value ...]",
     ),
     "validate": ("mtp_lightning.config.commands:validate", "validate a checkpoint: the same, with --ckpt_path"),
-    "grid plan": ("mtp_lightning.grid.commands:plan", "a grid's cells, and what would happen to each; writes nothing"),
-    "grid run": ("mtp_lightning.grid.commands:run", "run a grid's missing cells on this machine, then report"),
-    "grid submit": ("mtp_lightning.grid.cluster:submit", "submit a grid's missing cells to Slurm, and return at once"),
-    "grid resume": ("mtp_lightning.grid.cluster:resume", "the missing, failed and preempted cells: on Slurm, or here"),
-    "grid status": ("mtp_lightning.grid.cluster:status", "how far a grid's cells are"),
-    "grid logs": ("mtp_lightning.grid.cluster:logs", "the end of a cell's log"),
-    "grid cancel": ("mtp_lightning.grid.cluster:cancel", "take a grid's cells out of Slurm's queue"),
-    "grid report": ("mtp_lightning.grid.commands:report", "a grid's table, figure and verdict"),
+    "grid plan": (f"{_GRID}.plan", "a grid's cells, and what would happen to each; writes nothing"),
+    "grid run": (f"{_GRID}.run", "run a grid's missing cells on this machine, then report"),
+    "grid submit": (f"{_GRID}.submit", "submit a grid's missing cells to Slurm, and return at once"),
+    "grid resume": (f"{_GRID}.resume", "the missing, failed and preempted cells: on Slurm, or here"),
+    "grid status": (f"{_GRID}.status", "how far a grid's cells are"),
+    "grid logs": (f"{_GRID}.logs", "the end of a cell's log"),
+    "grid cancel": (f"{_GRID}.cancel", "take a grid's cells out of Slurm's queue"),
+    "grid report": (f"{_GRID}.report", "a grid's table, figure and verdict"),
     "generate": ("mtp_lightning.decoding.command:generate_command", "continue a prompt with a checkpoint's model"),
     "export": ("mtp_lightning.interop.command:export_command", "write a checkpoint's model to one safetensors file"),
     "evaluate induction": (
@@ -79,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mtp: error: {error}", file=sys.stderr)
         return 2
+    except UnavailableError as error:
+        if debug:
+            raise
+        print(f"mtp: error: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -131,21 +131,36 @@ def overview(group: str | None = None) -> str:
 
 
 def load(target: str) -> Callable[..., Any]:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    """The function `module:function`, or the method `module:Class.method`."""
+    module, _, path = target.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found  # type: ignore[no-any-return]
 
 
 def call(function: Callable[..., Any], args: Sequence[str], prog: str) -> int:
-    """Parse `args` by the function's signature (parameters without a default are positional) and call it."""
-    parameters = inspect.signature(function).parameters
-    handed_in = {"tools": grid_tools()} if "tools" in parameters else {}
-    parser = command_parser(function, prog, handed_in)
-    parsed = parser.instantiate(parser.parse_args(joined(args, parser))).as_dict()
-    return function(**handed_in, **parsed) or 0
+    """Parse `args` by the function's signature (parameters without a default are positional) and call it.
+
+    The arguments of a method are those of its class, which it shares with the other methods, and its own.
+    """
+    parser = command_parser(function, prog)
+    values = parser.instantiate(parser.parse_args(joined(args, parser))).as_dict()
+    owner = _class_of(function)
+    if owner:
+        shared = {name: values.pop(name) for name in inspect.signature(owner).parameters}
+        function = getattr(owner(**shared), function.__name__)
+    return function(**values) or 0
 
 
-def command_parser(function: Callable[..., Any], prog: str, handed_in: Collection[str] = ()) -> "ArgumentParser":
-    """The parser of a command, made from its function's signature and docstring."""
+def _class_of(function: Callable[..., Any]) -> type | None:
+    """The class of a method; None for a plain function."""
+    name = function.__qualname__.rpartition(".")[0]
+    return getattr(sys.modules[function.__module__], name) if name and not name.endswith("<locals>") else None
+
+
+def command_parser(function: Callable[..., Any], prog: str) -> "ArgumentParser":
+    """The parser of a command, made from its function's signature and docstring; of a method, from its class's too."""
     from jsonargparse import ArgumentParser
 
     from mtp_lightning.config.help_format import HelpFormatter, description
@@ -157,9 +172,11 @@ def command_parser(function: Callable[..., Any], prog: str, handed_in: Collectio
             near = did_you_mean(unknown[1], known) if unknown else ""
             raise InputError(f"{prog}: {message.strip()}{near} (see `{prog} --help`)") from ex
 
-    parameters = inspect.signature(function).parameters
-    lists = {name for name, p in parameters.items() if p.annotation == list[str] and p.default is p.empty}
-    needed = [name for name, p in parameters.items() if p.default is p.empty and name not in handed_in]
+    owner = _class_of(function)
+    shared = dict(inspect.signature(owner).parameters) if owner else {}
+    own = {name: p for name, p in inspect.signature(function).parameters.items() if name != "self"}
+    lists = [name for name, p in own.items() if p.annotation == list[str] and p.default is p.empty]
+    needed = [name for name, p in {**shared, **own}.items() if p.default is p.empty]
     usage = " ".join([prog, *(f"[{name} ...]" if name in lists else name for name in needed), "[options]"])
     parser = Parser(
         prog=prog,
@@ -168,9 +185,16 @@ def command_parser(function: Callable[..., Any], prog: str, handed_in: Collectio
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_function_arguments(function, as_positional=True, skip={*handed_in, *lists})
-    group = parser._action_groups[-1]
+    if owner:
+        parser.add_class_arguments(owner, as_positional=True)
+        parser.add_method_arguments(owner, function.__name__, as_positional=True, skip={*lists})
+    else:
+        parser.add_function_arguments(function, as_positional=True, skip={*lists})
+    group, *others = parser._action_groups[2:]  # after argparse's own two
     group.title = "arguments and options"
+    for other in others:
+        group._group_actions += other._group_actions
+        parser._action_groups.remove(other)
     for name in lists:
         group.add_argument(name, nargs="*", type=str, default=[], help=_text_of(function, name))
     for action in parser._actions:
@@ -206,73 +230,6 @@ def _underscored(arg: str) -> str:
     """`--max-new-tokens` is `--max_new_tokens`."""
     flag, equals, value = arg.partition("=")
     return flag.replace("-", "_").replace("__", "--", 1) + equals + value if arg.startswith("--") else arg
-
-
-def grid_tools() -> "GridTools":
-    """What a grid borrows from the rest of the house. Lightning loads when the first cell is resolved."""
-    from mtp_lightning.config.config_cache import cache_folder
-    from mtp_lightning.config.config_files import find_config
-    from mtp_lightning.config.many_configs import Resolver
-    from mtp_lightning.grid.tools import GridTools, default_ui_command
-
-    def ui_command(runs: Path, grid: str) -> str:
-        """As this very program was called: an environment need not be on the PATH."""
-        called = [os.path.relpath(sys.argv[0])]
-        if called[0].endswith("__main__.py"):
-            called = [os.path.relpath(sys.executable), "-m", "mtp_lightning"]
-        program = "mtp" if shutil.which("mtp") else " ".join(called)
-        return program + default_ui_command(runs, grid).removeprefix("mtp")
-
-    resolver = Resolver(cache_folder())
-    return GridTools(
-        resolve=resolver,
-        measure=resolver.measure,
-        remember=resolver.remember,
-        materialise=cell_config,
-        command=cell_command,
-        find_config=find_config,
-        ui_command=ui_command,
-    )
-
-
-def cell_command(cell: "Cell") -> list[str]:
-    """One process a cell; it goes on from its newest good checkpoint."""
-    return [sys.executable, "-m", "mtp_lightning", "fit", "-c", str(cell.directory / "config.yaml")]
-
-
-def cell_config(cell: "Cell") -> dict[str, Any]:
-    """The cell's configuration with its own folder, its MLflow run, and the shards of all cells in one place."""
-    from mtp_lightning.grid.report.mlflow_page import experiment_name
-    from mtp_lightning.tracking.store import default_tracking_uri
-
-    runs = cell.directory.parent
-    config: dict[str, Any] = copy.deepcopy(dict(cell.config))
-    config["ckpt_path"] = "auto"
-    config["trainer"] |= {"default_root_dir": str(cell.directory), "enable_progress_bar": False}
-    if cell.resources.tasks_per_node > 1:
-        config["trainer"]["devices"] = cell.resources.tasks_per_node
-    if cell.resources.nodes > 1:
-        config["trainer"]["num_nodes"] = cell.resources.nodes
-    config["trainer"]["logger"] = {
-        "class_path": "mtp_lightning.tracking.logger.MLflowRunLogger",
-        "init_args": {
-            "tracking_uri": default_tracking_uri(runs),
-            "experiment": experiment_name(cell.grid),
-            "run_name": cell.label,
-            "directory": str(cell.directory),
-            "tags": {
-                "mtp.kind": "cell",
-                "mtp.grid": cell.grid,
-                "mtp.cell": cell.signature,
-                "mtp.group": cell.group_label,
-                "mtp.baseline": str(cell.baseline).lower(),
-            },
-        },
-    }
-    data = config["data"].get("init_args", {})
-    if data.get("directory") == "runs/data":
-        data["directory"] = str(runs / "data")
-    return config
 
 
 if __name__ == "__main__":

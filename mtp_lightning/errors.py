@@ -8,6 +8,10 @@ class InputError(ValueError):
     """Bad input. The message says what is wrong, where (file and key), and what would be right."""
 
 
+class UnavailableError(RuntimeError):
+    """Another program or a server cannot be reached, or refuses: the command line prints it and exits with 1."""
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """`"; did you mean 'n_future'?"` for the nearest of `candidates`, or an empty string if none is near."""
     near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)

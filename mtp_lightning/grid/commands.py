@@ -1,176 +1,292 @@
-"""`mtp grid plan | run | report`. Each returns the exit status; bad input is an InputError, raised before
-anything is written."""
+"""`mtp grid ...`: every command is a method of `Grid`, and returns the exit status.
+
+Bad input is an InputError, raised before anything is written; a Slurm that fails is an UnavailableError.
+"""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from mtp_lightning.config.config_cache import cache_folder
+from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
-from mtp_lightning.grid.output import say, writable, write_table
+from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.comparison import Report
 from mtp_lightning.grid.report.equal_training import COMMON, parse_at
 from mtp_lightning.grid.report.publish import publish
 from mtp_lightning.grid.report.tables import notices, report_json, terminal_table
 from mtp_lightning.grid.report.verdict import verdict
-from mtp_lightning.grid.run.cost import Total, check_budget, costs
-from mtp_lightning.grid.run.display import open_display, summary
-from mtp_lightning.grid.run.launch import Launched, LocalLauncher
-from mtp_lightning.grid.run.plan import TO_RUN, plan_table, row_json
-from mtp_lightning.grid.run.process import child_environment, cores
+from mtp_lightning.grid.run import logs
+from mtp_lightning.grid.run.display import counts, say, summary, ui_command, writable, write_table
+from mtp_lightning.grid.run.launch import run_here
+from mtp_lightning.grid.run.plan import TO_RUN, Cost, Total, check_budget, costs, plan_json, plan_table
 from mtp_lightning.grid.run.state import State, cell_state
-from mtp_lightning.grid.run.status import look
-from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.run.status import ACTIVE, read_status, status_rows, status_table, watch_status
+from mtp_lightning.grid.slurm import client as slurm
+from mtp_lightning.grid.slurm.submissions import Submissions
+from mtp_lightning.grid.slurm.submit import fill_in, resources_text, submit_cells
+from mtp_lightning.grid.spec.cells import Cell, find_cell, load_cells
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
 from mtp_lightning.grid.spec.signature import canonical
-from mtp_lightning.grid.tools import GridTools
 from mtp_lightning.tracking.store import default_tracking_uri
 
 INTERRUPTED = 130
 
 
-def plan(
-    tools: GridTools, grid: str, *, overrides: dict[str, Any] | None = None, runs: str = "runs", json: str | None = None
-) -> int:
-    """Check every cell of a grid and show what would happen to it. Writes nothing.
+class Grid:
+    def __init__(self, grid: str, *, overrides: dict[str, Any] | None = None, runs: str = "runs") -> None:
+        """The arguments that all commands share.
 
-    Args:
-        grid: The grid file.
-        overrides: Values on top of the grid file's overrides, as in '{data.init_args.batch_size: 8}'.
-        runs: Folder of the cells.
-        json: Write the table to this file too.
-    """
-    check_json(json)
-    spec, cells = tools.load(grid, runs, overrides)
-    found = costs(cells, tools.measure)
-    rows, silent, _ = look(cells, Path(runs).absolute(), settle=False)
-    say(plan_table(spec, rows, found))
-    to_run = sum(row.state in TO_RUN for row in rows)
-    say(f"{summary([row.state.value for row in rows])}; {to_run} to run")
-    total, left = Total.of(found), Total.of(found, left=True)
-    say(f"in all {total}")
-    if 0 < to_run < len(rows):
-        say(f"still to come {left}")
-    if silent is not None:
-        say(f"warning: from the cells' files alone: {silent}", error=True)
-    sums = {"total": total.amounts, "left": left.amounts, "unknown": total.unknown}
-    write_table(json, {"grid": spec.name, "cells": [row_json(*pair) for pair in zip(rows, found)], **sums})
-    check_budget(spec, total)
-    return 0
+        Args:
+            grid: The grid file.
+            overrides: Values on top of the grid file's overrides, as in '{data.init_args.batch_size: 8}'.
+            runs: Folder of the cells; for Slurm on a disk that the nodes share.
+        """
+        self.file, self.overrides, self.runs = grid, overrides, Path(runs)
+        self.folder = self.runs.absolute()
+        self.submissions = Submissions(self.folder)
 
+    def plan(self, *, json: str | None = None) -> int:
+        """Check every cell of a grid and show what would happen to it. Writes nothing.
 
-def run(
-    tools: GridTools,
-    grid: str,
-    *,
-    overrides: dict[str, Any] | None = None,
-    runs: str = "runs",
-    workers: int | None = None,
-    json: str | None = None,
-) -> int:
-    """Run the cells of a grid that are not finished, then report. Ctrl-C leaves everything resumable.
+        Args:
+            json: Write the table to this file too.
+        """
+        check_json(json)
+        rows, slurm_problem, _ = read_status(self.cells, self.folder, update=False)
+        say(plan_table(self.spec, rows, self.costs))
+        to_run = sum(row.state in TO_RUN for row in rows)
+        say(f"{summary([row.state.value for row in rows])}; {to_run} to run")
+        total, left = Total.of(self.costs), Total.of(self.costs, left=True)
+        say(f"in all {total}")
+        if 0 < to_run < len(rows):
+            say(f"still to come {left}")
+        _warn_of_slurm(slurm_problem)
+        sums = {"total": total.amounts, "left": left.amounts, "unknown": total.unknown}
+        table = [plan_json(*pair) for pair in zip(rows, self.costs)]
+        write_table(json, {"grid": self.spec.name, "cells": table, **sums})
+        check_budget(self.spec, total)
+        return 0
 
-    Args:
-        grid: The grid file.
-        overrides: Values on top of the grid file's overrides, as in '{data.init_args.batch_size: 8}'.
-        runs: Folder of the cells.
-        workers: Cells at a time. Default: one a core, four at most; one where there is an NVIDIA GPU.
-        json: Write the report's table to this file too.
-    """
-    if workers is not None and workers < 1:
-        raise InputError(f"workers: {workers} is not a number of processes; give 1 or more")
-    check_json(json)
-    spec, cells = tools.load(grid, runs, overrides)
-    check_budget(spec, Total.of(costs(cells, tools.measure)))
-    folder = writable(Path(runs).absolute())
-    todo = [cell for cell in cells if cell_state(cell.directory) is not State.FINISHED]
-    failed = False
-    if todo:
-        if problem := tools.prepare_tracking(spec, folder):
+    def run(self, *, workers: int | None = None, json: str | None = None) -> int:
+        """Run the cells of a grid that are not finished, then report. Ctrl-C leaves everything resumable.
+
+        Args:
+            workers: Cells at a time. Default: one a core, four at most; one where there is an NVIDIA GPU.
+            json: Write the report's table to this file too.
+        """
+        if workers is not None and workers < 1:
+            raise InputError(f"workers: {workers} is not a number of processes; give 1 or more")
+        check_json(json)
+        check_budget(self.spec, Total.of(self.costs))
+        writable(self.folder)
+        todo = [cell for cell in self.cells if cell_state(cell.directory) is not State.FINISHED]
+        failed = False
+        if todo:
+            self._prepare_charts()
+            launched = run_here(todo, len(self.cells), workers)
+            ended = summary([outcome.state.value for outcome in launched.outcomes.values()])
+            if launched.interrupted:
+                say(f"stopped ({ended}); the same command continues where this one ended", error=True)
+                return INTERRUPTED
+            failed = any(outcome.state is not State.FINISHED for outcome in launched.outcomes.values())
+        else:
+            say(f"all {len(self.cells)} cells are finished: nothing to run", error=True)
+        recorded = self._report(None, json, again=bool(todo))
+        return 1 if failed or not recorded else 0
+
+    def report(self, *, at: str | None = None, out: str | None = None, json: str | None = None) -> int:
+        """Compare the finished cells of a grid: verdict, table, figure; on the terminal, as one page and in MLflow.
+
+        With a budget, running or interrupted cells take part as soon as they have come so far.
+
+        Args:
+            at: Compare at step=1000, tokens=1e6 or flops=1e12 instead of the end; or at common, the last step that all
+                cells have.
+            out: Folder for report.html, report.md, results.csv, figure.png and verdict.json. Default: reports/NAME in
+                the runs folder.
+            json: Write the table to this file too.
+        """
+        check_json(json)
+        budget = None if at is None else parse_at(at)
+        return 0 if self._report(out, json, again=True, at=budget) else 1
+
+    def submit(
+        self,
+        *,
+        max_parallel: int | None = None,
+        partition: str | None = None,
+        account: str | None = None,
+        qos: str | None = None,
+    ) -> int:
+        """Submit the cells of a grid that are missing or interrupted to Slurm, and return at once.
+
+        Args:
+            max_parallel: Cells of each job array at a time. Default: as many as Slurm lets run.
+            partition: Where the grid file names none.
+            account: Where the grid file names none.
+            qos: Where the grid file names none.
+        """
+        defaults = {"partition": partition, "account": account, "qos": qos}
+        return self._submit(max_parallel, defaults, (State.MISSING, State.INTERRUPTED))
+
+    def resume(
+        self,
+        *,
+        max_parallel: int | None = None,
+        partition: str | None = None,
+        account: str | None = None,
+        qos: str | None = None,
+        workers: int | None = None,
+    ) -> int:
+        """Do what is left of a grid: cells missing, failed or interrupted. On Slurm if it was submitted, else here.
+
+        Args:
+            max_parallel: On Slurm: cells of each job array at a time.
+            partition: On Slurm: where the grid file names none.
+            account: On Slurm: where the grid file names none.
+            qos: On Slurm: where the grid file names none.
+            workers: Here: cells at a time.
+        """
+        if not any(one.grid == self.spec.name for one in self.submissions.read()):
+            return self.run(workers=workers)
+        defaults = {"partition": partition, "account": account, "qos": qos}
+        return self._submit(max_parallel, defaults, (State.MISSING, State.INTERRUPTED, State.FAILED))
+
+    def status(self, *, watch: bool = False, json: str | None = None) -> int:
+        """Show how far each cell of a grid is, from the cells' own files, then from Slurm.
+
+        Args:
+            watch: Keep showing it until nothing runs or waits any more.
+            json: Write the table to this file too.
+        """
+        check_json(json)
+        rows, slurm_problem, queue = (watch_status if watch else read_status)(self.cells, self.folder)
+        say(status_table(f"{self.spec.name}: {len(rows)} cells", rows))
+        say(summary([row.state.value for row in rows]))
+        if others := self.submissions.not_in_file(self.spec.name, [cell.signature for cell in self.cells], queue):
+            say(f"and in Slurm, though no longer in {self.file}: {', '.join(entry.id for entry in others)}")
+        _warn_of_slurm(slurm_problem)
+        write_table(json, {"grid": self.spec.name, "cells": [row.json() for row in rows]})
+        return 0
+
+    def logs(self, cell: str, *, follow: bool = False, lines: int = 40) -> int:
+        """Print the end of a cell's log; Slurm's own output where its job died before the run began.
+
+        Args:
+            cell: Its signature, or the beginning of it, or its label, as in 'n_future=4 seed=1'.
+            follow: Go on printing what is added, until the cell has ended.
+            lines: How many lines; 0: all.
+        """
+        if lines < 0:
+            raise InputError(f"lines: {lines} is less than none")
+        found = find_cell(self.cells, cell)
+        (row,) = read_status([found], self.folder).rows
+        path = logs.newest_log(row, self.submissions)
+        if path is None:
+            raise InputError(f"{found.label}: there is no log yet; the cell is {row.state.value}")
+        position = logs.show_end(path, lines)
+        if follow:
+            logs.follow(path, position, lambda: read_status([found], self.folder).rows[0].state in ACTIVE)
+        return 0
+
+    def cancel(self, cells: list[str]) -> int:
+        """Take the cells of a grid, or those named, out of Slurm's queue; those that run are asked to save and stop.
+
+        Args:
+            cells: Signatures, beginnings of them, or labels. Default: all.
+        """
+        slurm.need_slurm("nothing can be cancelled from here; Ctrl-C in `mtp grid run` stops local runs")
+        chosen = [find_cell(self.cells, name) for name in cells] or self.cells
+        queue = self.submissions.read_queue()
+        rows = status_rows(chosen, self.submissions, queue)
+        hit = [(row.cell.label, row.queued) for row in rows if row.queued is not None]
+        if not cells:
+            known = [cell.signature for cell in self.cells]
+            others = self.submissions.not_in_file(self.spec.name, known, queue)
+            hit += [("no longer in the file", entry) for entry in others]
+        slurm.cancel([entry.id for _, entry in hit])
+        for label, entry in hit:
+            say(f"{label}: cancelled {entry.id}, which was {entry}")
+        local = [row for row in rows if row.queued is None and row.state is State.RUNNING]
+        for row in local:
+            say(f"{row.cell.label}: not Slurm's: Ctrl-C in the `mtp grid run` that started it stops it")
+        if not hit and not local:
+            say("nothing waits or runs")
+        return 0
+
+    @property
+    def spec(self) -> GridSpec:
+        return self._loaded[0]
+
+    @property
+    def cells(self) -> list[Cell]:
+        return self._loaded[1]
+
+    @cached_property
+    def costs(self) -> list[Cost]:
+        return costs(self.cells, self._loaded[2])
+
+    @cached_property
+    def _loaded(self) -> tuple[GridSpec, list[Cell], Resolver]:
+        resolver = Resolver(cache_folder())
+        spec, cells = load_cells(Path(self.file), resolver, self.folder, self.overrides)
+        resolver.remember()
+        return spec, cells, resolver
+
+    def _submit(self, parallel: int | None, defaults: Mapping[str, str | None], wanted: Sequence[State]) -> int:
+        if parallel is not None and parallel < 1:
+            raise InputError(f"max_parallel: {parallel} is not a number of cells; give 1 or more")
+        total = Total.of(self.costs)
+        slurm.need_slurm(f"`mtp grid run {self.file}` runs the cells on this machine")
+        check_budget(self.spec, total)
+        writable(self.folder)
+        with self.submissions.locked():
+            rows = status_rows(self.cells, self.submissions, self.submissions.update())
+            # `row.queued`: while a job is just ending, its cell is not submitted again
+            todo = [fill_in(row.cell, defaults) for row in rows if row.state in wanted and row.queued is None]
+            if todo:
+                self._prepare_charts()
+            made = submit_cells(self.spec.name, self.submissions, todo, parallel)
+        for one in made:
+            count = f"{len(one.cells)} cell{'s' if len(one.cells) != 1 else ''}"
+            say(f"job {one.job}: {count}, each with {resources_text(one.resources)}")
+        others = [row for row in rows if row.state not in wanted or row.queued is not None]
+        rest = f"; {counts([row.state.value for row in others])}" if others else ""
+        say(f"{len(todo)} of {len(rows)} cells submitted{rest}")
+        if failed := [row.cell.label for row in others if row.state is State.FAILED]:
+            say(f"{len(failed)} failed ({', '.join(failed)}); `mtp grid resume {self.file}` submits them again")
+        return 0
+
+    def _prepare_charts(self) -> None:
+        """Have the charts in MLflow while the cells run. What goes wrong with it is no reason not to run."""
+        try:
+            mlflow_page.record_charts(default_tracking_uri(self.folder), self.spec)
+        except Exception as error:  # MLflow raises what its store raises
+            say(f"warning: MLflow: {type(error).__name__}: {error}", error=True)
+
+    def _report(self, out: str | None, json: str | None, again: bool, at: At | None = None) -> bool:
+        """Print first, then write: whatever goes wrong with a file or MLflow, the table has been seen."""
+        folder = Path(out) if out is not None else self.folder / "reports" / _report_name(self.spec, at)
+        uri = default_tracking_uri(self.folder)
+        published = publish(uri, self.spec, self.cells, folder, again, _show, at)
+        for problem in published.problems:
             say(f"warning: {problem}", error=True)
-        launched = _launch(tools, len(cells), todo, workers or _default_workers(len(todo)))
-        ended = summary([outcome.state.value for outcome in launched.outcomes.values()])
-        if launched.interrupted:
-            say(f"stopped ({ended}); the same command goes on where this one ended", error=True)
-            return INTERRUPTED
-        failed = any(outcome.state is not State.FINISHED for outcome in launched.outcomes.values())
-    else:
-        say(f"all {len(cells)} cells are finished: nothing to run", error=True)
-    recorded = _report(tools, spec, cells, folder, None, json, again=bool(todo))
-    return 1 if failed or not recorded else 0
+        write_table(json, report_json(published.report))
+        say(f"files: {os.path.relpath(folder)}")
+        say(f"MLflow: {ui_command(self.runs, self.spec.name)}")
+        return not published.problems
 
 
-def report(
-    tools: GridTools,
-    grid: str,
-    *,
-    overrides: dict[str, Any] | None = None,
-    runs: str = "runs",
-    at: str | None = None,
-    out: str | None = None,
-    json: str | None = None,
-) -> int:
-    """Compare the finished cells of a grid: verdict, table, figure; on the terminal, as one page and in MLflow.
-
-    With a budget, those that are running or interrupted take part as soon as they have come so far.
-
-    Args:
-        grid: The grid file.
-        overrides: Values on top of the grid file's overrides, as in '{data.init_args.batch_size: 8}'.
-        runs: Folder of the cells.
-        at: Compare at step=1000, tokens=1e6 or flops=1e12 instead of the end; or at common, the last step that all
-            cells have.
-        out: Folder for report.html, report.md, results.csv, figure.png and verdict.json. Default: reports/NAME in the
-            runs folder.
-        json: Write the table to this file too.
-    """
-    check_json(json)
-    budget = None if at is None else parse_at(at)
-    spec, cells = tools.load(grid, runs, overrides)
-    recorded = _report(tools, spec, cells, Path(runs).absolute(), out, json, again=True, at=budget)
-    return 0 if recorded else 1
-
-
-def _launch(tools: GridTools, count: int, todo: Sequence[Cell], workers: int) -> Launched:
-    threads = child_environment(workers, os.environ)["OMP_NUM_THREADS"]
-    say(
-        f"{len(todo)} of {count} cells to run, {workers} at a time with {threads} thread"
-        f"{'s' if threads != '1' else ''} each",
-        error=True,
-    )
-    display = open_display(Console(stderr=True))
-    try:
-        return LocalLauncher(tools.materialise, tools.command, display, workers).launch(todo)
-    finally:
-        display.close()
-
-
-def _report(
-    tools: GridTools,
-    spec: GridSpec,
-    cells: Sequence[Cell],
-    runs: Path,
-    out: str | None,
-    json: str | None,
-    again: bool,
-    at: At | None = None,
-) -> bool:
-    """Print first, write then: whatever goes wrong with a file or MLflow, the table has been seen."""
-    # not over the report of the file as it is
-    other = f"-{hashlib.sha256(canonical(spec.overridden).encode()).hexdigest()[:8]}" if spec.overridden else ""
+def _report_name(spec: GridSpec, at: At | None) -> str:
+    """Reports under other overrides or at a budget do not replace the report of the file as it is."""
+    changed = f"-{hashlib.sha256(canonical(spec.overridden).encode()).hexdigest()[:8]}" if spec.overridden else ""
     where = "" if at is None else "-common" if at == COMMON else f"-{at.unit}-{at.amount:g}"
-    folder = Path(out) if out is not None else runs / "reports" / f"{spec.name}{other}{where}"
-    published = publish(default_tracking_uri(runs), spec, cells, folder, again, _show, at)
-    for problem in published.problems:
-        say(f"warning: {problem}", error=True)
-    write_table(json, report_json(published.report))
-    say(f"files: {os.path.relpath(folder)}")
-    say(f"MLflow: {tools.ui_command(_relative(runs), spec.name)}")
-    return not published.problems
+    return f"{spec.name}{changed}{where}"
 
 
 def _show(report: Report) -> None:
@@ -180,9 +296,6 @@ def _show(report: Report) -> None:
     say(verdict(report).sentence)
 
 
-def _default_workers(cells: int) -> int:
-    return 1 if Path("/dev/nvidia0").exists() else max(1, min(cells, cores(), 4))
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _warn_of_slurm(problem: str | None) -> None:
+    if problem is not None:
+        say(f"warning: from the cells' files alone: {problem}", error=True)

@@ -13,8 +13,8 @@ import pytest
 from servers import MlflowServer
 from test_tracking_fakes import fresh_store
 
+from mtp_lightning.grid.report.mlflow_page import record_charts
 from mtp_lightning.grid.spec.grid_spec import GridSpec
-from mtp_lightning.grid.tools import MlflowTracking
 from mtp_lightning.tracking.logger import MLflowRunLogger
 from mtp_lightning.tracking.store import connect
 from mtp_lightning.tracking.ui import find_experiment, links
@@ -51,7 +51,7 @@ def write_cell(uri: str, folder: Path, n: int, seed: int) -> None:
 def server(tmp_path: Path) -> Iterator[MlflowServer]:
     """Twelve cells, more than MLflow shows unasked, in two groups, and the run of a report."""
     uri = fresh_store(tmp_path)
-    MlflowTracking(uri).prepare(SPEC)
+    record_charts(uri, SPEC)
     for n in (1, 4):
         for seed in SPEC.seeds:
             write_cell(uri, tmp_path, n, seed)

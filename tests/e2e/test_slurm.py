@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 import test_grid_fakes
 from slurm_cluster import WHOLE, Cluster, cluster, slurm
-from test_grid_fakes import GRID, ONE, cells_of, grid_file, starts, states, tools
+from test_grid_fakes import GRID, ONE, FakeHouse, cells_of, grid_file, house, starts, states
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid import cluster as commands
-from mtp_lightning.grid.run.attempts import read_attempts
+from mtp_lightning.grid.commands import Grid
+from mtp_lightning.grid.run.state import read_attempts
 from mtp_lightning.grid.slurm.submissions import Submissions
 from mtp_lightning.grid.spec.cells import Cell
 
-__all__ = ["cluster", "slurm"]
+__all__ = ["cluster", "house", "slurm"]
 
+pytestmark = pytest.mark.usefixtures("house")
 SLEEPS = "progress(2); time.sleep(60)"
-# Saves and stops when it is told to, as `mtp fit` does, and goes on from there.
+# Saves and stops on a signal, as `mtp fit` does, and continues from there.
 SAVES = """
 folder = cell / "checkpoints"
 folder.mkdir(exist_ok=True)
@@ -40,12 +41,12 @@ finish()
 SMALL = GRID.replace("[0, 1]", "[0]").replace("[1, 2, 4]", "[1, 2]")
 
 
-def submit(script: str, **more: Any) -> int:
-    return commands.submit(tools(script), "grid.yaml", **more)
+def grid() -> Grid:
+    return Grid("grid.yaml")
 
 
-def rows(script: str = "") -> list[dict[str, Any]]:
-    commands.status(tools(script), "grid.yaml", json="status.json")
+def rows() -> list[dict[str, Any]]:
+    grid().status(json="status.json")
     found: list[dict[str, Any]] = json.loads(Path("status.json").read_text())["cells"]
     return found
 
@@ -60,13 +61,14 @@ FAILS = (
 
 
 def test_one_cell_fails_the_others_finish_and_resume_submits_it_alone(
-    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, house: FakeHouse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    house.script = FAILS
     grid_file(tmp_path, GRID + "retry: 1\n")
     cells = cells_of(tmp_path, GRID + "retry: 1\n")
-    assert submit(FAILS, max_parallel=3) == 0
+    assert grid().submit(max_parallel=3) == 0
     assert {row["state"] for row in rows()} <= {"queued", "running"}
-    assert submit(FAILS) == 0
+    assert grid().submit() == 0
     assert "0 of 6 cells submitted" in capsys.readouterr().out
     cluster.until(lambda: not cluster.jobs())
     assert states(cells) == ["finished"] * 5 + ["failed"]
@@ -74,15 +76,15 @@ def test_one_cell_fails_the_others_finish_and_resume_submits_it_alone(
     job = read_attempts(cells[0].directory)[0]["job"]
     assert [row["job"] for row in rows()] == [f"{job.split('_')[0]}_{index}" for index in range(6)]
 
-    submit(FAILS)
-    told = capsys.readouterr().out
-    assert "0 of 6 cells submitted; 5 finished, 1 failed" in told
-    assert "1 failed (n_future=4 seed=1); `mtp grid resume grid.yaml` submits them again" in told
-    commands.logs(tools(), "grid.yaml", "n_future=4 seed=1", lines=1)
+    grid().submit()
+    shown = capsys.readouterr().out
+    assert "0 of 6 cells submitted; 5 finished, 1 failed" in shown
+    assert "1 failed (n_future=4 seed=1); `mtp grid resume grid.yaml` submits them again" in shown
+    grid().logs("n_future=4 seed=1", lines=1)
     assert capsys.readouterr().out == "bad luck\n"
 
     (tmp_path / "mended").touch()
-    assert commands.resume(tools(FAILS), "grid.yaml") == 0
+    assert grid().resume() == 0
     assert "1 of 6 cells submitted; 5 finished" in capsys.readouterr().out
     cluster.until(lambda: not cluster.jobs())
     assert states(cells) == ["finished"] * 6
@@ -92,8 +94,9 @@ def test_one_cell_fails_the_others_finish_and_resume_submits_it_alone(
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
-from test_grid_fakes import tools
-from mtp_lightning.grid import cluster
+import pytest
+from test_grid_fakes import FakeHouse
+from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.slurm.submissions import Submissions
 write = Submissions.write
 def killed(self, submission):
@@ -102,24 +105,25 @@ def killed(self, submission):
     if (submission.job is None) == {before!r}:
         os.kill(os.getpid(), signal.SIGKILL)
 Submissions.write = killed
-cluster.submit(tools({script!r}), "grid.yaml")
+FakeHouse(pytest.MonkeyPatch(), {script!r})
+Grid("grid.yaml").submit()
 """
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["before sbatch", "behind it"])
+@pytest.mark.parametrize("before", [True, False], ids=["before sbatch", "after it"])
 def test_a_submitter_is_killed_and_the_second_one_submits_nothing_twice(
-    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], before: bool
+    cluster: Cluster, house: FakeHouse, tmp_path: Path, capsys: pytest.CaptureFixture[str], before: bool
 ) -> None:
     grid_file(tmp_path, SMALL)
-    cells, script = cells_of(tmp_path, SMALL), "progress(1); time.sleep(1); finish()"
-    code = KILLED.format(tests=str(Path(test_grid_fakes.__file__).parent), before=before, script=script)
+    cells, house.script = cells_of(tmp_path, SMALL), "progress(1); time.sleep(1); finish()"
+    code = KILLED.format(tests=str(Path(test_grid_fakes.__file__).parent), before=before, script=house.script)
     first = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
     assert first.returncode == -signal.SIGKILL
     assert len(cluster.jobs()) == (0 if before else 2)
     (intent,) = Submissions(tmp_path / "runs").read()
     assert intent.job is None
 
-    assert submit(script) == 0
+    assert grid().submit() == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"{2 if before else 0} of 2 cells submitted")
     assert len(cluster.jobs()) == 2
     records = Submissions(tmp_path / "runs").read()
@@ -131,10 +135,13 @@ def test_a_submitter_is_killed_and_the_second_one_submits_nothing_twice(
 
 
 @pytest.mark.parametrize("partition", ["main", pytest.param("abrupt", marks=pytest.mark.slow)])
-def test_a_preempted_cell_saves_is_queued_again_and_goes_on(cluster: Cluster, tmp_path: Path, partition: str) -> None:
+def test_a_preempted_cell_saves_is_queued_again_and_goes_on(
+    cluster: Cluster, house: FakeHouse, tmp_path: Path, partition: str
+) -> None:
+    house.script = SAVES
     grid_file(tmp_path, ONE + WHOLE)
     (cell,) = cells_of(tmp_path, ONE + WHOLE)
-    submit(SAVES, partition=partition)
+    grid().submit(partition=partition)
     cluster.until(lambda: states([cell]) == ["running"])
     cluster.preempt()
     cluster.until(lambda: rows()[0]["state"] == "queued")
@@ -146,36 +153,37 @@ def test_a_preempted_cell_saves_is_queued_again_and_goes_on(cluster: Cluster, tm
     assert found[0]["job"] == found[1]["job"] == rows()[0]["job"]
 
 
-def test_cancel_takes_out_what_it_is_told_and_nothing_else(
-    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_cancel_takes_out_what_is_named_and_nothing_else(
+    cluster: Cluster, house: FakeHouse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid_file(tmp_path)
     cells = cells_of(tmp_path)
     cluster("sbatch", "--output=/dev/null", "--wrap", "sleep 60")
-    submit(SAVES.replace("step < 4", "True"), max_parallel=1)
+    house.script = SAVES.replace("step < 4", "True")
+    grid().submit(max_parallel=1)
     cluster.until(lambda: states(cells[:1]) == ["running"] and (cells[0].directory / "checkpoints").is_dir())
-    grid = "grid.yaml"
     capsys.readouterr()
-    assert commands.cancel(tools(), grid, ["n_future=4 seed=1", cells[4].signature[:6]]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in told] == ["n_future=4 seed=1", "n_future=4 seed=0"]
+    assert grid().cancel(["n_future=4 seed=1", cells[4].signature[:6]]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in shown] == ["n_future=4 seed=1", "n_future=4 seed=0"]
     assert [row["state"] for row in rows()] == ["running"] + ["queued"] * 3 + ["missing"] * 2
-    assert commands.cancel(tools(), grid, []) == 0
+    assert grid().cancel([]) == 0
     cluster.until(lambda: len(cluster.jobs()) == 1)
     assert [row["state"] for row in rows()] == ["interrupted"] + ["missing"] * 5
     assert attempts(cells[0]) == [("interrupted", "stopped by SIGTERM")]
     assert len(list((cells[0].directory / "checkpoints").iterdir())) == 1, "it had the time to save"
     capsys.readouterr()
-    commands.cancel(tools(), grid, [])
+    grid().cancel([])
     assert capsys.readouterr().out == "nothing waits or runs\n"
 
 
-def test_a_job_that_dies_before_its_run_is_told_with_its_output(
-    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_job_that_dies_before_its_run_is_reported_with_its_output(
+    cluster: Cluster, house: FakeHouse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    house.script = SLEEPS
     grid_file(tmp_path, ONE)
     cluster.preempt(2.0)
-    submit(SLEEPS)
+    grid().submit()
     (record,) = Submissions(tmp_path / "runs").read()
     (tmp_path / "runs/submissions" / record.token / "0.json").unlink()
     cluster.until(lambda: len(cluster.jobs()) == 0)
@@ -183,16 +191,16 @@ def test_a_job_that_dies_before_its_run_is_told_with_its_output(
     assert (row["state"], row["slurm"]) == ("missing", None)
     assert row["reason"] == f"job {record.job}_0 ended before the run began: `mtp grid logs` shows its output"
     capsys.readouterr()
-    commands.logs(tools(), "grid.yaml", row["label"], lines=0)
+    grid().logs(row["label"], lines=0)
     assert "lacks the cell 0" in capsys.readouterr().out
 
 
-def test_what_slurm_refuses_is_told_in_its_words_and_nothing_is_submitted(cluster: Cluster, tmp_path: Path) -> None:
+def test_what_slurm_refuses_is_reported_in_its_words_and_nothing_is_submitted(cluster: Cluster, tmp_path: Path) -> None:
     text = GRID + "resources: {cpus: 1, rules: [{when: n_future == 4, cpus: 400}, {when: n_future == 2, cpus: 2}]}\n"
     grid_file(tmp_path, text)
     with pytest.raises(InputError, match=r"not available \(cells with 1 node, 1 task, 400 cpus\)"):
-        submit(SLEEPS)
+        grid().submit()
     with pytest.raises(InputError, match="nowhere"):
-        submit(SLEEPS, partition="nowhere")
+        grid().submit(partition="nowhere")
     assert not cluster.jobs()
     assert not Submissions(tmp_path / "runs").read()

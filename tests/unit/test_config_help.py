@@ -95,7 +95,7 @@ def test_help_on_a_class(flags: list[str], parts: list[str], capsys: pytest.Capt
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in FROM_YAML])
 def test_every_argument_of_a_command_has_its_text(name: str) -> None:
-    parser = command_parser(load(COMMANDS[name][0]), f"mtp {name}", {"tools"})
+    parser = command_parser(load(COMMANDS[name][0]), f"mtp {name}")
     assert without_text(parser) == []
     assert "(type:" not in parser.format_help()
 

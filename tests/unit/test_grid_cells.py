@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_grid_fakes import GRID, cells_of, find, grid_file, resolve
+from test_grid_fakes import GRID, FakeResolver, cells_of, grid_file, load_grid
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.cells import baseline_values, expand
-from mtp_lightning.grid.spec.grid_spec import load_grid
 
 
 def test_settings_in_file_order_with_seeds_innermost(tmp_path: Path) -> None:
@@ -50,11 +49,12 @@ def test_labels_name_what_varies_by_the_shortest_unambiguous_ending(tmp_path: Pa
 def test_an_ending_shared_by_two_axes_is_lengthened(tmp_path: Path) -> None:
     config = {"seed_everything": 0, "a": {"lr": {"x": 0}}, "b": {"lr": {"x": 0}}}
 
-    def two(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        return {**config, **overrides}
+    class Two(FakeResolver):
+        def __call__(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+            return {**config, **overrides}
 
     text = "name: g\nconfigs: [base.yaml]\naxes: {a.lr.x: [1, 2], b.x: [3, 4]}\n"
-    cells = expand(load_grid(grid_file(tmp_path, text), find), two, tmp_path)
+    cells = expand(load_grid(grid_file(tmp_path, text)), Two(), tmp_path)
     assert cells[0].label == "lr.x=1 b.x=3"
 
 
@@ -98,7 +98,7 @@ def test_equal_configurations_are_one_cell(tmp_path: Path) -> None:
 
 def test_a_partial_baseline_keeps_the_other_axes(tmp_path: Path) -> None:
     text = GRID.replace("axes:\n", "axes:\n  model.width: [8, 16]\n")
-    spec = load_grid(grid_file(tmp_path, text), find)
+    spec = load_grid(grid_file(tmp_path, text))
     at = {"model.width": 16, "model.heads.n_future": 4}
     assert baseline_values(spec, at) == {"model.width": 16, "model.heads.n_future": 1}
     assert sum(cell.baseline for cell in cells_of(tmp_path, text)) == 4
@@ -124,7 +124,7 @@ def test_a_broken_configuration_file_is_blamed_once(tmp_path: Path) -> None:
     path = grid_file(tmp_path)
     (tmp_path / "base.yaml").write_text("modle: {}")
     with pytest.raises(InputError) as caught:
-        expand(load_grid(path, find), resolve, tmp_path)
+        expand(load_grid(path), FakeResolver(), tmp_path)
     assert str(caught.value) == f"{path}:2: configs: base.yaml: unknown key 'modle'; did you mean 'model'?"
 
 

@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from test_grid_fakes import GRID, FakeTracking, cells_of, find, finish, tools
+from test_grid_fakes import GRID, FakeHouse, FakeTracking, cells_of, finish, load_grid
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid import commands
+from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.equal_training import COMMON, at_text, parse_at
 from mtp_lightning.grid.report.tables import csv_text, markdown, notices, report_json
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import RUN_ID, State, Status
 from mtp_lightning.grid.spec.cells import Cell
-from mtp_lightning.grid.spec.grid_spec import At, load_grid
+from mtp_lightning.grid.spec.grid_spec import At
 
 LOSS, SPEEDUP = "val/loss/head_1", "decode/speedup"
 ONE_SEED = GRID.replace("[0, 1]", "[0]")
@@ -51,7 +51,7 @@ def report_at(
             Status(states[cell.label].value, 1, "here", 0.0).write(cell.directory)
         else:
             finish(cell, step=100, loss_1=3.0, speedup=1.5)
-    spec = load_grid(folder / "grid.yaml", find)
+    spec = load_grid(folder / "grid.yaml")
     return build_report(spec, cells, None, lambda run, metric: runs[run].get(metric, []), at)
 
 
@@ -156,7 +156,7 @@ def test_common_is_the_last_step_that_all_have(tmp_path: Path) -> None:
 
 def test_common_of_nothing_is_no_comparison(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, ONE_SEED)
-    report = build_report(load_grid(tmp_path / "grid.yaml", find), cells, None, lambda run, metric: [], COMMON)
+    report = build_report(load_grid(tmp_path / "grid.yaml"), cells, None, lambda run, metric: [], COMMON)
     assert verdict(report).sentence.startswith("No verdict: no finished cell has")
 
 
@@ -177,7 +177,7 @@ def test_runs_of_unlike_length_compare_at_one_step(tmp_path: Path) -> None:
     for cell, step in zip(cells, (100, 100, 80)):
         finish(cell, step=step, loss_1=1.0)
         (cell.directory / RUN_ID).write_text(str(step))
-    spec = load_grid(tmp_path / "grid.yaml", find)
+    spec = load_grid(tmp_path / "grid.yaml")
 
     def read(run: str, metric: str) -> Sequence[tuple[int, float]]:
         return losses(int(run)) if metric == LOSS else []
@@ -220,15 +220,17 @@ class Curves(FakeTracking):
 def test_the_command_writes_beside_the_report_of_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    FakeHouse(monkeypatch)
     Curves(monkeypatch)
     for cell in cells_of(tmp_path):
         finish(cell, loss_1=1.0)
         (cell.directory / RUN_ID).write_text("abc")
-    grid, runs, kit = str(tmp_path / "grid.yaml"), tmp_path / "runs", tools()
-    assert commands.report(kit, grid, runs=str(runs), at="step=3") == 0
+    runs = tmp_path / "runs"
+    grid = Grid(str(tmp_path / "grid.yaml"), runs=str(runs))
+    assert grid.report(at="step=3") == 0
     assert "at step 3" in capsys.readouterr().out
     assert f"{LOSS} at step 3" in (runs / "reports/head-count-step-3/report.md").read_text()
-    assert commands.report(kit, grid, runs=str(runs)) == 0
+    assert grid.report() == 0
     assert "at step 3" not in (runs / "reports/head-count/report.md").read_text()
     with pytest.raises(InputError, match="at: 'now' is no budget"):
-        commands.report(kit, grid, runs=str(runs), at="now")
+        grid.report(at="now")

@@ -65,8 +65,8 @@ def test_it_holds(text: str) -> None:
 
 
 REFUSED = {
-    "n_future >": "is no expression such as n_future > 4: invalid syntax",
-    "n_future = 4": "is no expression",
+    "n_future >": "is not an expression such as n_future > 4: invalid syntax",
+    "n_future = 4": "is not an expression",
     "n_futur > 4": r"unknown name 'n_futur'; did you mean 'n_future'\?",
     "heads == linear": "unknown name 'linear'.*text goes in quotes",
     "lr > 1": "'lr' may be optimizer.lr or warmup.lr",
@@ -76,8 +76,8 @@ REFUSED = {
     "heads > 4": r"'conf/heads/linear.yaml' \(text\) and 4 \(a number\) have no order",
     "compile > 0": r"True \(true/false\) and 0 \(a number\) have no order",
     "clip < 1": r"None \(empty\) and 1",
-    "heads + 1 == 2": "'conf/heads/linear.yaml' is text, and no number to reckon with",
-    "-compile == 1": "True is true/false, and no number",
+    "heads + 1 == 2": "'conf/heads/linear.yaml' is text, and not a number",
+    "-compile == 1": "True is true/false, and not a number",
     "n_future / (seed - 1) == 1": "division by zero",
     "%s / 2 == n_future" % 10**400: "integer division result too large for a float",
     "1 in n_future": "nothing is in 4, which is a number; give a list",
@@ -96,8 +96,8 @@ REFUSED = {
     "1j == 1": "is not understood",
     "~n_future == 1": "is not understood",
     "n_future & 1 == 1": "is not understood",
-    "": "is no expression",
-    "(" * 300: "is no expression",
+    "": "is not an expression",
+    "(" * 300: "is not an expression",
 }
 
 

@@ -1,26 +1,31 @@
-"""Stand-ins for what the grid is handed: a configuration, a resolver that knows its keys, and a `fit` made of files."""
+"""A house in miniature around the grid: a configuration, a resolver that knows its keys, a `fit` made of files, and an
+MLflow that only remembers."""
 
 import copy
 import os
 import sys
 import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from mtp_lightning.config import cell as config_cell
+from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.grid import commands
+from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.comparison import Report
 from mtp_lightning.grid.run.display import Line
-from mtp_lightning.grid.run.launch import Launched, LocalLauncher
+from mtp_lightning.grid.run.launch import LaunchResult, LocalLauncher
 from mtp_lightning.grid.run.state import Result, cell_state
 from mtp_lightning.grid.spec.cells import Cell, expand
-from mtp_lightning.grid.spec.grid_spec import GridSpec, load_grid
-from mtp_lightning.grid.tools import GridTools
+from mtp_lightning.grid.spec.grid_spec import GridSpec, read_grid
+from mtp_lightning.tracking import read as tracking
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
@@ -47,11 +52,23 @@ DONE = "progress(5); finish()"
 """The fake run that goes well."""
 
 
-def find(name: str, relative_to: Path) -> Path:
-    path = relative_to / name
-    if not path.is_file():
-        raise InputError(f"configuration file '{name}' is not there")
-    return path
+class FakeResolver(Resolver):
+    """Resolves `CONFIG` without Lightning."""
+
+    def __init__(self, cache: Path | None = None) -> None:
+        pass
+
+    def __call__(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        return resolve(configs, overrides)
+
+    def measure(self, config: Mapping[str, Any]) -> Size:
+        """1000 parameters a layer, 100 tokens a step."""
+        model, steps = config["model"], config["trainer"]["max_steps"]
+        parameters = 1000 * model["n_layers"]
+        return Size(parameters, parameters, 6 * parameters * model["heads"]["n_future"], 100 * steps, 16 * parameters)
+
+    def remember(self) -> None:
+        pass
 
 
 def resolve(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,13 +92,6 @@ def resolve(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, 
     return config
 
 
-def measure(config: Mapping[str, Any]) -> Size:
-    """1000 parameters a layer, 100 tokens a step."""
-    model, steps = config["model"], config["trainer"]["max_steps"]
-    parameters = 1000 * model["n_layers"]
-    return Size(parameters, parameters, 6 * parameters * model["heads"]["n_future"], 100 * steps, 16 * parameters)
-
-
 def _merge(config: dict[str, Any], more: Mapping[str, Any], name: str) -> None:
     for key, value in more.items():
         if key not in config:
@@ -103,7 +113,14 @@ def grid_file(folder: Path, text: str = GRID, **files: str) -> Path:
 
 
 def cells_of(folder: Path, text: str = GRID, **files: str) -> list[Cell]:
-    return expand(load_grid(grid_file(folder, text, **files), find), resolve, folder / "runs")
+    return expand(load_grid(grid_file(folder, text, **files)), FakeResolver(), folder / "runs")
+
+
+def load_grid(path: Path) -> GridSpec:
+    spec, problems = read_grid(path)
+    if problems or spec is None:
+        raise InputError("\n".join(problems))
+    return spec
 
 
 # What every fake run knows: `cell` (its folder), `config`, `n`, `seed`, and how to write its files.
@@ -126,40 +143,22 @@ def finish():
 """
 
 
-def command(script: str) -> Any:
-    """A command for each cell that runs `script` after the prelude, in a bare interpreter for speed."""
-    return lambda cell: [sys.executable, "-S", "-E", "-c", PRELUDE + script, str(cell.directory)]
-
-
-def tools(script: str = DONE, **more: Any) -> GridTools:
-    options: dict[str, Any] = {
-        "resolve": resolve,
-        "materialise": lambda cell: {**cell.config, "trainer": {**cell.config["trainer"], "logger": "mlflow"}},
-        "command": command(script),
-        "find_config": find,
-        "measure": measure,
-        "tracking": lambda runs: NoCharts(),
-        **more,
-    }
-    return GridTools(**options)
-
-
-class NoCharts:
-    """A store in which nothing is made ready before the first cell."""
-
-    def prepare(self, spec: GridSpec) -> None:
-        pass
+def command(script: str, folder: Path) -> list[str]:
+    """What runs `script` after the prelude, in a bare interpreter for speed."""
+    return [sys.executable, "-S", "-E", "-c", PRELUDE + script, str(folder)]
 
 
 class FakeTracking:
-    """In the place of MLflow: it holds one curve for every run, and what is recorded is kept in `recorded`."""
+    """In the place of MLflow: it holds one curve for every run; `recorded` has the files of each report, `uris` where
+    it was recorded, `charts` the grids whose charts were prepared."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.recorded: list[list[str]] = []
         self.uris: list[str] = []
+        self.charts: list[str] = []
 
         def read_run(uri: str, run_id: str) -> Any:
-            return types.SimpleNamespace(metrics=self.metrics(run_id))
+            return SimpleNamespace(metrics=self.metrics(run_id))
 
         def history(uri: str, run_id: str, keys: Sequence[str]) -> Mapping[str, Sequence[tuple[int, float]]]:
             return {key: self.history(run_id, key) for key in keys}
@@ -168,9 +167,10 @@ class FakeTracking:
             self.uris.append(uri)
             self.record(report, files)
 
-        monkeypatch.setattr("mtp_lightning.tracking.read.read_run", read_run)
-        monkeypatch.setattr("mtp_lightning.tracking.read.history", history)
-        monkeypatch.setattr("mtp_lightning.grid.report.mlflow_page.record_report", record_report)
+        monkeypatch.setattr(tracking, "read_run", read_run)
+        monkeypatch.setattr(tracking, "history", history)
+        monkeypatch.setattr(mlflow_page, "record_report", record_report)
+        monkeypatch.setattr(mlflow_page, "record_charts", lambda uri, spec: self.charts.append(spec.name))
 
     def metrics(self, run_id: str) -> Mapping[str, float]:
         return {}
@@ -180,6 +180,22 @@ class FakeTracking:
 
     def record(self, report: Report, files: Sequence[Path]) -> None:
         self.recorded.append([path.name for path in files])
+
+
+class FakeHouse:
+    """In the place of the rest of the house, for the commands of a grid. `script` is what its cells run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, script: str = DONE) -> None:
+        self.script = script
+        self.tracking = FakeTracking(monkeypatch)
+        monkeypatch.setattr(commands, "Resolver", FakeResolver)
+        monkeypatch.setattr(config_cell, "fit_command", lambda file: command(self.script, file.parent))
+        monkeypatch.setattr(sys, "argv", ["mtp"])
+
+
+@pytest.fixture
+def house(monkeypatch: pytest.MonkeyPatch) -> FakeHouse:
+    return FakeHouse(monkeypatch)
 
 
 def starts(cell: Cell) -> int:
@@ -217,11 +233,13 @@ class Silent:
         pass
 
 
-def launch(cells: Sequence[Cell], script: str = DONE, workers: int = 2, **more: Any) -> tuple[Launched, Silent]:
-    display = Silent()
-    kit = tools(script)
-    launcher = LocalLauncher(kit.materialise, kit.command, display, workers, interval=0.02, **more)
-    return launcher.launch(cells), display
+def launch(
+    cells: Sequence[Cell], script: str = DONE, workers: int = 2, display: Silent | None = None, **more: Any
+) -> tuple[LaunchResult, Silent]:
+    display = display or Silent()
+    with pytest.MonkeyPatch.context() as patch:
+        FakeHouse(patch, script)
+        return LocalLauncher(display, workers, interval=0.02, **more).launch(cells), display
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:

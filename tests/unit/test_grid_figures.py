@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_grid_fakes import GRID, cells_of, find, finish
+from test_grid_fakes import GRID, cells_of, finish, load_grid
 
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.equal_training import EqualTraining
 from mtp_lightning.grid.report.figures import Curves, curve_metric, figure_png, make_figure
 from mtp_lightning.grid.report.metric_names import title_and_unit
-from mtp_lightning.grid.spec.grid_spec import At, load_grid
+from mtp_lightning.grid.spec.grid_spec import At
 
 
 def report_of(folder: Path, text: str = GRID, **files: str) -> Report:
@@ -22,7 +22,7 @@ def report_of(folder: Path, text: str = GRID, **files: str) -> Report:
         n = cell.config["model"]["heads"]["n_future"]
         heads = {f"loss_{i}": 2.0 + 0.35 * math.log(1 + i) - 0.02 * n + 0.04 * cell.seed for i in range(1, n + 1)}
         finish(cell, **heads)
-    return build_report(load_grid(folder / "grid.yaml", find), cells)
+    return build_report(load_grid(folder / "grid.yaml"), cells)
 
 
 def curves_of(report: Report, points: int = 30) -> Curves:
@@ -92,7 +92,7 @@ def test_two_axes_are_settings_side_by_side(tmp_path: Path) -> None:
 
 def test_without_numbers_the_figure_says_so(tmp_path: Path) -> None:
     cells = cells_of(tmp_path)
-    report = build_report(load_grid(tmp_path / "grid.yaml", find), cells)
+    report = build_report(load_grid(tmp_path / "grid.yaml"), cells)
     left, right = make_figure(report, {}).axes
     assert [text.get_text() for text in left.texts] == ["no curves recorded"]
     assert [text.get_text() for text in right.texts] == ["no finished cell has these numbers"]
@@ -118,7 +118,7 @@ def test_probes_with_numbers_are_a_line_for_each_setting_along_them(tmp_path: Pa
     for cell in cells:
         n = cell.config["model"]["heads"]["n_future"]
         finish(cell, loss_1=1.0, **{name: 0.1 * n / m for m, name in enumerate(PROBES, start=1)})
-    report = build_report(load_grid(tmp_path / "grid.yaml", find), cells)
+    report = build_report(load_grid(tmp_path / "grid.yaml"), cells)
     assert curve_metric(report) == PROBES[0]
     left, right = make_figure(report, curves_of(report)).axes
     assert (left.get_title(), left.get_ylabel()) == (PROBES[0], "accuracy")
@@ -138,7 +138,7 @@ def test_probes_without_numbers_are_lines_along_the_axis(tmp_path: Path) -> None
     cells = cells_of(tmp_path, text)
     for cell in cells:
         finish(cell, loss_1=1.0, **{"probe/star_graph/branch": 0.5, "probe/star_graph/path": 0.4})
-    report = build_report(load_grid(tmp_path / "grid.yaml", find), cells)
+    report = build_report(load_grid(tmp_path / "grid.yaml"), cells)
     _, right = make_figure(report, {}).axes
     assert right.get_title() == "probe/star_graph"
     assert [container.get_label() for container in right.containers] == ["branch", "path"]
@@ -154,7 +154,7 @@ def seeded(folder: Path, text: str = GRID) -> Report:
             continue
         gap = {1: 0.0, 2: -0.1 * (cell.seed + 1), 4: math.nan}[n]
         finish(cell, loss_1=2.0 + 0.5 * cell.seed + gap)
-    return build_report(load_grid(folder / "grid.yaml", find), cells)
+    return build_report(load_grid(folder / "grid.yaml"), cells)
 
 
 def test_an_ablation_is_differences_one_below_the_other(tmp_path: Path) -> None:

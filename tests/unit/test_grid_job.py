@@ -14,9 +14,17 @@ import pytest
 from test_grid_fakes import DONE, ONE, cells_of, command, environment, finish, launch, starts, states, until
 
 from mtp_lightning.files import FileLock
-from mtp_lightning.grid.run.attempts import read_attempts
-from mtp_lightning.grid.run.state import DIFF, HEARTBEAT_SECONDS, LOCK, Progress, State, Status, cell_state
-from mtp_lightning.grid.slurm.task import write_cell
+from mtp_lightning.grid.run.state import (
+    DIFF,
+    HEARTBEAT_SECONDS,
+    LOCK,
+    Progress,
+    State,
+    Status,
+    cell_state,
+    read_attempts,
+)
+from mtp_lightning.grid.slurm.job import write_cell
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.resources import Resources
 
@@ -24,7 +32,7 @@ JOB = """
 import signal, sys
 from pathlib import Path
 from mtp_lightning.grid.slurm import job
-job.SAVE_SECONDS, job.FELLOWS_SECONDS, job.ELSEWHERE_SECONDS = 1.0, 0.5, 2.0
+job.SAVE_SECONDS, job.OTHERS_SECONDS, job.ELSEWHERE_SECONDS = 1.0, 0.5, 2.0
 def queue_again(*_):
     Path("queued").open("a").write("again\\n")
     sys.exit(255)
@@ -54,7 +62,7 @@ class Slurm:
         submission = self.folder / "runs" / "submissions" / job
         submission.mkdir(parents=True, exist_ok=True)
         if not rank:
-            write_cell(submission, 0, cell, dict(cell.config), command(script)(cell))
+            write_cell(submission, 0, cell, dict(cell.config), command(script, cell.directory))
         variables = {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": "0", "SLURM_PROCID": str(rank)}
         variables["SLURM_CPUS_ON_NODE"] = "6"
         inherited = {key: value for key, value in environment().items() if key != "OMP_NUM_THREADS"}
@@ -128,7 +136,7 @@ def test_a_run_that_does_not_save_in_time_is_killed_and_queued_again(slurm: Slur
     assert attempts(cell) == [(1, "7_0", "interrupted", "stopped by SIGUSR1")]
 
 
-def test_a_run_that_was_told_to_stop_by_somebody_else_is_no_failure(slurm: Slurm, cell: Cell) -> None:
+def test_a_run_that_somebody_else_stopped_is_no_failure(slurm: Slurm, cell: Cell) -> None:
     assert slurm.run(cell, "progress(1); sys.exit(75)") == (255, True)
     assert attempts(cell) == [(1, "7_0", "interrupted", "preempted")]
 
@@ -160,7 +168,7 @@ def test_failures_are_tried_again_by_whoever_runs_the_cell(slurm: Slurm, cell: C
     assert [note for note in display.notes if "again" in note] == [f"{cell.label}: again, {n} of 2" for n in (1, 2)]
 
 
-def test_a_job_that_was_killed_with_its_run_is_told_by_the_next(slurm: Slurm, cell: Cell) -> None:
+def test_a_job_that_was_killed_with_its_run_is_recorded_by_the_next(slurm: Slurm, cell: Cell) -> None:
     process = slurm.start(cell, WAITS)
     until(lambda: Progress.read(cell.directory) is not None, 60)
     process.kill()

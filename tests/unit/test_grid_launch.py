@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_grid_fakes import DONE, ONE, Silent, cells_of, command, finish, launch, starts, states, tools, until
+from test_grid_fakes import DONE, ONE, Silent, cells_of, command, finish, launch, starts, states, until
 
 from mtp_lightning.files import FileLock
+from mtp_lightning.grid.run import launch as launching
 from mtp_lightning.grid.run.display import Line, PlainDisplay
-from mtp_lightning.grid.run.launch import LocalLauncher
-from mtp_lightning.grid.run.process import Outcome, Pace, child_environment, log_tail
+from mtp_lightning.grid.run.launch import LocalLauncher, Pace
+from mtp_lightning.grid.run.logs import log_tail
+from mtp_lightning.grid.run.process import Outcome, child_environment
 from mtp_lightning.grid.run.state import LOCK, Progress, State, Status, cell_state
 from mtp_lightning.grid.spec.cells import Cell
 
@@ -28,7 +30,7 @@ def test_every_cell_runs_once_and_leaves_its_files(tmp_path: Path) -> None:
     status = Status.read(cells[0].directory)
     assert status is not None
     assert (status.state, status.attempt, status.returncode) == ("finished", 1, 0)
-    assert "logger: mlflow" in (cells[0].directory / "config.yaml").read_text()
+    assert "tracking.logger.MLflowRunLogger" in (cells[0].directory / "config.yaml").read_text()
     assert (cells[0].directory / "log.txt").read_text().startswith("===== attempt 1, 20")
 
 
@@ -41,8 +43,7 @@ def test_no_more_than_the_workers_run_at_once(tmp_path: Path) -> None:
             nonlocal peak
             peak = max(peak, sum(line.state == "running" for line in lines))
 
-    kit = tools("time.sleep(0.15); finish()")
-    LocalLauncher(kit.materialise, kit.command, Counting(), 2, interval=0.02).launch(cells)
+    launch(cells, "time.sleep(0.15); finish()", display=Counting())
     assert peak == 2
 
 
@@ -79,16 +80,16 @@ def test_a_second_attempt_forgets_the_first_ones_failure_and_keeps_its_log(tmp_p
     assert states([cell]) == ["finished"]
 
 
-def test_a_cell_that_cannot_be_started_fails_alone(tmp_path: Path) -> None:
+def test_a_cell_that_cannot_be_started_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = cells_of(tmp_path)[:3]
     cells[0].directory.parent.mkdir()
     cells[0].directory.write_text("a file where the folder should be")
-    kit, display = tools(), Silent()
 
     def absent(cell: Cell) -> list[str]:
-        return ["/no/such/program"] if cell is cells[1] else command(DONE)(cell)
+        return ["/no/such/program"] if cell is cells[1] else command(DONE, cell.directory)
 
-    launched = LocalLauncher(kit.materialise, absent, display, 2, interval=0.02).launch(cells)
+    monkeypatch.setattr(launching, "fit_command", absent)
+    launched, _ = launch(cells)
     assert [launched.outcomes[cell.signature].state.value for cell in cells] == ["failed", "failed", "finished"]
     assert "cannot be started" in str(launched.outcomes[cells[0].signature].reason)
     assert "/no/such/program" in str(launched.outcomes[cells[1].signature].reason)
@@ -128,8 +129,7 @@ def test_a_cell_locked_by_another_launcher_is_waited_for_and_not_run(tmp_path: P
                 finish(cells[0], loss_1=1.0)
                 other.release()
 
-    kit = tools()
-    launched = LocalLauncher(kit.materialise, kit.command, Watching(), 2, interval=0.02).launch(cells)
+    launched, _ = launch(cells, display=Watching())
     assert launched.outcomes[cells[0].signature].state is State.FINISHED
     assert starts(cells[0]) == 0
 
@@ -143,7 +143,7 @@ def test_a_disk_that_fills_up_while_a_cell_runs_costs_that_cell(tmp_path: Path) 
     assert "File too large" in str(launched.outcomes[cells[2].signature].reason)
 
 
-def test_a_status_that_cannot_be_written_is_told_and_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_that_cannot_be_written_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Status, directory: Path) -> None:
         raise OSError(28, "No space left on device")
 
@@ -178,8 +178,7 @@ def test_time_left_counts_from_where_the_attempt_began() -> None:
 
 
 def test_time_left_of_a_grid_is_shared_by_the_workers_and_is_the_longest_cells_at_least() -> None:
-    kit = tools()
-    launcher = LocalLauncher(kit.materialise, kit.command, Silent(), workers=2)
+    launcher = LocalLauncher(Silent(), workers=2)
     running = [Line("a", "running", seconds_left=30.0), Line("b", "running", seconds_left=90.0)]
     launcher.outcomes = {name: Outcome(State.FINISHED, seconds=seconds) for name, seconds in (("x", 40.0), ("y", 20.0))}
     launcher.active, launcher.waiting = dict.fromkeys("ab"), {}  # type: ignore[arg-type]
@@ -199,7 +198,7 @@ def test_the_tail_of_a_log_is_of_the_last_attempt(tmp_path: Path) -> None:
     assert log_tail(log) == ""
 
 
-def test_plain_lines_tell_changes_at_once_and_the_rest_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_show_changes_at_once_and_the_rest_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("mtp_lightning.grid.run.display.time.monotonic", lambda: clock[0])
     out = StringIO()

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_grid_fakes import GRID, cells_of, find, finish
+from test_grid_fakes import GRID, cells_of, finish, load_grid
 
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.mlflow_page import NOTE_LIMIT, note, record_report, write_report
-from mtp_lightning.grid.spec.grid_spec import load_grid
 
 
 def report_of(folder: Path, text: str = GRID) -> Report:
@@ -17,7 +16,7 @@ def report_of(folder: Path, text: str = GRID) -> Report:
     for cell in cells:
         n = cell.values["model.heads.n_future"]
         finish(cell, **{f"loss_{i}": 1.0 + i / 10 for i in range(1, n + 1)})
-    return build_report(load_grid(folder / "grid.yaml", find), cells)
+    return build_report(load_grid(folder / "grid.yaml"), cells)
 
 
 class FakeClient:

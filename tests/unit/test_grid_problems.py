@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_grid_fakes import find, grid_file, resolve
+from test_grid_fakes import FakeResolver, grid_file, resolve
 from test_grid_settings import BASELINE, GRID
 
 from mtp_lightning.errors import InputError
@@ -17,14 +17,14 @@ def refused(folder: Path, more: str, **files: str) -> list[str]:
     """The lines of the error, without the name of the grid file."""
     path = grid_file(folder, GRID + more, **files)
     with pytest.raises(InputError) as caught:
-        load_cells(path, find, resolve, folder)
+        load_cells(path, FakeResolver(), folder)
     return str(caught.value).replace(f"{path}:", "").splitlines()
 
 
 REFUSED = {
     "nothing": (
         "exclude: [n_future == 3]",
-        ["7: exclude: 'n_future == 3' holds for no setting of the grid; mend it, "],
+        ["7: exclude: 'n_future == 3' is true for no setting of the grid; correct it, "],
     ),
     "everything": ("exclude:\n- width == 8\n- width == 16", ["7: exclude: leaves nothing of the axes"]),
     "baseline": (
@@ -39,7 +39,10 @@ REFUSED = {
         "resources:\n  gpus: 2\n  rules: [{when: width > 8, tasks: 4}]",
         ["7: resources: 4 tasks on 2 GPUs are impossible"],
     ),
-    "no cell": ("resources: {rules: [{when: width > 16, gpus: 2}]}", ["7: resources.rules: 'width > 16' holds for no"]),
+    "no cell": (
+        "resources: {rules: [{when: width > 16, gpus: 2}]}",
+        ["7: resources.rules: 'width > 16' is true for"],
+    ),
     "rule": (
         "resources:\n  rules:\n  - {when: width > 'a', gpus: 2}\n  - {when: width > 8, gpus: 1}",
         ["9: resources.rules: 'width > 'a'': 8 (a number) and 'a' (text) have no order"],
@@ -102,25 +105,27 @@ resources:
 
 
 def test_what_is_refused_for_many_cells_is_resolved_for_few(tmp_path: Path) -> None:
-    asked = []
+    resolved = []
 
-    def counting(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        asked.append(overrides)
-        return resolve(configs, overrides)
+    class Counting(FakeResolver):
+        def __call__(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+            resolved.append(overrides)
+            return resolve(configs, overrides)
 
     text = GRID.replace("[8, 16]", str([*range(100)])).replace("[1, 2, 4]", "[0]")
     with pytest.raises(InputError, match=r"n_future = 0: model.heads.n_future: must be at least 1"):
-        load_cells(grid_file(tmp_path, text), find, counting, tmp_path)
-    assert len(asked) == 200 + 2  # every setting, the configurations alone, n_future alone
+        load_cells(grid_file(tmp_path, text), Counting(), tmp_path)
+    assert len(resolved) == 200 + 2  # every setting, the configurations alone, n_future alone
 
 
-def test_the_resolver_is_asked_for_the_culprit_out_of_any_handler(tmp_path: Path) -> None:
+def test_the_culprit_is_looked_for_outside_any_handler(tmp_path: Path) -> None:
     """It looks for refusals among the contexts of what jsonargparse raises, and would find that of another cell."""
 
-    def contextual(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        assert sys.exc_info() == (None, None, None)
-        return resolve(configs, overrides)
+    class Contextual(FakeResolver):
+        def __call__(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+            assert sys.exc_info() == (None, None, None)
+            return resolve(configs, overrides)
 
     path = grid_file(tmp_path, GRID.replace("[1, 2, 4]", "[0]"))
     with pytest.raises(InputError, match=r"axes.model.heads.n_future = 0: "):
-        load_cells(path, find, contextual, tmp_path)
+        load_cells(path, Contextual(), tmp_path)

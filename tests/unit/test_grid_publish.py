@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_grid_fakes import FakeTracking, cells_of, find, finish
+from test_grid_fakes import FakeTracking, cells_of, finish, load_grid
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.report.comparison import Report
 from mtp_lightning.grid.report.publish import FILES, RECORD, Published, publish
 from mtp_lightning.grid.run.state import Progress, State, Status
-from mtp_lightning.grid.spec.grid_spec import load_grid
 
 
 def published(folder: Path, uri: str = "sqlite:///none.db", again: bool = True) -> tuple[Published, list[Report]]:
     shown: list[Report] = []
-    cells, spec = cells_of(folder), load_grid(folder / "grid.yaml", find)
+    cells, spec = cells_of(folder), load_grid(folder / "grid.yaml")
     return publish(uri, spec, cells, folder / "out", again, shown.append), shown
 
 

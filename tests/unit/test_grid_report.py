@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_grid_fakes import GRID, cells_of, find, finish
+from test_grid_fakes import GRID, cells_of, finish, load_grid
 
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.metric_names import better_direction, format_value, report_order
@@ -17,7 +17,6 @@ from mtp_lightning.grid.report.tables import csv_text, markdown, notices, report
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import RUN_ID, State, Status
 from mtp_lightning.grid.spec.cells import Cell
-from mtp_lightning.grid.spec.grid_spec import load_grid
 from mtp_lightning.units import counted, duration, quantity, size
 
 LOSSES = {(1, 0): 2.0, (1, 1): 2.2, (2, 0): 1.9, (2, 1): 2.2, (4, 0): 2.5, (4, 1): 2.7}
@@ -34,7 +33,7 @@ def filled(folder: Path, losses: Mapping[tuple[int, int], float] = LOSSES, text:
         if value(cell) in losses:
             extra = {"speedup": 1.5, "parameters": 123456.0} if value(cell)[0] == 2 else {"parameters": 123456.0}
             finish(cell, loss_1=losses[value(cell)], **extra)
-    return build_report(load_grid(folder / "grid.yaml", find), cells)
+    return build_report(load_grid(folder / "grid.yaml"), cells)
 
 
 def close(summary: Summary | None, mean: float, sd: float | None, seeds: int) -> bool:
@@ -112,7 +111,7 @@ def test_different_data_or_steps_are_warned_of(tmp_path: Path) -> None:
     for cell in cells:
         at = value(cell)
         finish(cell, step=4 if at[0] == 4 else 5, fingerprint="e" if at == (1, 1) else "d", loss_1=1.0)
-    report = build_report(load_grid(tmp_path / "grid.yaml", find), cells)
+    report = build_report(load_grid(tmp_path / "grid.yaml"), cells)
     data, steps = report.warnings
     assert data.startswith("the cells differ in their data")
     assert data.endswith("; e: n_future=1 seed=1)")
@@ -133,7 +132,7 @@ def test_metrics_that_a_result_lacks_are_read_from_the_record(tmp_path: Path) ->
         finish(cell, loss_1=1.0, **({"speedup": 2.0} if index == 0 else {}))
         if index < 2:
             (cell.directory / RUN_ID).write_text(f"run{index}\n")
-    report = build_report(load_grid(tmp_path / "grid.yaml", find), cells, read)
+    report = build_report(load_grid(tmp_path / "grid.yaml"), cells, read)
     assert asked == ["run1"]
     assert report.groups[0].results == {
         0: {"val/loss/head_1": 1.0, "decode/speedup": 2.0},
@@ -146,7 +145,7 @@ def test_a_partial_baseline_compares_like_with_like(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, text)
     for cell in cells:
         finish(cell, loss_1=cell.values["model.width"] * cell.values["model.heads.n_future"] + 0.0)
-    report = build_report(load_grid(tmp_path / "grid.yaml", find), cells)
+    report = build_report(load_grid(tmp_path / "grid.yaml"), cells)
     gaps = [report.difference(group, "val/loss/head_1") for group in report.groups]
     assert [gap and gap.mean for gap in gaps] == [None, 8.0, None, 16.0]
 
@@ -242,7 +241,7 @@ def test_few_settings_are_columns_and_many_are_rows(tmp_path: Path) -> None:
     many = rendered(filled(tmp_path, {(n, s): 1.0 + n for n in range(1, 7) for s in (0, 1)}, text), tmp_path)
     assert "n_future=1, baseline, 2 seeds" in many
     assert "model/parameters" not in many
-    report = build_report(load_grid(tmp_path / "grid.yaml", find), cells_of(tmp_path, text))
+    report = build_report(load_grid(tmp_path / "grid.yaml"), cells_of(tmp_path, text))
     assert "model/parameters" in markdown(report)
 
 

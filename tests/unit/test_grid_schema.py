@@ -7,11 +7,11 @@ from typing import Any
 
 import jsonschema
 import pytest
-from test_grid_fakes import grid_file
+from test_grid_fakes import grid_file, load_grid
 
 from mtp_lightning.config.config_files import CONF_DIR
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.spec.grid_spec import GridSpec, load_grid
+from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.spec.reader import DIRECTIONS, KEYS, REQUIRED, UNITS
 from mtp_lightning.grid.spec.resources import BUDGET, Resources
 from mtp_lightning.yaml_lines import read_yaml
@@ -60,7 +60,7 @@ retry: 2
 
 def read(folder: Path, text: str) -> GridSpec:
     path = grid_file(folder, text, big="")
-    return load_grid(path, lambda name, relative_to: relative_to / name)
+    return load_grid(path)
 
 
 def faults(folder: Path, text: str) -> list[str]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_grid_fakes import CONFIG, cells_of, find, grid_file
+from test_grid_fakes import CONFIG, cells_of, grid_file, load_grid
 
-from mtp_lightning.cli import cell_config
+from mtp_lightning.grid.run.process import fit_config
 from mtp_lightning.grid.spec.cells import axis_names, baseline_values
-from mtp_lightning.grid.spec.grid_spec import GridSpec, load_grid
+from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.spec.resources import Resources
 from mtp_lightning.grid.spec.settings import find_settings
 from mtp_lightning.grid.spec.signature import canonical
@@ -73,7 +73,7 @@ def test_an_include_has_the_baseline_elsewhere_and_keys_of_its_own(tmp_path: Pat
     cell = cells[-2]
     assert cell.label == "n_future=1 width=64 n_layers=4 max_steps=20"
     assert (cell.config["model"]["width"], cell.config["trainer"]["max_steps"]) == (64, 20)
-    spec = load_grid(tmp_path / "grid.yaml", find)
+    spec = load_grid(tmp_path / "grid.yaml")
     base = baseline_values(spec, cell.values)
     assert base == spec.baseline
     same = [cell.label for cell in cells if canonical(cell.values) == canonical(base)]
@@ -138,7 +138,7 @@ def test_resources_by_rule_the_last_wins_key_by_key(tmp_path: Path) -> None:
 
 def test_a_cells_configuration_follows_its_resources(tmp_path: Path) -> None:
     one, two, eight, *_ = cells_of(tmp_path, GRID.replace("[8, 16]", "[8]").replace("[4, 6]", "[4]") + RULES)
-    trainers = [cell_config(cell)["trainer"] for cell in (one, two, eight)]
+    trainers = [fit_config(cell)["trainer"] for cell in (one, two, eight)]
     assert [trainer["devices"] for trainer in trainers] == [1, 2, 8]
     assert [trainer.get("num_nodes") for trainer in trainers] == [None, None, 2]
     assert eight.config["trainer"]["devices"] == 1
@@ -190,11 +190,12 @@ def test_excluded_and_kept_are_the_whole(plain: list[int], limit: int, seeds: tu
 EXPAND = """
 import sys, time
 from pathlib import Path
-from test_grid_fakes import CONFIG, find
+from test_grid_fakes import CONFIG, FakeResolver
 from mtp_lightning.grid.spec.cells import load_cells
+FakeResolver.__call__ = lambda self, configs, overrides: {**CONFIG, **overrides}
 start = time.process_time()
 path = Path(sys.argv[1])
-print(len(load_cells(path, find, lambda configs, overrides: {**CONFIG, **overrides}, path.parent)[1]))
+print(len(load_cells(path, FakeResolver(), path.parent)[1]))
 print(time.process_time() - start)
 """
 

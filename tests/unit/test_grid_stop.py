@@ -16,23 +16,24 @@ from test_grid_fakes import (
     cells_of,
     environment,
     grid_file,
+    launch,
     starts,
     states,
-    tools,
     until,
 )
 
 from mtp_lightning.files import FileLock
 from mtp_lightning.grid.run.display import Line
-from mtp_lightning.grid.run.launch import LocalLauncher
 from mtp_lightning.grid.run.state import LOCK, Progress, Status
 
 RUNNER = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_grid_fakes import tools
-from mtp_lightning.grid import commands
-sys.exit(commands.run(tools({script!r}), {grid!r}, runs={runs!r}, workers=2))
+import pytest
+from test_grid_fakes import FakeHouse
+from mtp_lightning.grid.commands import Grid
+FakeHouse(pytest.MonkeyPatch(), {script!r})
+sys.exit(Grid({grid!r}, runs={runs!r}).run(workers=2))
 """
 
 
@@ -86,9 +87,8 @@ def test_runs_that_ignore_signals_are_killed_after_the_grace_period(tmp_path: Pa
             if all(line.step == 2 for line in lines[:2]) and not self.notes:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    kit, began = tools(STUBBORN), time.monotonic()
-    launcher = LocalLauncher(kit.materialise, kit.command, Impatient(), 2, grace=0.3, interval=0.02)
-    launched = launcher.launch(cells)
+    began = time.monotonic()
+    launched, _ = launch(cells, STUBBORN, display=Impatient(), grace=0.3)
     assert launched.interrupted
     assert time.monotonic() - began < 20
     assert [outcome.reason for outcome in launched.outcomes.values()] == ["stopped by SIGTERM"] * 2

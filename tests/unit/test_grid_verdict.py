@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_grid_fakes import GRID, cells_of, find, finish, grid_file
+from test_grid_fakes import GRID, cells_of, finish, grid_file, load_grid
 from test_grid_report import HIGH, LOSSES, LOW, filled, three_seeds, value
 
 from mtp_lightning.grid.report.comparison import build_report
 from mtp_lightning.grid.report.tables import markdown
 from mtp_lightning.grid.report.verdict import Outcome, verdict
-from mtp_lightning.grid.spec.grid_spec import load_grid
 
 VERDICTS = {
     "better": (
@@ -75,11 +74,11 @@ def test_verdicts_know_which_way_is_better(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, text)
     for cell in cells:
         finish(cell, **{"val/accuracy/head_1": 0.1 * value(cell)[0] + 0.001 * cell.seed, "odd": 1.0})
-    spec = load_grid(tmp_path / "grid.yaml", find)
+    spec = load_grid(tmp_path / "grid.yaml")
     assert verdict(build_report(spec, cells)).sentence.startswith(
         "n_future=4 has the highest val/accuracy/head_1, 0.4005: 0.30"
     )
-    odd = load_grid(grid_file(tmp_path, text.replace("val/accuracy/head_1", "odd")), find)
+    odd = load_grid(grid_file(tmp_path, text.replace("val/accuracy/head_1", "odd")))
     assert (
         verdict(build_report(odd, cells)).sentence
         == "No verdict: whether a lower or a higher odd is better is not known."

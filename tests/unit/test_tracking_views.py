@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_grid_fakes import GRID, find, grid_file, tools
+from test_grid_fakes import ONE, FakeHouse, grid_file, load_grid
 from test_tracking_fakes import fresh_store
 
-from mtp_lightning.grid.report.mlflow_page import charts, varying_numbers
-from mtp_lightning.grid.spec.grid_spec import GridSpec, load_grid
-from mtp_lightning.grid.tools import MlflowTracking
+from mtp_lightning.grid.commands import Grid
+from mtp_lightning.grid.report import mlflow_page
+from mtp_lightning.grid.report.mlflow_page import charts, record_charts, varying_numbers
+from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.tracking.store import connect
 from mtp_lightning.tracking.ui import find_experiment, links
 from mtp_lightning.tracking.views import TAG_LIMIT, TAG_PREFIX, View, encoded
@@ -88,9 +89,9 @@ def test_a_metric_is_set_against_another(compare: tuple[str, ...], scatter: tupl
 
 
 def test_the_view_is_there_before_the_first_cell_and_once(tmp_path: Path) -> None:
-    uri, grid = fresh_store(tmp_path), load_grid(grid_file(tmp_path), find)
+    uri, grid = fresh_store(tmp_path), load_grid(grid_file(tmp_path))
     for _ in range(2):
-        MlflowTracking(uri).prepare(grid)
+        record_charts(uri, grid)
     experiment = find_experiment(uri, "mtp/head-count")
     (key,) = [tag for tag in experiment.tags if tag.startswith(TAG_PREFIX)]
     assert decoded(experiment.tags[key])["compareRunCharts"][1]["selectedParams"] == ["model.heads.n_future"]
@@ -100,11 +101,16 @@ def test_the_view_is_there_before_the_first_cell_and_once(tmp_path: Path) -> Non
     assert links("http://h:1", find_experiment(uri, "mtp/fit")) == [plain.replace("/1/runs", "/2/runs")]
 
 
-def test_a_grid_does_not_wait_for_a_store_that_cannot_be_reached(tmp_path: Path) -> None:
-    grid = load_grid(grid_file(tmp_path, GRID), find)
-    kit = tools(tracking=lambda runs: MlflowTracking("http://127.0.0.1:9"))
-    problem = kit.prepare_tracking(grid, tmp_path)
-    assert problem is not None
-    assert problem.startswith("MLflow: StoreAwayError: ")
-    assert "does not answer within 2 s" in problem
-    assert tools().prepare_tracking(grid, tmp_path) is None
+def test_a_grid_does_not_wait_for_a_store_that_cannot_be_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cells run all the same."""
+    house = FakeHouse(monkeypatch)
+    monkeypatch.setattr(mlflow_page, "record_charts", record_charts)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    grid = Grid(str(grid_file(tmp_path, ONE)), runs=str(tmp_path / "runs"))
+    assert grid.run() == 0
+    warned = capsys.readouterr().err
+    assert "warning: MLflow: StoreAwayError: " in warned
+    assert "does not answer within 2 s" in warned
+    assert len(house.tracking.recorded) == 1

@@ -8,7 +8,7 @@ from typing import Any
 from mtp_lightning.grid.report.comparison import Report
 from mtp_lightning.grid.report.tables import legend, markdown, markdown_table, notices
 from mtp_lightning.grid.report.verdict import verdict
-from mtp_lightning.grid.spec.grid_spec import GridSpec
+from mtp_lightning.grid.spec.grid_spec import GridSpec, experiment_name
 from mtp_lightning.grid.spec.values import is_number
 from mtp_lightning.tracking.views import View, view_key, write_view
 
@@ -19,10 +19,6 @@ BRIEFLY = 2.0
 """Seconds that the cells wait for a server that is away; they have more patience of their own."""
 OTHER_METRICS = ("perf/tokens_per_second_median", "val/loss/head_1")
 """What a single compared metric is drawn against: what it costs, or, being that itself, what it buys."""
-
-
-def experiment_name(grid: str) -> str:
-    return f"mtp/{grid}"
 
 
 def record_charts(uri: str, spec: GridSpec) -> None:

@@ -1,10 +1,17 @@
-"""What a launcher shows while it works: a live table on a terminal, a plain line now and then elsewhere."""
+"""What the commands of a grid show: results on standard output and in files for programs; while cells run, on standard
+error, a live table on a terminal and a line now and then elsewhere."""
 
+import json
+import os
+import shlex
+import shutil
+import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,6 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mtp_lightning.errors import InputError
+from mtp_lightning.files import write_text
+from mtp_lightning.grid.spec.grid_spec import experiment_name
 from mtp_lightning.units import duration, quantity
 
 PLAIN_SECONDS = 10.0
@@ -19,9 +29,55 @@ _ROWS = 20
 _STYLES = {"running": "bold cyan", "finished": "green", "failed": "bold red", "interrupted": "yellow"}
 
 
+def say(what: RenderableType, error: bool = False) -> None:
+    """Results go to standard output, messages about the work to standard error."""
+    stream = sys.stderr if error else sys.stdout
+    console = Console(file=stream, soft_wrap=isinstance(what, str), highlight=False, markup=False)
+    if not console.is_terminal and not isinstance(what, str):
+        console.width = max(console.width, 200)  # a file needs no wrapping
+    console.print(what)
+
+
+def write_table(path: str | None, value: Mapping[str, Any]) -> None:
+    """A table for programs: `--json`."""
+    if path is None:
+        return
+    try:
+        write_text(Path(path), json.dumps(value, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def ui_command(runs: Path, grid: str) -> str:
+    """The command that opens a grid's page in MLflow, as this very program was called: it need not be on the PATH."""
+    called = [os.path.relpath(sys.argv[0])]
+    if called[0].endswith("__main__.py"):
+        called = [os.path.relpath(sys.executable), "-m", "mtp_lightning"]
+    program = "mtp" if shutil.which("mtp") else " ".join(called)
+    folder = runs.relative_to(Path.cwd()) if runs.is_relative_to(Path.cwd()) else runs
+    at = "" if folder == Path("runs") else f" --runs {shlex.quote(str(folder))}"
+    return f"{program} ui{at} --experiment {experiment_name(grid)}"
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made where it is missing.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to: {error.strerror}") from error
+    return folder
+
+
 @dataclass(frozen=True)
 class Line:
-    """One cell, now. `state` is a State's value, or `waiting`, or `elsewhere` (another launcher has it)."""
+    """One cell now. `state` is a State's value, or `waiting`, or `elsewhere` (another launcher runs it)."""
 
     label: str
     state: str

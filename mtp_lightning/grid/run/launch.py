@@ -1,4 +1,4 @@
-"""Runs cells on this machine: one process each, a few at a time, none twice, any failure its own affair."""
+"""Runs cells on this machine: one process each, a few at a time, none twice; a failure ends only its own cell."""
 
 import os
 import signal
@@ -8,19 +8,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import Protocol, runtime_checkable
 
-from mtp_lightning.errors import InputError
+from rich.console import Console
+
 from mtp_lightning.files import FileLock
-from mtp_lightning.grid.run.display import Display, Line
+from mtp_lightning.grid.run.display import Display, Line, open_display, say
 from mtp_lightning.grid.run.process import (
     Attempt,
-    Command,
-    Materialise,
     Outcome,
     child_environment,
+    cores,
     failed_to_start,
+    fit_command,
+    fit_config,
 )
 from mtp_lightning.grid.run.state import LOCK, LOG, Progress, State, Status, cell_state, failure_reason
 from mtp_lightning.grid.spec.cells import Cell
@@ -30,43 +32,51 @@ _SAME_SIGNAL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Launched:
+class LaunchResult:
     outcomes: dict[str, Outcome]
-    """By signature; a cell that was not reached has none."""
+    """By signature; cells that were not started have none."""
     interrupted: bool
 
 
-@runtime_checkable
-class Launcher(Protocol):
-    """Where cells run. `launch` returns when all of them have ended or it was told to stop."""
+class Pace:
+    """Time left, from the steps seen since the attempt began (a resumed run does not begin at step 0)."""
 
-    def launch(self, cells: Sequence[Cell]) -> Launched: ...
+    def __init__(self, started_at: float) -> None:
+        self.started_at = started_at
+        self._first: tuple[int, float] | None = None
+
+    def elapsed(self) -> float:
+        return time.time() - self.started_at
+
+    def seconds_left(self, progress: Progress | None) -> float | None:
+        if progress is None or progress.updated_at < self.started_at:
+            return None
+        if self._first is None:
+            self._first = (progress.step, progress.updated_at)
+        step, at = self._first
+        done, spent = progress.step - step, progress.updated_at - at
+        if done <= 0:
+            return None
+        since = time.time() - progress.updated_at
+        return max(0.0, (progress.max_steps - progress.step) * spent / done - since)
 
 
 class LocalLauncher:
-    """Two launchers may work on one grid at once: each cell is locked while it runs, and a cell that is locked by the
-    other is waited for, not run again. SIGINT, SIGTERM and SIGHUP are handed on to the runs, which get `grace`
-    seconds to save before they are killed; a second signal kills them at once."""
+    """Two launchers may work on one grid at the same time: each cell is locked while it runs, and a launcher waits for
+    a cell that the other has locked, and does not run it again. SIGINT, SIGTERM and SIGHUP are handed on to the runs,
+    which get `grace` seconds to save before they are killed; a second signal kills them at once."""
 
-    def __init__(
-        self,
-        materialise: Materialise,
-        command: Command,
-        display: Display,
-        workers: int = 1,
-        grace: float = 30.0,
-        interval: float = 0.2,
-    ) -> None:
-        self.materialise, self.command, self.display = materialise, command, display
-        self.workers, self.grace, self.interval = workers, grace, interval
+    def __init__(self, display: Display, workers: int = 1, grace: float = 30.0, interval: float = 0.2) -> None:
+        self.display, self.workers, self.grace, self.interval = display, workers, grace, interval
         self.environment = child_environment(workers, os.environ)
 
-    def launch(self, cells: Sequence[Cell]) -> Launched:
+    def launch(self, cells: Sequence[Cell]) -> LaunchResult:
         self.cells, self.began = list(cells), time.time()
         self.waiting = {cell.signature: cell for cell in cells}
         self.retry_at: dict[str, float] = {}
         self.retried: Counter[str] = Counter()
         self.active: dict[str, Attempt] = {}
+        self.paces: dict[str, Pace] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.signals: list[tuple[int, float]] = []
         with _caught(self.signals):
@@ -83,7 +93,7 @@ class LocalLauncher:
                 for attempt in self.active.values():
                     attempt.kill()
                 raise
-        return Launched(self.outcomes, bool(self.signals))
+        return LaunchResult(self.outcomes, bool(self.signals))
 
     def _start(self) -> None:
         for name, cell in list(self.waiting.items()):
@@ -94,31 +104,31 @@ class LocalLauncher:
             lock = FileLock(cell.directory / LOCK)
             try:
                 cell.directory.mkdir(parents=True, exist_ok=True)
-                # Running although we got the lock: started by hand in the cell's folder.
+                # Running although we have the lock: started by hand in the cell's folder.
                 if not lock.acquire() or (state := cell_state(cell.directory)) is State.RUNNING:
                     lock.release()
                     self.retry_at[name] = time.monotonic() + _ELSEWHERE_SECONDS
-                elif (outcome := self._dealt_with(cell, state)) is not None:
+                elif (outcome := self._done_elsewhere(cell, state)) is not None:
                     lock.release()
                     self._ended(cell, outcome)
                 else:
-                    self.active[name] = Attempt.start(
-                        cell, lock, self.materialise, self.command, self.environment, self.display.note
-                    )
+                    config, command = fit_config(cell), fit_command(cell)
+                    attempt = Attempt.start(cell, lock, config, command, self.environment, self.display.note)
+                    self.active[name], self.paces[name] = attempt, Pace(attempt.status.started_at)
                     del self.waiting[name]
-            except (OSError, InputError) as error:
+            except OSError as error:
                 lock.release()
                 self._ended(cell, failed_to_start(cell, error, self.display.note))
 
-    def _dealt_with(self, cell: Cell, state: State) -> Outcome | None:
-        """What another launcher made of the cell since this one began; its failure is not tried again here."""
+    def _done_elsewhere(self, cell: Cell, state: State) -> Outcome | None:
+        """The outcome, if another launcher ran the cell since this one began; its failure is not tried again here."""
         if state is State.FINISHED:
             return Outcome(state)
         if self.retried[cell.signature]:
             return None
         status = Status.read(cell.directory)
-        lately = status is not None and (status.ended_at or 0.0) >= self.began
-        return Outcome(state, failure_reason(cell.directory)) if state is State.FAILED and lately else None
+        recent = status is not None and (status.ended_at or 0.0) >= self.began
+        return Outcome(state, failure_reason(cell.directory)) if state is State.FAILED and recent else None
 
     def _stop(self) -> None:
         signum, at = self.signals[0]
@@ -129,7 +139,7 @@ class LocalLauncher:
             )
         for attempt in asked:
             attempt.stop(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
-        # Wrappers (make, a shell) pass on a Ctrl-C that we had from the terminal already: that is not a second one.
+        # Wrappers (make, a shell) pass on a Ctrl-C that we already got from the terminal: that is not a second one.
         again = self.signals[-1][1] - at > _SAME_SIGNAL_SECONDS
         if again or time.monotonic() - at > self.grace:
             for attempt in self.active.values():
@@ -173,8 +183,7 @@ class LocalLauncher:
         if state == "waiting":
             return Line(cell.label, state)
         progress = Progress.read(cell.directory)
-        attempt = self.active.get(name)
-        left = attempt.pace.seconds_left(progress) if attempt else None
+        left = self.paces[name].seconds_left(progress) if name in self.active else None
         if progress is None:
             return Line(cell.label, state)
         return Line(
@@ -189,14 +198,14 @@ class LocalLauncher:
         )
 
     def _seconds_left(self, lines: Sequence[Line]) -> float | None:
-        """Waiting cells are taken to last as long as the finished ones did on average, or else the running ones."""
+        """Assumes that waiting cells take as long as the finished ones on average, or else as the running ones."""
         running = [line.seconds_left for line in lines if line.state == "running" and line.seconds_left is not None]
         durations = [o.seconds for o in self.outcomes.values() if o.state is State.FINISHED and o.seconds]
         if not durations:
             durations = [
-                attempt.pace.elapsed() + left
-                for attempt in self.active.values()
-                if (left := attempt.pace.seconds_left(Progress.read(attempt.cell.directory))) is not None
+                self.paces[name].elapsed() + left
+                for name, attempt in self.active.items()
+                if (left := self.paces[name].seconds_left(Progress.read(attempt.cell.directory))) is not None
             ]
         if not self.active and not self.waiting:
             return 0.0
@@ -207,9 +216,31 @@ class LocalLauncher:
         return max([(sum(running) + queue_seconds) / self.workers, *running])
 
 
+def run_here(todo: Sequence[Cell], of: int, workers: int | None) -> LaunchResult:
+    """Run cells, `todo` of the `of` cells of a grid, and show how far they are.
+
+    Args:
+        workers: cells at a time; None: `default_workers`.
+    """
+    workers = workers or default_workers(len(todo))
+    threads = child_environment(workers, os.environ)["OMP_NUM_THREADS"]
+    each = f"{threads} thread{'s' if threads != '1' else ''} each"
+    say(f"{len(todo)} of {of} cells to run, {workers} at a time with {each}", error=True)
+    display = open_display(Console(stderr=True))
+    try:
+        return LocalLauncher(display, workers).launch(todo)
+    finally:
+        display.close()
+
+
+def default_workers(cells: int) -> int:
+    """One a core, four at most; with an NVIDIA GPU one."""
+    return 1 if Path("/dev/nvidia0").exists() else max(1, min(cells, cores(), 4))
+
+
 @contextmanager
 def _caught(signals: list[tuple[int, float]]) -> Iterator[None]:
-    """Signals that ask us to stop are noted in `signals` instead of ending the process where it stands."""
+    """Signals that ask us to stop are noted in `signals` instead of ending the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,16 +1,191 @@
-"""What `run` or `submit` would do with the cells of a grid as they stand, and what that costs. Reads only."""
+"""What `run` or `submit` would do with the cells of a grid, and what that costs. Reads only.
 
-from collections.abc import Callable, Sequence
+Tokens, FLOPs and memory follow from the configuration; hours from the nearest measurement: the cell's own run; its
+other seeds; its own pace; other settings on the same resources, by FLOPs. Where nothing has run they are unknown.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from mtp_lightning.grid.run.cost import Cost
-from mtp_lightning.grid.run.state import CHECKPOINTS, State
-from mtp_lightning.grid.run.status import Standing
+from mtp_lightning.config.many_configs import Resolver
+from mtp_lightning.config.run_size import Size
+from mtp_lightning.errors import InputError
+from mtp_lightning.grid.run.state import CHECKPOINTS, Progress, Result, State, cell_state, saved_step
+from mtp_lightning.grid.run.status import CellStatus
+from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.units import duration, quantity, size
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one cell, from its first step to its last."""
+
+    size: Size
+    seconds: float | None
+    """On its resources; with validations, probes and start-up where whole runs were measured."""
+    basis: str
+    """Which measurement the seconds come from."""
+    gpus: int
+    done: float
+    """The share that is spent already."""
+
+    def amounts(self) -> dict[str, float | None]:
+        """In the units of a budget."""
+        hours = None if self.seconds is None else self.seconds / HOUR
+        gpu_hours = 0.0 if not self.gpus else None if hours is None else hours * self.gpus
+        return {"gpu_hours": gpu_hours, "hours": hours, "tokens": self.size.tokens, "flops": self.size.flops}
+
+    def json(self) -> dict[str, Any]:
+        size = self.size
+        return {
+            "parameters": size.parameters,
+            "parameters_non_embedding": size.parameters_non_embedding,
+            "flops_per_token": size.flops_per_token,
+            "memory_bytes": size.memory_bytes,
+            "basis": self.basis,
+            "done": self.done,
+            **self.amounts(),
+        }
+
+
+def costs(cells: Sequence[Cell], resolver: Resolver) -> list[Cost]:
+    """What each cell costs, reading its result or progress once.
+
+    Args:
+        resolver: the one that resolved the cells.
+    """
+    runs = [_Run(cell, resolver.measure(cell.config)) for cell in cells]
+    speeds: dict[tuple[int, int], list[float]] = {}
+    seeds: dict[str, list[float]] = {}
+    for run in runs:
+        if run.wall_seconds is not None:
+            seeds.setdefault(run.cell.group, []).append(run.wall_seconds)
+        if run.speed is not None:
+            speeds.setdefault(run.shape, []).append(run.speed)
+    return [run.cost(seeds, speeds) for run in runs]
+
+
+class _Run:
+    """What is known of a cell's run."""
+
+    def __init__(self, cell: Cell, size: Size) -> None:
+        self.cell, self.size = cell, size
+        self.result = Result.read(cell.directory)
+        self.progress = None if self.result else Progress.read(cell.directory)
+        self.is_running = self.progress is not None and cell_state(cell.directory) is State.RUNNING
+        used = cell.resources
+        self.shape = (used.nodes * used.gpus, used.nodes * used.tasks_per_node)
+        """(GPUs, processes): only speeds on the same compare."""
+
+    @property
+    def wall_seconds(self) -> float | None:
+        return self.result.wall_seconds if self.result else None
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds for the whole run, by its progress."""
+        rate = self.progress.tokens_per_second if self.progress else None
+        return self.size.tokens / rate if rate and self.size.tokens else None
+
+    @property
+    def speed(self) -> float | None:
+        """FLOP/s, averaged over everything that a run does."""
+        seconds = self.wall_seconds or self.pace
+        return self.size.flops / seconds if seconds and self.size.flops else None
+
+    def cost(self, seeds: Mapping[str, Sequence[float]], speeds: Mapping[tuple[int, int], Sequence[float]]) -> Cost:
+        seconds, basis = self._seconds(seeds, speeds)
+        return Cost(self.size, seconds, basis, self.shape[0], self._done())
+
+    def _done(self) -> float:
+        """A run that is not at work continues from its newest checkpoint."""
+        if self.result or not self.progress or self.progress.max_steps < 1:
+            return 1.0 if self.result else 0.0
+        step = self.progress.step if self.is_running else saved_step(self.cell.directory)
+        return min(1.0, step / self.progress.max_steps)
+
+    def _seconds(
+        self, seeds: Mapping[str, Sequence[float]], speeds: Mapping[tuple[int, int], Sequence[float]]
+    ) -> tuple[float | None, str]:
+        if self.wall_seconds is not None:
+            return self.wall_seconds, "measured"
+        if others := seeds.get(self.cell.group):
+            return median(others), "its other seeds"
+        if self.pace is not None:
+            return self.pace, "its pace"
+        if self.size.flops and (found := speeds.get(self.shape)):
+            return self.size.flops / median(found), "other settings"
+        return None, "nothing has run"
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over cells, in the units of a budget."""
+
+    amounts: Mapping[str, float]
+    unknown: Mapping[str, int]
+    """Unit -> how many cells are missing in the sum."""
+
+    @classmethod
+    def of(cls, found: Sequence[Cost], left: bool = False) -> "Total":
+        """
+        Args:
+            left: only what is not spent yet.
+        """
+        amounts = dict.fromkeys(("gpu_hours", "hours", "tokens", "flops"), 0.0)
+        unknown: dict[str, int] = {}
+        for cost in found:
+            share = 1.0 - cost.done if left else 1.0
+            for unit, amount in cost.amounts().items():
+                if amount is not None:
+                    amounts[unit] += share * amount
+                elif share:
+                    unknown[unit] = unknown.get(unit, 0) + 1
+        return cls(amounts, unknown)
+
+    def __str__(self) -> str:
+        a = self.amounts
+        parts = [f"{quantity(a['tokens'])} tokens", f"{quantity(a['flops'])}FLOPs"]
+        parts.append(self._time("hours", duration(a["hours"] * HOUR), "of run time"))
+        if a["gpu_hours"] or self.unknown.get("gpu_hours"):
+            parts.append(self._time("gpu_hours", f"{a['gpu_hours']:.1f}", "GPU-hours"))
+        return ", ".join(parts)
+
+    def _time(self, unit: str, amount: str, what: str) -> str:
+        missing = self.unknown.get(unit, 0)
+        if missing and not self.amounts[unit]:
+            return f"{what.removeprefix('of ')} unknown"
+        return f"about {amount} {what}" + (f" and {missing} cells of unknown length" if missing else "")
+
+
+def check_budget(spec: GridSpec, total: Total) -> None:
+    """An unknown cost is not above the budget.
+
+    Raises:
+        InputError: the whole grid costs more than its file allows.
+    """
+    above = [
+        f"{spec.where('budget', unit)}: the grid costs {_amount(unit, total.amounts[unit])}, and its budget is "
+        f"{_amount(unit, allowed)}"
+        for unit, allowed in spec.budget.items()
+        if total.amounts[unit] > allowed
+    ]
+    if above:
+        raise InputError("\n".join(above))
+
+
+def _amount(unit: str, value: float) -> str:
+    name = {"gpu_hours": "GPU-hours", "hours": "hours"}.get(unit)
+    return f"{value:.3g} {name}" if name else f"{quantity(value)} {unit.replace('flops', 'FLOPs')}"
+
 
 ACTIONS = {
     State.MISSING: "run",
@@ -23,14 +198,14 @@ ACTIONS = {
 TO_RUN = (State.MISSING, State.FAILED, State.INTERRUPTED)
 
 
-def action(row: Standing) -> str:
+def _action(row: CellStatus) -> str:
     saved = row.cell.directory / CHECKPOINTS
     if row.state in (State.FAILED, State.INTERRUPTED) and saved.is_dir() and any(saved.iterdir()):
         return "go on"
     return ACTIONS[row.state]
 
 
-def plan_table(spec: GridSpec, rows: Sequence[Standing], found: Sequence[Cost]) -> Table:
+def plan_table(spec: GridSpec, rows: Sequence[CellStatus], found: Sequence[Cost]) -> Table:
     table = Table(title=f"{spec.name}: {len(rows)} cells", title_justify="left")
     for name in ("cell", "signature", "state", "run would"):
         table.add_column(name, no_wrap=True)
@@ -44,7 +219,7 @@ def plan_table(spec: GridSpec, rows: Sequence[Standing], found: Sequence[Cost]) 
             Text(label).append(same, style="dim"),
             row.cell.signature,
             row.state.value,
-            action(row),
+            _action(row),
             quantity(cost.size.parameters),
             _known(cost.size.tokens, quantity),
             _known(cost.size.flops, quantity),
@@ -58,6 +233,6 @@ def _known(value: int | None, shown: Callable[[int], str]) -> str:
     return "?" if value is None else shown(value)
 
 
-def row_json(row: Standing, cost: Cost) -> dict[str, Any]:
+def plan_json(row: CellStatus, cost: Cost) -> dict[str, Any]:
     """Everything the table says about a cell, for `--json`."""
-    return {**row.json(), "action": action(row), "cost": cost.json()}
+    return {**row.json(), "action": _action(row), "cost": cost.json()}

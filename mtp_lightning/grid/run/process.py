@@ -1,29 +1,48 @@
-"""One attempt at one cell: a process of its own, its log, its status file, and why it ended."""
+"""One attempt at one cell: what it runs, its process, its status file, and why it ended."""
 
 import os
-import shlex
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
-from mtp_lightning.errors import PREEMPTED, InputError
+from mtp_lightning.config import cell as config_cell
+from mtp_lightning.errors import PREEMPTED
 from mtp_lightning.files import FileLock, write_text
-from mtp_lightning.grid.run.attempts import log_attempt
-from mtp_lightning.grid.run.state import CONFIG, LOG, Failure, Progress, Result, State, Status, process_token
+from mtp_lightning.grid.run.logs import log_tail, write_header
+from mtp_lightning.grid.run.state import CONFIG, LOG, Failure, Result, State, Status, log_attempt, process_token
 from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.spec.grid_spec import experiment_name
 
-Materialise = Callable[[Cell], dict[str, Any]]
-"""The configuration that `mtp fit` is given: the cell's, with its logger and folders filled in."""
-Command = Callable[[Cell], list[str]]
-"""What to run for a cell; decides whether it goes on from a checkpoint."""
+
+def fit_config(cell: Cell) -> dict[str, Any]:
+    """The configuration that `mtp fit` is given."""
+    return config_cell.cell_config(
+        cell.config,
+        cell.directory,
+        run_name=cell.label,
+        experiment=experiment_name(cell.grid),
+        tags={
+            "mtp.kind": "cell",
+            "mtp.grid": cell.grid,
+            "mtp.cell": cell.signature,
+            "mtp.group": cell.group_label,
+            "mtp.baseline": str(cell.baseline).lower(),
+        },
+        devices=cell.resources.tasks_per_node,
+        nodes=cell.resources.nodes,
+    )
+
+
+def fit_command(cell: Cell) -> list[str]:
+    return config_cell.fit_command(cell.directory / CONFIG)
 
 
 @dataclass(frozen=True)
@@ -33,11 +52,11 @@ class Outcome:
     """One line."""
     seconds: float = 0.0
     log: str = ""
-    """The last lines of the log, of a failure that left no explanation of its own."""
+    """The last lines of the log, where a failure left no explanation of its own."""
 
 
 def child_environment(workers: int, base: Mapping[str, str]) -> dict[str, str]:
-    """Threads divided among the workers, none of which spins while it waits; what the user set stays."""
+    """Threads divided among the workers, which do not spin while they wait; what the user set stays."""
     defaults = {
         "OMP_NUM_THREADS": str(max(1, cores() // workers)),
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -55,11 +74,10 @@ def cores() -> int:
 
 
 class Attempt:
-    """A running cell. Made by `start`; `poll` until it gives an outcome, then the lock is free again."""
+    """A running cell. Made by `start`; call `poll` until it returns an outcome, then the lock is free again."""
 
     def __init__(self, cell: Cell, process: subprocess.Popen[bytes], lock: FileLock, status: Status) -> None:
         self.cell, self.process, self.lock, self.status = cell, process, lock, status
-        self.pace = Pace(status.started_at)
         self.stopped_by: int | None = None
         self.given_up: str | None = None
 
@@ -68,18 +86,24 @@ class Attempt:
         cls,
         cell: Cell,
         lock: FileLock,
-        materialise: Materialise,
-        command: Command,
+        config: Mapping[str, Any],
+        command: Sequence[str],
         environment: Mapping[str, str],
         warn: Callable[[str], None],
         job: str | None = None,
     ) -> "Attempt":
-        """Needs the held lock. Raises OSError (no room, no rights) or InputError, and then has started nothing."""
+        """
+        Args:
+            lock: held; released by `poll`.
+            config: what `mtp fit` is given.
+
+        Raises:
+            OSError: no space, or no rights; nothing was started.
+        """
         directory = cell.directory
         previous = close_attempt(directory)
-        write_text(directory / CONFIG, yaml.safe_dump(materialise(cell), sort_keys=False, allow_unicode=True))
+        write_text(directory / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         (directory / Failure.FILE).unlink(missing_ok=True)
-        arguments = command(cell)
         status = Status(
             state=State.RUNNING.value,
             attempt=previous.attempt + 1 if previous else 1,
@@ -88,14 +112,14 @@ class Attempt:
             job=job,
         )
         with (directory / LOG).open("ab") as log:
-            _header(log, status, arguments)
+            write_header(log, status, command)
             process = subprocess.Popen(
-                arguments,
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
-                start_new_session=True,  # a group of its own: the terminal's Ctrl-C reaches it through us only
+                start_new_session=True,  # a group of its own: the terminal's Ctrl-C reaches it only through us
                 pass_fds=(lock.descriptor,),
             )
         attempt = cls(cell, process, lock, replace(status, pid=process.pid, process=process_token(process.pid)))
@@ -103,7 +127,7 @@ class Attempt:
         return attempt
 
     def stop(self, signum: int) -> None:
-        """Ask the run to end; it may take a moment to save."""
+        """Ask the run to end; it may take some time to save."""
         self.stopped_by = signum
         if self.process.poll() is None:
             self.process.send_signal(signum)
@@ -114,7 +138,7 @@ class Attempt:
         self._kill_group()
 
     def give_up(self, reason: str) -> None:
-        """End a run that cannot come to anything: a failure."""
+        """End a run that cannot succeed: a failure."""
         self.given_up = reason
         self._kill_group()
 
@@ -147,7 +171,7 @@ class Attempt:
             return Outcome(State.INTERRUPTED, "preempted", seconds)
         failure = Failure.read(directory)
         if failure is not None:
-            return Outcome(State.FAILED, one_line(f"{failure.error}: {failure.message}"), seconds)
+            return Outcome(State.FAILED, failure.text, seconds)
         tail = log_tail(directory / LOG)
         last = f": {tail.splitlines()[-1]}" if tail else ""
         return Outcome(State.FAILED, f"{_how_it_ended(returncode)}{last}", seconds, tail)
@@ -157,32 +181,9 @@ class Attempt:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-class Pace:
-    """Time left, from the steps seen since the attempt began (a resumed run does not begin at step 0)."""
-
-    def __init__(self, started_at: float) -> None:
-        self.started_at = started_at
-        self._first: tuple[int, float] | None = None
-
-    def elapsed(self) -> float:
-        return time.time() - self.started_at
-
-    def seconds_left(self, progress: Progress | None) -> float | None:
-        if progress is None or progress.updated_at < self.started_at:
-            return None
-        if self._first is None:
-            self._first = (progress.step, progress.updated_at)
-        step, at = self._first
-        done, spent = progress.step - step, progress.updated_at - at
-        if done <= 0:
-            return None
-        since = time.time() - progress.updated_at
-        return max(0.0, (progress.max_steps - progress.step) * spent / done - since)
-
-
-def failed_to_start(cell: Cell, error: Exception, warn: Callable[[str], None]) -> Outcome:
-    """Record a cell that never ran: its configuration could not be written, or the command not be started."""
-    text = one_line(str(error) if isinstance(error, InputError) else f"cannot be started: {error}")
+def failed_to_start(cell: Cell, error: OSError, warn: Callable[[str], None]) -> Outcome:
+    """Record a cell that never ran: its configuration could not be written, or its command not be started."""
+    text = f"cannot be started: {error}"
     previous, now = Status.read(cell.directory), time.time()
     status = Status(
         state=State.FAILED.value,
@@ -197,7 +198,7 @@ def failed_to_start(cell: Cell, error: Exception, warn: Callable[[str], None]) -
 
 
 def _note(cell: Cell, status: Status, warn: Callable[[str], None]) -> None:
-    """A full disk must not take the launcher and the other cells down with it."""
+    """A full disk must not end the launcher and the other cells too."""
     try:
         status.write(cell.directory)
         if status.ended_at is not None:
@@ -207,45 +208,18 @@ def _note(cell: Cell, status: Status, warn: Callable[[str], None]) -> None:
 
 
 def close_attempt(directory: Path) -> Status | None:
-    """The attempt before. If its launcher was killed with it, how it ended is written down only now."""
+    """The attempt before. If its launcher was killed too, how it ended is recorded only now."""
     previous = Status.read(directory)
     if previous is None or previous.ended_at is not None:
         return previous
     failure = Failure.read(directory)
     state, reason = State.INTERRUPTED, "killed, and its launcher too"
     if failure is not None:
-        state, reason = State.FAILED, one_line(f"{failure.error}: {failure.message}")
+        state, reason = State.FAILED, failure.text
     closed = replace(previous, state=state.value, reason=reason, ended_at=time.time())
     closed.write(directory)
     log_attempt(directory, closed)
     return closed
-
-
-def log_tail(path: Path, lines: int = 5) -> str:
-    """The last lines that say something, of the last attempt only."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 8192))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    last = text.rpartition(_MARK)[2].splitlines()
-    said = [line.strip() for line in last[1 if _MARK in text else 0 :] if line.strip()]
-    return "\n".join(said[-lines:])
-
-
-_MARK = "===== attempt "
-
-
-def _header(log: IO[bytes], status: Status, arguments: list[str]) -> None:
-    at = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(status.started_at))
-    command = " ".join(shlex.join(arguments).split())  # one line, whatever the arguments hold
-    log.write(f"{_MARK}{status.attempt}, {at}, {status.host}: {command}\n".encode())
-    log.flush()
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _how_it_ended(returncode: int) -> str:

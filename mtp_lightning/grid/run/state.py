@@ -1,4 +1,4 @@
-"""What a cell's folder says: the files of a cell, and the one state that follows from them.
+"""The files in a cell's folder, and the one state that follows from them.
 
 config.yaml     what `mtp fit` is given                      launcher
 status.json     the last attempt: process, times, reason     launcher
@@ -9,12 +9,14 @@ progress.json   step, loss, throughput, a heartbeat          run
 result.json     metrics, written last and once: finished     run
 failure.json    why the attempt failed                       run
 mlflow_run_id   the MLflow run that every attempt continues  run
-code.diff       what the code had on top of its commit       launcher, on Slurm
+code.diff       changes to the code since its commit         launcher, on Slurm
 checkpoints/                                                 run
 """
 
 import functools
+import json
 import os
+import re
 import socket
 import time
 import types
@@ -29,13 +31,14 @@ CONFIG, LOG, LOCK, RUN_ID, CHECKPOINTS = "config.yaml", "log.txt", "lock", "mlfl
 ATTEMPTS, DIFF = "attempts.jsonl", "code.diff"
 
 HEARTBEAT_SECONDS = 300.0
-"""A run that was silent for longer counts as dead where its process cannot be looked at."""
+"""A run on another machine that was silent for longer counts as dead."""
+_LOGGED = ("attempt", "host", "job", "started_at", "ended_at", "state", "returncode", "reason")
 
 
 class State(StrEnum):
     MISSING = "missing"
     QUEUED = "queued"
-    """Waits for Slurm, which a cell's folder does not know."""
+    """Waits in Slurm's queue, of which a cell's folder knows nothing."""
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
@@ -47,8 +50,8 @@ R = TypeVar("R", bound="Record")
 
 @dataclass(frozen=True)
 class Record:
-    """A JSON file of a cell's folder. `read` gives None for a file that is absent, torn or of other types; keys it
-    does not know are left alone, so that a later version may add some."""
+    """A JSON file of a cell's folder. `read` gives None for a file that is absent, torn or of other types, and ignores
+    keys that it does not know, so that a later version may add some."""
 
     FILE: ClassVar[str]
 
@@ -84,12 +87,12 @@ class Status(Record):
     started_at: float
     pid: int | None = None
     process: str | None = None
-    """`process_token(pid)`: a number that is used again by another process is not this one."""
+    """`process_token(pid)`: another process that gets the same number later is not this one."""
     ended_at: float | None = None
     returncode: int | None = None
     reason: str | None = None
     job: str | None = None
-    """Of Slurm, as squeue writes it: `12_3`."""
+    """Slurm's, as squeue writes it: `12_3`."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,15 @@ class Failure(Record):
     error: str
     message: str
 
+    @property
+    def text(self) -> str:
+        """On one line."""
+        return " ".join(f"{self.error}: {self.message}".split())
+
 
 @dataclass(frozen=True)
 class CellFiles:
-    """What a cell's folder says, each file read once."""
+    """The files of a cell's folder, each read once."""
 
     result: Result | None
     status: Status | None
@@ -146,25 +154,25 @@ class CellFiles:
 
     @property
     def state(self) -> State:
-        """Finished by its result; running by a living process; else what the last attempt left."""
+        """Finished if there is a result; running if a process is alive; else as the last attempt ended."""
         if self.result is not None:
             return State.FINISHED
-        return State.RUNNING if _alive(self.status, self.progress) else self.left
+        return State.RUNNING if _alive(self.status, self.progress) else self.state_if_over
 
     @property
-    def left(self) -> State:
-        """What the last attempt left, if it is over."""
+    def state_if_over(self) -> State:
+        """The state after the last attempt, if no attempt is at work."""
         if self.status is None:
             return State.MISSING if self.progress is None else State.INTERRUPTED
         if self.status.state == State.RUNNING.value and self.failure is not None:
-            return State.FAILED  # the launcher was gone before it could note it
+            return State.FAILED  # the launcher was killed before it could note it
         return State.FAILED if self.status.state == State.FAILED.value else State.INTERRUPTED
 
     @property
     def reason(self) -> str | None:
         if self.status is not None and self.status.reason:
             return self.status.reason
-        return " ".join(f"{self.failure.error}: {self.failure.message}".split()) if self.failure is not None else None
+        return self.failure.text if self.failure is not None else None
 
 
 def cell_state(directory: Path) -> State:
@@ -175,8 +183,57 @@ def failure_reason(directory: Path) -> str | None:
     return CellFiles.read(directory).reason
 
 
+def log_attempt(directory: Path, ended: Status) -> None:
+    """Add a line to `attempts.jsonl`, in one write: what is there already cannot be torn by it."""
+    line = {key: value for key, value in asdict(ended).items() if key in _LOGGED}
+    text = json.dumps(line | {"checkpoint": newest_checkpoint(directory)}) + "\n"
+    descriptor = os.open(directory / ATTEMPTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_attempts(directory: Path) -> list[dict[str, Any]]:
+    """Oldest first; a line that a full disk cut off is left out."""
+    try:
+        lines = (directory / ATTEMPTS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def newest_checkpoint(directory: Path) -> str | None:
+    """Its name, which holds the step."""
+    return max((path.name for path in (directory / CHECKPOINTS).glob("*.ckpt")), default=None)
+
+
+def saved_step(directory: Path) -> int:
+    """The step from which an attempt would continue; 0 without a checkpoint."""
+    found = re.search(r"(\d+)\.ckpt$", newest_checkpoint(directory) or "")
+    return int(found[1]) if found else 0
+
+
+def interruptions_without_progress(directory: Path, job: str) -> int:
+    """How many attempts of a Slurm job in a row, up to the last, were interrupted and left no new checkpoint."""
+    attempts = read_attempts(directory)
+    count = 0
+    for before, attempt in reversed(list(zip([{"checkpoint": None}, *attempts], attempts))):
+        fruitless = attempt["state"] == State.INTERRUPTED.value and attempt["checkpoint"] == before["checkpoint"]
+        if not fruitless or attempt["job"] != job:
+            break
+        count += 1
+    return count
+
+
 def process_token(pid: int) -> str | None:
-    """Tells a living process from another one with the same number; None when it is gone or a zombie."""
+    """Distinguishes a living process from another one with the same number; None when it is gone or a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -191,7 +248,7 @@ def process_token(pid: int) -> str | None:
 
 
 def _signalled(pid: int) -> str | None:
-    """Where there is no /proc: a process answers to signal 0, and cannot be told from a later one."""
+    """Where there is no /proc: a process answers to signal 0; a later one with its number looks the same."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -209,8 +266,8 @@ def _alive(status: Status | None, progress: Progress | None) -> bool:
             return _lately(max(heartbeat, status.started_at))
         if status.pid is not None and process_token(status.pid) == status.process:
             return status.process is not None
-    # A run that was started by hand in this folder has a heartbeat and no status of its own; an attempt that is known
-    # to have ended leaves its last heartbeat behind.
+    # A run that was started by hand in this folder has a heartbeat and no status of its own; an attempt that has ended
+    # leaves its last heartbeat in the folder.
     ended_at = status.ended_at if status is not None and status.ended_at is not None else 0.0
     if progress is None or heartbeat <= ended_at or not _lately(heartbeat):
         return False
@@ -218,7 +275,7 @@ def _alive(status: Status | None, progress: Progress | None) -> bool:
 
 
 def _lately(at: float) -> bool:
-    """A sign of life from the future is of a clock that jumped, and not good for ever."""
+    """A time in the future comes from a clock that jumped, and must not count for ever."""
     return abs(time.time() - at) < HEARTBEAT_SECONDS
 
 

@@ -1,49 +1,54 @@
-"""How far each cell is: by its own files first, then by Slurm. Reads each file once, and asks Slurm once."""
+"""The status of each cell: from its own files first, then from Slurm. Reads each file once, and asks Slurm once."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtp_lightning.grid.run.display import Line
+from mtp_lightning.grid.run.display import Line, open_display
 from mtp_lightning.grid.run.state import CellFiles, State
-from mtp_lightning.grid.slurm.client import Element, SlurmError, missing_program
-from mtp_lightning.grid.slurm.submissions import Place, Submissions
+from mtp_lightning.grid.slurm.client import QueueEntry, SlurmError, missing_program
+from mtp_lightning.grid.slurm.submissions import ArrayElement, Submissions
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.units import quantity
 
+WATCH_SECONDS = 3.0
+ACTIVE = (State.RUNNING, State.QUEUED)
+
 
 @dataclass(frozen=True)
-class Standing:
+class CellStatus:
     cell: Cell
     files: CellFiles
-    place: Place | None
-    """Where it was submitted to last, if it was."""
-    element: Element | None
-    """Of Slurm's queue, as long as it waits or runs there."""
-    began: bool
-    """The job at `place` left output of its own."""
+    submitted: ArrayElement | None
+    """The element of a job array as which it was submitted last, if it was."""
+    queued: QueueEntry | None
+    """Its entry in Slurm's queue, as long as it waits or runs there."""
+    has_output: bool
+    """Its job wrote output, and the cell never began."""
 
     @property
     def state(self) -> State:
         found = self.files.state
         job = self.files.status.job if self.files.status is not None else None
-        if found is State.RUNNING and self.place is not None and job == self.place.element:
-            found = self.files.left  # a heartbeat outlives its run for a while, but Slurm knows what has become of it
-        if found in (State.FINISHED, State.RUNNING) or self.element is None:
+        if found is State.RUNNING and self.submitted is not None and job == self.submitted.id:
+            found = self.files.state_if_over  # heartbeats count for a while after a run's end, but Slurm knows of it
+        if found in (State.FINISHED, State.RUNNING) or self.queued is None:
             return found
-        return State.QUEUED if self.element.waits else State.RUNNING if self.element.runs else found
+        return State.QUEUED if self.queued.waits else State.RUNNING if self.queued.runs else found
 
     @property
     def reason(self) -> str | None:
         if self.state in (State.FAILED, State.INTERRUPTED):
             return self.files.reason
-        if self.state is State.MISSING and self.began and self.place is not None:
-            return f"job {self.place.element} ended before the run began: `mtp grid logs` shows its output"
+        if self.state is State.MISSING and self.has_output and self.submitted is not None:
+            return f"job {self.submitted.id} ended before the run began: `mtp grid logs` shows its output"
         return None
 
     def json(self) -> dict[str, Any]:
@@ -65,8 +70,8 @@ class Standing:
             "loss": progress.loss if progress else None,
             "tokens_per_second": progress.tokens_per_second if progress else None,
             "reason": self.reason,
-            "job": self.place.element if self.place else None,
-            "slurm": str(self.element) if self.element else None,
+            "job": self.submitted.id if self.submitted else None,
+            "slurm": str(self.queued) if self.queued else None,
         }
 
     def line(self) -> Line:
@@ -76,52 +81,71 @@ class Standing:
         return Line(self.cell.label, self.state.value, p.step, p.max_steps, p.phase, p.loss, p.tokens_per_second)
 
 
-def standings(cells: Sequence[Cell], submissions: Submissions, live: Mapping[str, Element] | None) -> list[Standing]:
-    """
-    Args:
-        live: what waits or runs in Slurm; None where it cannot be asked, and the files have to do.
-    """
-    places = submissions.places(live or {})
-    return [_standing(cell, places.get(cell.signature), submissions, live) for cell in cells]
-
-
-class Look(NamedTuple):
-    rows: list[Standing]
-    silent: str | None = None
-    """Why Slurm could not be asked, if something was submitted and it could not."""
-    live: Mapping[str, Element] = MappingProxyType({})
+class GridStatus(NamedTuple):
+    rows: list[CellStatus]
+    slurm_problem: str | None = None
+    """Why Slurm could not be asked, if something was submitted."""
+    queue: Mapping[str, QueueEntry] = MappingProxyType({})
     """What waits or runs in Slurm, by id."""
 
 
-def look(cells: Sequence[Cell], runs: Path, settle: bool = True) -> Look:
-    """Where the cells stand now.
+def read_status(cells: Sequence[Cell], runs: Path, update: bool = True) -> GridStatus:
+    """The status of the cells now.
 
     Args:
-        settle: bring the record of submissions up to date too, which writes.
+        update: bring the record of submissions up to date too, which writes.
     """
     submissions = Submissions(runs)
     if missing_program() is not None:
-        return Look(standings(cells, submissions, None))
+        return GridStatus(status_rows(cells, submissions, None))
     try:
-        live = submissions.look(settle)
-        return Look(standings(cells, submissions, live), None, live)
+        queue = submissions.read_queue(update)
+        return GridStatus(status_rows(cells, submissions, queue), None, queue)
     except SlurmError as error:
-        return Look(standings(cells, submissions, None), str(error))
+        return GridStatus(status_rows(cells, submissions, None), str(error))
 
 
-def _standing(
-    cell: Cell, place: Place | None, submissions: Submissions, live: Mapping[str, Element] | None
-) -> Standing:
+def status_rows(
+    cells: Sequence[Cell], submissions: Submissions, queue: Mapping[str, QueueEntry] | None
+) -> list[CellStatus]:
+    """
+    Args:
+        queue: what waits or runs in Slurm; None where it cannot be asked, and the files have to do.
+    """
+    elements = submissions.elements(queue or {})
+    return [_cell_status(cell, elements.get(cell.signature), submissions, queue) for cell in cells]
+
+
+def _cell_status(
+    cell: Cell, submitted: ArrayElement | None, submissions: Submissions, queue: Mapping[str, QueueEntry] | None
+) -> CellStatus:
     files = CellFiles.read(cell.directory)
-    if place is None or live is None:
-        return Standing(cell, files, None, None, False)
-    began = files.status is None and submissions.output(place).is_file()
-    return Standing(cell, files, place, place.of(live), began)
+    if submitted is None or queue is None:
+        return CellStatus(cell, files, None, None, False)
+    has_output = files.status is None and submissions.output(submitted).is_file()
+    return CellStatus(cell, files, submitted, submitted.entry(queue), has_output)
 
 
-def standing_table(title: str, rows: Sequence[Standing]) -> Table:
+def watch_status(cells: Sequence[Cell], runs: Path) -> GridStatus:
+    """A live table until all cells have ended, or Ctrl-C; returns the last status."""
+    display = open_display(Console(stderr=True))
+    status = read_status(cells, runs)
+    try:
+        while True:
+            display.update([row.line() for row in status.rows], None)
+            if not any(row.state in ACTIVE for row in status.rows):
+                return status
+            time.sleep(WATCH_SECONDS)
+            status = read_status(cells, runs)
+    except KeyboardInterrupt:
+        return status
+    finally:
+        display.close()
+
+
+def status_table(title: str, rows: Sequence[CellStatus]) -> Table:
     table = Table(title=title, title_justify="left")
-    submitted = any(row.place is not None for row in rows)
+    submitted = any(row.submitted is not None for row in rows)
     for name in ("cell", "signature", "state", *(["job", "Slurm"] if submitted else [])):
         table.add_column(name, no_wrap=True)
     for name in ("attempt", "step", "loss", "tokens/s"):

@@ -1,5 +1,4 @@
-"""Slurm, asked and commanded through its own programs, none of which may keep us waiting; and the batch script, which
-submitit writes."""
+"""Slurm's own programs, each called with a time limit; and the batch script, which submitit writes."""
 
 import os
 import re
@@ -12,35 +11,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtp_lightning.errors import InputError, UnavailableError
 from mtp_lightning.grid.spec.resources import Resources
 
 CLIENT_SECONDS = 60.0
 """Slurm's programs wait for ever for a controller that is not there."""
 SIGNAL_SECONDS = 120
-"""How long before the end of its time a job is told, so that it can save."""
+"""How long before the end of its time a job is warned, so that it can save."""
 _WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"])
 _UNSURE = re.compile(r"timed out|unable to contact|connection (failure|refused|reset)|zero bytes", re.IGNORECASE)
-"""What sbatch says when it lost the controller, which may have taken the job all the same."""
+"""What sbatch says when it lost the controller, which may have accepted the job nevertheless."""
 _NO_SUCH_NODE = "Requested node configuration is not available"
 _IN_SERVICE = re.compile(r"(idle|mixed|allocated|completing|planned)[~#$@%!^-]*")
-"""States of a node that jobs can count on; what may stand behind tells of saving power. `*` is: does not respond."""
+"""States of a node that can run jobs. A sign after it is about saving power; only `*` means: does not respond."""
 _OURS = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_")
-"""Variables by which a user or a surrounding job would change what our commands ask and say; they beat the script."""
+"""Variables by which a user or a surrounding job would change our commands; they take precedence over the script."""
 _AT_ONCE = 500
 """Ids in one command."""
 
 
-class SlurmError(RuntimeError):
-    """Slurm cannot be asked, or refuses; nothing of ours is wrong."""
+class SlurmError(UnavailableError):
+    """Slurm cannot be asked, or refuses."""
 
 
 class NoAnswerError(SlurmError):
-    """Whether it did what it was told is not known."""
+    """It is not known whether Slurm did what it was asked for."""
 
 
 @dataclass(frozen=True)
-class Element:
-    """One element of a job array that waits or runs."""
+class QueueEntry:
+    """One element of a job array that waits or runs, as squeue lists it."""
 
     id: str
     """As Slurm writes it: `12_3`."""
@@ -65,19 +65,29 @@ def missing_program() -> str | None:
     return next((name for name in wanted if shutil.which(name) is None), None)
 
 
-def elements(job_names: Iterable[str]) -> dict[str, Element]:
-    """Array elements that wait or run, by id; those that are over are not in it, those that are just ending are."""
+def need_slurm(otherwise: str) -> None:
+    """
+    Raises:
+        InputError: there is no Slurm here; says what to do `otherwise`.
+    """
+    program = missing_program()
+    if program is not None:
+        raise InputError(f"there is no Slurm here: {program} is not on the PATH; {otherwise}")
+
+
+def read_queue(job_names: Iterable[str]) -> dict[str, QueueEntry]:
+    """Array elements that wait, run or are just ending, by id; those that are over are not in it."""
     names = ",".join(job_names)
     if not names:
         return {}
     lines = _ask("squeue", "--noheader", "--array", "--format=%i|%j|%T|%r", f"--name={names}").splitlines()
     parts = [line.split("|", 3) for line in lines]
-    return {id: Element(id, name, state, None if why == "None" else why) for id, name, state, why in parts}
+    return {id: QueueEntry(id, name, state, None if why == "None" else why) for id, name, state, why in parts}
 
 
 def find_job(name: str, since: float) -> str | None:
-    """The id of the job array with this name, or None where Slurm remembers none: asked of the queue, then, where jobs
-    are accounted for, of the accounts."""
+    """The id of the job array with this name, from the queue or else from the accounts, if any are kept; None where
+    Slurm knows no such job."""
     queued = _ask("squeue", "--noheader", "--states=all", "--format=%F", f"--name={name}").split()
     if queued:
         return queued[0]
@@ -102,8 +112,8 @@ def largest_array() -> int:
 
 
 def refusal(script: Path, partition: str | None) -> str | None:
-    """Why Slurm would not take the job, in its own words. While nodes are out of service, it says "not available" of
-    what it will have again as of what it never had; then it is let through, with a warning."""
+    """Why Slurm would not take the job, in its own words. While nodes are out of service, "not available" may mean that
+    it will have them again or that it never had them; then the job is submitted, with a warning."""
     done = _run("sbatch", "--test-only", str(script))
     if done.returncode == 0:
         return None
@@ -119,7 +129,7 @@ def refusal(script: Path, partition: str | None) -> str | None:
 
 
 def _out_of_service(partition: str | None) -> str | None:
-    """How many nodes of the partition, or of several (`a,b`), are, if any."""
+    """How many nodes of the partition, or of several (`a,b`), are out of service, if any."""
     wanted, states = partition.split(",") if partition else [], []
     for line in _ask("sinfo", "--noheader", "--Node", "--format=%P|%a|%T").splitlines():
         name, available, state = line.split("|")
@@ -133,11 +143,11 @@ def submit(script: Path, keep_open: int) -> str:
     """The id of the new job.
 
     Args:
-        keep_open: a file descriptor that sbatch holds while it works: a lock on it outlives us.
+        keep_open: a file descriptor that sbatch holds while it works, so that a lock on it outlives this process.
 
     Raises:
-        NoAnswerError: whether the job was taken is not known.
-        SlurmError: it was not.
+        NoAnswerError: it is not known whether the job was accepted.
+        SlurmError: it was not accepted.
     """
     done = _run("sbatch", "--parsable", str(script), keep_open=keep_open)
     if done.returncode < 0 or (done.returncode and _UNSURE.search(done.stderr)):
@@ -153,8 +163,8 @@ def write_script(
 
     executor = SlurmExecutor(folder)
     element = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
-    # submitit moves its files in place once it knows the job's id. A submitter that is killed before it could would
-    # leave jobs that wait for them in vain, so that here each job takes its own copy.
+    # submitit moves its files into place once it knows the job's id. If the submitter were killed before that, jobs
+    # would wait for these files for ever; so here each job makes its own copy.
     copy = f'cp -n "{folder}/job.pkl" "{folder}/{element}"'
     executor.update_parameters(**_parameters(job_name, cells, resources, parallel), setup=[*setup, copy])
     executor.parameters["map_count"] = cells
@@ -177,11 +187,11 @@ def _parameters(job_name: str, cells: int, resources: Resources, parallel: int |
         "qos": resources.qos,
         "constraint": resources.constraint,
     }
-    # Of these two submitit has defaults of its own, 5 minutes and a key that a cluster may refuse; None takes them out.
+    # For these two submitit has its own defaults, 5 minutes and a key that a cluster may refuse; None removes them.
     parameters = {key: value for key, value in wanted.items() if value is not None} | {"time": limit, "wckey": None}
-    # From Slurm 22.05 on, a step does not take over its job's number of cores.
+    # Since Slurm 22.05 a step does not inherit its job's number of cores.
     steps = [f"--cpus-per-task={resources.cpus}"] if resources.cpus is not None else []
-    steps.append("--kill-on-bad-exit=1")  # a task whose fellow was killed would wait for it until the time is over
+    steps.append("--kill-on-bad-exit=1")  # or a task would wait for a killed one until the time is over
     return parameters | {
         "array_parallelism": min(cells, parallel or cells),
         "signal_delay_s": SIGNAL_SECONDS if limit is None else min(SIGNAL_SECONDS, limit * 60 // 4),

@@ -1,49 +1,113 @@
 """What submitit runs on the nodes: one element of a job array is one cell, in as many tasks as the cell has processes.
 
 Task 0 leads: it holds the cell's lock, starts `mtp fit` as the local launcher does, and decides about another attempt.
-The others start the same command whenever it says so, and Lightning makes one run of them. Slurm's warning (SIGUSR2,
-before the end of the time or a preemption) is handed to the run, which saves; then the job is queued again. SIGTERM
-(scancel, or a preemption without warning) is handed on too, and whoever sent it decides what becomes of the job.
+The others start the same command when it announces an attempt, and Lightning makes one run of them. Slurm's warning
+(SIGUSR2, before the end of the time or a preemption) goes to the run, which saves; then the job is queued again.
+SIGTERM (scancel, or a preemption without warning) goes to the run too, and its sender decides about queueing again.
 """
 
+import json
 import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from mtp_lightning.errors import PREEMPTED, InputError
-from mtp_lightning.files import FileLock
-from mtp_lightning.grid.run.attempts import interrupted_in_vain
-from mtp_lightning.grid.run.process import Attempt, Outcome, close_attempt, failed_to_start
-from mtp_lightning.grid.run.state import DIFF, HEARTBEAT_SECONDS, LOCK, CellFiles, State, Status
-from mtp_lightning.grid.slurm.task import Task
+from mtp_lightning.errors import PREEMPTED
+from mtp_lightning.files import FileLock, read_json, write_json
+from mtp_lightning.grid.run.process import Attempt, Outcome, child_environment, close_attempt, failed_to_start
+from mtp_lightning.grid.run.state import (
+    DIFF,
+    HEARTBEAT_SECONDS,
+    LOCK,
+    CellFiles,
+    State,
+    Status,
+    interruptions_without_progress,
+)
+from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.spec.resources import Resources
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
 SAVE_SECONDS = 90.0
-"""What a run that was warned has for saving, of the `slurm.SIGNAL_SECONDS` that are left."""
-FRUITLESS = 3
-"""How many times, beside the cell's `retry`, a job is queued again although the last attempt brought no checkpoint."""
+"""How long a run that was warned may take to save, of the `client.SIGNAL_SECONDS` that are left."""
+WITHOUT_PROGRESS = 3
+"""How many times more than the cell's `retry` a job is queued again although its attempts leave no new checkpoint."""
 ELSEWHERE_SECONDS = HEARTBEAT_SECONDS + 30.0
-"""For a run that seems to be at work elsewhere: by then a dead one has not been heard of for too long."""
+"""How long to wait for a run that seems to be at work elsewhere: after this, a dead one counts as dead."""
 _POLL_SECONDS = 0.2
-FELLOWS_SECONDS = 15.0
-"""For the processes of a run to end by themselves once one of them has."""
+OTHERS_SECONDS = 15.0
+"""How long the processes of a run may take to end by themselves after one of them has ended."""
+
+
+def write_cell(folder: Path, index: int, cell: Cell, config: dict[str, Any], command: list[str]) -> None:
+    """Write the cell for its job to read. `config` is what `mtp fit` is given."""
+    plain = asdict(replace(cell, config=config, aliases=())) | {"directory": str(cell.directory)}
+    (folder / f"{index}.json").write_text(json.dumps({"cell": plain, "command": command}))
+
+
+class Task:
+    """One process of one element of a job array."""
+
+    def __init__(self, folder: Path, job: str, index: int, rank: int, restart: int) -> None:
+        self.folder, self.job, self.rank, self.restart = folder, job, rank, restart
+        raw = read_json(folder / f"{index}.json")
+        assert raw is not None, f"{folder} lacks the cell {index}"
+        known = {field.name for field in fields(Cell)}
+        plain = {key: value for key, value in raw["cell"].items() if key in known}
+        plain |= {"directory": Path(plain["directory"]), "resources": Resources(**plain["resources"]), "aliases": ()}
+        self.cell, self.command = Cell(**plain), raw["command"]
+        self.processes = self.cell.resources.nodes * self.cell.resources.tasks_per_node
+
+    @classmethod
+    def of_this_process(cls, folder: Path) -> "Task":
+        job, index = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
+        rank, restart = int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        return cls(folder, f"{job}_{index}", int(index), rank, restart)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Threads for the cores that Slurm gave the task: on a node without confinement a process sees all cores."""
+        per_node = int(os.environ.get("SLURM_CPUS_ON_NODE", "1")) // self.cell.resources.tasks_per_node
+        threads = os.environ.get("SLURM_CPUS_PER_TASK", str(max(1, per_node)))
+        return child_environment(1, {"OMP_NUM_THREADS": threads, **os.environ})
+
+    def announce(self, attempt: int) -> None:
+        """To the other tasks: start this attempt; 0: all is done, end."""
+        if self.processes > 1:
+            write_json(self.folder / f"{self.job}.attempt.json", {"restart": self.restart, "attempt": attempt})
+
+    def announced(self) -> int | None:
+        raw = read_json(self.folder / f"{self.job}.attempt.json")
+        return raw["attempt"] if raw is not None and raw["restart"] == self.restart else None
+
+    def report_death(self, attempt: int, returncode: int) -> None:
+        death = {"restart": self.restart, "attempt": attempt, "host": socket.gethostname(), "returncode": returncode}
+        write_json(self.folder / f"{self.job}.{self.rank}.died.json", death)
+
+    def reported_death(self, attempt: int) -> str | None:
+        """How the process of another task ended in this attempt, if it failed."""
+        for rank in range(1, self.processes):
+            raw = read_json(self.folder / f"{self.job}.{rank}.died.json")
+            if raw is not None and (raw["restart"], raw["attempt"]) == (self.restart, attempt):
+                return f"task {rank} on {raw['host']} ended with exit status {raw['returncode']}"
+        return None
 
 
 class CellJob:
-    """The callable that submitit keeps. It is the same for all cells of an array: which one it runs, the array's index
-    says, and the rest lies in the folder of the submission."""
+    """The callable that submitit stores, the same for all cells of an array: the array's index says which cell it runs,
+    and the cells are in the folder of the submission."""
 
     def __init__(self, folder: str, snapshot: str | None) -> None:
         self.folder, self.snapshot = folder, snapshot
@@ -55,7 +119,7 @@ class CellJob:
         return _Leader(task, Path(self.snapshot) / DIFF if self.snapshot else None).run()
 
     def checkpoint(self) -> "DelayedSubmission":
-        """Asked by submitit before it queues the job again; by then the run has saved and ended."""
+        """What submitit queues again; the run has saved and ended by then."""
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -69,7 +133,7 @@ class _Leader:
         self.warned_at: float | None = None
         self.terminated = False
         self.queue_again: Any = signal.getsignal(signal.SIGUSR2)
-        """submitit's handler; called once the run has saved, not in the middle of what we are doing."""
+        """submitit's handler; called after the run has saved, and not in the middle of our own work."""
 
     def run(self) -> str:
         signal.signal(signal.SIGUSR2, self._warned)
@@ -77,7 +141,7 @@ class _Leader:
         try:
             outcome = self._attempts()
         finally:
-            self.task.say_turn(0)
+            self.task.announce(0)
         _say(f"{self.cell.label}: {outcome.state.value}{f': {outcome.reason}' if outcome.reason else ''}")
         if outcome.state is State.INTERRUPTED:
             self._interrupted()
@@ -95,34 +159,27 @@ class _Leader:
         return outcome
 
     def _one(self) -> Outcome:
-        """One attempt, or why there is none."""
-        directory, lock = self.cell.directory, FileLock(self.cell.directory / LOCK)
+        """One attempt, or the reason for none."""
+        cell, lock = self.cell, FileLock(self.cell.directory / LOCK)
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            instead = self._alone(lock)
+            cell.directory.mkdir(parents=True, exist_ok=True)
+            instead = self._take_lock(lock)
             if instead is not None:
                 lock.release()
                 return instead
             self._keep_diff()
             self.number += 1
-            self.attempt = Attempt.start(
-                self.cell,
-                lock,
-                lambda cell: dict(cell.config),
-                lambda cell: list(self.task.command),
-                self.task.environment,
-                _say,
-                self.task.job,
-            )
-        except (OSError, InputError) as error:
+            command, environment = self.task.command, self.task.environment
+            self.attempt = Attempt.start(cell, lock, cell.config, command, environment, _say, self.task.job)
+        except OSError as error:
             lock.release()
-            return failed_to_start(self.cell, error, _say)
-        self.task.say_turn(self.number)
+            return failed_to_start(cell, error, _say)
+        self.task.announce(self.number)
         return self._wait(self.attempt)
 
-    def _alone(self, lock: FileLock) -> Outcome | None:
-        """Take the lock and see that nobody runs the cell. Helpers of an attempt that just died may hold the lock for
-        a moment, and what died on another node is known to be dead only when it has been silent for long."""
+    def _take_lock(self, lock: FileLock) -> Outcome | None:
+        """Take the lock, and return an outcome if the cell need not or must not be run. Helpers of an attempt that just
+        died may hold the lock for a moment, and a run on another node counts as dead only after a long silence."""
         deadline = time.monotonic() + ELSEWHERE_SECONDS
         while True:
             if lock.acquire():
@@ -131,25 +188,26 @@ class _Leader:
                     return instead
                 lock.release()
             if self.warned_at is not None or self.terminated:
-                return Outcome(State.INTERRUPTED, "told to go before it began")
+                return Outcome(State.INTERRUPTED, "stopped before it began")
             if time.monotonic() > deadline:
-                return Outcome(State.RUNNING, "somebody else runs it")
+                return Outcome(State.RUNNING, "another process runs it")
             time.sleep(_POLL_SECONDS)
 
     def _instead(self) -> Outcome | None:
-        """What is found when the cell need not, or must not, be run."""
+        """An outcome, if the cell need not or must not be run."""
         files = CellFiles.read(self.cell.directory)
         ours = files.status is not None and files.status.job == self.task.job
-        # We have the lock, and Slurm never runs one element twice: a heartbeat of its own is one of the past.
-        state = files.left if ours and files.state is State.RUNNING else files.state
+        # We have the lock, and Slurm never runs one element twice: a heartbeat of this job is from an earlier attempt.
+        state = files.state_if_over if ours and files.state is State.RUNNING else files.state
         if state in (State.FINISHED, State.RUNNING):
-            return Outcome(state, "somebody else runs it" if state is State.RUNNING else None)
+            return Outcome(state, "another process runs it" if state is State.RUNNING else None)
         close_attempt(self.cell.directory)
-        return self._hopeless()
+        return self._without_progress()
 
-    def _hopeless(self) -> Outcome | None:
-        count = interrupted_in_vain(self.cell.directory, self.task.job)
-        if count <= self.cell.retry + FRUITLESS:
+    def _without_progress(self) -> Outcome | None:
+        """An outcome, if the job was interrupted too often and never saved anything."""
+        count = interruptions_without_progress(self.cell.directory, self.task.job)
+        if count <= self.cell.retry + WITHOUT_PROGRESS:
             return None
         status = Status.read(self.cell.directory)
         assert status is not None, "it was interrupted"
@@ -170,22 +228,21 @@ class _Leader:
             if self.warned_at is not None and time.monotonic() - self.warned_at > SAVE_SECONDS:
                 attempt.kill()
             if died is None:
-                died, died_at = self.task.fellow_died(self.number), time.monotonic()
-            elif attempt.stopped_by is None and time.monotonic() - died_at > FELLOWS_SECONDS:
+                died, died_at = self.task.reported_death(self.number), time.monotonic()
+            elif attempt.stopped_by is None and time.monotonic() - died_at > OTHERS_SECONDS:
                 attempt.give_up(died)
             time.sleep(_POLL_SECONDS)
         if returncode:
-            time.sleep(2 * _POLL_SECONDS)  # Slurm signals the run and us at once: our handler may yet come
+            time.sleep(2 * _POLL_SECONDS)  # Slurm signals the run and us together: our handler may still be called
             self._hand_on(attempt)
         outcome = attempt.poll(_say)
         assert outcome is not None
         return outcome
 
     def _interrupted(self) -> None:
-        """Where Slurm warned, or somebody told the run itself to go, it is us who queue the job again."""
-        if self.attempt is None or (self.terminated and self.warned_at is None):
-            sys.exit(PREEMPTED)
-        if self._hopeless() is not None:
+        """Queue the job again if Slurm warned it, or if the run itself was asked to stop; not if the job was."""
+        stopped = self.attempt is None or (self.terminated and self.warned_at is None)
+        if stopped or self._without_progress() is not None:
             sys.exit(PREEMPTED)
         self.queue_again(signal.SIGUSR2, None)
 
@@ -209,23 +266,23 @@ class _Follower:
         signal.signal(signal.SIGUSR2, self._pass_on(signal.SIGUSR1))
         signal.signal(signal.SIGTERM, self._pass_on(signal.SIGTERM))
         done = 0
-        while (turn := self.task.turn()) != 0:
-            if turn is not None and turn != done:
-                done = turn
-                self._attempt(turn)
+        while (attempt := self.task.announced()) != 0:
+            if attempt is not None and attempt != done:
+                done = attempt
+                self._attempt(attempt)
             time.sleep(_POLL_SECONDS)
         return "over"
 
     def _attempt(self, number: int) -> None:
-        """Runs the cell's command until it ends, or has had its time since task 0 was through with the attempt."""
+        """Run the cell's command until it ends, or until some time after task 0 ended the attempt."""
         self.process = subprocess.Popen(self.task.command, env=self.task.environment, start_new_session=True)
         deadline = math.inf
         while (returncode := self.process.poll()) is None and time.monotonic() < deadline:
-            if self.task.turn() != number:
-                deadline = min(deadline, time.monotonic() + FELLOWS_SECONDS)
+            if self.task.announced() != number:
+                deadline = min(deadline, time.monotonic() + OTHERS_SECONDS)
             time.sleep(_POLL_SECONDS)
         if returncode not in (None, 0, PREEMPTED):
-            self.task.say_died(number, returncode)
+            self.task.report_death(number, returncode)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

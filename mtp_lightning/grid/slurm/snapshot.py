@@ -24,8 +24,8 @@ def checkout() -> Path | None:
 
 
 def snapshot(root: Path, runs: Path) -> Path:
-    """Copy the code of a checkout, once for each state of it: what is committed, and on top of that `code.diff`, which
-    holds untracked files too.
+    """Copy the code of a checkout, once for each state of it: what is committed, and the changes since, which are kept
+    as `code.diff` and include untracked files.
 
     Raises:
         InputError: git cannot say what the code is.
@@ -51,7 +51,7 @@ def snapshot(root: Path, runs: Path) -> Path:
 
 
 def _changes(root: Path) -> bytes:
-    # spelt out: a user's configuration may have others
+    # all of them, as a user's configuration of git may have others
     diff = ["diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/"]
     tracked = _git(root, *diff, "HEAD", "--", *CODE)
     listed = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE).decode().split("\0")
@@ -60,7 +60,7 @@ def _changes(root: Path) -> bytes:
 
 
 def _git(folder: Path, *args: str, fine: tuple[int, ...] = (0,)) -> bytes:
-    # The ceiling: below `runs` git would find the checkout around it, and apply nothing to what that ignores.
+    # The ceiling: in `runs` git would find the checkout above it, and apply nothing to files that it ignores.
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
     try:
         done = subprocess.run(

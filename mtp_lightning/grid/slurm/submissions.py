@@ -1,8 +1,8 @@
-"""What was submitted to Slurm, as JSON below `runs/submissions`: one file a job array, named by its token.
+"""The record of what was submitted to Slurm: one JSON file a job array in `runs/submissions`, named by its token.
 
 The file is written before sbatch is called (an intent) and completed with the job's id after it. The token is part of
-the job's name: the job of an intent whose submitter was killed in between is found again by asking Slurm. Beside the
-file lies a folder of the same name with the batch script, the cells as the job reads them, and Slurm's output.
+the job's name, so that the job is found again if the submitter was killed in between. Next to the file is a folder of
+the same name with the batch script, the cells as the job reads them, and Slurm's output.
 """
 
 import dataclasses
@@ -31,19 +31,15 @@ class Submission:
     resources: Resources
     submitted_at: float
     snapshot: str | None = None
-    """Folder of the code that its jobs run."""
+    """Folder of the code that its jobs run; None: the installed code."""
     job: str | None = None
     """Slurm's id. None: not known yet."""
     over: bool = False
-    """None of it waits or runs any more, or sbatch never took it."""
+    """None of its jobs waits or runs any more, or Slurm never accepted it."""
 
     @property
     def job_name(self) -> str:
         return f"mtp-{self.grid}-{self.token}"
-
-    def element(self, index: int) -> str:
-        assert self.job is not None
-        return f"{self.job}_{index}"
 
     @classmethod
     def read(cls, path: Path) -> "Submission | None":
@@ -55,19 +51,21 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a cell was submitted to last: an element of a job array."""
+class ArrayElement:
+    """One element of a submitted job array: one cell."""
 
     submission: Submission
     index: int
 
     @property
-    def element(self) -> str:
-        return self.submission.element(self.index)
+    def id(self) -> str:
+        """As Slurm writes it: `12_3`."""
+        assert self.submission.job is not None
+        return f"{self.submission.job}_{self.index}"
 
-    def of(self, live: Mapping[str, slurm.Element]) -> slurm.Element | None:
-        """What waits or runs here. Ids alone would not do: a controller that forgets counts from 1 again."""
-        found = live.get(self.element)
+    def entry(self, queue: Mapping[str, slurm.QueueEntry]) -> slurm.QueueEntry | None:
+        """Its entry in the queue. An id alone is not enough: a controller that lost its state counts from 1 again."""
+        found = queue.get(self.id)
         return found if found is not None and found.job_name == self.submission.job_name else None
 
 
@@ -92,13 +90,13 @@ class Submissions:
     def own_folder(self, submission: Submission) -> Path:
         return self.folder / submission.token
 
-    def output(self, place: Place, task: int = 0) -> Path:
+    def output(self, element: ArrayElement, task: int = 0) -> Path:
         """Slurm's own output file of a task, named by submitit."""
-        return self.own_folder(place.submission) / f"{place.element}_{task}_log.out"
+        return self.own_folder(element.submission) / f"{element.id}_{task}_log.out"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One submitter at a time. sbatch holds the lock too: nobody looks for its job while it may yet appear."""
+        """One submitter at a time. sbatch holds the lock too: nobody looks for its job while it may still appear."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock, deadline = FileLock(self.folder / "lock"), time.monotonic() + LOCK_SECONDS
         while not self._lock.acquire():
@@ -115,49 +113,55 @@ class Submissions:
         assert self._lock is not None, "the lock is not held"
         return self._lock.descriptor
 
-    def look(self, settle: bool = True) -> dict[str, slurm.Element]:
-        """What waits or runs, by element; put in order too, if wished and unless somebody else is at it."""
+    def read_queue(self, update: bool = True) -> dict[str, slurm.QueueEntry]:
+        """What waits or runs, by id.
+
+        Args:
+            update: bring the record up to date too, unless another process is doing so.
+        """
         if not self.folder.is_dir():
             return {}
         lock = FileLock(self.folder / "lock")
-        if not settle or not lock.acquire():
-            return slurm.elements(one.job_name for one in self.read() if not one.over)
+        if not update or not lock.acquire():
+            return slurm.read_queue(one.job_name for one in self.read() if not one.over)
         try:
-            return self.settle()
+            return self.update()
         finally:
             lock.release()
 
-    def places(self, live: Mapping[str, slurm.Element]) -> dict[str, Place]:
-        """Signature -> where it waits or runs, or else where it was submitted to last."""
-        found: dict[str, Place] = {}
-        ids = {element.job_name: element.id.split("_")[0] for element in live.values()}
-        for noted in self.read():
-            # Not noted yet, by a submitter that was killed: the name tells the job.
-            one = noted if noted.job else replace(noted, job=ids.get(noted.job_name))
-            if one.job is None:
-                continue
-            for index, name in enumerate(one.cells):
-                if name not in found or found[name].of(live) is None:
-                    found[name] = Place(one, index)
-        return found
-
-    def strays(self, grid: str, known: Collection[str], live: Mapping[str, slurm.Element]) -> list[slurm.Element]:
-        """What waits or runs of a grid whose file has changed since, and does not have these cells any more."""
-        places = self.places(live).items()
-        gone = [place for name, place in places if name not in known and place.submission.grid == grid]
-        return [element for place in gone if (element := place.of(live)) is not None]
-
-    def settle(self) -> dict[str, slurm.Element]:
-        """Adopt jobs whose submitter was killed before it could note them, forget intents that came to nothing, note
-        what is over. Returns what waits or runs, by element. Needs the lock."""
+    def update(self) -> dict[str, slurm.QueueEntry]:
+        """Record the jobs whose submitter was killed before it could, drop intents that led to no job, note what is
+        over. Returns what waits or runs, by id. Needs the lock."""
         for one in self.read():
             if one.job is None and not one.over:
                 job = slurm.find_job(one.job_name, one.submitted_at)
                 self.write(replace(one, job=job, over=job is None))
         open_ones = [one for one in self.read() if not one.over]
-        live = slurm.elements([one.job_name for one in open_ones])
-        names = {element.job_name for element in live.values()}
+        queue = slurm.read_queue([one.job_name for one in open_ones])
+        names = {entry.job_name for entry in queue.values()}
         for one in open_ones:
             if one.job_name not in names:
                 self.write(replace(one, over=True))
-        return live
+        return queue
+
+    def elements(self, queue: Mapping[str, slurm.QueueEntry]) -> dict[str, ArrayElement]:
+        """Signature -> the element that waits or runs, or else the one that was submitted last."""
+        found: dict[str, ArrayElement] = {}
+        ids = {entry.job_name: entry.id.split("_")[0] for entry in queue.values()}
+        for noted in self.read():
+            # An id that is not recorded, as the submitter was killed, is found by the job's name.
+            one = noted if noted.job else replace(noted, job=ids.get(noted.job_name))
+            if one.job is None:
+                continue
+            for index, name in enumerate(one.cells):
+                if name not in found or found[name].entry(queue) is None:
+                    found[name] = ArrayElement(one, index)
+        return found
+
+    def not_in_file(
+        self, grid: str, known: Collection[str], queue: Mapping[str, slurm.QueueEntry]
+    ) -> list[slurm.QueueEntry]:
+        """What waits or runs of a grid whose file has changed since, and no longer has these cells."""
+        elements = self.elements(queue).items()
+        gone = [element for name, element in elements if name not in known and element.submission.grid == grid]
+        return [entry for element in gone if (entry := element.entry(queue)) is not None]

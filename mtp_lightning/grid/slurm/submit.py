@@ -1,33 +1,42 @@
-"""From cells to job arrays: one for each shape of resources, each noted before sbatch is called and after."""
+"""From cells to job arrays: one for each set of resources, each recorded before sbatch is called and after."""
 
 import os
 import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.grid.run.process import fit_command, fit_config
 from mtp_lightning.grid.slurm import client as slurm
-from mtp_lightning.grid.slurm.job import CellJob
+from mtp_lightning.grid.slurm.job import CellJob, write_cell
 from mtp_lightning.grid.slurm.snapshot import checkout, snapshot
 from mtp_lightning.grid.slurm.submissions import Submission, Submissions
-from mtp_lightning.grid.slurm.task import write_cell
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.resources import Resources
-from mtp_lightning.grid.tools import GridTools
 
 _FOR_EVER = 10**6
-"""submitit counts ends of a job's time, and what ends within ten minutes it takes for one; we count attempts that
-bring no checkpoint instead."""
+"""submitit limits how often a job reaches the end of its time, and counts any end within ten minutes as one; we count
+attempts that leave no new checkpoint instead."""
 
 
-def submit_cells(
-    tools: GridTools, grid: str, submissions: Submissions, cells: Sequence[Cell], parallel: int | None
-) -> list[Submission]:
+def fill_in(cell: Cell, defaults: Mapping[str, str | None]) -> Cell:
+    """The cell with a partition, an account and a QOS from `defaults` where its grid file names none; or else from the
+    user's own defaults of sbatch, which must come last and would otherwise take precedence over the grid file."""
+    values = {key: value or os.environ.get(f"SBATCH_{key.upper()}") for key, value in defaults.items()}
+    missing: dict[str, Any] = {key: value for key, value in values.items() if getattr(cell.resources, key) is None}
+    return replace(cell, resources=replace(cell.resources, **missing))
+
+
+def submit_cells(grid: str, submissions: Submissions, cells: Sequence[Cell], parallel: int | None) -> list[Submission]:
     """Needs the lock of `submissions`.
+
+    Args:
+        parallel: cells of each job array at a time.
 
     Raises:
         InputError: Slurm refuses some of them; then none was submitted.
@@ -38,15 +47,17 @@ def submit_cells(
     code = snapshot(root, submissions.folder.parent) if root is not None else None
     size = slurm.largest_array()
     made: list[Submission] = []
-    for resources, of_shape in _shapes(cells).items():
-        for first in range(0, len(of_shape), size):
-            part = of_shape[first : first + size]
-            made.append(_prepare(tools, grid, submissions, part, resources, parallel, code))
+    for resources, alike in _by_resources(cells).items():
+        for first in range(0, len(alike), size):
+            part = alike[first : first + size]
+            made.append(_prepare(grid, submissions, part, resources, parallel, code))
     refused = [(one, slurm.refusal(submissions.own_folder(one) / "job.sh", one.resources.partition)) for one in made]
     if any(why for _, why in refused):
         for one in made:
             shutil.rmtree(submissions.own_folder(one))
-        raise InputError("\n".join(f"{why} (cells with {shape_name(one.resources)})" for one, why in refused if why))
+        raise InputError(
+            "\n".join(f"{why} (cells with {resources_text(one.resources)})" for one, why in refused if why)
+        )
     done: list[Submission] = []
     for one in made:
         try:
@@ -71,15 +82,15 @@ def _submit(submissions: Submissions, intent: Submission) -> Submission:
     return done
 
 
-def _shapes(cells: Sequence[Cell]) -> dict[Resources, list[Cell]]:
-    shapes: dict[Resources, list[Cell]] = {}
+def _by_resources(cells: Sequence[Cell]) -> dict[Resources, list[Cell]]:
+    found: dict[Resources, list[Cell]] = {}
     for cell in cells:
-        shapes.setdefault(cell.resources, []).append(cell)
-    return shapes
+        found.setdefault(cell.resources, []).append(cell)
+    return found
 
 
-def shape_name(resources: Resources) -> str:
-    """`1 node, 2 tasks, 8 cpus, partition main`: what was asked for."""
+def resources_text(resources: Resources) -> str:
+    """`1 node, 2 tasks, 8 cpus, partition main`"""
     counted = {"node": resources.nodes, "GPU": resources.gpus, "task": resources.tasks_per_node, "cpu": resources.cpus}
     parts = [f"{count} {what}{'s' if count != 1 else ''}" for what, count in counted.items() if count]
     parts += [f"{resources.memory_gb:g} GB"] if resources.memory_gb else []
@@ -89,7 +100,6 @@ def shape_name(resources: Resources) -> str:
 
 
 def _prepare(
-    tools: GridTools,
     grid: str,
     submissions: Submissions,
     cells: Sequence[Cell],
@@ -110,7 +120,7 @@ def _prepare(
     folder = submissions.own_folder(made)
     folder.mkdir()
     for index, cell in enumerate(cells):
-        write_cell(folder, index, cell, tools.materialise(cell), tools.command(cell))
+        write_cell(folder, index, cell, fit_config(cell), fit_command(cell))
     call = DelayedSubmission(CellJob(str(folder), made.snapshot))
     call.set_timeout(_FOR_EVER, _FOR_EVER)
     call.dump(folder / "job.pkl")

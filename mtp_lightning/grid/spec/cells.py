@@ -1,22 +1,18 @@
 """From a grid to its cells: its settings, times the seeds, each with its full configuration."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mtp_lightning.config.linked_keys import SEED_KEY
-from mtp_lightning.errors import InputError
-from mtp_lightning.grid.spec.allotment import Allotment, look_up
-from mtp_lightning.grid.spec.grid_spec import FindConfig, GridSpec, read_grid
-from mtp_lightning.grid.spec.resources import Resources
+from mtp_lightning.config.many_configs import Resolver
+from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.grid.spec.grid_spec import GridSpec, read_grid
+from mtp_lightning.grid.spec.resources import ResourceRules, Resources
 from mtp_lightning.grid.spec.settings import Setting, find_settings, is_baseline
 from mtp_lightning.grid.spec.signature import canonical, signature
-from mtp_lightning.grid.spec.values import is_file, short_names, shown, value_names
-
-Resolver = Callable[[Sequence[Path], Mapping[str, Any]], dict[str, Any]]
-"""(configuration files, dotted overrides) -> the full configuration, defaults included, interpolation done, as plain
-dicts, lists and scalars. Raises InputError for whatever `mtp fit` would refuse."""
+from mtp_lightning.grid.spec.values import is_file, look_up, short_names, shown, value_names
 
 
 @dataclass(frozen=True)
@@ -25,8 +21,8 @@ class Cell:
 
     grid: str
     values: Mapping[str, Any]
-    """Axis key -> value, as written in the grid file; and what else an `include` sets. An axis may be missing that
-    neither the `include` nor the baseline names: it is as the configurations have it."""
+    """Axis key -> value, as written in the grid file; and what else an `include` sets. An axis that neither the
+    `include` nor the baseline names is missing: its value is the configuration's."""
     seed: int
     config: Mapping[str, Any]
     signature: str
@@ -40,30 +36,36 @@ class Cell:
     resources: Resources = field(default_factory=Resources)
     retry: int = 0
     aliases: tuple["Cell", ...] = ()
-    """Other combinations of the grid that came to the same configuration."""
+    """Other combinations of the grid with the same configuration."""
 
 
 def load_cells(
-    path: Path, find_config: FindConfig, resolve: Resolver, runs: Path, overrides: Mapping[str, Any] | None = None
+    path: Path, resolver: Resolver, runs: Path, overrides: Mapping[str, Any] | None = None
 ) -> tuple[GridSpec, list[Cell]]:
-    """A grid file and its cells; what is wrong with the file and what is wrong with its cells is told together."""
-    spec, problems = read_grid(path, find_config, overrides)
-    if spec is None:
-        raise InputError("\n".join(problems))
-    return spec, expand(spec, resolve, runs, problems)
-
-
-def expand(spec: GridSpec, resolve: Resolver, runs: Path, known: Sequence[str] = ()) -> list[Cell]:
-    """All cells, settings in the order of the file with seeds innermost. Every cell is resolved before any is
-    returned; all errors are reported together.
+    """A grid file and its cells.
 
     Args:
-        known: what is wrong with the grid already. Of its cells' errors only those are told then that a single part
-            of the grid is to blame for: its combinations may not be as they were meant.
+        overrides: on top of the file's.
+
+    Raises:
+        InputError: everything that is wrong with the file; or, where reading it finds nothing wrong, everything that
+            is wrong with its cells. So a typo in the file is answered at once, and not after Lightning is loaded.
+    """
+    spec, problems = read_grid(path, overrides)
+    if problems or spec is None:
+        raise InputError("\n".join([*problems, *(find_settings(spec)[1] if spec else [])]))
+    return spec, expand(spec, resolver, runs)
+
+
+def expand(spec: GridSpec, resolver: Resolver, runs: Path) -> list[Cell]:
+    """All cells, settings in the order of the file with seeds innermost.
+
+    Raises:
+        InputError: everything that is wrong with them. Where settings are not as they were meant (an `exclude` that is
+            true for nothing), only those configurations are reported that a single part of the grid makes wrong.
     """
     settings, problems = find_settings(spec)
-    problems = [*known, *problems]
-    maker = _Maker(spec, _remembering(resolve), runs)
+    maker = _CellMaker(spec, resolver, runs)
     cells: dict[str, Cell] = {}
     errors: dict[str, None] = {}
     for setting in settings:
@@ -73,15 +75,31 @@ def expand(spec: GridSpec, resolve: Resolver, runs: Path, known: Sequence[str] =
                 cells[cell.signature] = _merge(cells.get(cell.signature), cell)
         except InputError as error:
             refused = error
-        if refused is not None:  # out of the handler, or the resolver's next errors would have this one as context
+        if refused is not None:  # outside the handler, or the resolver's next errors would have this one as context
             message = maker.blame_part(setting, refused)
             if message or not problems:
                 errors[message or maker.blame_combination(setting, refused)] = None
     if not problems and not errors:
-        maker.allot.finish()
-    if told := dict.fromkeys([*problems, *errors, *maker.allot.problems]):
-        raise InputError("\n".join(told))
+        maker.rules.check_all_used()
+    if found := dict.fromkeys([*problems, *errors, *maker.rules.problems]):
+        raise InputError("\n".join(found))
     return list(cells.values())
+
+
+def find_cell(cells: Sequence[Cell], name: str) -> Cell:
+    """By signature, the beginning of one, or label.
+
+    Raises:
+        InputError: there is none, or there are several; names the nearest.
+    """
+    by_label = [cell for cell in cells if name in (cell.label, *(alias.label for alias in cell.aliases))]
+    found = by_label or [cell for cell in cells if name and cell.signature.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"'{name}' is the beginning of {len(found)} cells: {', '.join(c.signature for c in found)}")
+    known = [cell.label for cell in cells] + [cell.signature for cell in cells]
+    raise InputError(f"there is no cell '{name}'{did_you_mean(name, known)} (`mtp grid status` lists them)")
 
 
 def axis_names(spec: GridSpec) -> dict[str, str]:
@@ -94,12 +112,13 @@ def baseline_values(spec: GridSpec, values: Mapping[str, Any]) -> dict[str, Any]
     return {key: values[key] for key in spec.axes if key in values} | dict(spec.baseline) if spec.baseline else None
 
 
-class _Maker:
-    """Makes the cells of settings, and finds who is to blame where that fails."""
+class _CellMaker:
+    """Makes the cells of settings, and finds the part of the grid file to blame where that fails."""
 
-    def __init__(self, spec: GridSpec, resolve: Resolver, runs: Path) -> None:
-        self.spec, self.resolve, self.runs = spec, resolve, runs
-        self.allot = Allotment(spec)
+    def __init__(self, spec: GridSpec, resolver: Resolver, runs: Path) -> None:
+        self.spec, self.resolver, self.runs = spec, resolver, runs
+        self.resolved: dict[str, dict[str, Any] | InputError] = {}
+        self.rules = ResourceRules(spec.resources, spec.keys, spec.where)
         self.names = axis_names(spec)
         values = {key: list(spec.axes.get(key, ())) for key in spec.keys}
         for given in spec.include:
@@ -129,7 +148,7 @@ class _Maker:
                     group_label=" ".join(parts) or spec.name,
                     baseline=is_baseline(spec, values),
                     directory=self.runs / name,
-                    resources=self.allot(values, seed, config),
+                    resources=self.rules.assign(values, seed, config),
                     retry=spec.retry,
                 )
             )
@@ -147,8 +166,21 @@ class _Maker:
             look_up(config, key)
         return config
 
+    def resolve(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Each once: seed 0 of a setting is needed twice, and what is refused is tried once for each suspect."""
+        key = canonical([[str(path) for path in configs], overrides])
+        if key not in self.resolved:
+            try:
+                self.resolved[key] = self.resolver(configs, overrides)
+            except InputError as error:
+                self.resolved[key] = error
+        found = self.resolved[key]
+        if isinstance(found, InputError):
+            raise found
+        return found
+
     def blame_part(self, setting: Setting, error: InputError) -> str | None:
-        """The error with the grid file and the culprit in front: the first part of the grid that alone, on top of
+        """The error, after the place in the grid file that causes it: the first part of the grid that alone, on top of
         `configs`, gives the same error. None where no single part does."""
         spec = self.spec
 
@@ -191,22 +223,3 @@ def _merge(first: Cell | None, cell: Cell) -> Cell:
     if first is None:
         return cell
     return replace(first, aliases=(*first.aliases, cell), baseline=first.baseline or cell.baseline)
-
-
-def _remembering(resolve: Resolver) -> Resolver:
-    """Resolving is the slow part. Seed 0 of a setting is asked for twice, what is refused once for every suspect."""
-    known: dict[str, dict[str, Any] | InputError] = {}
-
-    def remembered(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        key = canonical([[str(path) for path in configs], overrides])
-        if key not in known:
-            try:
-                known[key] = resolve(configs, overrides)
-            except InputError as error:
-                known[key] = error
-        found = known[key]
-        if isinstance(found, InputError):
-            raise found
-        return found
-
-    return remembered

@@ -1,4 +1,4 @@
-"""Conditions on a setting, as `n_future > 4 and dim == 64`: parsed by Python's grammar, evaluated by the few rules
+"""Conditions on a setting, such as `n_future > 4 and dim == 64`: parsed by Python's grammar, evaluated by the few rules
 below and by nothing else.
 
 Names are dotted keys, or any ending of one that no other key shares; `seed` is the seed. Equality is that of the grid
@@ -39,24 +39,24 @@ _WORDS = {"true": True, "false": False, "null": None}
 
 
 class Expression:
-    """Raises InputError, naming the expression: at once for what it can never mean (grammar, unknown names), in
-    `holds` for what a value does not allow."""
+    """Raises an InputError that names the expression: when it is made, for grammar and unknown names; in `holds`, for
+    what a value does not allow."""
 
     def __init__(self, text: str, keys: Collection[str]) -> None:
         self.text = text
         self.keys: set[str] = set()
-        """What it looks at; `seed` may be among them."""
+        """The keys that it names; `seed` may be among them."""
         self._known = [*keys, SEED]
         self._owners = endings(self._known)
         try:
             tree = ast.parse(text.strip(), mode="eval")
         except (SyntaxError, ValueError) as error:
             problem = error.msg if isinstance(error, SyntaxError) else error
-            raise self._error(f"is no expression such as n_future > 4: {problem}") from error
+            raise self._error(f"is not an expression such as n_future > 4: {problem}") from error
         self._root = self._node(tree.body)
 
     def holds(self, values: Values) -> bool:
-        """`values`: key -> value, and `seed`; every one of `keys` is there."""
+        """Whether it is true of `values`: key -> value, also of `seed`; they have every one of `keys`."""
         return self._truth(self._root(values))
 
     def _error(self, message: str) -> InputError:
@@ -111,7 +111,7 @@ class Expression:
             raise self._error(str(error)) from error
 
     def _compare(self, parts: Sequence[_Node], tests: Sequence[_Test], values: Values) -> bool:
-        """`1 < x <= 4`, from left to right and no further than it holds."""
+        """`1 < x <= 4`, from left to right, up to the first comparison that is false."""
         left = parts[0](values)
         for test, part in zip(tests, parts[1:]):
             right = part(values)
@@ -149,7 +149,7 @@ class Expression:
 
     def _number(self, value: Any) -> int | float:
         if not is_number(value):
-            raise self._error(f"{value!r} is {kind(value)}, and no number to reckon with")
+            raise self._error(f"{value!r} is {kind(value)}, and not a number")
         return value
 
     def _truth(self, value: Any) -> bool:

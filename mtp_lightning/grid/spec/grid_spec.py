@@ -1,35 +1,23 @@
-"""A grid file, as the rest of the room knows it."""
+"""A grid file, read and checked: `GridSpec`, which everything else works with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.reader import KEYS, REQUIRED, Reader
+from mtp_lightning.grid.spec.resources import ResourceRule
 from mtp_lightning.yaml_lines import Lines, place, read_yaml
-
-FindConfig = Callable[[str, Path], Path]
-"""(name as written, folder of the grid file) -> the configuration file; raises InputError where there is none."""
 
 
 @dataclass(frozen=True)
 class At:
-    """Where runs are compared: behind so much training, of every cell alike."""
+    """Where runs are compared: after this much training of every cell."""
 
     unit: str
     """`step`, `tokens` or `flops`."""
     amount: float
-
-
-@dataclass(frozen=True)
-class ResourceRule:
-    """Resources of the cells for which an expression over their values holds; later rules win, key by key."""
-
-    when: str | None
-    """None: every cell."""
-    values: Mapping[str, Any]
-    """Some of the fields of `Resources`."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +35,24 @@ class GridSpec:
     files: Mapping[str, Path] = field(default_factory=dict)
     """Axis values that are configuration files, as written -> found."""
     overridden: Mapping[str, Any] = field(default_factory=dict)
-    """What of `overrides` came from the command line."""
+    """The part of `overrides` that came from the command line."""
     zip: tuple[tuple[str, ...], ...] = ()
     """Groups of axes that advance together."""
     include: tuple[Mapping[str, Any], ...] = ()
     """Extra settings: values of axes and of any other key."""
     exclude: tuple[str, ...] = ()
-    """Expressions over axis values; a setting for which one holds is left out."""
+    """Expressions over axis values; a setting for which one is true is left out."""
     ablate: bool = False
     """One factor at a time from the baseline, instead of the product of the axes."""
     resources: tuple[ResourceRule, ...] = ()
     budget: Mapping[str, float] = field(default_factory=dict)
     """`gpu_hours`, `hours`, `tokens`, `flops`: `plan` refuses a grid that costs more."""
     retry: int = 0
-    """Attempts after a failure that are made without being asked."""
+    """How many times a cell that failed is tried again."""
     better: Mapping[str, str] = field(default_factory=dict)
     """Metric -> `lower` or `higher`, where the file says so."""
     at: Mapping[str, At] = field(default_factory=dict)
-    """Metric -> where it is compared, where that is not the end."""
+    """Metric -> where it is compared, if not at the end."""
     lines: Lines = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -73,38 +61,33 @@ class GridSpec:
         return tuple(dict.fromkeys([*self.axes, *(key for given in self.include for key in given)]))
 
     def where(self, *key: str | int) -> str:
-        """`grid.yaml:7: axes.model.heads.n_future`, for the front of an error message; an int is the index of an
+        """`grid.yaml:7: axes.model.heads.n_future`, the beginning of an error message; an int is the index of an
         item."""
         return place(self.path, self.lines, *key)
 
 
-def load_grid(path: Path, find_config: FindConfig, overrides: Mapping[str, Any] | None = None) -> GridSpec:
-    """Read and check a grid file. Whether its keys exist in the configuration is found out by `cells.expand`.
+def experiment_name(grid: str) -> str:
+    """Its MLflow experiment."""
+    return f"mtp/{grid}"
+
+
+def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[GridSpec | None, list[str]]:
+    """The good part of a grid file, and everything that is wrong with the rest. None: too little of it is good.
+
+    Whether its keys exist in the configuration is found out later, by resolving its cells.
 
     Args:
         overrides: on top of the file's.
     """
-    spec, problems = read_grid(path, find_config, overrides)
-    if problems:
-        raise InputError("\n".join(problems))
-    assert spec is not None
-    return spec
-
-
-def read_grid(
-    path: Path, find_config: FindConfig, overrides: Mapping[str, Any] | None = None
-) -> tuple[GridSpec | None, list[str]]:
-    """The good part of a grid file, and everything that is wrong with the rest. None: there is no telling its cells."""
     raw, lines = read_yaml(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a grid file is a mapping with the keys {', '.join(KEYS)}")
     if overrides and isinstance(raw.get("overrides", {}), dict):
         raw = raw | {"overrides": raw.get("overrides", {}) | dict(overrides)}
-    reader = Reader(path, raw, lines, find_config)
+    reader = Reader(path, raw, lines)
     fields = reader.fields
     if not all(fields.get(key) for key in REQUIRED):
         return None, reader.problems
-    rules = tuple(ResourceRule(when, values) for when, values in fields.pop("resources", ()))
     at = {metric: At(*where) for metric, where in fields.pop("at").items()}
-    spec = GridSpec(path=path, lines=reader.lines, overridden=dict(overrides or {}), resources=rules, at=at, **fields)
+    spec = GridSpec(path=path, lines=reader.lines, overridden=dict(overrides or {}), at=at, **fields)
     return spec, reader.problems

@@ -1,15 +1,16 @@
-"""The checks of a grid file, section by section. Whatever it says that is not understood is a problem with its file,
-line and key; whether its keys exist in the configuration is found out by `cells.expand`."""
+"""The checks of a grid file, section by section: a problem names its file, line and key. Whether its keys exist in the
+configuration is found out later, by `cells.expand`."""
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mtp_lightning.config.config_files import find_config
 from mtp_lightning.errors import did_you_mean
 from mtp_lightning.grid.spec.expressions import Expression
-from mtp_lightning.grid.spec.problems import Content
+from mtp_lightning.grid.spec.grid_file import GridFile
 from mtp_lightning.grid.spec.resources import positive, read_budget, read_resources, read_retry
 from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.grid.spec.values import SEED, is_file, kind, nearest_key, shown
@@ -28,20 +29,17 @@ _METRIC_NAME = re.compile(r"[\w\-. :/]+")  # what MLflow accepts
 Axes = Mapping[str, tuple[Any, ...]]
 
 
-class Reader(Content):
-    """`fields` holds the good part of a file as arguments of `GridSpec`. What refers to a broken axis is left out of
-    it, and not told: the axis is."""
+class Reader(GridFile):
+    """`fields` holds the good part of a file as arguments of `GridSpec`. What refers to a broken axis is left out, and
+    not reported: the axis is."""
 
-    def __init__(
-        self, path: Path, raw: Mapping[Any, Any], lines: Lines, find_config: Callable[[str, Path], Path]
-    ) -> None:
+    def __init__(self, path: Path, raw: Mapping[Any, Any], lines: Lines) -> None:
         super().__init__(path, raw, lines)
-        self.find_config = find_config
         self.files: dict[str, Path] = {}
         self.keys: list[str] = []
-        """The axes as written, broken ones included."""
-        self.keys_are_sure = True
-        """False: a key itself is broken, and nobody knows which axis it was to be."""
+        """The axes as written, broken ones too."""
+        self.keys_are_known = True
+        """False: a key itself is broken, so that it is not known which axis was meant."""
         self.fields = self.read()
 
     def read(self) -> dict[str, Any]:
@@ -85,7 +83,7 @@ class Reader(Content):
     def configs(self) -> tuple[Path, ...]:
         """All of them or none: without one of them the others mean something else."""
         names = self.items("configs", str, "paths of YAML files")
-        found = [self.attempt(partial(self.find_config, name, self.path.parent), "configs", i) for i, name in names]
+        found = [self.attempt(partial(find_config, name, self.path.parent), "configs", i) for i, name in names]
         return tuple(path for path in found if path) if all(found) else ()
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
@@ -93,7 +91,7 @@ class Reader(Content):
         axes: dict[str, tuple[Any, ...]] = {}
         for key, values in section.items():
             if not self.settable("axes", key=key, identity="an axis"):
-                self.keys_are_sure = False
+                self.keys_are_known = False
                 continue
             self.keys.append(key)
             if not isinstance(values, list):
@@ -106,11 +104,11 @@ class Reader(Content):
                     axes[key] = tuple(values)
         if self.raw.get("axes") == {}:
             self.problem("axes", message="is empty; give at least one key with a list of values")
-        self.keys_are_sure = self.keys_are_sure and bool(section)
+        self.keys_are_known = self.keys_are_known and bool(section)
         return axes
 
     def in_a_group(self, key: str) -> bool:
-        """A value may come twice on an axis that advances together with another."""
+        """An axis that advances together with another may have a value twice."""
         groups = self.raw.get("zip")
         return isinstance(groups, list) and any(isinstance(group, list) and key in group for group in groups)
 
@@ -118,7 +116,7 @@ class Reader(Content):
         if not self.plain(value, *at):
             return False
         if is_file(value):
-            path = self.attempt(partial(self.find_config, value, self.path.parent), *at)
+            path = self.attempt(partial(find_config, value, self.path.parent), *at)
             if path is None:
                 return False
             self.files[value] = path
@@ -142,7 +140,7 @@ class Reader(Content):
     def is_axis(self, key: object, *at: str | int) -> bool:
         if key in self.keys:
             return True
-        if self.keys_are_sure:
+        if self.keys_are_known:
             name = "" if at[-1] == key else f"'{key}' "
             self.problem(*at, message=f"{name}is not an axis{nearest_key(str(key), self.keys)}")
         return False
@@ -169,14 +167,14 @@ class Reader(Content):
         return baseline
 
     def rest_of_group(self, group: Sequence[str], axes: Axes, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What axes have in the baseline that advance together with some that it fixes."""
+        """The baseline's values on the other axes of a group of which it fixes some."""
         rows = [dict(zip(group, row)) for row in _rows(group, axes)]
         fitting = [row for row in rows if all(canonical(row[key]) == canonical(given[key]) for key in given)]
         if not given or len(fitting) == 1:
             return {key: value for key, value in fitting[0].items() if given and key not in given}
         if fitting:
             missing = ", ".join(key for key in group if key not in given)
-            self.problem("baseline", message=f"{', '.join(given)} leaves open which; give {missing} too")
+            self.problem("baseline", message=f"{', '.join(given)} fits several values; give {missing} too")
         else:
             pairs = ", ".join(f"{key} {shown(value)}" for key, value in given.items())
             self.problem("baseline", message=f"is not in the grid: {pairs} never come together (see `zip`)")
@@ -204,8 +202,8 @@ class Reader(Content):
         return tuple(found.values())
 
     def usable(self, text: str, keys: Collection[str], *at: str | int) -> bool:
-        """Whether an expression is right, and about nothing but `keys`, which may lack broken axes."""
-        if not self.keys_are_sure:
+        """Whether an expression is correct, and names only `keys`, from which broken axes may be missing."""
+        if not self.keys_are_known:
             return False
         expression = self.attempt(partial(Expression, text, dict.fromkeys([*self.keys, *keys])), *at)
         return expression is not None and expression.keys <= {*keys, SEED}
@@ -217,7 +215,7 @@ class Reader(Content):
         given = self.raw.get("baseline", {})
         open_ = [key for key in axes if key not in baseline and isinstance(given, dict) and key not in given]
         if ablate and open_:
-            message = f"one factor at a time starts from a baseline, which leaves open {', '.join(open_)}"
+            message = f"one factor at a time needs a full baseline, and it does not fix {', '.join(open_)}"
             return self.problem("ablate", message=message)
         return ablate and baseline.keys() == axes.keys()
 

@@ -1,5 +1,5 @@
-"""The settings of a grid: the product of its factors, or one factor at a time; without what is excluded, with what is
-included. A factor is an axis, or a group of axes that advance together."""
+"""The settings of a grid: the product of its factors, or one factor at a time; without what is excluded, and with what
+is included. A factor is an axis, or a group of axes that advance together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Setting:
 
 
 def find_settings(spec: GridSpec) -> tuple[list[Setting], list[str]]:
-    """The settings, each once, in the order of the file, and what is wrong with them: an `exclude` that holds for
+    """The settings, each once, in the order of the file, and what is wrong with them: an `exclude` that is true for
     nothing or for everything, a baseline that is not among them."""
     everything = list(_one_at_a_time(spec) if spec.ablate else _product(spec))
     hits, problems = _excluded(spec, everything)
@@ -50,7 +50,7 @@ def find_settings(spec: GridSpec) -> tuple[list[Setting], list[str]]:
 
 
 def is_baseline(spec: GridSpec, values: Values) -> bool:
-    """Whether others are compared with `values`, which have what the baseline fixes and no key beside the axes."""
+    """Whether others are compared with `values`: they have what the baseline fixes, and no key that is not an axis."""
     return bool(spec.baseline) and all(
         key in spec.axes and (key not in spec.baseline or canonical(value) == canonical(spec.baseline[key]))
         for key, value in values.items()
@@ -85,8 +85,8 @@ def _one_at_a_time(spec: GridSpec) -> Iterator[Values]:
 
 
 def _excluded(spec: GridSpec, everything: Sequence[Values]) -> tuple[dict[str, set[tuple[int, int]]], list[str]]:
-    """Expression -> places and seeds for which it holds; and problems. Each is asked about everything, so that one in
-    the shadow of another is not taken for one that holds for nothing."""
+    """Expression -> places and seeds for which it is true; and problems. Each is tried on everything, so that one whose
+    settings another excludes too does not count as true for nothing."""
     hits: dict[str, set[tuple[int, int]]] = {}
     problems = []
     for index, text in enumerate(spec.exclude):
@@ -102,7 +102,7 @@ def _excluded(spec: GridSpec, everything: Sequence[Values]) -> tuple[dict[str, s
             problems.append(f"{where}: {error}")
             continue
         if not hits[text]:
-            problems.append(f"{where}: '{text}' holds for no setting of the grid; mend it, or leave it out")
+            problems.append(f"{where}: '{text}' is true for no setting of the grid; correct it, or leave it out")
     return hits, problems
 
 

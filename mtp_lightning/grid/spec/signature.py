@@ -18,7 +18,7 @@ SCHEMA = 1
 
 NON_SEMANTIC: tuple[tuple[str, str], ...] = (
     ("config", "where the configuration was read from"),
-    ("ckpt_path", "where an interrupted run goes on from; the run is the same"),
+    ("ckpt_path", "where an interrupted run continues; the run is the same"),
     ("trainer.logger", "where numbers are recorded"),
     ("trainer.log_every_n_steps", "how often numbers are recorded"),
     ("trainer.default_root_dir", "a folder"),
@@ -39,7 +39,7 @@ NON_SEMANTIC: tuple[tuple[str, str], ...] = (
 OBSERVERS: tuple[tuple[str, str], ...] = (
     ("*.ModelCheckpoint", "saves, changes nothing"),
     ("callbacks.checkpointing.*", "saves, changes nothing"),
-    ("callbacks.heartbeat.*", "tells how far a run is"),
+    ("callbacks.heartbeat.*", "reports how far a run is"),
     ("*ProgressBar", "display"),
     ("*.ModelSummary", "display"),
     ("*.RichModelSummary", "display"),

@@ -1,14 +1,28 @@
-"""Keys and values of a grid file: which values are configuration files, and what all of them are called."""
+"""Keys and values of a grid file: their kinds, and what they are called in labels, expressions and messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
-from mtp_lightning.errors import did_you_mean
+from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.grid.spec.signature import canonical
 
 SEED = "seed"
-"""What a cell's seed is called in labels and expressions."""
+"""The name of a cell's seed in labels and expressions."""
+
+
+def look_up(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key.
+
+    Raises:
+        InputError: there is no such key.
+    """
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            raise InputError(f"no key '{key}' in the configuration")
+        node = node[part]
+    return node
 
 
 def is_file(value: object) -> TypeGuard[str]:
@@ -17,7 +31,7 @@ def is_file(value: object) -> TypeGuard[str]:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Python takes true and false for numbers too."""
+    """For Python true and false are numbers too."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -44,8 +58,8 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def value_names(values: Iterable[object]) -> dict[str, str]:
-    """Canonical text of a value -> its name: a configuration file goes by its stem where no other has the same,
-    anything else by its text."""
+    """Canonical text of a value -> its name: the stem of a configuration file where no other has the same, else its
+    text."""
     texts = {canonical(value): value for value in values}
     files = [value for value in texts.values() if is_file(value)]
     stems = [Path(file).stem for file in files]
@@ -54,7 +68,7 @@ def value_names(values: Iterable[object]) -> dict[str, str]:
 
 
 def endings(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Every dotted ending -> the keys that end so."""
+    """Every dotted ending -> the keys that end with it."""
     owners: dict[str, list[str]] = {}
     for key in keys:
         parts = key.split(".")
@@ -64,7 +78,7 @@ def endings(keys: Iterable[str]) -> dict[str, list[str]]:
 
 
 def nearest_key(name: str, keys: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the key that ends so or looks so, else all there are."""
+    """The end of a message about an unknown name: the nearest key, else all keys."""
     keys = list(keys)
     owners = endings(keys).get(name, [])
     if len(owners) == 1:

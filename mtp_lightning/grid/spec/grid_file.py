@@ -1,5 +1,5 @@
-"""The content of a grid file with all that is wrong with it: every problem is noted with its line, none stops the
-reading, so that they are told together."""
+"""The checks that every section of a grid file shares: they note each problem with its line and never stop the reading,
+so that all problems are reported together."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +16,8 @@ _T = TypeVar("_T")
 _DOTTED_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
-class Content:
-    """Methods that check note what they find in `problems`, and give back what is left: the good part."""
+class GridFile:
+    """The content of a grid file. Every check notes what is wrong in `problems` and returns the good part."""
 
     def __init__(self, path: Path, raw: Mapping[Any, Any], lines: Lines) -> None:
         self.path, self.raw, self.lines = path, raw, lines
@@ -36,7 +36,7 @@ class Content:
         return {}
 
     def items(self, section: str, type_: type | tuple[type, ...], what: str) -> Iterator[tuple[int, Any]]:
-        """(index, item) of a section that is a list, empty where it is left out."""
+        """(index, item) of a section that is a list; nothing where the section is left out."""
         values = self.raw.get(section)
         if section not in self.raw:
             return
@@ -50,7 +50,7 @@ class Content:
                 self.problem(section, index, message=f"must be a list of {what}; {value!r} is {kind(value)}")
 
     def keep(self, *section: str, indices: Sequence[int]) -> None:
-        """The good items of a list move up to where broken ones were; their lines go with them."""
+        """Renumber `lines` after the broken items of a list were left out, `indices` being the good ones."""
         size, kept = len(section), {(*section, str(old)): str(new) for new, old in enumerate(indices)}
         self.lines = {
             (*section, kept[key[: size + 1]], *key[size + 1 :]) if key[: size + 1] in kept else key: line
@@ -59,7 +59,7 @@ class Content:
         }
 
     def settable(self, *at: str | int, key: object, identity: str | None) -> bool:
-        """Whether a key can be set from `at`; `identity`: what it cannot be unless it is part of a cell's identity."""
+        """Whether a key can be set here; `identity`: what it can be only if it is part of a cell's identity."""
         if not isinstance(key, str) or not _DOTTED_KEY.fullmatch(key):
             return self.problem(*at, str(key), message="is not a dotted configuration key such as model.heads.n_future")
         if key == SEED_KEY:
@@ -78,16 +78,16 @@ class Content:
 
     def no_duplicates(self, values: Sequence[Any], *key: str | int) -> bool:
         """`values` are plain."""
-        texts = list(map(canonical, values))
         seen: set[str] = set()
-        for value, text in zip(values, texts):
+        for value in values:
+            text = canonical(value)
             if text in seen:
                 return self.problem(*key, message=f"{value!r} is given twice")
             seen.add(text)
         return True
 
     def attempt(self, action: Callable[[], _T], *key: str | int) -> _T | None:
-        """What `action` returns, or None where it refuses, which is noted."""
+        """What `action` returns; None where it raises an InputError, which is noted."""
         try:
             return action()
         except InputError as error:

@@ -1,4 +1,4 @@
-"""`mtp grid submit | resume | status | logs | cancel` over a Slurm of scripts; a real one is in tests/e2e."""
+"""`mtp grid submit | resume | cancel` on a Slurm of scripts; a real one is in tests/e2e."""
 
 import json
 import os
@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_grid_fakes import GRID, ONE, cells_of, finish, grid_file, starts, states, tools
+from test_grid_fakes import GRID, ONE, cells_of, finish, grid_file, house, starts, states
 from test_grid_slurm_fakes import FakeSlurm, slurm
 
+from mtp_lightning.cli import main
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import FileLock
-from mtp_lightning.grid import cluster, commands
+from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.run.state import Progress, State, Status
 from mtp_lightning.grid.slurm import client as programs
 from mtp_lightning.grid.slurm import submit
 from mtp_lightning.grid.slurm.submissions import Submission, Submissions
 
-__all__ = ["slurm"]
+__all__ = ["house", "slurm"]
+
+pytestmark = pytest.mark.usefixtures("house")
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +31,18 @@ def no_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(command: Any, *more: Any, **options: Any) -> int:
-    return command(tools(), "grid.yaml", *more, **options)  # type: ignore[no-any-return]
+    return command(Grid("grid.yaml"), *more, **options)  # type: ignore[no-any-return]
+
+
+def failure(command: Any, *more: Any) -> str:
+    """What Slurm refused."""
+    with pytest.raises(programs.SlurmError) as caught:
+        call(command, *more)
+    return str(caught.value)
 
 
 def rows() -> list[dict[str, Any]]:
-    assert call(cluster.status, json="status.json") == 0
+    assert call(Grid.status, json="status.json") == 0
     found: list[dict[str, Any]] = json.loads(Path("status.json").read_text())["cells"]
     return found
 
@@ -56,13 +66,13 @@ def test_missing_and_interrupted_cells_are_submitted_and_failed_ones_named(
     attempted(cells[2].directory, State.INTERRUPTED)
     cells[3].directory.mkdir()
     Progress(step=1, max_steps=5, phase="train").write(cells[3].directory)  # started by hand
-    call(cluster.submit)
+    call(Grid.submit)
     (record,) = records()
     assert record.cells == tuple(cell.signature for cell in (cells[2], *cells[4:]))
-    told = capsys.readouterr().out
-    assert "3 of 6 cells submitted; 1 finished, 1 failed, 1 running" in told
-    assert "1 failed (n_future=1 seed=1); `mtp grid resume grid.yaml` submits them again" in told
-    call(cluster.resume)
+    shown = capsys.readouterr().out
+    assert "3 of 6 cells submitted; 1 finished, 1 failed, 1 running" in shown
+    assert "1 failed (n_future=1 seed=1); `mtp grid resume grid.yaml` submits them again" in shown
+    call(Grid.resume)
     assert [list(one.cells) for one in records()[1:]] == [[cells[1].signature]]
     assert slurm.elements() == ["7_0", "7_1", "7_2", "8_0"]
 
@@ -73,7 +83,7 @@ def test_each_shape_of_resources_is_an_array_of_its_own_no_longer_than_slurm_all
     rules = "[{when: n_future == 4, gpus: 2, nodes: 2, memory_gb: 1.5, minutes: 8, account: mine}]"
     grid_file(tmp_path, GRID + f"resources: {{cpus: 3, rules: {rules}}}\n")
     slurm.say("largest", "3")
-    call(cluster.submit, max_parallel=2, partition="long", account="theirs")
+    call(Grid.submit, max_parallel=2, partition="long", account="theirs")
     assert slurm.elements() == ["7_0", "7_1", "7_2", "8_0", "9_0", "9_1"]
     scripts = [(tmp_path / "runs/submissions" / one.token / "job.sh").read_text() for one in records()]
     flags = [{line.split(" --", 1)[1] for line in text.splitlines() if line.startswith("#SBATCH")} for text in scripts]
@@ -89,9 +99,9 @@ def test_a_cell_that_another_grid_has_submitted_is_not_submitted_again(
     slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid_file(tmp_path)
-    call(cluster.submit)
+    call(Grid.submit)
     grid_file(tmp_path, GRID.replace("head-count", "other").replace("[1, 2, 4]", "[1, 2, 3]"))
-    call(cluster.submit)
+    call(Grid.submit)
     assert "2 of 6 cells submitted; 4 queued" in capsys.readouterr().out
     assert len(slurm.elements()) == 8
 
@@ -101,7 +111,7 @@ def test_an_intent_without_a_job_is_adopted_where_slurm_knows_it(
     slurm: FakeSlurm, tmp_path: Path, known: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid_file(tmp_path, ONE)
-    call(cluster.submit)
+    call(Grid.submit)
     (record,) = records()
     path = tmp_path / "runs/submissions" / f"{record.token}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"job": None}))
@@ -110,7 +120,7 @@ def test_an_intent_without_a_job_is_adopted_where_slurm_knows_it(
     elif known != "queue":
         slurm.empty()
     slurm.say("accounts", f"5_0|mtp-other-1\n7_0|{record.job_name}\n" if known == "accounts" else "")
-    call(cluster.submit)
+    call(Grid.submit)
     adopted = records()[0]
     expected = {"queue": ("7", False), "ended": ("7", True), "accounts": ("7", True), "nobody": (None, True)}
     assert (adopted.job, adopted.over) == expected[known]
@@ -126,11 +136,11 @@ def test_nobody_looks_for_a_job_while_its_sbatch_is_at_work(
     pid = os.fork()
     if pid == 0:
         monkeypatch.setattr(Submissions, "write", _then_die_in_a_second(Submissions.write))
-        call(cluster.submit)
+        call(Grid.submit)
         os._exit(0)
     os.waitpid(pid, 0)
     assert records()[0].job is None
-    call(cluster.submit)
+    call(Grid.submit)
     assert slurm.elements() == ["7_0"]
     assert [one.job for one in records()] == ["7"]
 
@@ -156,17 +166,17 @@ def test_two_submitters_take_turns(slurm: FakeSlurm, tmp_path: Path, monkeypatch
     assert other.acquire()
     monkeypatch.setattr(submissions, "LOCK_SECONDS", 0.2)
     with pytest.raises(InputError, match="another `mtp grid submit` is at work there"):
-        call(cluster.submit)
+        call(Grid.submit)
     assert rows()[0]["state"] == "missing", "looking needs no turn"
     other.release()
-    call(cluster.submit)
+    call(Grid.submit)
 
 
 def test_what_slurm_refuses_leaves_nothing_behind(slurm: FakeSlurm, tmp_path: Path) -> None:
     grid_file(tmp_path, GRID + "resources: {rules: [{when: n_future == 4, gpus: 8}]}\n")
     slurm.say("refuses", "Requested node configuration is not available")
     with pytest.raises(InputError, match=r"(?s)not available .cells with 1 node, 1 task.\n.*not available.*8 GPUs"):
-        call(cluster.submit)
+        call(Grid.submit)
     assert not records()
     assert [path.name for path in (tmp_path / "runs/submissions").iterdir()] == ["lock"]
 
@@ -193,10 +203,10 @@ def test_what_slurm_cannot_tell_while_nodes_are_out_is_let_through(
     slurm.say("nodes", nodes)
     if refused:
         with pytest.raises(InputError, match=r"configuration is not available .cells with 1 node"):
-            call(cluster.submit)
+            call(Grid.submit)
         assert not slurm.elements()
         return
-    call(cluster.submit)
+    call(Grid.submit)
     assert len(slurm.elements()) == 1
     assert re.search(r"warning: 1 of [12] nodes of (the default )?partition.* out of service", capsys.readouterr().err)
 
@@ -205,17 +215,16 @@ def test_without_an_answer_from_slurm_nothing_is_guessed(
     slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid_file(tmp_path, ONE)
-    call(cluster.submit)
+    call(Grid.submit)
     slurm.say("broken")
-    assert call(cluster.submit) == 1
-    assert "mtp: error: squeue: Unable to contact slurm controller" in capsys.readouterr().err
+    assert main(["grid", "submit", "grid.yaml"]) == 1
+    assert capsys.readouterr().err == "mtp: error: squeue: Unable to contact slurm controller\n"
     assert rows()[0]["state"] == "missing"
     assert "from the cells' files alone: squeue: Unable" in capsys.readouterr().err
     (slurm.folder / "broken").unlink()
     slurm.say("silent")
     monkeypatch.setattr(programs, "CLIENT_SECONDS", 0.3)
-    assert call(cluster.cancel, []) == 1
-    assert "squeue has not answered in 0.3 s" in capsys.readouterr().err
+    assert "squeue has not answered in 0.3 s" in failure(Grid.cancel, [])
     assert len(records()) == 1
     assert not records()[0].over
 
@@ -226,8 +235,7 @@ def test_an_sbatch_that_does_not_answer_is_looked_for_later(
     grid_file(tmp_path, ONE)
     slurm.say("sbatch", (slurm.folder / "sbatch").read_text().replace("print(job)", "import time; time.sleep(60)"))
     monkeypatch.setattr(programs, "CLIENT_SECONDS", 1.5)
-    assert call(cluster.submit) == 1
-    assert "sbatch has not answered in 1.5 s; `mtp grid status` finds out" in capsys.readouterr().err
+    assert "sbatch has not answered in 1.5 s; `mtp grid status` finds out" in failure(Grid.submit)
     assert [one.job for one in records()] == [None]
     assert rows()[0]["state"] == "queued"
     assert [one.job for one in records()] == ["7"]
@@ -244,10 +252,9 @@ def test_an_sbatch_that_lost_the_controller_is_looked_for_later(
     early = "\nif '--test-only' not in sys.argv: " + says
     lost = whole.replace("print(job)", says) if taken else whole.replace("\ntext =", early + "\ntext =", 1)
     slurm.say("sbatch", lost)
-    assert call(cluster.submit) == 1
-    assert "Socket timed out" in capsys.readouterr().err
+    assert "Socket timed out" in failure(Grid.submit)
     slurm.say("sbatch", whole)
-    assert call(cluster.submit) == 0
+    assert call(Grid.submit) == 0
     assert len(slurm.elements()) == 1
 
 
@@ -262,7 +269,7 @@ def test_what_the_environment_says_to_slurm_changes_nothing(
     for name in ("sbatch", "squeue"):
         text = (slurm.folder / name).read_text()
         slurm.say(name, text.replace("import os, re, sys\n", "import os, re, sys\n" + _LOOK, 1))
-    assert call(cluster.submit) == 0
+    assert call(Grid.submit) == 0
     assert rows()[0]["state"] == "queued"
     assert "--account=physics" in next((tmp_path / "runs/submissions").glob("*/job.sh")).read_text()
 
@@ -275,21 +282,21 @@ assert not [k for k in os.environ if k.startswith(("SBATCH_", "SQUEUE_", "SLURM_
 
 def test_an_id_that_is_used_again_is_another_job(slurm: FakeSlurm, tmp_path: Path) -> None:
     grid_file(tmp_path, ONE)
-    call(cluster.submit)
+    call(Grid.submit)
     slurm.queue.write_text("7|0|somebody-elses|RUNNING|None\n")
     assert rows()[0]["state"] == "missing"
-    assert call(cluster.cancel, []) == 0
+    assert call(Grid.cancel, []) == 0
     assert slurm.elements() == ["7_0"]
-    call(cluster.submit)
+    call(Grid.submit)
     assert slurm.elements() == ["7_0", "8_0"]
 
 
 def test_an_id_that_a_later_array_of_ours_has_again_is_that_ones(slurm: FakeSlurm, tmp_path: Path) -> None:
     grid_file(tmp_path, ONE)
-    call(cluster.submit)
+    call(Grid.submit)
     slurm.empty()  # a controller that lost its state counts from the beginning
     grid_file(tmp_path, ONE.replace("n_future: [1]", "n_future: [2]").replace("n_future: 1}", "n_future: 2}"))
-    call(cluster.submit)
+    call(Grid.submit)
     assert [one.job for one in records()] == ["7", "7"]
     grid_file(tmp_path, ONE.replace("n_future: [1]", "n_future: [1, 2]"))
     assert [row["state"] for row in rows()] == ["missing", "queued"]
@@ -299,14 +306,14 @@ def test_cells_that_a_changed_file_has_no_more_are_shown_and_cancelled(
     slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid_file(tmp_path)
-    call(cluster.submit)
+    call(Grid.submit)
     grid_file(tmp_path, GRID.replace("[1, 2, 4]", "[1, 2]"))
     slurm.say("queue", slurm.queue.read_text() + "9|0|somebody-elses|RUNNING|None\n")
-    call(cluster.status)
+    call(Grid.status)
     assert "and in Slurm, though no longer in grid.yaml: 7_4, 7_5" in capsys.readouterr().out
-    call(cluster.cancel, ["n_future=1 seed=0"])
+    call(Grid.cancel, ["n_future=1 seed=0"])
     assert slurm.elements() == ["7_1", "7_2", "7_3", "7_4", "7_5", "9_0"]
-    call(cluster.cancel, [])
+    call(Grid.cancel, [])
     assert slurm.elements() == ["9_0"]
     assert "no longer in the file: cancelled 7_4, which was pending (Priority)" in capsys.readouterr().out
 
@@ -314,11 +321,11 @@ def test_cells_that_a_changed_file_has_no_more_are_shown_and_cancelled(
 def test_a_plan_knows_a_job_that_was_not_noted(slurm: FakeSlurm, tmp_path: Path) -> None:
     """And notes nothing itself."""
     grid_file(tmp_path, ONE)
-    call(cluster.submit)
+    call(Grid.submit)
     (record,) = records()
     path = tmp_path / "runs/submissions" / f"{record.token}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"job": None}))
-    commands.plan(tools(), "grid.yaml", json="plan.json")
+    call(Grid.plan, json="plan.json")
     (row,) = json.loads(Path("plan.json").read_text())["cells"]
     assert (row["state"], row["action"], row["job"]) == ("queued", "wait for it", "7_0")
     assert [one.job for one in records()] == [None]
@@ -332,10 +339,9 @@ def test_what_was_submitted_before_a_refusal_is_said(
     whole = (slurm.folder / "sbatch").read_text()
     full = "if lines and '--test-only' not in sys.argv: sys.exit('sbatch: error: QOSMaxSubmitJobPerUserLimit')\ntext ="
     slurm.say("sbatch", whole.replace("text =", full, 1))
-    assert call(cluster.submit) == 1
-    assert "QOSMaxSubmitJobPerUserLimit (submitted before: job 7 with 4 cells)" in capsys.readouterr().err
+    assert "QOSMaxSubmitJobPerUserLimit (submitted before: job 7 with 4 cells)" in failure(Grid.submit)
     slurm.say("sbatch", whole)
-    assert call(cluster.submit) == 0
+    assert call(Grid.submit) == 0
     assert len(slurm.elements()) == 6
 
 
@@ -347,10 +353,10 @@ def test_without_slurm_it_says_what_is_missing_and_what_works(
     monkeypatch.chdir(tmp_path)
     grid_file(tmp_path, ONE)
     with pytest.raises(InputError, match=r"sbatch is not on the PATH; `mtp grid run grid.yaml` runs the cells on this"):
-        call(cluster.submit)
+        call(Grid.submit)
     with pytest.raises(InputError, match=r"Ctrl-C in `mtp grid run` stops local runs"):
-        call(cluster.cancel, [])
+        call(Grid.cancel, [])
     assert not (tmp_path / "runs").exists()
     (cell,) = cells_of(tmp_path, ONE)
-    assert call(cluster.resume) == 0, "it was never submitted: it runs here"
+    assert call(Grid.resume) == 0, "it was never submitted: it runs here"
     assert (states([cell]), starts(cell)) == (["finished"], 1)

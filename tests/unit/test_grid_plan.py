@@ -1,41 +1,47 @@
 """What a grid costs: tokens and FLOPs of every cell, hours by the nearest measurement, and a budget that holds."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from test_grid_fakes import GRID, cells_of, finish, grid_file, measure, tools
+from test_grid_fakes import GRID, FakeResolver, cells_of, finish, grid_file, house
 from tiny import tiny_backbone
 from torch.autograd.graph import saved_tensors_hooks
 
+from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.commands import plan, run
-from mtp_lightning.grid.run.cost import Size, Total, costs
+from mtp_lightning.grid.commands import Grid
+from mtp_lightning.grid.run.plan import Total, costs
 from mtp_lightning.grid.run.state import Progress, Result
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.counts import STATE_BYTES, count_parameters, training_memory
 from mtp_lightning.model.mtp import MTPModel
 
+__all__ = ["house"]
+
+pytestmark = pytest.mark.usefixtures("house")
 GPUS = GRID + "resources: {gpus: 2}\n"
 
 
 def test_hours_come_from_the_nearest_measurement(tmp_path: Path) -> None:
     """Cells: n = 1, 2, 4 with seeds 0, 1; 500 tokens each, FLOPs proportional to n."""
     cells = cells_of(tmp_path)
-    before = costs(cells, measure)
+    before = costs(cells, FakeResolver())
     assert {cost.seconds for cost in before} == {None}
     assert str(Total.of(before)).endswith("run time unknown")
 
     finish(cells[0])
     Result(step=5, metrics={}, wall_seconds=100.0).write(cells[0].directory)
-    found = costs(cells, measure)
+    found = costs(cells, FakeResolver())
     assert [cost.seconds for cost in found] == [100, 100, 200, 200, 400, 400]
     assert [cost.basis for cost in found[:3]] == ["measured", "its other seeds", "other settings"]
 
     cells[4].directory.mkdir()
     Progress(step=2, max_steps=5, phase="training", tokens_per_second=2.5).write(cells[4].directory)
-    found = costs(cells, measure)
+    found = costs(cells, FakeResolver())
     assert found[4].seconds == 500 / 2.5
     assert found[4].basis == "its pace"
     assert found[4].done == 0.4
@@ -43,13 +49,13 @@ def test_hours_come_from_the_nearest_measurement(tmp_path: Path) -> None:
     assert [cost.seconds for cost in found[2:4]] == pytest.approx([200 / 1.5] * 2)
 
 
-def test_what_a_dead_run_did_behind_its_checkpoint_is_not_done(tmp_path: Path) -> None:
+def test_what_a_dead_run_did_after_its_checkpoint_is_not_done(tmp_path: Path) -> None:
     cell = cells_of(tmp_path)[0]
     (cell.directory / "checkpoints").mkdir(parents=True)
     Progress(step=4, max_steps=5, phase="training", updated_at=1.0).write(cell.directory)
-    assert costs([cell], measure)[0].done == 0
+    assert costs([cell], FakeResolver())[0].done == 0
     (cell.directory / "checkpoints" / "step-00000002.ckpt").touch()
-    assert costs([cell], measure)[0].done == 0.4
+    assert costs([cell], FakeResolver())[0].done == 0.4
 
 
 def test_sums_of_all_and_of_what_is_left(tmp_path: Path) -> None:
@@ -57,7 +63,7 @@ def test_sums_of_all_and_of_what_is_left(tmp_path: Path) -> None:
     for cell in cells[:2]:
         cell.directory.mkdir(parents=True)
         Result(step=5, metrics={}, wall_seconds=3600.0).write(cell.directory)
-    found = costs(cells, measure)
+    found = costs(cells, FakeResolver())
     total, left = Total.of(found), Total.of(found, left=True)
     assert total.amounts == {"gpu_hours": 2 * 14, "hours": 14, "tokens": 6 * 500, "flops": 2 * 7 * 500 * 24000}
     assert left.amounts == {"gpu_hours": 2 * 12, "hours": 12, "tokens": 4 * 500, "flops": 2 * 6 * 500 * 24000}
@@ -68,7 +74,7 @@ def test_speeds_of_other_resources_say_nothing(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, GRID + "resources: {rules: [{when: n_future == 4, gpus: 1}]}\n")
     cells[0].directory.mkdir(parents=True)
     Result(step=5, metrics={}, wall_seconds=100.0).write(cells[0].directory)
-    found = costs(cells, measure)
+    found = costs(cells, FakeResolver())
     assert found[2].seconds == 200
     assert found[4].seconds is None
     assert str(Total.of(found)) == (
@@ -77,7 +83,11 @@ def test_speeds_of_other_resources_say_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_data_does_not_say_how_long_it_is(tmp_path: Path) -> None:
-    found = costs(cells_of(tmp_path), lambda config: Size(10, 5))
+    class Silent(FakeResolver):
+        def measure(self, config: Mapping[str, Any]) -> Size:
+            return Size(10, 5)
+
+    found = costs(cells_of(tmp_path), Silent())
     assert Total.of(found).unknown == {"hours": 6, "tokens": 6, "flops": 6}
 
 
@@ -99,17 +109,17 @@ def test_above_its_budget_a_grid_is_shown_and_not_run(
     path = str(grid_file(tmp_path, text))
     runs = str(tmp_path / "runs")
     with pytest.raises(InputError, match=says):
-        plan(tools(), path, runs=runs, json=str(tmp_path / "plan.json"))
+        Grid(path, runs=runs).plan(json=str(tmp_path / "plan.json"))
     assert "n_future=4 seed=1" in capsys.readouterr().out
     assert json.loads((tmp_path / "plan.json").read_text())["cells"][5]["cost"]["tokens"] == 500
     with pytest.raises(InputError, match=f"grid.yaml:9: budget.{budget.split(':')[0]}: {says}"):
-        run(tools(), path, runs=runs)
+        Grid(path, runs=runs).run()
     assert [p.name for p in (tmp_path / "runs").iterdir()] == [cell.signature]
 
 
 def test_within_its_budget_it_runs(tmp_path: Path) -> None:
     path = grid_file(tmp_path, GRID + "budget: {tokens: 3000, gpu_hours: 1, hours: 1}\n")
-    assert run(tools(), str(path), runs=str(tmp_path / "runs"), workers=2) == 0
+    assert Grid(str(path), runs=str(tmp_path / "runs")).run(workers=2) == 0
 
 
 @pytest.mark.parametrize("heads", [HeadsConfig(), HeadsConfig(n_future=3), HeadsConfig(n_future=4, kind="causal")])

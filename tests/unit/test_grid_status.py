@@ -7,32 +7,35 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_grid_fakes import GRID, ONE, cells_of, finish, grid_file, tools
-from test_grid_slurm import attempted, call, no_snapshot, records, rows
+from test_grid_fakes import GRID, ONE, cells_of, finish, grid_file, house
 from test_grid_slurm_fakes import FakeSlurm, slurm
+from test_grid_submit import attempted, call, no_snapshot, records, rows
 
 from mtp_lightning.cli import call as cli_call
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid import cluster
+from mtp_lightning.grid.commands import Grid
+from mtp_lightning.grid.run import logs
+from mtp_lightning.grid.run import status as statuses
 from mtp_lightning.grid.run.state import LOG, Progress, State, cell_state
-from mtp_lightning.grid.run.status import look
-from mtp_lightning.grid.slurm import logs
-from mtp_lightning.grid.slurm.logs import find_cell
+from mtp_lightning.grid.run.status import read_status
 from mtp_lightning.grid.slurm.submissions import Submission, Submissions
+from mtp_lightning.grid.spec.cells import find_cell
 from mtp_lightning.grid.spec.resources import Resources
 
-__all__ = ["no_snapshot", "slurm"]
+__all__ = ["house", "no_snapshot", "slurm"]
+
+pytestmark = pytest.mark.usefixtures("house")
 
 
 @pytest.fixture
 def submitted(slurm: FakeSlurm, tmp_path: Path) -> list[Any]:
     """Six cells, 7_0 to 7_5 in the queue."""
     grid_file(tmp_path)
-    call(cluster.submit)
+    call(Grid.submit)
     return cells_of(tmp_path)
 
 
-def told() -> list[tuple[str, str | None]]:
+def shown() -> list[tuple[str, str | None]]:
     return [(row["state"], row["slurm"]) for row in rows()]
 
 
@@ -46,7 +49,7 @@ def test_files_come_first_then_the_queue(
     attempted(submitted[3].directory, State.INTERRUPTED, "7_3")  # preempted, and queued again
     slurm.set("7_4", "PENDING", "BeginTime")
     Progress(step=1, max_steps=5, phase="train").write(_made(submitted[5].directory))  # somebody runs it by hand
-    assert told() == [
+    assert shown() == [
         ("finished", "pending (Priority)"),
         ("running", "running"),
         ("failed", "completing"),
@@ -56,7 +59,7 @@ def test_files_come_first_then_the_queue(
     ]
     assert rows()[2]["reason"] == "bad luck"
     assert slurm.calls("squeue") == 2, "one a command"
-    call(cluster.resume)
+    call(Grid.resume)
     assert "0 of 6 cells submitted" in capsys.readouterr().out, "not before its job has ended"
 
 
@@ -72,17 +75,17 @@ def test_a_heartbeat_from_another_host_counts_only_while_slurm_knows_the_job(
         attempted(cell.directory, State.RUNNING, f"7_{index}" if index < 3 else "99_0")
     slurm.set("7_0", "RUNNING")
     slurm.queue.write_text("\n".join(slurm.queue.read_text().splitlines()[:2]) + "\n")  # 7_2 to 7_5 have gone
-    assert told()[:4] == [
+    assert shown()[:4] == [
         ("running", "running"),
         ("queued", "pending (Priority)"),
         ("interrupted", None),
         ("running", None),
     ]
     slurm.say("broken")
-    assert {state for state, _ in told()[:4]} == {"running"}, "the files are all there is"
+    assert {state for state, _ in shown()[:4]} == {"running"}, "the files are all there is"
     (slurm.folder / "broken").unlink()
     capsys.readouterr()
-    call(cluster.submit)
+    call(Grid.submit)
     assert "3 of 6 cells submitted; 2 running, 1 queued" in capsys.readouterr().out
 
 
@@ -96,9 +99,9 @@ def test_the_last_heartbeat_of_an_attempt_that_ended_elsewhere_is_no_sign_of_lif
 
 def test_the_newest_submission_counts_unless_an_older_one_lives(slurm: FakeSlurm, submitted: list[Any]) -> None:
     slurm.empty()
-    call(cluster.submit)
+    call(Grid.submit)
     assert [row["job"] for row in rows()] == [f"7_{index}" for index in range(6)], "the scripts count from 7"
-    newest = {place.submission.token for place in Submissions(Path("runs").absolute()).places({}).values()}
+    newest = {element.submission.token for element in Submissions(Path("runs").absolute()).elements({}).values()}
     assert newest == {records()[1].token}
 
 
@@ -117,17 +120,17 @@ def test_cancel_touches_only_what_it_is_given(
     slurm.queue.write_text(slurm.queue.read_text() + "8|0|somebody-elses|RUNNING|None\n")
     Progress(step=1, max_steps=5, phase="train").write(_made(submitted[5].directory))
     finish(submitted[4], loss_1=1.0)
-    call(cluster.cancel, ["n_future=1 seed=1"])
+    call(Grid.cancel, ["n_future=1 seed=1"])
     assert slurm.elements() == ["7_0", "7_2", "7_3", "7_4", "7_5", "8_0"]
     capsys.readouterr()
-    call(cluster.cancel, [])
+    call(Grid.cancel, [])
     assert slurm.elements() == ["8_0"]
     assert "n_future=1 seed=0: cancelled 7_0, which was pending (Priority)" in capsys.readouterr().out
-    call(cluster.cancel, [])
+    call(Grid.cancel, [])
     assert capsys.readouterr().out.startswith("n_future=4 seed=1: not Slurm's: Ctrl-C in the `mtp grid run`")
 
 
-def test_a_thousand_cells_are_told_quickly_and_with_one_question(slurm: FakeSlurm, tmp_path: Path) -> None:
+def test_a_thousand_cells_are_read_quickly_and_with_one_question(slurm: FakeSlurm, tmp_path: Path) -> None:
     (one,) = cells_of(tmp_path, ONE)
     runs = tmp_path / "runs"
     cells = [replace(one, signature=f"{index:012x}", directory=runs / f"{index:012x}") for index in range(1000)]
@@ -138,7 +141,7 @@ def test_a_thousand_cells_are_told_quickly_and_with_one_question(slurm: FakeSlur
     for index, cell in enumerate(cells[:500]):
         attempted(cell.directory, State.INTERRUPTED, f"7_{index}")
     began = time.process_time()
-    found = look(cells, runs).rows
+    found = read_status(cells, runs).rows
     assert {row.state for row in found} == {State.QUEUED}
     assert slurm.calls("squeue") == 1
     assert time.process_time() - began < 10  # the run-time type checks of the tests cost most of it
@@ -149,10 +152,10 @@ def test_watch_goes_on_until_nothing_runs_or_waits(
 ) -> None:
     grid_file(tmp_path, ONE)
     (cell,) = cells_of(tmp_path, ONE)
-    call(cluster.submit)
+    call(Grid.submit)
     moves = [lambda: slurm.set("7_0", "RUNNING"), lambda: (slurm.empty(), finish(cell, loss_1=1.0))]
-    monkeypatch.setattr(cluster, "time", SimpleNamespace(sleep=lambda seconds: moves.pop(0)()))
-    call(cluster.status, watch=True)
+    monkeypatch.setattr(statuses, "time", SimpleNamespace(sleep=lambda seconds: moves.pop(0)()))
+    call(Grid.status, watch=True)
     captured = capsys.readouterr()
     assert [line.split("] ")[1] for line in captured.err.splitlines()] == [
         "head-count: queued",
@@ -181,7 +184,7 @@ def test_logs_are_the_cells_own_or_slurms_where_the_last_job_did_not_get_so_far(
     slurm: FakeSlurm, submitted: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="there is no log yet; the cell is queued"):
-        call(cluster.logs, "n_future=1 seed=0")
+        call(Grid.logs, "n_future=1 seed=0")
     (record,) = records()
     output = Path("runs/submissions") / record.token / "7_0_0_log.out"
     output.write_text("srun: error\n")
@@ -193,7 +196,7 @@ def test_logs_are_the_cells_own_or_slurms_where_the_last_job_did_not_get_so_far(
     (folder / LOG).write_text("one\ntwo\nthree\n")
 
     def said(**more: Any) -> str:
-        call(cluster.logs, "n_future=1 seed=0", **more)
+        call(Grid.logs, "n_future=1 seed=0", **more)
         return capsys.readouterr().out
 
     attempted(folder, State.FAILED, None, started_at=record.submitted_at - 100)  # a local run, long ago
@@ -212,7 +215,7 @@ def test_followed_logs_end_with_the_cell_and_miss_nothing(
 ) -> None:
     grid_file(tmp_path, ONE)
     (cell,) = cells_of(tmp_path, ONE)
-    call(cluster.submit)
+    call(Grid.submit)
     slurm.set("7_0", "RUNNING")
     attempted(cell.directory, State.RUNNING, "7_0")
     log = cell.directory / LOG
@@ -227,7 +230,7 @@ def test_followed_logs_end_with_the_cell_and_miss_nothing(
 
     monkeypatch.setattr(logs, "time", SimpleNamespace(sleep=more))
     capsys.readouterr()
-    cluster.logs(tools(), "grid.yaml", cell.label, follow=True, lines=1)
+    call(Grid.logs, cell.label, follow=True, lines=1)
     assert capsys.readouterr().out == "c\nd\ne\n"
 
 

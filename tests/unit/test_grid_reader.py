@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import pytest
-from test_grid_fakes import GRID, find, grid_file
+from test_grid_fakes import GRID, grid_file, load_grid
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.spec.grid_spec import At, ResourceRule, load_grid
+from mtp_lightning.grid.spec.grid_spec import At
+from mtp_lightning.grid.spec.resources import ResourceRule
 
 
 def test_a_grid_is_read(tmp_path: Path) -> None:
-    spec = load_grid(grid_file(tmp_path), find)
+    spec = load_grid(grid_file(tmp_path))
     assert spec.name == "head-count"
     assert spec.configs == (tmp_path / "base.yaml",)
     assert spec.axes == {"model.heads.n_future": (1, 2, 4)}
@@ -21,7 +22,7 @@ def test_a_grid_is_read(tmp_path: Path) -> None:
 
 
 def test_only_name_configs_and_axes_are_needed(tmp_path: Path) -> None:
-    spec = load_grid(grid_file(tmp_path, "name: a\nconfigs: [base.yaml]\naxes: {model.width: [1e2]}\n"), find)
+    spec = load_grid(grid_file(tmp_path, "name: a\nconfigs: [base.yaml]\naxes: {model.width: [1e2]}\n"))
     assert spec.axes == {"model.width": (100.0,)}  # a float, which YAML 1.1 would read as text
     assert spec.seeds == (0,)
     assert spec.compare == ("val/loss/head_1",)
@@ -95,7 +96,7 @@ MORE = {
     "include file": ("include: [{model: none.yaml}]", "include.model: configuration file 'none.yaml' is not there"),
     "include date": ("include: [{model.width: 2026-01-01}]", "include.model.width: datetime.date.* quote it"),
     "ablate kind": ("ablate: 1", "ablate: must be true or false, not 1"),
-    "ablate open": ("ablate: true", "grid.yaml:9: ablate: .* leaves open model.width, model.n_layers, optimizer.lr"),
+    "ablate open": ("ablate: true", "grid.yaml:9: ablate: .* does not fix model.width, model.n_layers, optimizer.lr"),
     "resource": ("resources:\n  gpu: 1", "grid.yaml:10: resources.gpu: unknown key; did you mean 'gpus'"),
     "gpus": ("resources: {gpus: 1.5}", "resources.gpus: must be a whole number, 0 or more, not 1.5"),
     "no node": ("resources: {nodes: 0}", "resources.nodes: must be a whole number, 1 or more, not 0"),
@@ -127,24 +128,24 @@ WIDE = GRID.replace(
 def test_bad_files_name_file_line_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in GRID
     with pytest.raises(InputError, match=message) as caught:
-        load_grid(grid_file(tmp_path, GRID.replace(old, new)), find)
+        load_grid(grid_file(tmp_path, GRID.replace(old, new)))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "text\n", "axes: {}\nname: a\nconfigs: [base.yaml]\n"])
 def test_files_that_are_no_grid(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match=r"grid\.yaml"):
-        load_grid(grid_file(tmp_path, text), find)
+        load_grid(grid_file(tmp_path, text))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.yaml: cannot be read: No such file"):
-        load_grid(tmp_path / "none.yaml", find)
+        load_grid(tmp_path / "none.yaml")
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
-        load_grid(tmp_path, find)
+        load_grid(tmp_path)
     (tmp_path / "grid.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="is not UTF-8"):
-        load_grid(tmp_path / "grid.yaml", find)
+        load_grid(tmp_path / "grid.yaml")
 
 
 @pytest.mark.parametrize(("section", "message"), MORE.values(), ids=MORE)
@@ -152,7 +153,7 @@ def test_bad_sections_name_file_line_and_key(tmp_path: Path, section: str, messa
     head, _, rest = WIDE.partition("seeds:")
     text = f"{head}{section}\nseeds:{rest}"
     with pytest.raises(InputError, match=message) as caught:
-        load_grid(grid_file(tmp_path, text), find)
+        load_grid(grid_file(tmp_path, text))
     assert "\n" not in str(caught.value)
 
 
@@ -166,7 +167,7 @@ def test_everything_else_is_read(tmp_path: Path) -> None:
         "retry: 2\n"
         "compare: [a, {metric: b, better: higher, at: {step: 1e3}}, {metric: c, at: {tokens: 1_000}}]\n"
     )
-    spec = load_grid(grid_file(tmp_path, text, big=""), find)
+    spec = load_grid(grid_file(tmp_path, text, big=""))
     assert spec.zip == (("model.width", "model.n_layers"),)
     assert spec.include == ({"model.width": 64, "model": "big.yaml"},)
     assert spec.files == {"big.yaml": tmp_path / "big.yaml"}
@@ -187,16 +188,16 @@ ZIPPED = WIDE.replace("n_layers: [4, 6]", "n_layers: [4, 4]") + "zip: [[model.wi
 
 def test_the_baseline_of_an_axis_is_that_of_its_group(tmp_path: Path) -> None:
     """And an axis of a group may have a value twice."""
-    spec = load_grid(grid_file(tmp_path, ZIPPED.replace("baseline: {", "baseline: {model.width: 16, ")), find)
+    spec = load_grid(grid_file(tmp_path, ZIPPED.replace("baseline: {", "baseline: {model.width: 16, ")))
     assert spec.baseline == {"model.width": 16, "model.heads.n_future": 1, "model.n_layers": 4}
-    with pytest.raises(InputError, match=r"baseline: model.n_layers leaves open which; give model.width too"):
-        load_grid(grid_file(tmp_path, ZIPPED.replace("baseline: {", "baseline: {model.n_layers: 4, ")), find)
+    with pytest.raises(InputError, match=r"baseline: model.n_layers fits several values; give model.width too"):
+        load_grid(grid_file(tmp_path, ZIPPED.replace("baseline: {", "baseline: {model.n_layers: 4, ")))
     apart = ZIPPED.replace("n_layers: [4, 4]", "n_layers: [4, 6]")
     fixed = apart.replace("baseline: {", "baseline: {model.width: 8, model.n_layers: 6, ")
     with pytest.raises(InputError, match=r"11: baseline: .* model.width 8, model.n_layers 6 never come together"):
-        load_grid(grid_file(tmp_path, fixed.replace("baseline", "# \nbaseline")), find)
+        load_grid(grid_file(tmp_path, fixed.replace("baseline", "# \nbaseline")))
     with pytest.raises(InputError, match=r"zip: \(8, 4\) is given twice"):
-        load_grid(grid_file(tmp_path, ZIPPED.replace("width: [8, 16]", "width: [8, 8]")), find)
+        load_grid(grid_file(tmp_path, ZIPPED.replace("width: [8, 16]", "width: [8, 8]")))
 
 
 def test_all_problems_are_told_at_once_and_no_consequences_of_them(tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ resources: {gpus: -1}
 retry: x
 """
     with pytest.raises(InputError) as caught:
-        load_grid(grid_file(tmp_path, text), find)
+        load_grid(grid_file(tmp_path, text))
     lines = str(caught.value).splitlines()
     told = sorted(int(line.removeprefix(f"{tmp_path}/grid.yaml:").partition(":")[0]) for line in lines)
     assert told == [1, 2, 3, 5, 10, 13, 14, 15, 16, 17], lines

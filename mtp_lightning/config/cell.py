@@ -1,0 +1,53 @@
+"""What `mtp fit` is given for one cell of a grid: its configuration, and the command that runs it."""
+
+import copy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtp_lightning.tracking.store import default_tracking_uri
+
+
+def cell_config(
+    config: Mapping[str, Any],
+    folder: Path,
+    *,
+    run_name: str,
+    experiment: str,
+    tags: Mapping[str, str],
+    devices: int = 1,
+    nodes: int = 1,
+) -> dict[str, Any]:
+    """The configuration with the cell's own folder and MLflow run; all cells share the data in the folder above.
+
+    Args:
+        devices: processes on each node; with 1 the configuration's own setting stays, as with 1 node.
+    """
+    runs, full = folder.parent, copy.deepcopy(dict(config))
+    full["ckpt_path"] = "auto"
+    trainer = full["trainer"]
+    trainer |= {"default_root_dir": str(folder), "enable_progress_bar": False}
+    if devices > 1:
+        trainer["devices"] = devices
+    if nodes > 1:
+        trainer["num_nodes"] = nodes
+    trainer["logger"] = {
+        "class_path": "mtp_lightning.tracking.logger.MLflowRunLogger",
+        "init_args": {
+            "tracking_uri": default_tracking_uri(runs),
+            "experiment": experiment,
+            "run_name": run_name,
+            "directory": str(folder),
+            "tags": dict(tags),
+        },
+    }
+    data = full["data"].get("init_args", {})
+    if data.get("directory") == "runs/data":
+        data["directory"] = str(runs / "data")
+    return full
+
+
+def fit_command(file: Path) -> list[str]:
+    """`mtp fit` of a configuration file, in this environment. A cell continues from its newest good checkpoint."""
+    return [sys.executable, "-m", "mtp_lightning", "fit", "-c", str(file)]
