@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,17 @@ def test_every_room_has_its_rule() -> None:
 def test_configurations_know_no_grid(path: Path) -> None:
     rooms = {module.split(".")[1] for module in imports(path) if module.startswith("mtp_lightning.")}
     assert not rooms & NOT_CONFIG
+
+
+LARGER: dict[str, str] = {}
+"""Folder of the package that holds more than 13 Python files -> the reason."""
+
+
+def test_a_folder_holds_about_a_dozen_files_or_has_rooms() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    counts = Counter(path.parent.relative_to(PACKAGE).as_posix() for path in files)
+    assert {folder for folder, count in counts.items() if count > 13} == set(LARGER)
+    assert all(LARGER.values())
 
 
 def test_callbacks_do_not_import_each_other() -> None:

@@ -1,1 +1,1 @@
-"""Cells on this machine: processes, their state, what they cost."""
+"""Cells on this machine: their processes, their state, what they cost."""
