@@ -194,7 +194,7 @@ def command_parser(function: Callable[..., Any], prog: str) -> "ArgumentParser":
     group.title = "arguments and options"
     for other in others:
         group._group_actions += other._group_actions
-        parser._action_groups.remove(other)
+        parser._action_groups.remove(other)  # type: ignore[attr-defined]
     for name in lists:
         group.add_argument(name, nargs="*", type=str, default=[], help=_text_of(function, name))
     for action in parser._actions:

@@ -61,6 +61,16 @@ class FakeResolver(Resolver):
     def __call__(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
         return resolve(configs, overrides)
 
+    def check_keys(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> None:
+        wrong = []
+        for key, value in overrides.items():
+            try:
+                _merged(configs, {key: value})
+            except InputError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise InputError("\n".join(wrong))
+
     def measure(self, config: Mapping[str, Any]) -> Size:
         """1000 parameters a layer, 100 tokens a step."""
         model, steps = config["model"], config["trainer"]["max_steps"]
@@ -73,6 +83,16 @@ class FakeResolver(Resolver):
 
 def resolve(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults, the files, the overrides; `data.init_args.seed` follows the seed as an interpolation would."""
+    config = _merged(configs, overrides)
+    if config["model"]["heads"]["n_future"] < 1:
+        raise InputError("model.heads.n_future: must be at least 1")
+    if config["model"]["heads"]["n_future"] >= config["model"]["n_layers"] * 2:
+        raise InputError("model.heads.n_future: too many for the layers")
+    config["data"]["init_args"]["seed"] = config["seed_everything"]
+    return config
+
+
+def _merged(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
     config = copy.deepcopy(CONFIG)
     for path in configs:
         _merge(config, yaml.safe_load(path.read_text()) or {}, path.name)
@@ -84,11 +104,6 @@ def resolve(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, 
                 raise InputError(f"unknown key '{dotted}'{did_you_mean(part, node)}")
             node = node[part] if part != last else node
         node[last] = value
-    if config["model"]["heads"]["n_future"] < 1:
-        raise InputError("model.heads.n_future: must be at least 1")
-    if config["model"]["heads"]["n_future"] >= config["model"]["n_layers"] * 2:
-        raise InputError("model.heads.n_future: too many for the layers")
-    config["data"]["init_args"]["seed"] = config["seed_everything"]
     return config
 
 

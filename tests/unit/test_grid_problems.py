@@ -1,12 +1,13 @@
 """What is wrong with a grid and its cells is told all at once, each with its line, and nothing that only follows."""
 
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_grid_fakes import FakeResolver, grid_file, resolve
+from test_grid_fakes import FakeResolver, environment, grid_file, resolve
 from test_grid_settings import BASELINE, GRID
 
 from mtp_lightning.errors import InputError
@@ -69,8 +70,8 @@ def test_what_is_wrong_is_told_once_with_its_line(tmp_path: Path, more: str, exp
         assert line.startswith(start), told
 
 
-def test_problems_of_file_and_cells_are_told_together(tmp_path: Path) -> None:
-    """And of the cells, only what does not follow from what is wrong with the file."""
+def test_problems_of_the_file_and_unknown_keys_are_reported_together(tmp_path: Path) -> None:
+    """And nothing that follows from them."""
     more = """\
   optimizer.lr: fast
   model.heads.mtch: [none]
@@ -85,6 +86,77 @@ sedes: [1]
     assert [line.split(":")[0] for line in told] == ["14", "7", "9", "12", "13", "10", "8"], told
     assert told[-2].endswith("leaves nothing of the axes")
     assert told[-1].endswith("axes.model.heads.mtch = none: unknown key 'model.heads.mtch'; did you mean 'match'?")
+
+
+UNKNOWN_SECTION, BAD_RESOURCE, BAD_SEEDS = "sedes: [1]", "resources: {nodes: 0}", "seeds: [x]"
+UNKNOWN_OVERRIDE, UNKNOWN_AXIS = "overrides: {trainer.max_step: 5}", "  model.heads.mtch: [none]"
+NOTHING_EXCLUDED, IMPOSSIBLE = "exclude: [n_future == 3]", "resources: {gpus: 2, tasks: 4}"
+NOT_ON_AXIS, REFUSED_VALUE = "baseline: {model.width: 9}", "include: [{model.heads.n_future: 0}]"
+AT_ONCE = [
+    (UNKNOWN_AXIS, UNKNOWN_SECTION, BAD_RESOURCE, NOTHING_EXCLUDED),
+    (UNKNOWN_AXIS, UNKNOWN_OVERRIDE, NOTHING_EXCLUDED, IMPOSSIBLE),
+    (UNKNOWN_OVERRIDE, UNKNOWN_SECTION, BAD_SEEDS, BAD_RESOURCE, NOTHING_EXCLUDED, NOT_ON_AXIS),
+    (UNKNOWN_AXIS, UNKNOWN_OVERRIDE, UNKNOWN_SECTION, BAD_SEEDS, IMPOSSIBLE, NOTHING_EXCLUDED, NOT_ON_AXIS),
+]
+TOGETHER = [(NOTHING_EXCLUDED, IMPOSSIBLE, REFUSED_VALUE), (NOTHING_EXCLUDED, REFUSED_VALUE)]
+
+
+class Unused(FakeResolver):
+    def __call__(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        raise AssertionError("a cell was resolved")
+
+
+def places(mistakes: Sequence[str]) -> list[str]:
+    """Line and section or key of each, after the six lines of `GRID`."""
+    keys = [mistake.split(":")[0].strip() for mistake in mistakes]
+    inner = {UNKNOWN_AXIS: "axes.model.heads.mtch", UNKNOWN_OVERRIDE: "overrides.trainer.max_step"}
+    inner |= {BAD_RESOURCE: "resources.nodes", NOT_ON_AXIS: "baseline.model.width"}
+    inner |= {REFUSED_VALUE: "include.model.heads.n_future"}
+    return sorted(f"{line}: {inner.get(text, key)}" for line, (text, key) in enumerate(zip(mistakes, keys), 7))
+
+
+@pytest.mark.parametrize("mistakes", [*AT_ONCE, *TOGETHER], ids=lambda mistakes: f"{len(mistakes)} mistakes")
+def test_as_many_messages_as_mistakes(tmp_path: Path, mistakes: tuple[str, ...]) -> None:
+    path = grid_file(tmp_path, GRID + "\n".join(mistakes) + "\n")
+    with pytest.raises(InputError) as caught:
+        load_cells(path, Unused() if mistakes in AT_ONCE else FakeResolver(), tmp_path)
+    lines = str(caught.value).replace(f"{path}:", "").splitlines()
+    assert sorted(": ".join(line.split(" = ")[0].split(": ")[:2]) for line in lines) == places(mistakes)
+
+
+REAL = """
+import sys
+from pathlib import Path
+from mtp_lightning.config.many_configs import Resolver
+from mtp_lightning.grid.spec.cells import load_cells
+try:
+    load_cells(Path(sys.argv[1]), Resolver(None), Path("runs"))
+except ValueError as error:
+    print(error)
+print(sorted({"torch", "lightning", "mlflow"} & set(sys.modules)))
+"""
+MISSPELT = """\
+name: g
+configs: [conf/base.yaml, conf/model/tiny.yaml, conf/data/python_stdlib.yaml]
+sedes: [1]
+overrides: {trainer.max_step: 5}
+axes:
+  model.heads.n_futur: [1, 2]
+  model.backbone.dim: [64]
+exclude: [dim == 32]
+resources: {nodes: 0}
+"""
+
+
+def test_mistakes_are_answered_before_lightning_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(MISSPELT)
+    command = [sys.executable, "-c", REAL, "grid.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=True)
+    *lines, heavy = done.stdout.splitlines()
+    assert heavy == "[]"
+    assert sorted(line.split(":")[1] for line in lines) == ["3", "4", "6", "8", "9"], lines
+    assert "there is no key 'model.heads.n_futur'; did you mean 'model.heads.n_future'?" in done.stdout
+    assert "overrides.trainer.max_step = 5: there is no key 'trainer.max_step'" in done.stdout
 
 
 def test_good_items_keep_their_lines_beside_bad_ones(tmp_path: Path) -> None:

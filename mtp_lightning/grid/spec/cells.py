@@ -1,6 +1,7 @@
 """From a grid to its cells: its settings, times the seeds, each with its full configuration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,19 @@ def load_cells(
         overrides: on top of the file's.
 
     Raises:
-        InputError: everything that is wrong with the file; or, where reading it finds nothing wrong, everything that
-            is wrong with its cells. So a typo in the file is answered at once, and not after Lightning is loaded.
+        InputError: everything that is wrong, together. What can be found without loading Lightning (in the file, and
+            keys that no configuration has) is reported at once; only where that finds nothing are cells resolved.
     """
     spec, problems = read_grid(path, overrides)
-    if problems or spec is None:
-        raise InputError("\n".join([*problems, *(find_settings(spec)[1] if spec else [])]))
-    return spec, expand(spec, resolver, runs)
+    if spec is not None:
+        settings, more = find_settings(spec)
+        maker = _CellMaker(spec, resolver, runs)
+        unknown = maker.unknown_keys(settings)
+        if not problems and not unknown:
+            return spec, expand(spec, resolver, runs)
+        maker.try_rules(settings)
+        problems = [*problems, *more, *unknown, *maker.rules.problems]
+    raise InputError("\n".join(problems))
 
 
 def expand(spec: GridSpec, resolver: Resolver, runs: Path) -> list[Cell]:
@@ -74,9 +81,9 @@ def expand(spec: GridSpec, resolver: Resolver, runs: Path) -> list[Cell]:
             for cell in maker.cells(setting):
                 cells[cell.signature] = _merge(cells.get(cell.signature), cell)
         except InputError as error:
-            refused = error
+            refused = str(error)
         if refused is not None:  # outside the handler, or the resolver's next errors would have this one as context
-            message = maker.blame_part(setting, refused)
+            message = maker.blame_part(setting, refused, maker.refusal)
             if message or not problems:
                 errors[message or maker.blame_combination(setting, refused)] = None
     if not problems and not errors:
@@ -158,13 +165,20 @@ class _CellMaker:
         self, values: Mapping[str, Any], seed: int, overrides: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """`overrides`: in place of the grid's."""
+        config = self.resolve(*self.parts(values, seed, overrides))
+        for key, value in values.items():
+            if is_file(value):
+                look_up(config, key)
+        return config
+
+    def parts(
+        self, values: Mapping[str, Any], seed: int, overrides: Mapping[str, Any] | None = None
+    ) -> tuple[list[Path], dict[str, Any]]:
+        """The files of a configuration, and what is set on top of them."""
         files = {key: self.spec.files[value] for key, value in values.items() if is_file(value)}
         plain = {key: value for key, value in values.items() if key not in files}
         common = self.spec.overrides if overrides is None else overrides
-        config = self.resolve([*self.spec.configs, *files.values()], {**common, **plain, SEED_KEY: seed})
-        for key in files:
-            look_up(config, key)
-        return config
+        return [*self.spec.configs, *files.values()], {**common, **plain, SEED_KEY: seed}
 
     def resolve(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Each once: seed 0 of a setting is needed twice, and what is refused is tried once for each suspect."""
@@ -179,26 +193,53 @@ class _CellMaker:
             raise found
         return found
 
-    def blame_part(self, setting: Setting, error: InputError) -> str | None:
-        """The error, after the place in the grid file that causes it: the first part of the grid that alone, on top of
-        `configs`, gives the same error. None where no single part does."""
+    def unknown_keys(self, settings: Sequence[Setting]) -> list[str]:
+        """Keys that no configuration has, each once and with its place; found without Lightning."""
+        found: dict[str, str] = {}
+        for setting in settings:
+            for message in self.key_errors(setting.values):
+                if message not in found:
+                    blamed = self.blame_part(setting, message, self.key_errors)
+                    found[message] = blamed or self.blame_combination(setting, message)
+        return list(found.values())
+
+    def try_rules(self, settings: Sequence[Setting]) -> None:
+        """Note what is wrong with the rules of resources, as far as that shows without configurations."""
+        for setting in settings:
+            for seed in setting.seeds:
+                with suppress(InputError):  # the rule names a key that only the configuration has
+                    self.rules.assign(setting.values, seed, {})
+
+    def key_errors(self, values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> list[str]:
+        try:
+            self.resolver.check_keys(*self.parts(values, self.spec.seeds[0], overrides))
+        except InputError as error:
+            return str(error).splitlines()
+        return []
+
+    def refusal(self, values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> list[str]:
+        try:
+            _identity(self.config(values, self.spec.seeds[0], overrides))
+        except InputError as error:
+            return [str(error)]
+        return []
+
+    def blame_part(self, setting: Setting, message: str, errors: Callable[..., list[str]]) -> str | None:
+        """The message, after the place in the grid file that causes it: the first part of the grid that alone, on top
+        of `configs`, causes the same. None where no single part does.
+
+        Args:
+            errors: (values, overrides) -> what is wrong with them.
+        """
         spec = self.spec
-
-        def fails_alike(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> bool:
-            try:
-                _identity(self.config(values, spec.seeds[0], overrides))
-            except InputError as other:
-                return str(other) == str(error)
-            return False
-
-        if fails_alike({}, {}):
-            return f"{spec.where('configs')}: {error}"
+        if message in errors({}, {}):
+            return f"{spec.where('configs')}: {message}"
         for key, value in spec.overrides.items():
-            if fails_alike({}, {key: value}):
-                return f"{spec.where('overrides', key)} = {shown(value)}: {error}"
+            if message in errors({}, {key: value}):
+                return f"{spec.where('overrides', key)} = {shown(value)}: {message}"
         for key, value in setting.values.items():
-            if fails_alike({key: value}):
-                return f"{self.where(setting, key)} = {shown(value)}: {error}"
+            if message in errors({key: value}):
+                return f"{self.where(setting, key)} = {shown(value)}: {message}"
         return None
 
     def where(self, setting: Setting, key: str) -> str:
@@ -207,9 +248,9 @@ class _CellMaker:
             return self.spec.where("include", item, key)
         return self.spec.where("axes", key, self.spec.axes[key].index(setting.values[key]))
 
-    def blame_combination(self, setting: Setting, error: InputError) -> str:
+    def blame_combination(self, setting: Setting, message: str) -> str:
         where = self.spec.where("axes") if setting.included is None else self.spec.where("include", setting.included)
-        return f"{where}: {', '.join(f'{key} = {shown(value)}' for key, value in setting.values.items())}: {error}"
+        return f"{where}: {', '.join(f'{key} = {shown(value)}' for key, value in setting.values.items())}: {message}"
 
 
 def _identity(config: Mapping[str, Any], *, without_seed: bool = False) -> str:

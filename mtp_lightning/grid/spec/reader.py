@@ -235,7 +235,7 @@ class Reader(GridFile):
             if not 0 <= seed < 2**32:
                 self.problem("seeds", index, message=f"{seed} is outside 0 .. 4294967295")
         self.no_duplicates(seeds, "seeds")
-        return tuple(seeds)
+        return tuple(seeds) or (0,)  # to go on looking for problems
 
     def compare(self) -> dict[str, Any]:
         """`compare`, `better` and `at` (metric -> unit and amount)."""
