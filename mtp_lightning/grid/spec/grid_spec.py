@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtp_lightning.config.config_files import in_checkout
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.reader import KEYS, REQUIRED, Reader
 from mtp_lightning.yaml_lines import Lines, place, read_yaml
@@ -95,6 +96,7 @@ def read_grid(
     path: Path, find_config: FindConfig, overrides: Mapping[str, Any] | None = None
 ) -> tuple[GridSpec | None, list[str]]:
     """The good part of a grid file, and everything that is wrong with the rest. None: there is no telling its cells."""
+    path = in_checkout(path)
     raw, lines = read_yaml(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a grid file is a mapping with the keys {', '.join(KEYS)}")
