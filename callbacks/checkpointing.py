@@ -1,6 +1,7 @@
 """Checkpoints that a killed or preempted run continues from without a gap or a repeat."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,17 +22,18 @@ STOPPING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 ASK_SECONDS = 2.0
 """How often processes of one run agree on whether to save or stop; each time costs a collective."""
 GO_ON, SAVE, STOP = 0, 1, 2
+_NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class PeriodicCheckpoint(Checkpoint):
     """Saves every `every_n_steps` steps or `every_n_seconds`, whichever comes first, and at the end of training.
 
-    Files are `<default_root_dir>/checkpoints/step-00000200.ckpt`, named so only when they are whole; the newest `keep`
-    stay. Where a step ends in a validation, the checkpoint waits for it: saved before it, a resumed run would never
-    log that validation.
+    Files are `<default_root_dir>/checkpoints/step-00000200.ckpt`, named so only when they are whole; those of the
+    latest `keep` steps stay. Where a step ends in a validation, the checkpoint waits for it: saved before it, a resumed
+    run would never log that validation.
 
     A signal that asks the run to stop sets a flag. The step under way is finished, a checkpoint written, and the run
-    ended by `Preempted`: exit status 75, or 130 for SIGINT. Any process of several may be the one that was told. A
+    ended by `Preempted`: exit status 75, or 130 for SIGINT. Any process of several may be the one that gets it. A
     second SIGINT ends the run at once. Signals get lost, so it is the period that bounds what a run can lose.
 
     Args:
@@ -54,14 +56,14 @@ class PeriodicCheckpoint(Checkpoint):
         self._saved_at = 0.0
         self._ask_at = 0
         """Step at which the processes ask each other next."""
-        self._told: signal.Signals | None = None
+        self._asked_by: signal.Signals | None = None
         self._interrupts = 0
         self._before: dict[signal.Signals, Any] = {}
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
-        self._ask_at, self._told, self._interrupts = 0, None, 0
+        self._ask_at, self._asked_by, self._interrupts = 0, None, 0
         # In place of Lightning's own handlers, which broadcast from inside a handler and save nothing.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in STOPPING}
@@ -83,7 +85,7 @@ class PeriodicCheckpoint(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save(trainer)
-        self._restore_handlers()  # now: behind this Lightning puts back what it found, before any `teardown`
+        self._restore_handlers()  # now: after this Lightning puts back what it found, before any `teardown`
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -94,7 +96,7 @@ class PeriodicCheckpoint(Checkpoint):
             self._interrupts += 1
             if self._interrupts == 2:
                 raise KeyboardInterrupt
-        self._told = self._told or signal.Signals(number)
+        self._asked_by = self._asked_by or signal.Signals(number)
 
     def _restore_handlers(self) -> None:
         for number, handler in self._before.items():
@@ -106,8 +108,8 @@ class PeriodicCheckpoint(Checkpoint):
         if step == self._saved_step or trainer.sanity_checking:
             return
         if step >= trainer.max_steps > 0:
-            return  # the last one comes behind what other callbacks still measure, or a resumed run would lack that
-        wish = self._agreed(trainer, STOP if self._told else SAVE if self._is_late() else GO_ON)
+            return  # the last one comes after what other callbacks still measure, or a resumed run would lack that
+        wish = self._agreed(trainer, STOP if self._asked_by else SAVE if self._is_late() else GO_ON)
         if wish != GO_ON or step % self.every_n_steps == 0:
             self._save(trainer)
         if wish == STOP:
@@ -131,10 +133,10 @@ class PeriodicCheckpoint(Checkpoint):
         return int(agreed)
 
     def _stop(self, trainer: pl.Trainer) -> None:
-        name = self._told.name if self._told else "another process was told to stop"
+        name = self._asked_by.name if self._asked_by else "another process was asked to stop"
         if trainer.is_global_zero:
             print(f"{name}: saved step {trainer.global_step}, stopping", file=sys.stderr, flush=True)
-        raise Preempted(128 + signal.SIGINT if self._told is signal.SIGINT else PREEMPTED)
+        raise Preempted(128 + signal.SIGINT if self._asked_by is signal.SIGINT else PREEMPTED)
 
     def _save(self, trainer: pl.Trainer) -> None:
         folder = Path(trainer.default_root_dir) / "checkpoints"
@@ -149,10 +151,21 @@ class PeriodicCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             _to_disk(partial)
             partial.replace(path)
-            # By age, not by step: behind a newer one that turned out torn, a resumed run is at earlier steps again.
-            others = sorted((p for p in folder.glob("step-*.ckpt") if p != path), key=lambda p: p.stat().st_mtime_ns)
-            for old in (*folder.glob("step-*.partial"), *others[: len(others) + 1 - self.keep]):
+            for old in (*folder.glob("step-*.partial"), *superseded(folder, trainer.global_step, self.keep)):
                 old.unlink()
+
+
+def superseded(folder: Path, step: int, keep: int) -> list[Path]:
+    """The checkpoints to delete after that of `step` was saved: all but the latest `keep` up to `step`, and those of
+    later steps.
+
+    A file of a later step is one that could not be read when the run was resumed from an earlier one (torn by a full
+    disk or a kill). Were it counted among the latest, it would push out a good one; were it left, and good after all,
+    the next resume would jump ahead and leave a gap in the run's record.
+    """
+    steps = {path: int(found[1]) for path in folder.glob("step-*.ckpt") if (found := _NAME.fullmatch(path.name))}
+    up_to_now = sorted((path for path in steps if steps[path] <= step), key=lambda path: steps[path])
+    return [path for path in steps if steps[path] > step] + up_to_now[:-keep]
 
 
 def _to_disk(path: Path) -> None:
@@ -162,6 +175,6 @@ def _to_disk(path: Path) -> None:
 
 
 def _validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether Lightning validates right behind this batch: `val_check_interval` counts batches in our one epoch."""
+    """Whether Lightning validates right after this batch: `val_check_interval` counts batches in our one epoch."""
     every = trainer.val_check_batch
     return trainer.enable_validation and every is not None and (batch_idx + 1) % every == 0

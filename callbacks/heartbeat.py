@@ -1,4 +1,4 @@
-"""What a run says of itself in its own folder: how far it is, that it finished, why it failed."""
+"""What a run writes about itself into its own folder: how far it is, that it finished, why it failed."""
 
 import os
 import socket
@@ -28,8 +28,9 @@ class Heartbeat(pl.Callback):
     - `failure.json` when it has not: the exception's class, message and place. A run that somebody stopped did not
       fail and leaves none.
 
-    Only rank zero writes. What the result needs travels in checkpoints, so that a run which was killed between its
-    last checkpoint and its result writes the same result when it is started again.
+    Nothing is written or deleted before training starts, so that an attempt that is refused leaves the files of the
+    one before it. Only rank zero writes. What the result needs travels in checkpoints, so that a run which was killed
+    between its last checkpoint and its result writes the same result when it is started again.
 
     Args:
         directory: where the files go; by default the trainer's `default_root_dir`.
@@ -39,23 +40,36 @@ class Heartbeat(pl.Callback):
         self.directory = Path(directory) if directory else None
         self._metrics: dict[str, float] = {}
         self._earlier_seconds = 0.0
+        self._began = False
+        """Whether this attempt writes: from `on_train_start` on, after everything that may refuse it."""
         self._started = time.monotonic()
         self._written = 0.0
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
-            self._started = time.monotonic()
-            folder = self._folder(trainer)
-            folder.mkdir(parents=True, exist_ok=True)
-            self._progress(trainer, "starting", now=True)
+        """Writes nothing: what comes after may still refuse this attempt, and the files are those of an earlier one."""
+        self._began, self._started = False, time.monotonic()
 
     @override
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """An earlier attempt's end is forgotten once every `setup` is through: one of them may refuse this attempt."""
-        if trainer.is_global_zero:
-            for name in (RESULT, FAILURE):
-                (self._folder(trainer) / name).unlink(missing_ok=True)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(trainer)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of a run that had no step left to make, `on_train_start` was never called."""
+        if not self._began:
+            self._begin(trainer)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        """The attempt is no longer refused: the end of an earlier one is forgotten."""
+        self._began = True
+        if not trainer.is_global_zero:
+            return
+        folder = self._folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (RESULT, FAILURE):
+            (folder / name).unlink(missing_ok=True)
+        self._progress(trainer, "starting", now=True)
 
     @override
     def on_train_batch_end(
@@ -111,10 +125,10 @@ class Heartbeat(pl.Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        folder = self._folder(trainer)
-        if not trainer.is_global_zero or not folder.is_dir():
+        if not self._began or not trainer.is_global_zero:
             return
-        (folder / RESULT).unlink(missing_ok=True)  # what ends a run can still fail behind our teardown
+        folder = self._folder(trainer)
+        (folder / RESULT).unlink(missing_ok=True)  # what ends a run can still fail after our teardown
         if isinstance(exception, (KeyboardInterrupt, SystemExit)):
             return
         frames = traceback.extract_tb(exception.__traceback__)

@@ -28,8 +28,8 @@ class ThroughputMonitor(pl.Callback):
     and, once, at the start `model/parameters`, `model/parameters_non_embedding`, `model/flops_per_token`, and at the
     end `perf/tokens_per_second_median`, the median of the logged rates.
 
-    All ranks are taken to have batches of the same shape. On a GPU, steps are queued: it is waited for only where a
-    time is read that matters, at the logged steps and before validation and checkpoints.
+    All ranks are taken to have batches of the same shape. On a GPU, steps are queued: the GPU is waited for only where
+    a time is read that matters, at the logged steps and before validation and checkpoints.
 
     Args:
         warmup_steps: batches after each start that are not counted.
@@ -139,7 +139,7 @@ class ThroughputMonitor(pl.Callback):
 
 
 class _EndOfCallbacks(pl.Callback):
-    """Stands behind all other callbacks and tells when a step's end is over: the wait for data begins there."""
+    """Comes after all other callbacks and notes when a step's end is over: the wait for data begins there."""
 
     def __init__(self, monitor: ThroughputMonitor) -> None:
         self.monitor = monitor

@@ -27,7 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mtp_lightning.config.commands:fit",
         "train from YAML: -c conf/base.yaml [-c more.yaml ...] [--key value ...]",
     ),
-    "validate": ("mtp_lightning.config.commands:validate", "validate a checkpoint: the same, with --ckpt_path"),
+    "validate": (
+        "mtp_lightning.config.commands:validate",
+        "validate a run: RUN [--key value ...], or -c ... and --ckpt_path",
+    ),
     "grid plan": (f"{_GRID}.plan", "a grid's cells, and what would happen to each; writes nothing"),
     "grid run": (f"{_GRID}.run", "run a grid's missing cells on this machine, then report"),
     "grid submit": (f"{_GRID}.submit", "submit a grid's missing cells to Slurm, and return at once"),

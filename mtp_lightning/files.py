@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,17 @@ def check_json(path: str | None) -> None:
     """Found out before hours of work, not after."""
     if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
         raise InputError(f"json: {path} cannot be written: it is a folder, or its folder is not there")
+
+
+def try_writing(folder: Path) -> None:
+    """Whether something can be written into `folder`, or into the nearest existing one above it, in which it would be
+    made. Nothing is left, and nothing is made.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder):
+        pass

@@ -141,8 +141,11 @@ class MTPModule(pl.LightningModule):
 
     def head_weights(self) -> tuple[float, ...]:
         """The losses' weights at this step."""
-        progress = self.trainer.global_step / max(1, self.trainer.max_steps)
-        return head_weights(self.loss_config.weights, self.heads_config, progress)
+        return self.head_weights_at(self.trainer.global_step, self.trainer.max_steps)
+
+    def head_weights_at(self, step: int, total_steps: int) -> tuple[float, ...]:
+        """The losses' weights at step `step` (0-based) of a run of `total_steps`."""
+        return head_weights(self.loss_config.weights, self.heads_config, step / max(1, total_steps))
 
     @override
     def configure_model(self) -> None:
@@ -231,6 +234,8 @@ class MTPModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         nll_N, accuracy_N = map(torch.atleast_1d, self.val_metrics.compute())
         self.val_metrics.reset()
+        if self.trainer.sanity_checking:
+            return  # nothing is recorded before training starts
         measured_N = nll_N[~nll_N.isnan()]  # a head without a valid target adds nothing
         metrics = {"val/loss": measured_N.sum().item() if len(measured_N) else math.nan}
         for name, nll, accuracy in zip(self.heads_config.loss_names, nll_N.tolist(), accuracy_N.tolist()):
@@ -262,6 +267,8 @@ class MTPModule(pl.LightningModule):
             "tokenizer": tokenizer.state() if tokenizer is not None else None,
             "context": getattr(datamodule, "context", None),
             "task": task.state() if task is not None else None,
+            "schedule": asdict(self.schedule_config),
+            "max_steps": self.trainer.max_steps,
         }
 
     @override

@@ -1,7 +1,6 @@
 """Checkpoints as files, and how a model comes back out of one. Nothing is unpickled."""
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -42,8 +41,11 @@ class LoadedModel(NamedTuple):
         return self.text_tokenizer
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, lazy: bool = False) -> dict[str, Any]:
     """The file's content, loaded with `weights_only=True`.
+
+    Args:
+        lazy: leave the tensors in the file until they are used, which takes no time where they are not.
 
     Raises:
         InputError: no file, not a checkpoint, or a truncated one.
@@ -51,8 +53,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"checkpoint '{path}' is not a file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+    except Exception as error:  # damaged bytes make the unpickler raise anything
         raise InputError(f"'{path}' is not a checkpoint, or a truncated one") from error
     if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
         raise InputError(f"'{path}' is not a checkpoint of `mtp fit`: it has no '{CHECKPOINT_KEY}' entry")

@@ -6,65 +6,102 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtp_lightning.checkpoints.files import read_checkpoint
-from mtp_lightning.checkpoints.select import latest_checkpoint
-from mtp_lightning.config.cross_checks import check_writable
+from mtp_lightning.checkpoints.select import CHECKPOINTS, by_step, find_checkpoint, latest_checkpoint
+from mtp_lightning.config.continuing import check_length
+from mtp_lightning.config.cross_checks import check_writable, lightning_refusals
+from mtp_lightning.config.ending import after_fit
 from mtp_lightning.config.lightning_cli import MTPCLI
+from mtp_lightning.config.quiet import without_advertisements
+from mtp_lightning.config.starting import CONFIG
 from mtp_lightning.errors import InputError
 from mtp_lightning.machine import keep_freed_memory
-
-CHECKPOINTS = "checkpoints"
-"""Folder of a run's checkpoints, below `trainer.default_root_dir`."""
+from mtp_lightning.module import MTPModule
+from mtp_lightning.tracking.logger import MLflowRunLogger
 
 
 def fit(args: Sequence[str]) -> int:
-    """`mtp fit`: train, from the start or from `--ckpt_path`."""
+    """`mtp fit`: train, from the start or from `--ckpt_path`. Everything is checked before anything is written, by the
+    rule of `config.starting`."""
+    without_advertisements()
     cli = MTPCLI(args, "mtp fit")
     root = Path(cli.trainer.default_root_dir)
     check_writable(root)
-    start_from = checkpoint_to_start_from(cli.config.ckpt_path, root, cli.trainer.max_steps)
+    start_from = checkpoint_to_start_from(cli.config.ckpt_path, root, cli.model, cli.trainer.max_steps)
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, MLflowRunLogger):
+            logger.check(cli.start.parameters)
     if cli.trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)
+    with lightning_refusals():
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)
+    if cli.trainer.is_global_zero:
+        print(after_fit(cli.trainer, cli.datamodule, next(iter(by_step(root / CHECKPOINTS)), None)))
     return 0
 
 
 def validate(args: Sequence[str]) -> int:
-    """`mtp validate`: the validation metrics of `--ckpt_path`, printed and not recorded."""
+    """`mtp validate`: the validation metrics of a run's checkpoint, printed and not recorded.
+
+    `mtp validate RUN [--key value ...]` takes the configuration from the run's folder, and its newest good checkpoint,
+    or the one that RUN names; in `mtp validate -c FILE ... --ckpt_path FILE` both are given.
+    """
+    without_advertisements()
+    if args and not args[0].startswith("-"):
+        args = [*of_run(Path(args[0])), *args[1:]]
     cli = MTPCLI([*args, "--trainer.logger=false", "--trainer.callbacks=null"], "mtp validate")
     if cli.config.ckpt_path is None:
-        raise InputError("mtp validate: --ckpt_path is missing: the checkpoint to validate")
-    path = cli.config.ckpt_path
-    read_checkpoint(Path(path))
+        raise InputError(
+            "mtp validate: say what to validate: the folder of a run, or a checkpoint in one (mtp validate runs/fit), "
+            "or its configuration with -c and the checkpoint with --ckpt_path"
+        )
+    path = find_checkpoint(Path(cli.config.ckpt_path))
+    read_checkpoint(path)
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # left out on purpose, above
-    cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
+    with lightning_refusals():
+        cli.trainer.validate(
+            cli.model, datamodule=cli.datamodule, ckpt_path=str(path), weights_only=True, verbose=False
+        )
     if cli.trainer.is_global_zero:
         for name, value in sorted(cli.trainer.callback_metrics.items()):
             print(f"{name:<24}{float(value):.6f}")
     return 0
 
 
-def checkpoint_to_start_from(ckpt_path: str | None, directory: Path, max_steps: int) -> str | None:
+def of_run(run: Path) -> list[str]:
+    """The arguments that say which configuration and which checkpoint `run` is: a run's folder, or a checkpoint in it.
+
+    Raises:
+        InputError: neither, or a folder without configuration.
+    """
+    if not run.exists():
+        raise InputError(f"mtp validate: there is no run or checkpoint '{run}'")
+    folder = run if run.is_dir() else run.absolute().parent
+    if not run.is_dir() and folder.name == CHECKPOINTS:
+        folder = folder.parent
+    config = folder / CONFIG
+    if not config.is_file():
+        raise InputError(
+            f"mtp validate: the run in '{folder}' has no {CONFIG}, as runs of earlier versions have not: say what it "
+            f"was trained with, as in mtp validate -c conf/base.yaml ... --ckpt_path {run}"
+        )
+    return ["-c", str(config), "--ckpt_path", str(find_checkpoint(run))]
+
+
+def checkpoint_to_start_from(ckpt_path: str | None, directory: Path, module: MTPModule, max_steps: int) -> str | None:
     """The checkpoint `fit` starts from, checked before anything is written.
 
     Raises:
-        InputError: not a checkpoint, or one at the end of a shorter run, whose only epoch is over, so that Lightning
-            would train nothing and report success; or a new run asked for where another one lies.
+        InputError: not a checkpoint, or one whose run cannot have this length; or a new run asked for where another
+            one lies.
     """
     newest = latest_checkpoint(directory / CHECKPOINTS)
-    if ckpt_path == "auto":
-        return str(newest) if newest else None
-    if ckpt_path is not None:
-        content = read_checkpoint(Path(ckpt_path))
-        step, epochs = content["global_step"], content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
-        if epochs and step < max_steps:
-            raise InputError(
-                f"ckpt_path: '{ckpt_path}' is the end of a run of {step} steps, and trainer.max_steps is {max_steps}: "
-                "nothing more would be trained; take an earlier checkpoint of that run"
-            )
-    same = newest is not None and ckpt_path is not None and newest.resolve() == Path(ckpt_path).resolve()
+    path = newest if ckpt_path == "auto" else Path(ckpt_path) if ckpt_path is not None else None
+    if path is not None:
+        check_length(path, read_checkpoint(path, lazy=path == newest), module, max_steps)  # the newest was just read
+    same = newest is not None and path is not None and newest.resolve() == path.resolve()
     if newest is not None and not same and os.environ.get("LOCAL_RANK", "0") == "0":
         raise InputError(
             f"trainer.default_root_dir: '{directory}' already holds a run ({newest.name}); "
             "give a new folder, or --ckpt_path auto to continue that run"
         )
-    return ckpt_path
+    return None if path is None else str(path)

@@ -8,6 +8,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT: Path | None = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
 """The root of the checkout this package runs from, or None where it is installed."""
 CONF_DIR = CHECKOUT / "conf" if CHECKOUT else _PACKAGE / "conf"
+FOLDERS = ("conf", "experiments") if CHECKOUT else ("conf",)
+"""Folders whose files are found from anywhere, beside `CONF_DIR`."""
 
 
 def find_config(name: str, relative_to: Path | None = None) -> Path:
@@ -23,6 +25,14 @@ def find_config(name: str, relative_to: Path | None = None) -> Path:
     for path in tries:
         if path.is_file():
             return path.resolve()
-    shipped = [f"conf/{p.relative_to(CONF_DIR).as_posix()}" for p in sorted(CONF_DIR.rglob("*.yaml"))]
+    root = CONF_DIR.parent
+    shipped = [p.relative_to(root).as_posix() for room in FOLDERS for p in sorted((root / room).rglob("*.yaml"))]
     places = ", ".join(str(p.parent.resolve()) for p in dict.fromkeys(tries))
     raise InputError(f"configuration file '{name}' is not there (looked in {places}){did_you_mean(name, shipped)}")
+
+
+def in_checkout(path: Path) -> Path:
+    """`path`; or, where that is no file, the one of this name in the checkout: `experiments/001_head_count/grid.yaml`
+    is found from any folder, as `conf/base.yaml` is."""
+    inside = CONF_DIR.parent / path
+    return inside if not path.is_file() and inside.is_file() else path

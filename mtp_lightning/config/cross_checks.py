@@ -1,13 +1,17 @@
 """What a run's configuration has to satisfy as a whole, checked before anything is built or written."""
 
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import try_writing
+from mtp_lightning.optimization.schedule import ScheduleConfig
 from mtp_lightning.strategies.check import check_strategy
 
 
@@ -33,7 +37,7 @@ def check_trainer(config: Any, warn: bool = False) -> None:
 
 
 def check_schedule(config: Any, warn: bool) -> None:
-    """A run has to get past its warm-up, and to validate what it has trained.
+    """The schedule has to fit into the run's length, and the run has to validate what it has trained.
 
     Raises:
         InputError: it would not.
@@ -49,15 +53,12 @@ def check_schedule(config: Any, warn: bool) -> None:
             f"trainer.val_check_interval is {trainer.val_check_interval}: a run is one epoch, which has no parts; give "
             "a whole number of batches"
         )
-    warmup, steps = config.model.schedule.warmup_steps, trainer.max_steps
+    steps = trainer.max_steps
     every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
     if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
         raise InputError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}: it has to be at least 1")
-    if 0 < steps <= warmup:
-        raise InputError(
-            f"model.schedule.warmup_steps is {warmup} and trainer.max_steps is {steps}: the learning rate would never "
-            "reach its peak; give fewer steps of warm-up, or more in all"
-        )
+    if steps > 0:
+        ScheduleConfig(**vars(config.model.schedule)).check_length(steps)
     if isinstance(every, int) and steps > 0:
         if every > steps * accumulated:
             raise InputError(
@@ -77,14 +78,21 @@ def check_schedule(config: Any, warn: bool) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the run's folder, and leave nothing else.
+    """The run's folder can be written to, or made; nothing is left, neither the folder nor a file.
 
     Raises:
-        InputError: it cannot be written to.
+        InputError: it cannot.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try_writing(folder)
     except OSError as error:
         raise InputError(f"trainer.default_root_dir: '{folder}' cannot be written to: {error.strerror}") from error
+
+
+@contextmanager
+def lightning_refusals() -> Iterator[None]:
+    """What Lightning refuses of the trainer's settings only when it runs, as bad input."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error

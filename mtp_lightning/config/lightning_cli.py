@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
@@ -29,11 +28,12 @@ from mtp_lightning.config.key_origins import KeyOrigins
 from mtp_lightning.config.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
 from mtp_lightning.config.native_precision import native_precision
 from mtp_lightning.config.parser import Parser, input_error_behind
+from mtp_lightning.config.starting import StartRun
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.module import MTPModule
 from mtp_lightning.strategies.slurm import without_requeueing
-from mtp_lightning.tracking.logger import KeepRecord, MLflowRunLogger
+from mtp_lightning.tracking.logger import KeepRecord
 
 # Lightning 2.6 with torch 2.13; nothing a user could do about it.
 warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
@@ -41,28 +41,6 @@ warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
 warnings.filterwarnings("ignore", ".*srun. command is available", UserWarning)
 
 OmegaConf.register_resolver("native_precision", native_precision, replace=True)
-
-
-class RecordConfig(SaveConfigCallback):
-    """Gives the logger the resolved configuration, flattened as parameters and whole as a YAML artifact."""
-
-    @override
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if not isinstance(trainer.logger, MLflowRunLogger):
-            return
-        text = self.parser.dump(self.config, skip_none=False)
-        trainer.logger.log_hyperparams(semantic_parameters(yaml.safe_load(text)))
-        trainer.logger.log_text_artifact(text, "config.yaml")
-
-
-def semantic_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without what a restart may change, since MLflow's parameters are immutable.
-
-    Hardware may: a checkpoint goes on with any number of processes, and the identity of a cell leaves it out too.
-    """
-    may_change = ("logger", "callbacks", "accelerator", "devices", "num_nodes")
-    trainer = {k: v for k, v in config.get("trainer", {}).items() if k not in may_change}
-    return {k: v for k, v in config.items() if k not in ("config", "ckpt_path", "trainer")} | {"trainer": trainer}
 
 
 PARSER = {
@@ -119,7 +97,7 @@ class MTPCLI(LightningCLI):
                 subclass_mode_data=True,
                 parser_class=Parser,
                 parser_kwargs={"prog": prog, "description": DESCRIPTION, **PARSER},
-                save_config_callback=RecordConfig,
+                save_config_callback=StartRun,
                 save_config_kwargs={"save_to_log_dir": False},
                 seed_everything_default=0,
                 trainer_defaults={"callbacks": [KeepRecord()]},
@@ -182,9 +160,16 @@ class MTPCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         plugins = without_requeueing(self._get(self.config_init, "trainer.plugins"))
         try:
-            return super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
+            trainer = super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             raise refused_by_trainer(error, self.config.trainer.as_dict()) from error
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.sort(key=lambda callback: not isinstance(callback, StartRun))  # which comes first; the rest stays
+        return trainer
+
+    @property
+    def start(self) -> StartRun:
+        return next(c for c in self.trainer.callbacks if isinstance(c, StartRun))  # type: ignore[attr-defined]
 
 
 def refused_by_trainer(error: Exception, trainer: Mapping[str, Any]) -> Exception:

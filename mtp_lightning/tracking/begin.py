@@ -38,12 +38,16 @@ def begun_run(client: Any, run_id: str, uri: str, directory: Path) -> Any:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        raise InputError(
-            f"trainer.logger.init_args.tracking_uri: '{uri}' does not hold the run of "
-            f"'{directory}' ({run_id}): give the store it was begun in, or a new folder"
-        ) from error
+        raise not_held(uri, directory, run_id) from error
     if run.info.lifecycle_stage != "active":
         raise InputError(
             f"the run of '{directory}' ({run_id}) was deleted in MLflow: restore it there or give a new folder"
         )
     return run
+
+
+def not_held(uri: str, directory: Path, run_id: str) -> InputError:
+    return InputError(
+        f"trainer.logger.init_args.tracking_uri: '{uri}' does not hold the run of '{directory}' ({run_id}): give the "
+        "store it was begun in, or a new folder"
+    )

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
-from mtp_lightning.tracking.begin import begun_run, new_run
+from mtp_lightning.tracking.begin import begun_run, new_run, not_held
 from mtp_lightning.tracking.journal import JOURNAL
 from mtp_lightning.tracking.machine import SYSTEM, start_monitor
 from mtp_lightning.tracking.params import as_parameters
@@ -21,21 +21,27 @@ from mtp_lightning.tracking.patience import PATIENCE
 from mtp_lightning.tracking.provenance import provenance
 from mtp_lightning.tracking.read import infinity_restored
 from mtp_lightning.tracking.store import (
+    check_store,
     check_uri,
     check_writable,
     connect,
     default_tracking_uri,
     ensure_experiment,
+    has_store,
 )
 from mtp_lightning.tracking.writer import BRIEFLY, RunWriter
 
 RUN_FILE = "mlflow_run_id"
 """In a run's own folder: the id of its MLflow run."""
+LENGTH = "trainer.max_steps"
+"""The parameter that may change when a run is continued. MLflow keeps the one that the run was begun with; the tag
+`mtp.max_steps` holds the new one."""
 
 
 class MLflowRunLogger(Logger):
     """One MLflow run for one run of training, however often it is interrupted.
 
+    Nothing is written before the first metric, parameter or tag; `check` finds out before that what would be refused.
     Metrics wait in memory and are written every `flush_every_seconds`, before every checkpoint (`KeepRecord`) and at
     the end. When a run is continued from its `directory`, points at or before the last recorded step of their metric
     are left out: no step stands twice. A server may be away while the run goes on: what it did not get is sent when it
@@ -45,7 +51,7 @@ class MLflowRunLogger(Logger):
         tracking_uri: an MLflow store; by default what MLFLOW_TRACKING_URI names, or else `runs/mlflow.db` in the
             working directory.
         experiment: MLflow experiment, made if it is not there.
-        run_name: how the run is shown.
+        run_name: how the run is shown; by default the name of its folder.
         directory: the run's own folder, which remembers the MLflow run. Without one, every start is a new run.
         tags: more tags, beside the provenance of the code and the machine.
         system_metrics: record CPU, memory, disk and GPU use every `system_metrics_seconds`.
@@ -72,8 +78,9 @@ class MLflowRunLogger(Logger):
         self.tracking_uri = tracking_uri or default_tracking_uri()
         check_uri(self.tracking_uri)
         self.experiment_name = experiment
-        self.run_name = run_name
         self.directory = Path(directory) if directory else None
+        # MLflow's own names come from Python's random numbers, which every run of one seed has in common.
+        self.run_name = run_name or (self.directory.absolute().name if self.directory else None)
         self.tags = dict(tags or {})
         self.system_metrics = system_metrics
         self.system_metrics_seconds = system_metrics_seconds
@@ -84,8 +91,6 @@ class MLflowRunLogger(Logger):
         """Set by whoever knows that the run is being stopped, not failing."""
         self._writer: RunWriter | None = None
         self._params: dict[str, str] = {}
-        self._status_before: str | None = None
-        self._refused = False
         self._monitor: Any = None
 
     @property
@@ -122,6 +127,38 @@ class MLflowRunLogger(Logger):
     def run_id(self) -> str:
         return self.writer.run_id
 
+    @rank_zero_only
+    def check(self, params: Mapping[str, Any] | Namespace) -> None:
+        """Find out, without writing anything, whether the run can begin with these parameters or go on under them.
+
+        Raises:
+            InputError: the store cannot be written to; or the run that `directory` remembers is not in it, or was begun
+                with other parameters.
+            StoreAwayError: a server that does not answer.
+        """
+        check_store(self.tracking_uri, self.experiment_name)
+        if (run_id := self._remembered()) is None:
+            return
+        assert self.directory is not None
+        if not has_store(self.tracking_uri):
+            raise not_held(self.tracking_uri, self.directory, run_id)
+        run = begun_run(connect(self.tracking_uri), run_id, self.tracking_uri, self.directory)
+        self._refuse_changes(as_parameters(params), run.data.params)
+
+    def _refuse_changes(self, params: Mapping[str, str], begun_with: Mapping[str, str]) -> None:
+        for key, value in params.items():
+            if key != LENGTH and begun_with.get(key, value) != value:
+                raise InputError(
+                    f"{key} is {value}, but the run in '{self.directory}' was begun with {begun_with[key]}: "
+                    "continue it as it was, or give a new folder"
+                )
+
+    def _remembered(self) -> str | None:
+        """The id of the MLflow run that `directory` remembers."""
+        if self.directory is None or not (self.directory / RUN_FILE).is_file():
+            return None
+        return (self.directory / RUN_FILE).read_text().strip()
+
     @property
     def writer(self) -> RunWriter:
         if self._writer is None:
@@ -156,9 +193,11 @@ class MLflowRunLogger(Logger):
 
     def _continue_run(self, client: Any) -> RunWriter | None:
         """The run that `directory` remembers, set running again; None where it remembers none."""
-        if self.directory is None or not (self.directory / RUN_FILE).is_file():
+        run_id = self._remembered()
+        if run_id is None:
             return None
-        writer = self._new_writer(client, (self.directory / RUN_FILE).read_text().strip())
+        assert self.directory is not None
+        writer = self._new_writer(client, run_id)
         run = begun_run(client, writer.run_id, self.tracking_uri, self.directory)
         if writer.resend():
             run = begun_run(client, writer.run_id, self.tracking_uri, self.directory)
@@ -167,7 +206,6 @@ class MLflowRunLogger(Logger):
         values = {k: infinity_restored(v) for k, v in run.data.metrics.items() if not k.startswith(SYSTEM)}
         self.last_values = values
         writer.recorded = {key: steps[key] for key in values}
-        self._status_before = run.info.status
         writer.set_status("RUNNING")
         attempt = int(run.data.tags.get("mtp.attempt", "1")) + 1
         writer.set_tags({"mtp.attempt": str(attempt)} | provenance() | self.tags)
@@ -210,18 +248,14 @@ class MLflowRunLogger(Logger):
         Raises:
             InputError: the run is being continued under another configuration: MLflow's parameters are for good.
         """
+        if self._writer is None:
+            self.check(params)
         writer, flat = self.writer, as_parameters(params)
-        for key, value in flat.items():
-            if self._params.get(key, value) != value:
-                if self._status_before:
-                    self._refused = True  # an attempt that never began does not change how the run ended
-                    self._close(self._status_before)
-                raise InputError(
-                    f"{key} is {value}, but the run in '{self.directory}' was begun with {self._params[key]}: "
-                    "continue it as it was, or give a new folder"
-                )
+        self._refuse_changes(flat, self._params)
         writer.log_params({key: value for key, value in flat.items() if key not in self._params})
-        self._params |= flat
+        if flat.get(LENGTH) != self._params.get(LENGTH, flat.get(LENGTH)):
+            writer.set_tags({"mtp.max_steps": flat[LENGTH]})
+        self._params = flat | self._params
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -243,7 +277,7 @@ class MLflowRunLogger(Logger):
         Raises:
             StoreAwayError: the store does not answer, where all else went well.
         """
-        if self._writer is None or self._refused:
+        if self._writer is None:
             return
         if status in ("success", "finished"):
             self._close("FINISHED")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import try_writing
 from mtp_lightning.tracking.patience import PATIENCE, with_patience
 
 if TYPE_CHECKING:
@@ -149,6 +150,35 @@ def check_writable(uri: str) -> None:
             raise InputError(f"{KEY}: '{path}' cannot be written to")
 
 
+def has_store(uri: str) -> bool:
+    """Whether there is a store to ask; a server is taken to be there."""
+    file = sqlite_file(uri)
+    return file is None or _has_schema(file)
+
+
+def check_store(uri: str, experiment: str) -> None:
+    """Refuse what `ensure_experiment` would, without making or changing anything.
+
+    Raises:
+        InputError: the store cannot be made or written, or the experiment was deleted.
+        StoreAwayError: a server does not answer.
+    """
+    check_uri(uri)
+    if has_store(uri):
+        check_writable(uri)
+        client = connect(uri)
+        found = with_patience(lambda: client.get_experiment_by_name(experiment), uri)
+        if found is not None:
+            _check_active(found, uri)
+        return
+    file = sqlite_file(uri)
+    assert file is not None
+    try:
+        try_writing(file.parent)
+    except OSError as error:
+        raise InputError(f"{KEY}: '{file.parent}' cannot be written to: {error.strerror}") from error
+
+
 def ensure_experiment(uri: str, name: str, away: float = PATIENCE) -> str:
     """The id of the experiment, made if need be; its artifacts lie beside a SQLite store's file.
 
@@ -169,9 +199,13 @@ def ensure_experiment(uri: str, name: str, away: float = PATIENCE) -> str:
             found = client.get_experiment_by_name(name)  # another process was quicker
             if found is None:
                 raise
-    if found.lifecycle_stage != "active":
-        raise InputError(
-            f"experiment '{name}' was deleted in '{uri}': restore it "
-            f"(mlflow experiments restore -x {found.experiment_id}) or choose another name"
-        )
+    _check_active(found, uri)
     return str(found.experiment_id)
+
+
+def _check_active(experiment: Any, uri: str) -> None:
+    if experiment.lifecycle_stage != "active":
+        raise InputError(
+            f"experiment '{experiment.name}' was deleted in '{uri}': restore it "
+            f"(mlflow experiments restore -x {experiment.experiment_id}) or choose another name"
+        )

@@ -33,6 +33,9 @@ class Plain(pl.LightningModule):
         self.log("train/loss", loss)
         return loss
 
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        return
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
@@ -43,14 +46,22 @@ class Data(pl.LightningDataModule):
     def train_dataloader(self) -> Any:
         return DataLoader(torch.ones(10, 1))  # type: ignore[arg-type]
 
+    def val_dataloader(self) -> Any:
+        return DataLoader(torch.ones(2, 1))  # type: ignore[arg-type]
+
 
 def fit(
-    folder: Path, *callbacks: pl.Callback, logger: Any = False, max_steps: int = 6, ckpt_path: Path | None = None
+    folder: Path,
+    *callbacks: pl.Callback,
+    logger: Any = False,
+    max_steps: int = 6,
+    ckpt_path: Path | None = None,
+    validates: bool = False,
 ) -> pl.Trainer:
     trainer = pl.Trainer(
         max_steps=max_steps, log_every_n_steps=2, logger=logger, callbacks=[Heartbeat(), *callbacks],
         default_root_dir=str(folder), accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False,
+        enable_checkpointing=False, limit_val_batches=1 if validates else 0,
     )  # fmt: skip
     trainer.fit(Plain(), datamodule=Data(), ckpt_path=ckpt_path)
     return trainer
@@ -170,6 +181,19 @@ def test_what_fails_leaves_its_reason_and_no_result(tmp_path: Path, hook: str) -
     assert failure is not None
     assert (failure.error, failure.message) == ("ZeroDivisionError", "by 0")
     assert json.loads((tmp_path / FAILURE).read_text())["where"].startswith(__file__)
+
+
+@pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_sanity_check_start"])
+def test_an_attempt_that_ends_before_training_leaves_the_files_of_the_one_before(tmp_path: Path, hook: str) -> None:
+    fit(tmp_path)
+    (tmp_path / FAILURE).write_text("{}")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, Bang(hook, ZeroDivisionError()), validates=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path / "new", Bang(hook, ZeroDivisionError()), validates=True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_who_is_stopped_has_not_failed(tmp_path: Path) -> None:

@@ -257,6 +257,20 @@ def test_a_newer_file_that_is_torn_does_not_push_out_a_good_one(fit: Fit, tmp_pa
     assert left == ["step-00000004.ckpt", "step-00000006.ckpt"]
 
 
+def test_clocks_do_not_choose_which_checkpoint_goes(tmp_path: Path) -> None:
+    """Those up to the step just saved stay by their steps; one of a later step could not be read, and goes."""
+    for age, step in enumerate((40, 30, 20, 10, 50)):  # the older, the later it was written
+        path = tmp_path / f"step-{step:08d}.ckpt"
+        path.touch()
+        os.utime(path, (1000 + age, 1000 + age))
+    (tmp_path / "step-best.ckpt").touch()  # somebody's own
+    gone = checkpointing.superseded(tmp_path, step=40, keep=2)
+    assert sorted(path.name for path in gone) == [f"step-{step:08d}.ckpt" for step in (10, 20, 50)]
+    assert checkpointing.superseded(tmp_path, step=10, keep=9) == [
+        path for path in tmp_path.glob("step-*.ckpt") if path.stem[5:].isdigit() and int(path.stem[5:]) > 10
+    ]
+
+
 def test_two_ctrl_c_behind_another_signal_do_not_wait(fit: Fit, tmp_path: Path) -> None:
     class Thrice(pl.Callback):
         @override

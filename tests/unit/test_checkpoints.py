@@ -64,13 +64,27 @@ def test_another_format_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "later.ckpt")
 
 
-def test_the_newest_good_one_is_taken(tmp_path: Path, model: MTPModel) -> None:
+def test_the_good_one_of_the_latest_step_is_taken(tmp_path: Path, model: MTPModel) -> None:
     assert latest_checkpoint(tmp_path) is None
-    good = save(tmp_path / "step-1.ckpt", model)
+    good = save(tmp_path / "step-1.ckpt", model, step=7)
     broken = tmp_path / "step-2.ckpt"
     broken.write_bytes(good.read_bytes()[:-500])
     (tmp_path / "step-3.ckpt").touch()
     (tmp_path / "step-4.partial").write_bytes(good.read_bytes())
-    for age, name in enumerate(["step-4.partial", "step-3.ckpt", "step-2.ckpt", "step-1.ckpt"]):
+    assert latest_checkpoint(tmp_path) == good
+    for name, step in (("a.ckpt", 9), ("z.ckpt", 8)):
+        save(tmp_path / name, model, step)
+    for age, name in enumerate(["step-1.ckpt", "z.ckpt", "a.ckpt"]):  # as `cp -r` or a clock that jumps may leave them
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert latest_checkpoint(tmp_path) == tmp_path / "a.ckpt", "by the step inside, not by time or name"
+
+
+def test_bytes_that_were_changed_do_not_hide_an_older_checkpoint(tmp_path: Path, model: MTPModel) -> None:
+    """Whatever the unpickler makes of them."""
+    good = save(tmp_path / "step-1.ckpt", model, step=1)
+    newer = save(tmp_path / "step-2.ckpt", model, step=2)
+    content = bytearray(newer.read_bytes())
+    start = content.index(b"global_step") - 40
+    content[start : start + 60] = bytes((byte * 7 + 13) % 256 for byte in content[start : start + 60])
+    newer.write_bytes(bytes(content))
     assert latest_checkpoint(tmp_path) == good

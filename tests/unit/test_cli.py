@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mtp_lightning.cli import COMMANDS, command_parser, joined, load, main
+from mtp_lightning.config.config_files import find_config
 from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.errors import InputError
 
@@ -99,6 +100,17 @@ def test_other_commands_refuse(args: list[str], says: str, capsys: pytest.Captur
     error = capsys.readouterr().err
     assert says in error
     assert "Traceback" not in error
+
+
+def test_files_of_experiments_are_found_from_any_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["grid", "plan", "experiments/001_head_count/grid.yaml"]) == 0
+    assert "to run" in capsys.readouterr().out
+    (tmp_path / "experiments/001_head_count").mkdir(parents=True)
+    (tmp_path / "experiments/001_head_count/grid.yaml").write_text("my: own")
+    assert main(["grid", "plan", "experiments/001_head_count/grid.yaml"]) == 2, "what lies here comes first"
+    assert find_config("experiments/005_induction/probe.yaml").is_file()
+    with pytest.raises(InputError, match=r"did you mean 'experiments/005_induction/probe\.yaml'"):
+        find_config("experiments/005_induction/prob.yaml")
 
 
 def test_debug_shows_the_traceback() -> None:

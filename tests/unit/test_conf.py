@@ -92,6 +92,14 @@ def test_every_kind_of_heads_has_a_file() -> None:
     assert set(KINDS) <= {file.stem for file in (CONF_DIR / "heads").glob("*.yaml")}
 
 
+@pytest.mark.parametrize("file", sorted((CONF_DIR / "schedule").glob("*.yaml")), ids=lambda p: p.stem)
+def test_schedules_resolve_and_say_which_kind_they_are(file: Path) -> None:
+    config = resolve_config([CONF_DIR / "base.yaml", CONF_DIR / "data" / "python_stdlib.yaml", file], {})
+    schedule = config["model"]["schedule"]
+    assert schedule["kind"] == file.stem
+    assert schedule["warmup_steps"] == 1000
+
+
 @pytest.mark.parametrize("file", sorted((CONF_DIR / "strategy").glob("*.yaml")), ids=lambda p: p.stem)
 def test_strategies_resolve(file: Path) -> None:
     config = resolve_config([CONF_DIR / "base.yaml", CONF_DIR / "data" / "python_stdlib.yaml", file], {})

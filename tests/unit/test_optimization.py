@@ -1,4 +1,4 @@
-"""The recipe of table S13: which weights decay, and the learning rate at every step."""
+"""The recipe of table S13: which weights decay; and the learning rate at every step, under every schedule."""
 
 import math
 
@@ -10,7 +10,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
-from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_factor
+from mtp_lightning.optimization.schedule import DecayShape, ScheduleConfig, learning_rate_factor
 
 
 def test_matrices_decay_and_gains_do_not() -> None:
@@ -46,6 +46,45 @@ def test_warm_up_then_cosine_to_the_ratio() -> None:
     assert learning_rate_factor(1000, 24, schedule) == pytest.approx(0.1)
 
 
+def test_a_cosine_is_not_quite_at_its_ratio_in_the_last_step() -> None:
+    schedule = ScheduleConfig(warmup_steps=0, decay_ratio=0.03)
+    assert learning_rate_factor(99, 100, schedule) == pytest.approx(0.0302393, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("decay", "falling"),
+    [
+        ("linear", [0.775, 0.55, 0.325, 0.1]),
+        ("cosine", [0.868198, 0.55, 0.231802, 0.1]),
+        ("1-sqrt", [0.55, 0.363604, 0.220577, 0.1]),
+    ],
+)
+def test_wsd_by_hand(decay: DecayShape, falling: list[float]) -> None:
+    """10 steps: 2 of warm-up, 4 at the peak, 4 of decay to a tenth: r + (1 - r) f(p) at p = 1/4, 2/4, 3/4, 1."""
+    schedule = ScheduleConfig(kind="wsd", warmup_steps=2, decay_steps=4, decay=decay, decay_ratio=0.1)
+    factors = [learning_rate_factor(step, 10, schedule) for step in range(11)]
+    assert factors[:6] == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert factors[6:10] == pytest.approx(falling, abs=1e-6)
+    assert factors[10] == factors[9], "the step after the last one, which is computed and not made"
+
+
+def test_the_stable_part_of_wsd_and_a_constant_do_not_know_how_long_the_run_is() -> None:
+    wsd = ScheduleConfig(kind="wsd", warmup_steps=3, decay_steps=5)
+    constant = ScheduleConfig(kind="constant", warmup_steps=3)
+    for step in range(20):
+        assert learning_rate_factor(step, 25, wsd) == learning_rate_factor(step, 1000, wsd)
+        assert learning_rate_factor(step, 25, constant) == min(1.0, (step + 1) / 3)
+
+
+def test_a_schedule_fits_into_the_run() -> None:
+    wsd = ScheduleConfig(kind="wsd", warmup_steps=3, decay_steps=5)
+    wsd.check_length(8)
+    with pytest.raises(InputError, match="the decay would begin before the warm-up is over"):
+        wsd.check_length(7)
+    with pytest.raises(InputError, match="would never reach its peak"):
+        ScheduleConfig(kind="constant", warmup_steps=3).check_length(3)
+
+
 def test_no_warm_up_starts_at_the_peak() -> None:
     assert learning_rate_factor(0, 10, ScheduleConfig(warmup_steps=0)) == 1.0
 
@@ -56,6 +95,9 @@ def test_no_warm_up_starts_at_the_peak() -> None:
         (lambda: OptimizerConfig(lr=0.0), r"model\.optimizer\.lr is 0\.0"),
         (lambda: ScheduleConfig(warmup_steps=-1), r"model\.schedule\.warmup_steps is -1"),
         (lambda: ScheduleConfig(decay_ratio=1.5), r"model\.schedule\.decay_ratio is 1\.5"),
+        (lambda: ScheduleConfig(kind="wsd"), r"model\.schedule\.decay_steps is missing"),
+        (lambda: ScheduleConfig(kind="wsd", decay_steps=0), r"model\.schedule\.decay_steps is 0"),
+        (lambda: ScheduleConfig(decay_steps=5), r"decay_steps is 5, and model\.schedule\.kind is 'cosine'"),
     ],
 )
 def test_what_cannot_be_is_refused(make: object, says: str) -> None:

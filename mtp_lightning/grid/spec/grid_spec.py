@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtp_lightning.config.config_files import in_checkout
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.reader import KEYS, REQUIRED, Reader
 from mtp_lightning.grid.spec.resources import ResourceRule
@@ -79,6 +80,7 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[G
     Args:
         overrides: on top of the file's.
     """
+    path = in_checkout(path)
     raw, lines = read_yaml(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a grid file is a mapping with the keys {', '.join(KEYS)}")

@@ -1,0 +1,106 @@
+"""The start of a run: everything is checked first, then everything is written.
+
+**The rule:** what can be refused is refused before the hook `on_train_start`, and nothing that belongs to a run is
+written before it: neither its folder, nor a file in it, nor its MLflow run. So a refused start leaves a run, or its
+absence, as it was. Checks stand in constructors, in `mtp fit` before the trainer runs, and in the hooks `setup`,
+`on_fit_start` and `on_load_checkpoint`; whatever writes (`Heartbeat`, probes, checkpoints, this file) begins with
+`on_train_start`. A prepared corpus is no part of a run: it is a cache that any run may use.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+from typing_extensions import override
+
+from mtp_lightning.config.continuing import is_finished, reopen_epoch
+from mtp_lightning.files import write_text
+from mtp_lightning.tracking.logger import MLflowRunLogger
+
+CONFIG = "config.yaml"
+"""In a run's own folder: its resolved configuration."""
+
+
+class StartRun(SaveConfigCallback):
+    """Writes the resolved configuration into the run's folder and gives it to MLflow, and continues a finished run.
+
+    It comes before all other callbacks, so the MLflow run is there, or has failed, before any of them writes.
+    """
+
+    @property
+    def text(self) -> str:
+        """The resolved configuration as YAML."""
+        return str(self.parser.dump(self.config, skip_none=False))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What MLflow is given as the run's parameters."""
+        return semantic_parameters(yaml.safe_load(self.text))
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Nothing yet: a later check may refuse the run."""
+
+    @override
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Once a run, on rank zero."""
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        self.already_saved = True
+        text = self.text
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowRunLogger):
+                logger.log_hyperparams(self.parameters)
+                logger.log_text_artifact(text, CONFIG)
+        write_config(Path(trainer.default_root_dir), text)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == "fit" and is_finished(checkpoint) and checkpoint["global_step"] < trainer.max_steps:
+            every = trainer.val_check_interval
+            batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
+            validates = isinstance(every, int) and trainer.limit_val_batches > 0 and batches % every == 0
+            reopen_epoch(checkpoint["loops"], validates)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save_config(trainer, pl_module, "fit")
+        for config in trainer.lr_scheduler_configs:
+            set_next_learning_rate(config.scheduler)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of a run that had no step left to make, `on_train_start` was never called."""
+        self.save_config(trainer, pl_module, "fit")
+
+
+def write_config(folder: Path, text: str) -> None:
+    """Write the run's configuration into its folder, unless a file that says the same is there, as in a cell's."""
+    path = folder / CONFIG
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or yaml.safe_load(path.read_text(encoding="utf-8")) != yaml.safe_load(text):
+        write_text(path, text)
+
+
+def set_next_learning_rate(scheduler: Any) -> None:
+    """Compute the next step's learning rate anew. The one in a checkpoint was computed for the length that the run had
+    then; where that is the same, so is the rate."""
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        return
+    for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas):
+        group["lr"] = base * factor(scheduler.last_epoch)
+
+
+def semantic_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what a restart may change, since MLflow's parameters are immutable.
+
+    Hardware may: a checkpoint goes on with any number of processes, and the identity of a cell leaves it out too.
+    """
+    may_change = ("logger", "callbacks", "accelerator", "devices", "num_nodes")
+    trainer = {k: v for k, v in config.get("trainer", {}).items() if k not in may_change}
+    return {k: v for k, v in config.items() if k not in ("config", "ckpt_path", "trainer")} | {"trainer": trainer}

@@ -1,0 +1,158 @@
+"""Whatever `mtp fit` refuses leaves a run's folder, and the store of MLflow runs, byte for byte as they were."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import fit, fit_until, make_folder
+
+EMPTY, FINISHED, STOPPED, ABSENT = "runs/empty", "runs/finished", "runs/stopped", "runs/absent"
+STATES = (EMPTY, FINISHED, STOPPED, ABSENT)
+AUTO = "--ckpt_path=auto"
+NO_LOGGER = "--trainer.logger=false"
+Snapshot = dict[str, tuple[int, int, bytes]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("refusals")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["mtp"])
+        make_folder(folder)
+        assert fit(FINISHED) == 0
+        fit_until(STOPPED, 4)
+        (folder / EMPTY).mkdir()
+        (folder / "file").write_text("not a folder")
+        (folder / "text.ckpt").write_text("not a checkpoint")
+        torch.save({"weight": torch.zeros(2)}, folder / "weights.ckpt")
+        (folder / "other").mkdir()
+        for i in range(4):
+            (folder / "other" / f"{i}.txt").write_text(f"other text, number {i}. " * 20)
+        yield folder
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """Every file and folder, with what a file holds and when it was written; prepared corpora are no part of a run."""
+    found: Snapshot = {}
+    for path in sorted(folder.rglob("*")):
+        name, stat = path.relative_to(folder).as_posix(), path.stat()
+        if not name.startswith("runs/data"):
+            found[name] = (stat.st_ino, stat.st_mtime_ns, path.read_bytes()) if path.is_file() else (0, 0, b"")
+    return found
+
+
+def check(folder: Path, run: str, flags: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(folder)
+    assert fit(run, *flags) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+    after = snapshot(folder)
+    assert after.keys() == before.keys()
+    assert [name for name in before if after[name] != before[name]] == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--model.heads.n_futur=2", "no key 'model.heads.n_futur'"),
+        ("--model.heads.n_future=many", "model.heads.n_future"),
+        ("--model.heads.n_future=0", "model.heads.n_future is 0"),
+        ("--model.backbone.n_heads=3", "model.backbone.dim is 16"),
+        ("--model.optimizer.lr=-1", "model.optimizer.lr is -1.0"),
+        ("--model.schedule.decay_ratio=2", "model.schedule.decay_ratio is 2.0"),
+        ("--model.schedule.warmup_steps=6", "the learning rate would never reach its peak"),
+        ("--model.schedule.kind=wsd", "model.schedule.decay_steps is missing"),
+        ("--model.schedule.decay_steps=2", "only 'wsd' has a decay of its own"),
+        ("--model.loss.weights.values=[1,2,3]", "3 weights, and model.heads.n_future = 2"),
+        ("--model.backbone.vocab_size=200", "model.backbone.vocab_size is 200"),
+        ("--data.context=0", "data.context is 0"),
+        ("--data.source.kind=nothing", "kind"),
+        ("--data.validation_fraction=2", "data.validation_fraction is 2.0"),
+        ("--trainer.callbacks.keep=0", "PeriodicCheckpoint.keep is 0"),
+        ("--trainer.logger.tracking_uri=./mlruns", "tracking_uri is './mlruns'"),
+        ("--trainer.log_every_n_steps=0", "trainer.log_every_n_steps is 0"),
+        ("--trainer.accumulate_grad_batches=2", "give a multiple"),
+        ("--trainer.fast_dev_run=true", "trainer.fast_dev_run is True"),
+        ("--trainer.strategy=deepspeed", "trainer.strategy is 'deepspeed'"),
+        ("--trainer.limit_val_batches=1.5", "limit_val_batches"),
+        ("--trainer.num_nodes=0", "num_nodes"),
+    ],
+)
+def test_what_a_configuration_alone_says(
+    folder: Path, flag: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found out without a look at the run's folder, so one kind of folder will do: the one with the most to lose."""
+    check(folder, FINISHED, (AUTO, flag), says, capsys)
+
+
+@pytest.mark.parametrize("run", STATES)
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--ckpt_path=nothing.ckpt",), "checkpoint 'nothing.ckpt' is not a file"),
+        (("--ckpt_path=text.ckpt",), "'text.ckpt' is not a checkpoint"),
+        (("--ckpt_path=weights.ckpt",), "'weights.ckpt' is not a checkpoint of `mtp fit`"),
+        ((AUTO, NO_LOGGER, "--data.source.path=nowhere"), "there is no file or folder 'nowhere'"),
+        ((AUTO, NO_LOGGER, "--data.context=100000"), "data.context = 100000"),
+        ((AUTO, NO_LOGGER, "--trainer.val_check_interval=0.5"), "trainer: "),
+        ((AUTO, "--trainer.max_steps=-1"), "trainer.max_steps is -1"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_what_is_refused_in_any_folder(
+    folder: Path, run: str, flags: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(folder, run, flags, says, capsys)
+
+
+@pytest.mark.parametrize("run", [FINISHED, STOPPED])
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ((), "already holds a run"),
+        ((AUTO, "--trainer.max_steps=12"), "learning rates depend on its length"),
+        ((AUTO, "--trainer.max_steps=3"), "steps already: give"),
+        ((AUTO, "--model.optimizer.lr=0.1"), "was begun with 0.003"),
+        ((AUTO, "--trainer.logger.tracking_uri=sqlite:///elsewhere/mlflow.db"), "does not hold the run of"),
+        ((AUTO, NO_LOGGER, "--model.backbone.ffn_dim=48"), "was made with model.backbone.ffn_dim = 32"),
+        ((AUTO, NO_LOGGER, "--data.source.path=other"), "was trained on other text"),
+        ((AUTO, NO_LOGGER, "--data.batch_size=4"), "was trained with data.batch_size = 2"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) and value else "",
+)
+def test_what_is_refused_where_a_run_lies(
+    folder: Path, run: str, flags: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(folder, run, flags, says, capsys)
+
+
+@pytest.mark.parametrize("run", [EMPTY, ABSENT])
+def test_a_store_that_cannot_be_made(folder: Path, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = "--trainer.logger.tracking_uri=sqlite:////proc/runs/mlflow.db"
+    check(folder, run, (uri,), "tracking_uri: '/proc/runs' cannot be written to", capsys)
+
+
+@pytest.mark.parametrize("run", [EMPTY, ABSENT])
+def test_a_probe_without_room_in_the_data(folder: Path, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found out in `on_fit_start`, the last of the hooks that may refuse."""
+    probe = ("--trainer.callbacks+=callbacks.decoding.DecodingProbe", "--trainer.callbacks.prompt_tokens=100000")
+    check(folder, run, probe, "100000", capsys)
+
+
+@pytest.mark.parametrize("run", ["/proc/runs", "file", "file/run"])
+def test_folders_that_cannot_be_made(folder: Path, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check(folder, run, (), f"trainer.default_root_dir: '{run}' cannot be written to", capsys)
+
+
+def test_a_run_that_is_not_refused_does_write(folder: Path) -> None:
+    """Or the tests above would see nothing."""
+    before = snapshot(folder)
+    assert fit("runs/third") == 0
+    after = snapshot(folder)
+    assert {"config.yaml", "mlflow_run_id", "progress.json", "result.json", "checkpoints"} == {
+        path.name for path in (folder / "runs/third").iterdir()
+    }
+    assert after["runs/mlflow.db"] != before["runs/mlflow.db"]
