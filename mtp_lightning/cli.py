@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_lightning import __version__
 from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.own_code import put_working_directory_last
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -67,7 +68,13 @@ FROM_YAML = ("fit", "validate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
+    """Run one command; returns its exit status.
+
+    Args:
+        argv: by default this process is the command, and finds its user's own modules.
+    """
+    if argv is None:
+        put_working_directory_last()
     args = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning uses what is deprecated there
     debug = "--debug" in args
