@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
-        return dispatch(args)
+        return dispatch(_without_imports(args))
     except InputError as error:
         if debug:
             raise
@@ -96,6 +96,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _without_imports(args: Sequence[str]) -> list[str]:
+    """Import what `--import MODULE` names, anywhere on the line: the user's leave to run a module that a checkpoint
+    may ask for (heads of an own kind), and that is never run because of the checkpoint alone.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    rest, left = [], iter(args)
+    for arg in left:
+        flag, equals, module = arg.partition("=")
+        if flag != "--import":
+            rest.append(arg)
+            continue
+        from mtp_lightning.model.own_kind import import_own
+
+        import_own(module if equals else next(left, ""), "--import")
+    return rest
 
 
 def dispatch(args: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""A user's own code, in a folder that has a `callbacks/` of its own: by the script, in its child processes, in a grid."""
+"""A user's own code, beside a `callbacks/` folder of theirs: by the script, in its child processes, in a grid."""
 
 import os
 import subprocess
@@ -16,7 +16,10 @@ class MyProbe(pl.Callback):
         trainer.loggers[0].log_metrics({"probe/mine": 1.0 + trainer.global_rank}, step=trainer.global_step)
         open(f"rank-{trainer.global_rank}-of-{trainer.world_size}", "a").close()
 """
-QUICK = "model: {heads: {n_future: 2}}\ntrainer: {max_steps: 6, val_check_interval: 6, callbacks+: [{class_path: my_probe.MyProbe}]}\n"
+QUICK = """
+model: {heads: {n_future: 2}}
+trainer: {max_steps: 6, val_check_interval: 6, callbacks+: [{class_path: my_probe.MyProbe}]}
+"""
 GRID = """
 name: own
 configs: [conf/base.yaml, tiny.yaml, quick.yaml]

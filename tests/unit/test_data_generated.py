@@ -74,5 +74,5 @@ def test_what_is_no_window_is_refused_before_training(
 def test_a_run_goes_on_with_the_same_data_only() -> None:
     state = made().state_dict()
     made().load_state_dict(state)
-    with pytest.raises(InputError, match="trained with data.seed = 0"):
+    with pytest.raises(InputError, match=r"trained with data\.seed = 0"):
         made(seed=1).load_state_dict(state)

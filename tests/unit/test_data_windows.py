@@ -153,9 +153,8 @@ def test_ranks_share_a_global_batch(store: TokenStore, world: int) -> None:
 @pytest.mark.parametrize("limit", [1, 6, 7, 13])
 def test_ranks_share_the_validation_windows(store: TokenStore, world: int, limit: int) -> None:
     order = ValidationOrder(len(store), T, 2, limit)
-    ranks = [
-        ValidationWindows(partial(read_windows, store, order), order.n_windows, 6, rank, world) for rank in range(world)
-    ]
+    read = partial(read_windows, store, order)
+    ranks = [ValidationWindows(read, order.n_windows, 6, rank, world) for rank in range(world)]
     expected = [store.read(start, T + 2).tolist() for start in order.starts(np.arange(limit)).tolist()]
     seen = []
     for index in range(len(ranks[0])):
