@@ -85,7 +85,7 @@ class Heads(nn.ModuleList):
     """Whether the further heads read the true tokens between their position and their target."""
 
     def __getitem__(self, index: int | slice) -> Any:
-        """Several of them are a plain ModuleList: torch would make another of this class, whose arguments may differ."""
+        """A slice is a plain ModuleList: torch would make another of this class, whose arguments may differ."""
         return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
     def forward(

@@ -1,11 +1,13 @@
 """A user's own code, beside a `callbacks/` folder of theirs: by the script, in its child processes, in a grid."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from manuals import ROOT, files
 from processes import Mtp
 
 PROBE = """
@@ -20,13 +22,6 @@ QUICK = """
 model: {heads: {n_future: 2}}
 trainer: {max_steps: 6, val_check_interval: 6, callbacks+: [{class_path: my_probe.MyProbe}]}
 """
-GRID = """
-name: own
-configs: [conf/base.yaml, tiny.yaml, quick.yaml]
-axes: {model.heads.n_future: [1, 2]}
-baseline: {model.heads.n_future: 1}
-compare: [probe/mine]
-"""
 
 
 @pytest.fixture
@@ -38,6 +33,7 @@ def own(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow  # two processes
 def test_the_script_and_its_child_processes(own: Path) -> None:
     script = Path(sys.executable).with_name("mtp")
     if not script.is_file():
@@ -50,8 +46,27 @@ def test_the_script_and_its_child_processes(own: Path) -> None:
     assert {path.name for path in own.glob("rank-*")} == {"rank-0-of-2", "rank-1-of-2"}
 
 
-def test_cells_of_a_grid(own: Path, mtp: Mtp) -> None:
-    (own / "grid.yaml").write_text(GRID)
-    done = mtp("grid", "run", "grid.yaml")
-    assert "probe/mine" in done.stdout
+def test_the_readmes_own_code_runs_in_a_grid(tmp_path: Path, mtp: Mtp, folder: Path) -> None:
+    """Copied out of the README into a folder with nothing else in it but a `callbacks/` of the user's."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    names = files(ROOT / "README.md")
+    assert set(names) == {"my_probe.py", "my_heads.py", "my_data.py", "my_metric.py", "own.yaml", "grid.yaml"}
+    for name, text in names.items():
+        (folder / name).write_text(text)
+        assert len(text.splitlines()) <= 18, f"{name}: about 15 lines"
+    (folder / "callbacks").mkdir()
+    (folder / "callbacks/__init__.py").write_text("raise RuntimeError('a folder of the user')\n")
+    small = "model.backbone.dim: 32, model.backbone.ffn_dim: 64, model.schedule.warmup_steps: 1"
+    steps = "trainer.max_steps: 4, trainer.val_check_interval: 4, data.init_args.val_windows: 8"
+    done = mtp(
+        "grid", "run", "grid.yaml", "--workers", "2", "--overrides", f"{{{small}, {steps}}}", "--json", "out.json"
+    )
     assert "incomplete" not in done.stdout
+    for metric in ("val/counts_on", "probe/entropy", "val/loss/head_3"):
+        assert metric in done.stdout
+    (run,) = (path.parent for path in folder.glob("runs/*/config.yaml") if "my_heads.Gated" in path.read_text())
+    exported = mtp("export", str(run), "own.safetensors", check=False)
+    assert exported.returncode == 2
+    assert "--import my_heads" in exported.stderr
+    mtp("export", str(run), "own.safetensors", "--import", "my_heads")
