@@ -1,4 +1,4 @@
-"""`mtp completion bash | zsh`: a script for the shell that holds all commands and flags, so that Tab starts no Python."""
+"""`mtp completion bash | zsh`: a script that holds all commands and flags, so that Tab starts no Python."""
 
 import argparse
 import inspect

@@ -110,7 +110,7 @@ def count_own(backbone: BackboneConfig, heads: HeadsConfig, context: int) -> Own
     Raises:
         InputError: `further` does not give the hidden states of the other heads.
     """
-    return _count(find_kind(heads.kind), backbone, heads, context)
+    return _count(find_kind(heads.kind), backbone, heads, context)  # type: ignore[arg-type]  # mypy: not hashable
 
 
 @functools.lru_cache(maxsize=256)

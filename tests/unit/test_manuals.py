@@ -109,6 +109,7 @@ def test_the_quick_ones_run_in_order(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["mtp"])
     (tmp_path / "small.yaml").write_text(SMALL_YAML)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "corpus").mkdir()
     for i in range(8):
         (tmp_path / "corpus" / f"{i}.txt").write_text(f"story number {i}, of Ann and Ben, " * 40)
