@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
-from mtp_lightning.model.heads import Heads, Join, ParallelHeads, SequentialHeads, Stack, Where
+from mtp_lightning.model.heads import Heads, Join, ParallelHeads, RotaryAndMask, SequentialHeads, Stack
 
 
 class Gated(Heads):
@@ -15,7 +15,7 @@ class Gated(Heads):
         maps = [nn.Linear(backbone.dim, backbone.dim) for _ in range(heads.n_future - 1)]
         super().__init__([Stack(backbone, heads.layers), *maps])
 
-    def further(self, h_BTD: Tensor, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None) -> Sequence[Tensor]:
+    def further(self, h_BTD: Tensor, z_BTD: Tensor, where: RotaryAndMask, e_MBTD: Tensor | None) -> Sequence[Tensor]:
         return [h_BTD + gate(z_BTD) for gate in self[1:]]
 
 
@@ -23,7 +23,7 @@ class LikeParallel(Heads):
     def __init__(self, backbone: BackboneConfig, heads: HeadsConfig) -> None:
         super().__init__(Stack(backbone, heads.layers) for _ in range(heads.n_future))
 
-    def further(self, h_BTD: Tensor, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None) -> Sequence[Tensor]:
+    def further(self, h_BTD: Tensor, z_BTD: Tensor, where: RotaryAndMask, e_MBTD: Tensor | None) -> Sequence[Tensor]:
         return [head(z_BTD, *where) for head in self[1:]]
 
 
@@ -34,12 +34,12 @@ class LikeRecurrent(SequentialHeads):
 
 
 class OneShort(LikeParallel):
-    def further(self, h_BTD: Tensor, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None) -> Sequence[Tensor]:
+    def further(self, h_BTD: Tensor, z_BTD: Tensor, where: RotaryAndMask, e_MBTD: Tensor | None) -> Sequence[Tensor]:
         return [head(z_BTD, *where) for head in self[2:]]
 
 
 class WrongShape(LikeParallel):
-    def further(self, h_BTD: Tensor, z_BTD: Tensor, where: Where, e_MBTD: Tensor | None) -> Sequence[Tensor]:
+    def further(self, h_BTD: Tensor, z_BTD: Tensor, where: RotaryAndMask, e_MBTD: Tensor | None) -> Sequence[Tensor]:
         return [z_BTD[..., :1] for _ in self[1:]]
 
 
