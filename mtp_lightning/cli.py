@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_lightning import __version__
 from mtp_lightning.errors import InputError, UnavailableError, did_you_mean
+from mtp_lightning.own_code import put_working_directory_last
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -58,6 +59,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mtp_lightning.bench.decode_command:decode_command",
         "self-speculative decoding against plain and peers",
     ),
+    "completion": ("mtp_lightning.completion:completion_command", "completion of commands and flags, for the shell"),
     "ui": ("mtp_lightning.tracking.command:ui_command", "the MLflow UI on this project's runs, on 127.0.0.1"),
 }
 FROM_YAML = ("fit", "validate")
@@ -65,13 +67,19 @@ FROM_YAML = ("fit", "validate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
+    """Run one command; returns its exit status.
+
+    Args:
+        argv: by default this process is the command, and finds its user's own modules.
+    """
+    if argv is None:
+        put_working_directory_last()
     args = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning uses what is deprecated there
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
-        return dispatch(args)
+        return dispatch(_without_imports(args))
     except InputError as error:
         if debug:
             raise
@@ -92,6 +100,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _without_imports(args: Sequence[str]) -> list[str]:
+    """Import what `--import MODULE` names, anywhere on the line: the user's leave to run a module that a checkpoint
+    may ask for (heads of an own kind), and that is never run because of the checkpoint alone.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    rest, left = [], iter(args)
+    for arg in left:
+        flag, equals, module = arg.partition("=")
+        if flag != "--import":
+            rest.append(arg)
+            continue
+        from mtp_lightning.model.own_kind import import_own
+
+        import_own(module if equals else next(left, ""), "--import")
+    return rest
 
 
 def dispatch(args: list[str]) -> int:

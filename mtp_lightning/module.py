@@ -16,6 +16,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_parameters, flops_per_token
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.own_kind import import_kind
 from mtp_lightning.model.sharding import shard_model
 from mtp_lightning.objective.heads import check_options, model_loss, model_scores
 from mtp_lightning.objective.loss import HeadScores, LossOptions, LossOutput
@@ -101,6 +102,7 @@ class MTPModule(pl.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        import_kind(heads)  # a configuration of the user's own names it
         complete(loss.weights, heads)  # both refuse what does not go together
         check_options(loss, heads)
         self.loss_config, self.optimizer_config, self.schedule_config = loss, optimizer, schedule

@@ -68,7 +68,7 @@ class Store:
         return config, size
 
     def put(self, overrides: Mapping[str, Any], config: Plain, size: Size) -> None:
-        ours = all(path.startswith(_OURS) for path in _class_paths(config))
+        ours = all(path.startswith(_OURS) for path in (*_class_paths(config), *_own_kind(config)))
         if self.file is None or not ours or "oc.env" in exactly(overrides):
             return
         texts = [value for _, value in (*leaves(config), *leaves(overrides)) if isinstance(value, str)]
@@ -130,6 +130,13 @@ def leaves(node: Mapping[str, Any], at: Keys = ()) -> Iterator[tuple[Keys, Any]]
             yield from leaves(value, (*at, key))
         else:
             yield (*at, key), value
+
+
+def _own_kind(config: Plain) -> Iterator[str]:
+    """The import path of the user's own heads: what they cost may change while the configuration does not."""
+    kind = config.get("model", {}).get("heads", {}).get("kind", "")
+    if "." in kind:
+        yield kind
 
 
 def _class_paths(node: Any) -> Iterator[str]:

@@ -10,14 +10,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtp_lightning.data.corpora.source import SourceConfig
     from mtp_lightning.data.datamodule import MTPDataModule
+    from mtp_lightning.data.generated import GeneratedDataModule
     from mtp_lightning.data.tasks.datamodule import TaskDataModule
     from mtp_lightning.data.tasks.polynomial import Polynomial
     from mtp_lightning.data.tasks.star_graph import StarGraph
     from mtp_lightning.data.tokens.datamodule import TokenDataModule
 
-__all__ = ["MTPDataModule", "Polynomial", "SourceConfig", "StarGraph", "TaskDataModule", "TokenDataModule"]
+__all__ = [
+    "GeneratedDataModule",
+    "MTPDataModule",
+    "Polynomial",
+    "SourceConfig",
+    "StarGraph",
+    "TaskDataModule",
+    "TokenDataModule",
+]
 
 _HOMES = {
+    "GeneratedDataModule": "generated",
     "MTPDataModule": "datamodule",
     "Polynomial": "tasks.polynomial",
     "SourceConfig": "corpora.source",

@@ -1,5 +1,8 @@
 """The base of all data modules: what every one has to offer."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import lightning.pytorch as pl
 
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
@@ -79,6 +82,22 @@ class MTPDataModule(pl.LightningDataModule):
                 f"data.batch_size is {batch_size}, and does not divide over {world_size} processes: it counts the "
                 "windows of all of them together"
             )
+
+    def check_continues(self, saved: dict[str, Any], keys: Iterable[str]) -> None:
+        """Training goes on with the data it began with: these entries of `state_dict` are those of the checkpoint.
+
+        Raises:
+            InputError: names the key that differs.
+        """
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        mine = self.state_dict()
+        for key in keys:
+            if saved[key] != mine[key]:
+                raise InputError(
+                    f"ckpt_path: the checkpoint was trained with data.{key} = {saved[key]}, and this "
+                    f"configuration says {mine[key]}: the run would not go on with the same data; start a new run"
+                )
 
 
 def check_at_least_one(key: str, value: int) -> None:

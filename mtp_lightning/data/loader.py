@@ -5,7 +5,7 @@ sampler of its own in distributed runs, and DeepSpeed's strategy asks them for a
 which rank gets which rows, are decided in one place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -15,9 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder
+from mtp_lightning.shapes import Int
 
 Batch = dict[str, Tensor]
 """`tokens` (B, L) int64, `documents` (B, L) int32 ids; `loss_mask` (B, L) bool where not every token counts."""
+Read = Callable[[Int[np.ndarray, "B"]], Batch]
+"""The numbers of samples -> their windows."""
 
 
 @runtime_checkable
@@ -30,46 +33,43 @@ class Batches(Protocol):
 class TrainingWindows(Dataset[Batch]):
     """Global batch b is the samples b * batch_size ...; rank r of w has every w-th row of it, from row r on."""
 
-    def __init__(
-        self, store: TokenStore, order: TrainingOrder, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, read: Read, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         assert batch_size % world_size == 0
-        self.store, self.order = store, order
+        self.read = read
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     def __getitem__(self, index: int) -> Batch:
         samples = np.arange(index * self.batch_size + self.rank, (index + 1) * self.batch_size, self.world_size)
-        return read_windows(self.store, self.order.starts(samples), self.order.context + self.order.horizon)
+        return self.read(samples)
 
 
 class ValidationWindows(Dataset[Batch]):
     """Like `TrainingWindows`, ending with a smaller batch. All ranks have equally many rows, for sharded models hang
     otherwise: where the last batch does not divide, some get a row that the loss mask takes out again."""
 
-    def __init__(
-        self, store: TokenStore, order: ValidationOrder, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, read: Read, n_windows: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         assert batch_size % world_size == 0
-        self.store, self.order = store, order
+        self.read, self.n_windows = read, n_windows
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     def __len__(self) -> int:
-        return -(-self.order.n_windows // self.batch_size)
+        return -(-self.n_windows // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
-        n_windows = self.order.n_windows
+        n_windows = self.n_windows
         n_rows = min(self.batch_size, n_windows - index * self.batch_size)
         padded = -(-n_rows // self.world_size) * self.world_size
         samples = index * self.batch_size + np.arange(self.rank, padded, self.world_size)
-        starts = self.order.starts(np.minimum(samples, n_windows - 1))
-        batch = read_windows(self.store, starts, self.order.context + self.order.horizon)
+        batch = self.read(np.minimum(samples, n_windows - 1))
         if padded > n_rows:
             real_B = torch.from_numpy(samples < n_windows)
             batch["loss_mask"] = real_B[:, None].expand_as(batch["tokens"]).contiguous()
         return batch
 
 
-def read_windows(store: TokenStore, starts: np.ndarray, length: int) -> Batch:
+def read_windows(store: TokenStore, order: TrainingOrder | ValidationOrder, samples: Int[np.ndarray, "B"]) -> Batch:
+    """The windows of a corpus; with the first two arguments bound it is a `Read`."""
+    starts, length = order.starts(samples), order.context + order.horizon
     tokens = np.stack([store.read(int(start), length) for start in starts])
     documents = np.stack([store.document_ids(int(start), length) for start in starts])
     return {"tokens": torch.from_numpy(tokens), "documents": torch.from_numpy(documents)}

@@ -99,7 +99,7 @@ class ParallelDrafter(Drafter):
 
     def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype, reach: int, rounded: bool) -> None:
         super().__init__(model, heads_used)
-        blocks: list[Block] = [model.heads[i][0] for i in range(1, heads_used)]  # type: ignore[index]
+        blocks: list[Block] = [model.heads[i][0] for i in range(1, heads_used)]
         self.layers, self.reach = SideBySide(blocks, dtype, rounded), reach
 
     def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> KeyValues:
@@ -124,7 +124,7 @@ class LinearDrafter(Drafter):
 
     def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype) -> None:
         super().__init__(model, heads_used)
-        heads: list[LinearHead] = [model.heads[i] for i in range(1, heads_used)]  # type: ignore[misc]
+        heads: list[LinearHead] = [model.heads[i] for i in range(1, heads_used)]
         self.weight_GIO = torch.stack([head.projection.weight.detach().to(dtype).t() for head in heads]).contiguous()
 
     def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> None:

@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from mtp_lightning.errors import InputError
+from mtp_lightning.errors import InputError, did_you_mean
 
 CHECKPOINT_KEY = "mtp_lightning"
 """Entry of a checkpoint that describes its model: the two dataclasses below as plain dicts."""
@@ -74,6 +74,7 @@ class BackboneConfig:
 HeadKind = Literal["parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order"]
 ONE_STREAM: tuple[HeadKind, ...] = ("none", "order")
 """Kinds without further heads: one hidden state answers for all future tokens."""
+HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 TEACHER_FORCED: tuple[HeadKind, ...] = ("sequential", "recurrent")
 """Kinds whose further heads read the true tokens between their position and their target."""
 
@@ -88,7 +89,7 @@ class HeadsConfig:
 
     n_future: int = 1
     """Number of predicted future tokens, which is the number of prediction heads."""
-    kind: HeadKind = "parallel"
+    kind: HeadKind | str = "parallel"
     """With z the trunk's output and H_i head i's transformer layers:
 
     - `parallel`: h_i = H_i(z) (paper, section 2);
@@ -100,7 +101,8 @@ class HeadsConfig:
     - `recurrent`: `sequential` with one module for all i > 1 (FastMTP, arXiv 2509.18362);
     - `none`: h_1 = H_1(z), whose one distribution is scored against every future token (modded-nanogpt);
     - `order`: h_1 = H_1(z), and a second unembedding of it ranks the tokens by how soon they come, among the next
-      `n_future` (token-order prediction, arXiv 2508.19228; W = n_future).
+      `n_future` (token-order prediction, arXiv 2508.19228; W = n_future);
+    - `my_heads.Gated`: the import path of a kind of one's own (`mtp_lightning.model.own_kind`).
     """
     match: Literal["parameters", "none"] = "parameters"
     """`parameters`: every arm has the parameters of the n_future = 1 model, the trunk giving up layers and, for what
@@ -118,6 +120,11 @@ class HeadsConfig:
         if self.n_future < 1:
             raise InputError(
                 f"model.heads.n_future is {self.n_future}: it has to be at least 1 (1 is a plain next-token model)"
+            )
+        if self.kind not in HEAD_KINDS and not self.is_own:
+            raise InputError(
+                f"model.heads.kind is '{self.kind}': it has to be one of {', '.join(HEAD_KINDS)}, or the import path "
+                f"of your own, as in my_heads.Gated{did_you_mean(self.kind, HEAD_KINDS)}"
             )
         if self.layers < 1:
             raise InputError(f"model.heads.layers is {self.layers}: it has to be at least 1")
@@ -148,6 +155,11 @@ class HeadsConfig:
             )
 
     @property
+    def is_own(self) -> bool:
+        """Whether `kind` is the import path of a user's own."""
+        return "." in self.kind
+
+    @property
     def head_offsets(self) -> tuple[int, ...]:
         """Of each head, how many tokens ahead it predicts: `offsets`, or 1 .. n_future."""
         return tuple(self.offsets or range(1, self.n_future + 1))
@@ -167,4 +179,4 @@ class HeadsConfig:
     @property
     def max_heads_used(self) -> int:
         """How many heads can draft and verify text (`mtp_lightning.decoding`); 1 is plain decoding."""
-        return 1 if self.kind in ONE_STREAM else self.n_future
+        return 1 if self.kind in ONE_STREAM or self.is_own else self.n_future

@@ -1,4 +1,5 @@
-"""Parameters and FLOPs of a configuration, by formula: no weight is allocated (table S14 of the paper).
+"""Parameters and FLOPs of a configuration, by formula: no weight is allocated (table S14 of the paper). Heads of a
+user's own kind have no formula here: they are made on the meta device and counted (`own_kind`).
 
 Parameter matching is decided here too: `trunk_widths` says how many layers the trunk keeps and how wide their SwiGLUs
 are, so that every kind of head and every n has the parameters of the n_future = 1 model.
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.own_kind import count_own
 
 
 class ModelCounts(NamedTuple):
@@ -49,6 +51,8 @@ def count_heads(heads: HeadsConfig) -> HeadCounts:
     """The parts of `model.heads.Heads`, by kind."""
     n, m = heads.n_future, heads.layers
     further = n - 1 if heads.replicate_unembedding else 0
+    if heads.is_own:
+        return HeadCounts(0, 0, 0, 0, 0, further, n)  # what else it consists of is measured (`own_kind`)
     if heads.kind == "linear":
         return HeadCounts(0, 0, 0, 0, n, further, n)
     if heads.kind == "sequential":
@@ -65,6 +69,8 @@ def count_heads(heads: HeadsConfig) -> HeadCounts:
 
 def head_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
     """Weights of the heads without unembeddings."""
+    if heads.is_own:
+        return count_own(backbone, heads, 1).parameters
     d, counts = backbone.dim, count_heads(heads)
     return counts.layers * layer_parameters(backbone) + counts.joins * (2 * d * d + 2 * d) + counts.linears * d * d
 
@@ -123,7 +129,8 @@ def flops_per_token(backbone: BackboneConfig, heads: HeadsConfig, context: int) 
     matmuls += counts.layers_run * layer_matmul_parameters(backbone)
     matmuls += counts.joins_run * 2 * d * d + counts.linears * d * d
     matmuls += counts.unembeddings_run * backbone.vocab_size * d
-    return 6 * matmuls + 6 * (len(widths) + counts.layers_run) * context * d
+    own = 3 * count_own(backbone, heads, context).forward_flops if heads.is_own else 0
+    return own + 6 * matmuls + 6 * (len(widths) + counts.layers_run) * context * d
 
 
 STATE_BYTES = 16
@@ -138,7 +145,8 @@ def training_memory(backbone: BackboneConfig, heads: HeadsConfig, rows: int, con
         width: bytes of an activation: 4, or 2 under bfloat16 autocast, where the residual stream keeps 4.
     """
     d, kv = backbone.dim, backbone.kv_heads * backbone.head_dim
-    widths = [*trunk_widths(backbone, heads), *[backbone.ffn] * count_heads(heads).layers_run]
+    run = count_own(backbone, heads, context).layers_run if heads.is_own else count_heads(heads).layers_run
+    widths = [*trunk_widths(backbone, heads), *[backbone.ffn] * run]
     # inputs of two norms; normed twice, q, attention's output twice, k and v; gate, its silu, up, their product
     kept = sum(2 * d * 4 + (5 * d + 2 * kv + 4 * ffn) * width for ffn in widths)
     streams = 1 + (1 if heads.kind in ("none", "order") else heads.n_future)

@@ -4,14 +4,15 @@ One class per way to connect heads; `make_heads` picks it by `model.heads.kind`,
 leave here before the final norm, which all heads share, as they share the unembedding unless it is replicated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtp_lightning.model.attention import Projection
 from mtp_lightning.model.block import Block
-from mtp_lightning.model.config import BackboneConfig, HeadKind, HeadsConfig
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.shapes import Bool, Float
 
 RotaryAngles = tuple[Tensor, Tensor]
@@ -75,7 +76,17 @@ class Join(nn.Module):
 
 
 class Heads(nn.ModuleList):
-    """The base of all kinds; `self[i]` is head i + 1, or the module that several heads share."""
+    """The base of all kinds; `self[i]` is head i + 1, or the module that several heads share.
+
+    A kind says what its `further` heads are, or, where head 1 is not `self[0]` on z, all `states`.
+    """
+
+    teacher_forced = False
+    """Whether the further heads read the true tokens between their position and their target."""
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """A slice is a plain ModuleList: torch would make another of this class, whose arguments may differ."""
+        return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
     def forward(
         self,
@@ -89,12 +100,22 @@ class Heads(nn.ModuleList):
 
         Args:
             e_MBTD: embeddings of the true tokens that heads 2 .. N may see, M = N - 1: for head i, of the token that
-                head i - 1 predicts. For kinds in TEACHER_FORCED alone.
+                head i - 1 predicts. For kinds that are `teacher_forced` alone.
             detach: keep the further heads' gradient out of the trunk (and of head 1, where they read its output).
         """
         return torch.stack(self.states(z_BTD, (rotary, mask), e_MBTD, detach))
 
     def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
+        h_BTD = self[0](z_BTD, *rotary_mask)
+        if not detach:
+            return [h_BTD, *self.further(h_BTD, z_BTD, rotary_mask, e_MBTD)]
+        e_MBTD = None if e_MBTD is None else e_MBTD.detach()
+        return [h_BTD, *self.further(h_BTD.detach(), z_BTD.detach(), rotary_mask, e_MBTD)]
+
+    def further(
+        self, h_BTD: Tensor, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None
+    ) -> Sequence[Tensor]:
+        """Hidden states of heads 2 .. N, given the trunk's output z and head 1's state h."""
         raise NotImplementedError
 
     def first(self, z_BTD: Tensor, rotary_mask: RotaryAndMask) -> Tensor:
@@ -142,12 +163,14 @@ class SequentialHeads(Heads):
     `recurrent` is the same with two modules only: `self[1]` serves every further head (FastMTP).
     """
 
-    def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
-        h_BTD = self[0](z_BTD, *rotary_mask)
-        states = [h_BTD]
+    teacher_forced = True
+
+    def further(
+        self, h_BTD: Tensor, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None
+    ) -> Sequence[Tensor]:
+        states = []
         for i, e_BTD in enumerate([] if e_MBTD is None else e_MBTD, start=1):
-            read = h_BTD.detach() if detach and i == 1 else h_BTD
-            h_BTD = self[min(i, len(self) - 1)](read, e_BTD.detach() if detach else e_BTD, *rotary_mask)
+            h_BTD = self[min(i, len(self) - 1)](h_BTD, e_BTD, *rotary_mask)
             states.append(h_BTD)
         return states
 
@@ -155,12 +178,18 @@ class SequentialHeads(Heads):
 class OneStream(Heads):
     """h_1 = H_1(z) alone, for kinds whose one hidden state answers for every future token."""
 
-    def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
-        return [self[0](z_BTD, *rotary_mask)]
+    def further(
+        self, h_BTD: Tensor, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None
+    ) -> Sequence[Tensor]:
+        return ()
 
 
 def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
     """The heads of `model.heads.kind`."""
+    if heads.is_own:
+        from mtp_lightning.model.own_kind import make_own
+
+        return make_own(config, heads)
     n, layers = heads.n_future, heads.layers
 
     def linear() -> nn.Module:
@@ -172,7 +201,7 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
     def join() -> nn.Module:
         return Join(config, layers)
 
-    makers: dict[HeadKind, tuple[type[Heads], list[Callable[[], nn.Module]]]] = {
+    makers: dict[str, tuple[type[Heads], list[Callable[[], nn.Module]]]] = {
         "parallel": (ParallelHeads, [stack] * n),
         "linear": (ParallelHeads, [linear] * n),
         "causal": (CausalHeads, [stack] * n),

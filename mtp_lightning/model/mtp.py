@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mtp_lightning.model.attention import Rotary, causal_mask
 from mtp_lightning.model.block import Block
-from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_heads, trunk_widths
 from mtp_lightning.model.heads import make_heads
 from mtp_lightning.shapes import Bool, Float, Int
@@ -97,7 +97,7 @@ class MTPModel(nn.Module):
         rotary = self.rotary(positions)
         z_BTD = self.run_trunk(tokens_BT, rotary, mask)
         e_MBTD = None
-        if self.heads_config.kind in TEACHER_FORCED and self.n_future > 1:
+        if self.heads.teacher_forced and self.n_future > 1:
             if ahead_NBT is None:
                 raise ValueError(f"heads of kind '{self.heads_config.kind}' read the true tokens ahead: give ahead_NBT")
             e_MBTD = self.embedding(ahead_NBT[:-1])

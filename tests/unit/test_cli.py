@@ -155,26 +155,3 @@ def test_a_text_option_is_text_as_typed(text: str) -> None:
     if text != "--prompt":
         parsed = parser.parse_args(joined(["x.ckpt", "--prompt", text, "--show_drafts", "--top-k", "3"], parser))
         assert (parsed.prompt, parsed.show_drafts, parsed.top_k, parsed.json) == (text, True, 3, None)
-
-
-README = Path(__file__).parents[2] / "README.md"
-
-
-def test_the_readmes_grid_is_a_grid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "grid.yaml").write_text(README.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0])
-    assert main(["grid", "plan", "grid.yaml"]) == 0
-    assert "12 cells: 12 missing; 12 to run" in capsys.readouterr().out
-
-
-def test_the_readmes_data_commands_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "corpus").mkdir()
-    for i in range(4):
-        (tmp_path / "corpus" / f"{i}.txt").write_text(f"story number {i}, " * 50)
-    lines = [line.split("#")[0].split() for line in README.read_text(encoding="utf-8").splitlines()]
-    commands = [line[1:] for line in lines if line[:2] == ["mtp", "data"]]
-    assert len(commands) == 2
-    for command in commands:
-        size = ["--vocab_size", "300"] if "train-tokenizer" in command else []
-        assert main([*command, *size]) == 0
-    assert (tmp_path / "shards/corpus/meta.json").is_file()
-    assert (tmp_path / "tokenizer.json").is_file()

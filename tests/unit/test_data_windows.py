@@ -1,4 +1,5 @@
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtp_lightning.data.corpora.documents import Document
-from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
+from mtp_lightning.data.loader import (
+    BatchLoader,
+    ResumableLoader,
+    TrainingWindows,
+    ValidationWindows,
+    read_windows,
+)
 from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_shards
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
@@ -35,7 +42,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 def training(
     store: TokenStore, horizon: int = 2, batch_size: int = 6, rank: int = 0, world: int = 1
 ) -> TrainingWindows:
-    return TrainingWindows(store, TrainingOrder(len(store), T, horizon, seed=0), batch_size, rank, world)
+    order = TrainingOrder(len(store), T, horizon, seed=0)
+    return TrainingWindows(partial(read_windows, store, order), batch_size, rank, world)
 
 
 def starts(n_tokens: int, horizon: int, seed: int, count: int) -> list[int]:
@@ -127,7 +135,8 @@ def test_a_batch_is_what_the_store_holds(store: TokenStore) -> None:
     batch = windows[5]
     assert batch["tokens"].shape == batch["documents"].shape == (6, T + 2)
     assert (batch["tokens"].dtype, batch["documents"].dtype) == (torch.int64, torch.int32)
-    for row, start in enumerate(windows.order.starts(np.arange(30, 36)).tolist()):
+    order = TrainingOrder(len(store), T, 2, seed=0)
+    for row, start in enumerate(order.starts(np.arange(30, 36)).tolist()):
         assert batch["tokens"][row].tolist() == store.read(start, T + 2).tolist()
         assert batch["documents"][row].tolist() == store.document_ids(start, T + 2).tolist()
 
@@ -144,7 +153,8 @@ def test_ranks_share_a_global_batch(store: TokenStore, world: int) -> None:
 @pytest.mark.parametrize("limit", [1, 6, 7, 13])
 def test_ranks_share_the_validation_windows(store: TokenStore, world: int, limit: int) -> None:
     order = ValidationOrder(len(store), T, 2, limit)
-    ranks = [ValidationWindows(store, order, 6, rank, world) for rank in range(world)]
+    read = partial(read_windows, store, order)
+    ranks = [ValidationWindows(read, order.n_windows, 6, rank, world) for rank in range(world)]
     expected = [store.read(start, T + 2).tolist() for start in order.starts(np.arange(limit)).tolist()]
     seen = []
     for index in range(len(ranks[0])):

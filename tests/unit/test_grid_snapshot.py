@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mtp_lightning import own_code
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.slurm.snapshot import snapshot
 from mtp_lightning.grid.slurm.submit import exports
@@ -99,11 +100,17 @@ def test_jobs_import_the_copy_though_they_begin_in_the_checkout(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = snapshot(checkout, checkout / "runs")
-    for name in ("mtp_lightning", "callbacks"):
-        (code / name / "__init__.py").touch()
-        (checkout / name / "__init__.py").touch()
+    for root in (code, checkout):
+        for name in ("mtp_lightning", "callbacks"):
+            (root / name / "__init__.py").touch()
+        (root / "mtp_lightning/own_code.py").write_text(Path(own_code.__file__).read_text(encoding="utf-8"))
     (checkout / "mtp_lightning/__main__.py").write_text("raise SystemExit('the checkout')")
-    (code / "mtp_lightning/__main__.py").write_text("import x; print('the copy')")
+    (code / "mtp_lightning/__main__.py").write_text(
+        "from mtp_lightning.own_code import CODE, put_working_directory_last\n"
+        "put_working_directory_last()\n"
+        "import x, callbacks\n"
+        "print('the copy' if callbacks.__file__.startswith(str(CODE)) else callbacks.__file__)\n"
+    )
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("PYTHONPATH", "")
     script = "\n".join([*exports(code), f"{sys.executable} -m mtp_lightning"])

@@ -190,11 +190,4 @@ class TaskDataModule(MTPDataModule):
         Raises:
             InputError: names the key that differs.
         """
-        if self.trainer is not None and self.trainer.state.fn != "fit":
-            return
-        for key, mine in self.state_dict().items():
-            if state_dict[key] != mine:
-                raise InputError(
-                    f"ckpt_path: the checkpoint was trained with data.{key} = {state_dict[key]}, and this "
-                    f"configuration says {mine}: the run would not go on with the same data; start a new run"
-                )
+        self.check_continues(state_dict, self.state_dict())

@@ -1,5 +1,6 @@
 """The data module that trains on text."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ from typing_extensions import override
 
 from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule, check_at_least_one
-from mtp_lightning.data.loader import BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
+from mtp_lightning.data.loader import (
+    BatchLoader,
+    ResumableLoader,
+    TrainingWindows,
+    ValidationWindows,
+    read_windows,
+)
 from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_source
 from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
@@ -142,13 +149,15 @@ class TokenDataModule(MTPDataModule):
     @override
     def train_dataloader(self) -> ResumableLoader:
         order = TrainingOrder(len(self.train_store), self.context, self.horizon, self.seed)
-        batches = TrainingWindows(self.train_store, order, self.batch_size, *self.rank_and_world_size)
+        read = partial(read_windows, self.train_store, order)
+        batches = TrainingWindows(read, self.batch_size, *self.rank_and_world_size)
         return ResumableLoader(batches, self.n_train_batches, self.num_workers)
 
     @override
     def val_dataloader(self) -> BatchLoader:
         order = ValidationOrder(len(self.validation_store), self.context, self.horizon, self.val_windows)
-        batches = ValidationWindows(self.validation_store, order, self.batch_size, *self.rank_and_world_size)
+        read = partial(read_windows, self.validation_store, order)
+        batches = ValidationWindows(read, order.n_windows, self.batch_size, *self.rank_and_world_size)
         return BatchLoader(batches, len(batches), self.num_workers)
 
     def heldout_prompts(self, count: int, length: int) -> list[Tensor]:
@@ -198,9 +207,4 @@ class TokenDataModule(MTPDataModule):
                 f"ckpt_path: the checkpoint was trained on other text than data.source gives now ('{self.shards}' has "
                 f"fingerprint {mine['fingerprint']}, and it was {state_dict['fingerprint']}); start a new run"
             )
-        for key in ("batch_size", "seed", "context"):
-            if state_dict[key] != mine[key]:
-                raise InputError(
-                    f"ckpt_path: the checkpoint was trained with data.{key} = {state_dict[key]}, and this "
-                    f"configuration says {mine[key]}: the run would not go on with the same data; start a new run"
-                )
+        self.check_continues(state_dict, ("batch_size", "seed", "context"))

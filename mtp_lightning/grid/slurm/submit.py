@@ -130,7 +130,7 @@ def _prepare(
 
 
 def exports(code: Path) -> list[str]:
-    """The jobs import the copy, and what else lay on the path. Python's own first entry, the working folder, would be
-    the checkout as it is by then: it is left out and comes last."""
-    path = [str(code), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(Path.cwd())]
+    """The jobs import the copy, and what else is on the path. Python's own first entry, the working directory, would be
+    the checkout as it is by then: it is left out here, and `mtp` puts it last (`own_code`)."""
+    path = [str(code), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return ["export PYTHONSAFEPATH=1", f"export PYTHONPATH={shlex.quote(os.pathsep.join(path))}"]

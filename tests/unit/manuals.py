@@ -1,0 +1,41 @@
+"""What the manuals say: their code blocks, and the `mtp` commands in them."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("conf", "callbacks", "experiments", *(f"mtp_lightning/{room}" for room in (
+    "", "model", "data", "decoding", "grid", "interop", "strategies", "tracking", "bench",
+)))  # fmt: skip
+MANUALS = [ROOT / "README.md", ROOT / "AGENTS.md", *(ROOT / room / "README.md" for room in ROOMS)]
+
+
+class Command(NamedTuple):
+    """A command line without its `mtp`, and the manual that it stands in."""
+
+    manual: Path
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.manual.parent.relative_to(ROOT)}: {' '.join(self.words)}"
+
+
+def blocks(manual: Path) -> list[tuple[str, str]]:
+    """(language, text) of every code block, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", manual.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(manual: Path) -> list[Command]:
+    """Those of blocks without a language. A line that only lists commands (`mtp fit | validate`) is none."""
+    text = "\n".join(body for language, body in blocks(manual) if not language).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("mtp ")]
+    return [Command(manual, tuple(line[1:])) for line in lines if "|" not in line and line[2:]]
+
+
+def files(manual: Path) -> dict[str, str]:
+    """Name -> text of the blocks that begin with `# name: what it is`."""
+    named = (re.match(r"# (\w+\.\w+):", body) for _, body in blocks(manual))
+    return {match[1]: match.string for match in named if match}

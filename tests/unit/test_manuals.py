@@ -1,0 +1,148 @@
+"""The manuals are true: every command parses with its real arguments, those that are quick run in order at a small
+size, and every file that they name is there."""
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from manuals import MANUALS, ROOT, Command, blocks, commands
+
+from mtp_lightning import cli
+from mtp_lightning.config.lightning_cli import MTPCLI
+
+ALL = [command for manual in MANUALS for command in commands(manual)]
+SMALL_YAML = """
+trainer:
+  callbacks:
+    - {class_path: callbacks.heartbeat.Heartbeat}
+    - {class_path: callbacks.checkpointing.PeriodicCheckpoint}
+    - {class_path: callbacks.decoding.DecodingProbe, init_args: {prompts: 1, validation_prompts: 0, new_tokens: 4}}
+"""
+SMALL = [
+    *(f"--model.backbone.{key}" for key in ("dim=32", "ffn_dim=64", "n_layers=6", "n_heads=2")),
+    *(f"--trainer.{key}" for key in ("max_steps=2", "val_check_interval=2", "log_every_n_steps=1", "accelerator=cpu")),
+    *("--model.schedule.warmup_steps=1", "--data.batch_size=2", "--trainer.enable_progress_bar=false"),
+]
+SMALL_DATA = {
+    "python_stdlib": ["--data.val_windows=2", "--data.source.max_documents=40", "--data.context=64"],
+    "stories": ["--data.val_windows=2", "--data.source.max_documents=200", "--data.context=64"],
+    "text": ["--data.val_windows=2", "--data.context=64"],
+    "polynomial": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
+    "star_graph": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
+}
+SMALL_PROBE = [f"--trainer.callbacks.{key}=2" for key in ("stories", "quick_stories", "rows", "length")]
+QUICK = ("fit", "validate", "generate", "evaluate", "export", "data", "grid plan", "grid status", "completion")
+"""Commands that run here; the others are parsed, and have tests of their own."""
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What each command would have been called with; `fit` and `validate` are parsed and go no further."""
+    seen: list[dict[str, Any]] = []
+
+    def recording(target: str) -> Callable[..., int]:
+        function = getattr(__import__(target.split(":")[0], fromlist=["_"]), target.split(":")[1])
+
+        @functools.wraps(function)
+        def record(*args: Any, **kwargs: Any) -> int:
+            if target.split(":")[1] in cli.FROM_YAML:
+                MTPCLI(*args, parse_only=True)
+            seen.append(kwargs)
+            return 0
+
+        return record
+
+    monkeypatch.setattr(cli, "load", recording)
+    monkeypatch.setattr("sys.argv", ["mtp"])
+    return seen
+
+
+def test_there_are_commands_of_every_kind() -> None:
+    text = "\n".join(command.name.partition(": ")[2] for command in ALL)
+    missing = [name for name in cli.COMMANDS if not re.search(rf"^{name}\b", text, re.MULTILINE)]
+    assert not missing, "a command that no manual shows"
+
+
+@pytest.mark.parametrize("command", ALL, ids=lambda command: command.name)
+def test_every_command_parses(
+    command: Command, parsed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in command.words if word != "--print_config"]
+    if ">" in words:
+        words = words[: words.index(">")]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    assert len(parsed) == 1
+
+
+def shrunk(command: Command) -> list[str] | None:
+    """The command at a size for a test, or None where it is not run here."""
+    words = list(command.words)
+    if ">" in words:
+        words = words[: words.index(">")]
+    if not " ".join(words).startswith(QUICK):
+        return None
+    if words[0] in ("fit", "validate"):
+        if "--print_config" in words or any("strategy/" in word for word in words):
+            return None  # ends the process; starts others, as tests/e2e/test_strategies.py does
+        words = [re.sub(r"step-\d+", "step-00000002", word) for word in words]
+        words[1:1] = [*words[1:3], "-c", "small.yaml"]
+        words += SMALL
+        words += next(flags for data, flags in SMALL_DATA.items() if f"conf/data/{data}.yaml" in words)
+        words += SMALL_PROBE if "conf/probes/induction.yaml" in words else []
+    if words[0] == "generate":
+        words += ["--max_new_tokens", "4"]
+    if words[0] == "evaluate":
+        words += ["--count", "4", "--length", "8"] if words[1] == "induction" else ["--test_size", "4"]
+    return ["300" if word == "4096" else word for word in words]
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_quick_ones_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All in one folder, from the first command of the README to the last of the last manual."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["mtp"])
+    (tmp_path / "small.yaml").write_text(SMALL_YAML)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    (tmp_path / "corpus").mkdir()
+    for i in range(8):
+        (tmp_path / "corpus" / f"{i}.txt").write_text(f"story number {i}, of Ann and Ben, " * 40)
+    ran = [(command.name, words) for command in ALL if (words := shrunk(command))]
+    assert len(ran) > 20
+    for name, words in ran:
+        assert cli.main(words) == 0, f"{name}\n{capsys.readouterr().err}"
+    assert (tmp_path / "shards/corpus/meta.json").is_file()
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_the_grid_of_the_manual_is_a_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid.yaml").write_text(
+        next(body for language, body in blocks(ROOT / "mtp_lightning/grid/README.md") if language == "yaml")
+    )
+    assert cli.main(["grid", "plan", "grid.yaml"]) == 0
+    assert "12 cells: 12 missing; 12 to run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("manual", MANUALS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_and_files_are_there(manual: Path) -> None:
+    text = manual.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    missing = [link for link in links if not (manual.parent / link.partition("#")[0]).exists()]
+    places = (manual.parent, ROOT, ROOT / "mtp_lightning")
+    named = [name for name in re.findall(r"`([\w./]+/[\w./]*)`", text) if not name.startswith(("runs/", "train/"))]
+    files = [name for name in named if name.endswith((".py", ".yaml")) or name.split("/")[0] in ("conf", "tests")]
+    missing += [name for name in files if not any((place / name).exists() for place in places)]
+    assert not missing
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
