@@ -20,15 +20,15 @@ TESTS = Path(__file__).parents[1]
 LIBRARIES = ["lightning.pytorch.cli", "mlflow.store.tracking.sqlalchemy_store", "matplotlib"]
 
 
-def environment_for(folder: Path) -> dict[str, str]:
-    """This checkout's code, and whatever modules lie in the folder."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}{os.pathsep}{TESTS.parent}"}
+def environment() -> dict[str, str]:
+    """In which this checkout's code is found; modules in the working folder are found by the command itself."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
 
 
 def run_started(args: Sequence[str], folder: Path, timeout: float) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "mtp_lightning", *args],
-        cwd=folder, env=environment_for(folder), capture_output=True, text=True, timeout=timeout,
+        cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def run_forked(args: Sequence[str], folder: Path, timeout: float) -> "subprocess
     path = [str(folder), *(entry for entry in sys.path if Path(entry).parent != TESTS)]
     with TemporaryDirectory() as outputs:
         files = [Path(outputs) / name for name in ("out", "err")]
-        process = server().Process(target=_command, args=(args, folder, environment_for(folder), path, files))
+        process = server().Process(target=_command, args=(args, folder, environment(), path, files))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
