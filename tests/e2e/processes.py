@@ -21,7 +21,7 @@ LIBRARIES = ["lightning.pytorch.cli", "mlflow.store.tracking.sqlalchemy_store", 
 
 
 def environment() -> dict[str, str]:
-    """This checkout's code; modules in the folder are found by the command itself."""
+    """In which this checkout's code is found; modules in the working folder are found by the command itself."""
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
 
 
