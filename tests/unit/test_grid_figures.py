@@ -175,6 +175,15 @@ def test_an_ablation_is_differences_one_below_the_other(tmp_path: Path) -> None:
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["one seed", "mean", "95% interval"]
 
 
+def test_a_difference_without_a_common_seed_is_called_unpaired(tmp_path: Path) -> None:
+    report = seeded(tmp_path)
+    one, two, four = report.groups
+    apart = replace(two, results={7: two.results[0], 8: two.results[1]})
+    report = replace(report, spec=replace(report.spec, ablate=True), groups=[one, apart, four])
+    labels = [text.get_text() for text in make_figure(report, {}).axes[1].get_yticklabels()]
+    assert labels == ["n_future=2 (unpaired)", "n_future=4 (not finite)"]
+
+
 def test_several_axes_with_a_baseline_are_differences_too(tmp_path: Path) -> None:
     text = GRID.replace("axes:\n", "axes:\n  model.width: [8, 16]\n")
     right = make_figure(report_of(tmp_path, text), {}).axes[1]

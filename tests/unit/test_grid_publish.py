@@ -100,6 +100,21 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path, monkeypatch: 
         published(tmp_path)
 
 
+def test_a_figure_that_cannot_be_drawn_is_not_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = FakeTracking(monkeypatch)
+    finish_all(tmp_path)
+    published(tmp_path)
+
+    def refuse(report: Report, curves: Any) -> bytes:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("mtp_lightning.grid.report.figures.figure_png", refuse)
+    found, _ = published(tmp_path)
+    assert found.problems == ("figure.png: RuntimeError: no fonts",)
+    assert "data:image/png" not in (tmp_path / "out" / "report.html").read_text()
+    assert "figure.png" not in tracking.recorded[-1]
+
+
 @pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # MLflow 3.17 on SQLAlchemy 2.1
 def test_in_a_real_store(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
