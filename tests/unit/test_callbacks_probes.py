@@ -141,7 +141,7 @@ def test_lead_time_is_the_first_step_above_a_half_and_survives_a_restart(fit: Fi
     accuracies = {0: 0.1, 3: 0.6, 6: 0.4, 9: 0.9, 12: 0.9}
 
     class Scripted(ProbeCallback):
-        name = "told"
+        name = "scripted"
 
         @property
         @override
@@ -161,7 +161,7 @@ def test_lead_time_is_the_first_step_above_a_half_and_survives_a_restart(fit: Fi
     assert not recorder.steps("probe/never/lead_step")
     saved = torch.load(tmp_path / "checkpoints/step-00000006.ckpt", weights_only=True)["callbacks"]
     again = Scripted(3)
-    again.load_state_dict(next(state for key, state in saved.items() if "Told" in key))
+    again.load_state_dict(next(state for key, state in saved.items() if "Scripted" in key))
     assert again.lead_steps == {"probe/scripted": 3}
 
 
