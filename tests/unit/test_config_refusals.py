@@ -97,7 +97,7 @@ def test_what_a_configuration_alone_says(
         (("--ckpt_path=weights.ckpt",), "'weights.ckpt' is not a checkpoint of `mtp fit`"),
         ((AUTO, NO_LOGGER, "--data.source.path=nowhere"), "there is no file or folder 'nowhere'"),
         ((AUTO, NO_LOGGER, "--data.context=100000"), "data.context = 100000"),
-        ((AUTO, NO_LOGGER, "--trainer.val_check_interval=0.5"), "trainer: "),
+        ((AUTO, NO_LOGGER, "--trainer.val_check_interval=0.5"), "trainer.val_check_interval is 0.5"),
         ((AUTO, "--trainer.max_steps=-1"), "trainer.max_steps is -1"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
