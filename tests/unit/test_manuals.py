@@ -42,9 +42,10 @@ QUICK = ("fit", "validate", "generate", "evaluate", "export", "data", "grid plan
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What each command would have been called with; `fit` and `validate` are parsed and go no further."""
     seen: list[dict[str, Any]] = []
+    real = cli.load
 
     def recording(target: str) -> Callable[..., int]:
-        function = getattr(__import__(target.split(":")[0], fromlist=["_"]), target.split(":")[1])
+        function = real(target)
 
         @functools.wraps(function)
         def record(*args: Any, **kwargs: Any) -> int:
