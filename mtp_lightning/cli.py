@@ -176,14 +176,14 @@ def call(function: Callable[..., Any], args: Sequence[str], prog: str) -> int:
     """
     parser = command_parser(function, prog)
     values = parser.instantiate(parser.parse_args(joined(args, parser))).as_dict()
-    owner = _class_of(function)
+    owner = class_of(function)
     if owner:
         shared = {name: values.pop(name) for name in inspect.signature(owner).parameters}
         function = getattr(owner(**shared), function.__name__)
     return function(**values) or 0
 
 
-def _class_of(function: Callable[..., Any]) -> type | None:
+def class_of(function: Callable[..., Any]) -> type | None:
     """The class of a method; None for a plain function."""
     name = function.__qualname__.rpartition(".")[0]
     return getattr(sys.modules[function.__module__], name) if name and not name.endswith("<locals>") else None
@@ -202,7 +202,7 @@ def command_parser(function: Callable[..., Any], prog: str) -> "ArgumentParser":
             near = did_you_mean(unknown[1], known) if unknown else ""
             raise InputError(f"{prog}: {message.strip()}{near} (see `{prog} --help`)") from ex
 
-    owner = _class_of(function)
+    owner = class_of(function)
     shared = dict(inspect.signature(owner).parameters) if owner else {}
     own = {name: p for name, p in inspect.signature(function).parameters.items() if name != "self"}
     lists = [name for name, p in own.items() if p.annotation == list[str] and p.default is p.empty]

@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_origin
 
 import shtab
 
-from mtp_lightning.cli import COMMANDS, FROM_YAML, load
+from mtp_lightning.cli import COMMANDS, FROM_YAML, class_of, load
 
 
 def completion_command(shell: Literal["bash", "zsh"]) -> None:
@@ -36,10 +36,13 @@ def _all_commands() -> argparse.ArgumentParser:
 
 
 def _add_parameters(parser: argparse.ArgumentParser, target: str) -> None:
-    for name, parameter in inspect.signature(load(target)).parameters.items():
+    function = load(target)
+    owner = class_of(function)  # a method shares the arguments of its class
+    shared = inspect.signature(owner).parameters if owner else {}
+    for name, parameter in {**shared, **inspect.signature(function).parameters}.items():
         kind = parameter.annotation
         choices = [str(one) for one in get_args(kind)] if get_origin(kind) is Literal else None
-        if name == "tools":  # handed in
+        if name == "self":
             continue
         if parameter.default is parameter.empty:
             action = parser.add_argument(name, choices=choices, nargs="*" if kind == list[str] else None)

@@ -42,9 +42,10 @@ QUICK = ("fit", "validate", "generate", "evaluate", "export", "data", "grid plan
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What each command would have been called with; `fit` and `validate` are parsed and go no further."""
     seen: list[dict[str, Any]] = []
+    real = cli.load
 
     def recording(target: str) -> Callable[..., int]:
-        function = getattr(__import__(target.split(":")[0], fromlist=["_"]), target.split(":")[1])
+        function = real(target)
 
         @functools.wraps(function)
         def record(*args: Any, **kwargs: Any) -> int:
@@ -53,6 +54,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             seen.append(kwargs)
             return 0
 
+        owner = cli.class_of(function)
+        if owner is not None:  # a method is looked up again in an object of its class
+            monkeypatch.setattr(owner, function.__name__, record)
         return record
 
     monkeypatch.setattr(cli, "load", recording)
