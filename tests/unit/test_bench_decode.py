@@ -11,6 +11,7 @@ import torch
 from test_checkpoints import save
 from tiny import tiny_backbone
 
+from mtp_lightning.bench import decode_command
 from mtp_lightning.bench.decode_contenders import Arm, Run, contenders, ours
 from mtp_lightning.bench.decode_measure import bench_decode, exactness, read_bandwidth, summarize
 from mtp_lightning.bench.decode_report import FIGURES, decode_table, heads_used_rows, markdown
@@ -254,3 +255,8 @@ def test_bad_flags_are_refused(
     assert main(["bench", "decode", *flags]) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_a_number_is_null_in_json() -> None:
+    row = {"acceptance": [float("nan"), 0.5], "step_cost": float("nan"), "arm": "plain"}
+    assert decode_command._without_nan(row) == {"acceptance": [None, 0.5], "step_cost": None, "arm": "plain"}

@@ -198,6 +198,11 @@ def test_the_median_is_reported_and_the_best_beside_it(monkeypatch: pytest.Monke
     assert interleaved({"a": step}, 3, CPU) == {"a": Timing(median=4.0, best=2.0, cpu=3.0, cpu_best=1.0)}
 
 
+def test_one_thread_is_judged_by_its_processor_time_and_several_by_the_clock() -> None:
+    timing = Timing(median=4.0, best=3.0, cpu=2.0, cpu_best=1.0)
+    assert (train_measure._seconds(timing, True), train_measure._seconds(timing, False)) == ((2.0, 1.0), (4.0, 3.0))
+
+
 def test_rows_of_a_real_run_carry_what_the_table_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory by the same function, but in this process: a new one loads torch for seconds."""
     ran: list[Arm] = []

@@ -43,6 +43,7 @@ def test_git_tags_know_a_changed_tree(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     git("add", "a")
     git("commit", "-qm", "one")
+    (tmp_path / "untracked").write_text("no change of the code")
     assert git_tags(tmp_path)["mtp.git_dirty"] == "false"
     (tmp_path / "a").write_text("2")
     assert git_tags(tmp_path)["mtp.git_dirty"] == "true"
