@@ -14,6 +14,7 @@ from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.config.quiet import without_advertisements
 from mtp_lightning.config.starting import CONFIG
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import check_json, write_json
 from mtp_lightning.machine import keep_freed_memory
 from mtp_lightning.module import MTPModule
 from mtp_lightning.tracking.logger import MLflowRunLogger
@@ -54,6 +55,7 @@ def validate(args: Sequence[str]) -> int:
             "mtp validate: say what to validate: the folder of a run, or a checkpoint in one (mtp validate runs/fit), "
             "or its configuration with -c and the checkpoint with --ckpt_path"
         )
+    check_json(cli.config.json)
     path = find_checkpoint(Path(cli.config.ckpt_path))
     read_checkpoint(path)
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # left out on purpose, above
@@ -62,8 +64,11 @@ def validate(args: Sequence[str]) -> int:
             cli.model, datamodule=cli.datamodule, ckpt_path=str(path), weights_only=True, verbose=False
         )
     if cli.trainer.is_global_zero:
-        for name, value in sorted(cli.trainer.callback_metrics.items()):
-            print(f"{name:<24}{float(value):.6f}")
+        metrics = {name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())}
+        for name, value in metrics.items():
+            print(f"{name:<24}{value:.6f}")
+        if cli.config.json is not None:
+            write_json(Path(cli.config.json), {"checkpoint": str(path), "metrics": metrics})
     return 0
 
 

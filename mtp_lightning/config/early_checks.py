@@ -14,6 +14,11 @@ def check_arguments(command: str, args: Sequence[str]) -> None:
     Raises:
         InputError: nothing given, a file that is missing or no YAML, a key that no configuration has.
     """
+    if not args and command == "validate":
+        raise InputError(
+            "mtp validate: which run? Its folder or a checkpoint in it, for example:\n  mtp validate runs/fit\n"
+            "or its configuration with -c and the checkpoint with --ckpt_path (`mtp validate --help`)"
+        )
     if not args:
         raise InputError(
             f"mtp {command}: which configuration? For example:\n  {EXAMPLE.replace('fit', command, 1)}\n"

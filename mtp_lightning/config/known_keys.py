@@ -14,7 +14,7 @@ from pathlib import Path
 from mtp_lightning.config.key_origins import KeyOrigins, Origin, Path_
 from mtp_lightning.errors import InputError, did_you_mean
 
-TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "ckpt_path", "config")
+TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "ckpt_path", "config", "json")
 _ROOTS = {"model": "mtp_lightning.module.MTPModule", "trainer": "lightning.pytorch.trainer.trainer.Trainer"}
 _SPECIAL = {"class_path", "init_args", "dict_kwargs", "help", "print_config", "__path__"}
 """Parts that the parser itself knows what to do with."""

@@ -84,7 +84,7 @@ class MTPCLI(LightningCLI):
     def __init__(
         self, args: Sequence[str], prog: str = "mtp fit", parse_only: bool = False, flags: str = "on the command line"
     ) -> None:
-        self.parse_only, self.flags = parse_only, flags
+        self.prog, self.parse_only, self.flags = prog, parse_only, flags
         args = resolve_config_paths(args)
         self.origins = KeyOrigins(args, flags)
         # Reading what stands below a class's attributes costs half a second, and only help shows it.
@@ -127,6 +127,8 @@ class MTPCLI(LightningCLI):
             default=None,
             help="Checkpoint to start from; `auto`: the newest good one of trainer.default_root_dir, if there is one.",
         )
+        if self.prog == "mtp validate":
+            parser.add_argument("--json", type=str | None, default=None, help="Write the metrics to this file too.")
         for action in parser._actions:
             action.help = HELP.get(action.dest, action.help)
         for sources, target, compute in LINKS:

@@ -79,7 +79,7 @@ def test_one_rank_is_told_to_stop_and_all_save(mtp: Mtp, folder: Path, strategy:
     run += ("--trainer.callbacks+=teller.TellRank",)
     told = mtp(*run, check=False, fresh=True)
     assert told.returncode == PREEMPTED, told.stderr[-3000:]
-    assert "another process was told to stop: saved step" in told.stderr
+    assert "another process was asked to stop: saved step" in told.stderr
     mtp(*run, fresh=True)
     assert [step for step, _ in losses(folder, "fit")] == list(range(1, 31))
 

@@ -1,5 +1,6 @@
 """A run knows itself: its configuration is in its folder, and `mtp fit` ends with the commands that go on from it."""
 
+import json
 import logging
 import os
 import shlex
@@ -54,6 +55,17 @@ def test_a_run_is_validated_by_its_folder_alone(folder: Path, capsys: pytest.Cap
     assert {"val/loss", "val/loss/head_2"} <= found[0].keys()
     assert main(["validate", "runs/one", "--data.val_windows", "2"]) == 0
     assert numbers(capsys.readouterr().out) != found[0], "flags go on top"
+
+
+def test_validation_writes_its_metrics_for_programs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "runs/one", "--json", "metrics.json"]) == 0
+    printed, written = numbers(capsys.readouterr().out), json.loads((folder / "metrics.json").read_text())
+    assert written["metrics"] == pytest.approx(printed, abs=1e-6)
+    assert written["checkpoint"] == "runs/one/checkpoints/step-00000006.ckpt"
+    assert main(["validate", "runs/one", "--json", "nowhere/metrics.json"]) == 2
+    assert "nowhere/metrics.json cannot be written" in capsys.readouterr().err
+    assert main(["validate"]) == 2
+    assert "mtp validate runs/fit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
