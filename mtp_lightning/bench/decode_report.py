@@ -43,7 +43,7 @@ def decode_table(rows: Sequence[Row], title: str, caption: str) -> "Table":
             table.add_section()
         shown = {key: _shown(row, key) for key in FIGURES}
         if not row["steady"]:
-            shown["tokens_per_second"] = f"{shown['tokens_per_second']}"
+            shown["tokens_per_second"] = f"({shown['tokens_per_second']})"
         table.add_row("" if row["batch"] == previous else str(row["batch"]), row["arm"], *shown.values(), texts(row))
         previous = row["batch"]
     return table

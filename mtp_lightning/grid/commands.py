@@ -94,6 +94,9 @@ class Grid:
                 say(f"stopped ({ended}); the same command continues where this one ended", error=True)
                 return INTERRUPTED
             failed = any(outcome.state is not State.FINISHED for outcome in launched.outcomes.values())
+            if all(cell_state(cell.directory) is State.MISSING for cell in self.cells):
+                say("no cell could be started: there is nothing to report", error=True)
+                return 1
         else:
             say(f"all {len(self.cells)} cells are finished: nothing to run", error=True)
         recorded = self._report(None, json, again=bool(todo))

@@ -163,7 +163,8 @@ def test_with_no_room_to_write_every_cell_fails_and_the_launcher_does_not(tmp_pa
     assert process.returncode == 1, errors
     assert "Traceback" not in errors
     assert errors.count("failed: cannot be started: [Errno 27] File too large") == 6
-    assert "incomplete: 6 of 6 cells missing" in output
+    assert "no cell could be started: there is nothing to report" in errors
+    assert output == ""
     assert states(cells) == ["missing"] * 6
     process = runner(grid, DONE)
     process.communicate(timeout=60)
