@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from manuals import MANUALS, ROOT, Command, blocks, commands
 
+import mtp_lightning.completion  # noqa: F401 - before `cli.load`, which it takes, is replaced here
 from mtp_lightning import cli
 from mtp_lightning.config.lightning_cli import MTPCLI
 
