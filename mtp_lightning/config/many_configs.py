@@ -4,13 +4,13 @@ Lightning takes seconds to load, and a grid of a thousand cells cannot wait for 
 values is put together from parses that differ in one value each, where that is sure to be the same (`_Family`), and
 what came out is kept in the user's cache until code, files or machine are others.
 
-Why so much code: each part was switched off, and a grid of 10 x 10 x 10 cells needs them all. In seconds of CPU on a
-busy machine, some three times slower than alone: loading Lightning 13, one parse 0.27, one check 0.019. The first plan
-takes 52, with 32 parses and 1,000 checks; the second, from the cache, 3.7 (about 15 and 1 to 2 on a quiet machine).
+Why so much code: a grid of 10 x 10 x 10 cells needs every part. In seconds of CPU on a busy machine, where the first
+plan took 52 (32 parses, 1,000 checks) and the second, from the cache, 3.7: loading Lightning 13, one parse 0.27, one
+check 0.019. From these follows what each part saves; drawing weights alone was switched on again and timed.
 
-    without                                   the first plan takes
+    without                                   the first plan would take
     putting together (`_put_together`)        + 260   1,000 parses
-    one parser for all (`like`)               + 10    a parser takes longer to make than a parse
+    one parser for all (`like`)               + 10    making a parser takes longer than a parse
     weights that are not drawn (`_Undrawn`)   + 65    0.084 a check
     one check for all seeds (`_without_seeds`)        as many checks as there are seeds
     the cache                                         52 again, each time
@@ -44,7 +44,7 @@ _ABSENT = object()
 
 
 class Resolver:
-    """Calling it is `configurations.resolve_config`; `measure` says how large what it resolved is.
+    """Calling it is `one_config.resolve_config`; `measure` says how large what it resolved is.
 
     Args:
         cache: folder to remember configurations in; None remembers nothing.
