@@ -76,7 +76,7 @@ class MTPCLI(LightningCLI):
     """LightningCLI for `MTPModule` and any `MTPDataModule`.
 
     Args:
-        args: command-line arguments behind `mtp fit`.
+        args: command-line arguments after `mtp fit`.
         flags: what a message says of a key that a flag has set.
         parse_only: stop once the configuration is parsed: no object is made, no random state touched.
     """
