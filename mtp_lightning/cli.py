@@ -137,7 +137,7 @@ def dispatch(args: list[str]) -> int:
         name = " ".join(args[:words])
         if name in COMMANDS:
             if name in FROM_YAML:
-                from mtp_lightning.config.early_checks import check_arguments
+                from mtp_lightning.config.keys.early_checks import check_arguments
 
                 check_arguments(name, args[words:])
                 return load(COMMANDS[name][0])(args[words:]) or 0
@@ -193,7 +193,7 @@ def command_parser(function: Callable[..., Any], prog: str) -> "ArgumentParser":
     """The parser of a command, made from its function's signature and docstring; of a method, from its class's too."""
     from jsonargparse import ArgumentParser
 
-    from mtp_lightning.config.help_format import HelpFormatter, description
+    from mtp_lightning.config.keys.help_format import HelpFormatter, description
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:

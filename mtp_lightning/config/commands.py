@@ -7,12 +7,12 @@ from pathlib import Path
 
 from mtp_lightning.checkpoints.files import read_checkpoint
 from mtp_lightning.checkpoints.select import CHECKPOINTS, by_step, find_checkpoint, latest_checkpoint
-from mtp_lightning.config.continuing import check_length
 from mtp_lightning.config.cross_checks import check_writable, lightning_refusals
-from mtp_lightning.config.ending import after_fit
 from mtp_lightning.config.lightning_cli import MTPCLI
-from mtp_lightning.config.quiet import without_advertisements
-from mtp_lightning.config.starting import CONFIG
+from mtp_lightning.config.run.continuing import check_length
+from mtp_lightning.config.run.ending import after_fit
+from mtp_lightning.config.run.quiet import without_advertisements
+from mtp_lightning.config.run.starting import CONFIG
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
 from mtp_lightning.machine import keep_freed_memory
@@ -22,7 +22,7 @@ from mtp_lightning.tracking.logger import MLflowRunLogger
 
 def fit(args: Sequence[str]) -> int:
     """`mtp fit`: train, from the start or from `--ckpt_path`. Everything is checked before anything is written, by the
-    rule of `config.starting`."""
+    rule of `config.run.starting`."""
     without_advertisements()
     cli = MTPCLI(args, "mtp fit")
     root = Path(cli.trainer.default_root_dir)

@@ -24,11 +24,11 @@ from typing_extensions import override
 
 from mtp_lightning.config.config_files import find_config
 from mtp_lightning.config.cross_checks import check_trainer
-from mtp_lightning.config.key_origins import KeyOrigins
-from mtp_lightning.config.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
+from mtp_lightning.config.keys.key_origins import KeyOrigins
+from mtp_lightning.config.keys.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
+from mtp_lightning.config.keys.parser import Parser, input_error_behind
 from mtp_lightning.config.native_precision import native_precision
-from mtp_lightning.config.parser import Parser, input_error_behind
-from mtp_lightning.config.starting import StartRun
+from mtp_lightning.config.run.starting import StartRun
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.module import MTPModule

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtp_lightning.config.config_cache import Keys, Plain, Store, exactly, leaves
-from mtp_lightning.config.key_origins import KeyOrigins, arguments
-from mtp_lightning.config.known_keys import check_keys
-from mtp_lightning.config.linked_keys import SEED_KEY
+from mtp_lightning.config.keys.key_origins import KeyOrigins, arguments
+from mtp_lightning.config.keys.known_keys import check_keys
+from mtp_lightning.config.keys.linked_keys import SEED_KEY
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 

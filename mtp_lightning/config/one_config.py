@@ -10,10 +10,10 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from mtp_lightning.config.cross_checks import check_trainer
-from mtp_lightning.config.key_origins import arguments
+from mtp_lightning.config.keys.key_origins import arguments
+from mtp_lightning.config.keys.linked_keys import LINKS
+from mtp_lightning.config.keys.parser import input_error_behind
 from mtp_lightning.config.lightning_cli import MTPCLI
-from mtp_lightning.config.linked_keys import LINKS
-from mtp_lightning.config.parser import input_error_behind
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.model.counts import count_parameters, flops_per_token, training_memory

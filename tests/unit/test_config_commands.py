@@ -14,10 +14,10 @@ from small_runs import fit, make_folder
 
 from mtp_lightning.cli import main
 from mtp_lightning.config.config_files import find_config
-from mtp_lightning.config.ending import next_command
 from mtp_lightning.config.one_config import resolve_config
-from mtp_lightning.config.quiet import is_news
-from mtp_lightning.config.starting import write_config
+from mtp_lightning.config.run.ending import next_command
+from mtp_lightning.config.run.quiet import is_news
+from mtp_lightning.config.run.starting import write_config
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.tracking.read import find_runs

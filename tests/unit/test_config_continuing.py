@@ -9,7 +9,7 @@ import torch
 from small_runs import fit, fit_until, make_folder
 from tiny import tiny_backbone
 
-from mtp_lightning.config.continuing import check_length, is_finished
+from mtp_lightning.config.run.continuing import check_length, is_finished
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.module import LossConfig, MTPModule

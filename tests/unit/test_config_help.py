@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import Strategy
 
 import callbacks
 from mtp_lightning.cli import COMMANDS, FROM_YAML, command_parser, load, main
-from mtp_lightning.config.help_format import is_noise, type_name
+from mtp_lightning.config.keys.help_format import is_noise, type_name
 from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.data import MTPDataModule
 from mtp_lightning.data.tasks.task import Task

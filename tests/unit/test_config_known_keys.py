@@ -10,9 +10,9 @@ from test_config_help import ours
 
 from mtp_lightning.cli import main
 from mtp_lightning.config.config_files import CONF_DIR
-from mtp_lightning.config.help_format import is_noise
-from mtp_lightning.config.key_origins import KeyOrigins, Origin
-from mtp_lightning.config.known_keys import TOP_LEVEL, check_keys, parameters, refusal
+from mtp_lightning.config.keys.help_format import is_noise
+from mtp_lightning.config.keys.key_origins import KeyOrigins, Origin
+from mtp_lightning.config.keys.known_keys import TOP_LEVEL, check_keys, parameters, refusal
 from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.errors import InputError
 

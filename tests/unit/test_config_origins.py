@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mtp_lightning.config.key_origins import KeyOrigins
+from mtp_lightning.config.keys.key_origins import KeyOrigins
 from mtp_lightning.errors import InputError
 
 A = """\

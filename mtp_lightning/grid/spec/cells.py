@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mtp_lightning.config.linked_keys import SEED_KEY
+from mtp_lightning.config.keys.linked_keys import SEED_KEY
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.grid.spec.grid_spec import GridSpec, read_grid

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mtp_lightning.config.linked_keys import SEED_KEY
+from mtp_lightning.config.keys.linked_keys import SEED_KEY
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.signature import canonical, non_semantic
 from mtp_lightning.grid.spec.values import kind

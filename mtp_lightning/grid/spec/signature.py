@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-from mtp_lightning.config.linked_keys import SEED_KEY
+from mtp_lightning.config.keys.linked_keys import SEED_KEY
 
 SCHEMA = 1
 """Part of every hash. Raise it when the meaning of a configuration changes without its text changing."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from mtp_lightning.config.key_origins import KeyOrigins, Origin, Path_
+from mtp_lightning.config.keys.key_origins import KeyOrigins, Origin, Path_
 from mtp_lightning.errors import InputError, did_you_mean
 
 TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "ckpt_path", "config", "json")

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from mtp_lightning.config.help_format import HelpFormatter, is_noise
-from mtp_lightning.config.help_format import description as docs_of
+from mtp_lightning.config.keys.help_format import HelpFormatter, is_noise
+from mtp_lightning.config.keys.help_format import description as docs_of
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.tasks.datamodule import TaskDataModule

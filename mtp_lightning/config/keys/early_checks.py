@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from mtp_lightning.config.key_origins import KeyOrigins
-from mtp_lightning.config.known_keys import check_keys
+from mtp_lightning.config.keys.key_origins import KeyOrigins
+from mtp_lightning.config.keys.known_keys import check_keys
 from mtp_lightning.errors import InputError
 
 EXAMPLE = "mtp fit -c conf/base.yaml -c conf/model/tiny.yaml -c conf/data/python_stdlib.yaml"

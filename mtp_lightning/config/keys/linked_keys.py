@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mtp_lightning.config.key_origins import KeyOrigins
+from mtp_lightning.config.keys.key_origins import KeyOrigins
 from mtp_lightning.errors import InputError
 
 SEED_KEY = "seed_everything"

@@ -16,7 +16,7 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from typing_extensions import override
 
-from mtp_lightning.config.continuing import is_finished, reopen_epoch
+from mtp_lightning.config.run.continuing import is_finished, reopen_epoch
 from mtp_lightning.files import write_text
 from mtp_lightning.tracking.logger import MLflowRunLogger
 
