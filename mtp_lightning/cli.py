@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_lightning import __version__
-from mtp_lightning.errors import InputError, UnavailableError, did_you_mean
+from mtp_lightning.errors import DivergedError, InputError, UnavailableError, did_you_mean
 from mtp_lightning.own_code import put_working_directory_last
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mtp: error: {error}", file=sys.stderr)
         return 2
-    except UnavailableError as error:
+    except (UnavailableError, DivergedError) as error:
         if debug:
             raise
         print(f"mtp: error: {error}", file=sys.stderr)

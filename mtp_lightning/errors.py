@@ -24,3 +24,7 @@ PREEMPTED = 75
 
 class Preempted(SystemExit):
     """Ends such a run: no failure, and nothing for a traceback."""
+
+
+class DivergedError(RuntimeError):
+    """A run's loss or weights are no longer finite: the command line prints it and exits with 1."""
