@@ -1,7 +1,10 @@
-"""The machine: what its processor computes natively, and how a process's C library treats freed memory."""
+"""The machine: what its processor computes natively, how a process's C library treats freed memory, which processes
+live."""
 
 import ctypes
 import functools
+import os
+from pathlib import Path
 
 
 @functools.cache
@@ -28,3 +31,29 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(mmap_threshold, most) and mallopt(trim_threshold, most))
+
+
+def process_token(pid: int) -> str | None:
+    """Distinguishes a living process from another one with the same number; None when it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+        return _signalled(pid)
+    except ProcessLookupError:
+        return None
+    after_name = text.rpartition(")")[2].split()
+    return None if after_name[0] in "ZX" else f"{boot}:{after_name[19]}"
+
+
+def _signalled(pid: int) -> str | None:
+    """Where there is no /proc: a process answers to signal 0; a later one with its number looks the same."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"

@@ -1,15 +1,33 @@
 """The MLflow run of an attempt: a new one, made once, or the one that an earlier attempt began."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import DamagedError, read_state
 from mtp_lightning.tracking.patience import with_patience
 
+RUN_FILE = "mlflow_run_id"
+"""In a run's own folder: the id of its MLflow run."""
 TOKEN = "mtp.start"
 """Tag with a random value, by which a run is found whose making was not answered."""
+_RUN_ID = re.compile("[0-9a-f]{32}")
+
+
+def read_run_id(directory: Path) -> str | None:
+    """The id of the MLflow run that a run's folder remembers.
+
+    Raises:
+        DamagedError: the file holds something else.
+    """
+    path = directory / RUN_FILE
+    text = read_state(path)
+    if text is not None and not _RUN_ID.fullmatch(text.strip()):
+        raise DamagedError(path, "does not hold the id of an MLflow run (32 hexadecimal digits)")
+    return None if text is None else text.strip()
 
 
 def new_run(client: Any, experiment_id: str, name: str | None, tags: Mapping[str, str], uri: str) -> str:

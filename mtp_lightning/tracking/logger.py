@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
-from mtp_lightning.tracking.begin import begun_run, new_run, not_held
-from mtp_lightning.tracking.journal import JOURNAL
+from mtp_lightning.tracking.begin import RUN_FILE, begun_run, new_run, not_held, read_run_id
+from mtp_lightning.tracking.journal import JOURNAL, check_journal
 from mtp_lightning.tracking.machine import SYSTEM, start_monitor
 from mtp_lightning.tracking.params import as_parameters
 from mtp_lightning.tracking.patience import PATIENCE
@@ -31,8 +31,6 @@ from mtp_lightning.tracking.store import (
 )
 from mtp_lightning.tracking.writer import BRIEFLY, RunWriter
 
-RUN_FILE = "mlflow_run_id"
-"""In a run's own folder: the id of its MLflow run."""
 LENGTH = "trainer.max_steps"
 """The parameter that may change when a run is continued. MLflow keeps the one that the run was begun with; the tag
 `mtp.max_steps` holds the new one."""
@@ -137,6 +135,8 @@ class MLflowRunLogger(Logger):
             StoreAwayError: a server that does not answer.
         """
         check_store(self.tracking_uri, self.experiment_name)
+        if self.directory is not None:
+            check_journal(self.directory / JOURNAL)
         if (run_id := self._remembered()) is None:
             return
         assert self.directory is not None
@@ -155,9 +155,7 @@ class MLflowRunLogger(Logger):
 
     def _remembered(self) -> str | None:
         """The id of the MLflow run that `directory` remembers."""
-        if self.directory is None or not (self.directory / RUN_FILE).is_file():
-            return None
-        return (self.directory / RUN_FILE).read_text().strip()
+        return None if self.directory is None else read_run_id(self.directory)
 
     @property
     def writer(self) -> RunWriter:

@@ -128,7 +128,7 @@ class RunWriter:
 
     def resend(self) -> bool:
         """Send what an earlier attempt left in the journal; whether there was anything."""
-        if self.journal is None or not self.journal.is_file():
+        if self.journal is None or not self.journal.exists():
             return False
         self._waiting = read_journal(self.journal)
         self.flush()

@@ -26,7 +26,13 @@ from mtp_lightning.units import duration, quantity
 
 PLAIN_SECONDS = 10.0
 _ROWS = 20
-_STYLES = {"running": "bold cyan", "finished": "green", "failed": "bold red", "interrupted": "yellow"}
+_STYLES = {
+    "running": "bold cyan",
+    "finished": "green",
+    "failed": "bold red",
+    "damaged": "bold red",
+    "interrupted": "yellow",
+}
 
 
 def say(what: RenderableType, error: bool = False) -> None:
@@ -90,7 +96,7 @@ class Line:
 
     @property
     def share(self) -> float:
-        if self.state in ("finished", "failed"):
+        if self.state in ("finished", "failed", "damaged"):
             return 1.0
         return min(1.0, self.step / self.max_steps) if self.step and self.max_steps else 0.0
 

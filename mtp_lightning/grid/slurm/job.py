@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.errors import PREEMPTED
 from mtp_lightning.files import FileLock, read_json, write_json
+from mtp_lightning.grid.run.attempts import interruptions_without_progress
 from mtp_lightning.grid.run.process import Attempt, Outcome, child_environment, close_attempt, failed_to_start
 from mtp_lightning.grid.run.state import (
     DIFF,
@@ -31,8 +32,6 @@ from mtp_lightning.grid.run.state import (
     LOCK,
     CellFiles,
     State,
-    Status,
-    interruptions_without_progress,
 )
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.resources import Resources
@@ -145,7 +144,7 @@ class _Leader:
         _say(f"{self.cell.label}: {outcome.state.value}{f': {outcome.reason}' if outcome.reason else ''}")
         if outcome.state is State.INTERRUPTED:
             self._interrupted()
-        if outcome.state is State.FAILED:
+        if outcome.state in (State.FAILED, State.DAMAGED):
             sys.exit(1)
         return str(outcome.state.value)
 
@@ -199,8 +198,8 @@ class _Leader:
         ours = files.status is not None and files.status.job == self.task.job
         # We have the lock, and Slurm never runs one element twice: a heartbeat of this job is from an earlier attempt.
         state = files.state_if_over if ours and files.state is State.RUNNING else files.state
-        if state in (State.FINISHED, State.RUNNING):
-            return Outcome(state, "another process runs it" if state is State.RUNNING else None)
+        if state in (State.FINISHED, State.RUNNING, State.DAMAGED):
+            return Outcome(state, "another process runs it" if state is State.RUNNING else files.damaged)
         close_attempt(self.cell.directory)
         return self._without_progress()
 
@@ -209,8 +208,9 @@ class _Leader:
         count = interruptions_without_progress(self.cell.directory, self.task.job)
         if count <= self.cell.retry + WITHOUT_PROGRESS:
             return None
-        status = Status.read(self.cell.directory)
-        assert status is not None, "it was interrupted"
+        status = CellFiles.read(self.cell.directory).status
+        if status is None:
+            return None  # damaged since
         reason = f"interrupted {count} times without a new checkpoint: not queued again"
         replace(status, state=State.INTERRUPTED.value, reason=reason).write(self.cell.directory)
         return Outcome(State.INTERRUPTED, reason)
