@@ -17,6 +17,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from typing_extensions import override
 
 from mtp_lightning.config.run.continuing import is_finished, reopen_epoch
+from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
 from mtp_lightning.tracking.logger import MLflowRunLogger
 
@@ -69,6 +70,8 @@ class StartRun(SaveConfigCallback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            check_moments(optimizer)
         self.save_config(trainer, pl_module, "fit")
         for config in trainer.lr_scheduler_configs:
             set_next_learning_rate(config.scheduler)
@@ -85,6 +88,21 @@ def write_config(folder: Path, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or yaml.safe_load(path.read_text(encoding="utf-8")) != yaml.safe_load(text):
         write_text(path, text)
+
+
+def check_moments(optimizer: Any) -> None:
+    """Adam's averages are of the shapes of their weights. Torch looks at that only in the first step.
+
+    Raises:
+        InputError: they came out of a damaged checkpoint.
+    """
+    for weight, state in getattr(optimizer, "state", {}).items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in state and getattr(state[key], "shape", None) != weight.shape:
+                raise InputError(
+                    f"ckpt_path: the optimizer's '{key}' of a weight of shape {tuple(weight.shape)} is of another: the "
+                    "checkpoint is damaged; give another"
+                )
 
 
 def set_next_learning_rate(scheduler: Any) -> None:
