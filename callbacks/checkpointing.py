@@ -135,9 +135,10 @@ class PeriodicCheckpoint(Checkpoint):
 
     def _stop(self, trainer: pl.Trainer) -> None:
         name = self._asked_by.name if self._asked_by else "another process was asked to stop"
+        why = f"{name}: saved step {trainer.global_step}"
         if trainer.is_global_zero:
-            print(f"{name}: saved step {trainer.global_step}, stopping", file=sys.stderr, flush=True)
-        raise Preempted(128 + signal.SIGINT if self._asked_by is signal.SIGINT else PREEMPTED)
+            print(f"{why}, stopping", file=sys.stderr, flush=True)
+        raise Preempted(128 + signal.SIGINT if self._asked_by is signal.SIGINT else PREEMPTED, why)
 
     def _save(self, trainer: pl.Trainer) -> None:
         folder = Path(trainer.default_root_dir) / "checkpoints"

@@ -16,7 +16,7 @@ from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.config.run.continuing import check_length, check_weights
 from mtp_lightning.config.run.ending import after_fit
 from mtp_lightning.config.run.quiet import without_advertisements
-from mtp_lightning.config.run.starting import CONFIG
+from mtp_lightning.config.run.starting import CONFIG, check_replaceable
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
 from mtp_lightning.machine import keep_freed_memory
@@ -31,6 +31,7 @@ def fit(args: Sequence[str]) -> int:
     cli = MTPCLI(args, "mtp fit")
     root = Path(cli.trainer.default_root_dir)
     check_writable(root)
+    check_replaceable(root)
     start_from = checkpoint_to_start_from(cli.config.ckpt_path, root, cli.model, cli.trainer.max_steps)
     for logger in cli.trainer.loggers:
         if isinstance(logger, MLflowRunLogger):

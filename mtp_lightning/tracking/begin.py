@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_state
+from mtp_lightning.secrets import mask, masked
 from mtp_lightning.tracking.patience import with_patience
 
 RUN_FILE = "mlflow_run_id"
@@ -38,7 +39,9 @@ def new_run(client: Any, experiment_id: str, name: str | None, tags: Mapping[str
         nonlocal asked
         found = client.search_runs([experiment_id], f"tags.`{TOKEN}` = '{token}'", max_results=1) if asked else []
         asked = True
-        return found[0] if found else client.create_run(experiment_id, tags={**tags, TOKEN: token}, run_name=name)
+        return (
+            found[0] if found else client.create_run(experiment_id, tags=masked({**tags, TOKEN: token}), run_name=name)
+        )
 
     return str(with_patience(make, uri).info.run_id)
 
@@ -66,6 +69,6 @@ def begun_run(client: Any, run_id: str, uri: str, directory: Path) -> Any:
 
 def not_held(uri: str, directory: Path, run_id: str) -> InputError:
     return InputError(
-        f"trainer.logger.init_args.tracking_uri: '{uri}' does not hold the run of '{directory}' ({run_id}): give the "
-        "store it was begun in, or a new folder"
+        f"trainer.logger.init_args.tracking_uri: '{mask(uri)}' does not hold the run of '{directory}' ({run_id}): give "
+        "the store it was begun in, or a new folder"
     )

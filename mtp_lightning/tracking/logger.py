@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
+from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.begin import RUN_FILE, begun_run, new_run, not_held, read_run_id
 from mtp_lightning.tracking.journal import JOURNAL, check_journal
 from mtp_lightning.tracking.machine import SYSTEM, start_monitor
@@ -28,6 +29,7 @@ from mtp_lightning.tracking.store import (
     default_tracking_uri,
     ensure_experiment,
     has_store,
+    whole_uri,
 )
 from mtp_lightning.tracking.writer import BRIEFLY, RunWriter
 
@@ -73,7 +75,7 @@ class MLflowRunLogger(Logger):
         flush_every_seconds: float = 5.0,
     ) -> None:
         super().__init__()
-        self.tracking_uri = tracking_uri or default_tracking_uri()
+        self.tracking_uri = whole_uri(tracking_uri or default_tracking_uri())
         check_uri(self.tracking_uri)
         self.experiment_name = experiment
         self.directory = Path(directory) if directory else None
@@ -283,7 +285,7 @@ class MLflowRunLogger(Logger):
         try:
             self._close("KILLED" if self.interrupted else "FAILED", BRIEFLY)
         except OSError as error:  # away, or its disk is full: what ended the run matters more, and is on its way
-            print(f"warning: {error.strerror}: {self.tracking_uri}", file=sys.stderr)
+            print(mask(f"warning: {error.strerror}: {self.tracking_uri}"), file=sys.stderr)
 
     def _close(self, status: str, away: float = PATIENCE) -> None:
         if self._monitor is not None:

@@ -170,9 +170,11 @@ def weight(value: Any) -> Callable[[dict[str, Any]], object]:
         lambda content: content.update(global_step="7"), lambda content: content.update(global_step=-1),
         lambda content: content.update(state_dict=[1]), lambda content: content.update(mtp_lightning=None),
         lambda content: content["state_dict"].clear(), lambda content: content["state_dict"].update(more=torch.ones(2)),
-        described(backbone=None), described(heads={}), described(tokenizer=7), described(tokenizer={"kind": "huggingface"}),
+        described(backbone=None), described(heads={}), described(tokenizer=7),
+        described(tokenizer={"kind": "huggingface"}),
         described(tokenizer={"kind": "huggingface", "json": "{"}), described(context="long"), described(task=3),
-        backbone(dim="16"), backbone(n_layers=10**9), backbone(vocab_size=10**13), backbone(n_heads=0), backbone(colour=1),
+        backbone(dim="16"), backbone(n_layers=10**9), backbone(vocab_size=10**13), backbone(n_heads=0),
+        backbone(colour=1),
         weight(torch.ones(3, 3)), weight([1.0]), weight(torch.ones(256, 16, dtype=torch.int64)), weight(None),
     ],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from mtp_lightning.data.datamodule import MTPDataModule
+from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.logger import MLflowRunLogger
 from mtp_lightning.tracking.store import default_tracking_uri
 from mtp_lightning.tracking.ui import is_server
@@ -45,8 +46,8 @@ def record_of(logger: MLflowRunLogger) -> str:
     uri = logger.tracking_uri
     if is_server(uri):
         run = logger.client.get_run(logger.run_id).info
-        return f"MLflow:      {uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
-    store = () if uri == default_tracking_uri() else ("--uri", uri)
+        return f"MLflow:      {mask(uri).rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    store = () if uri == default_tracking_uri() else ("--uri", mask(uri))
     return f"MLflow:      {command('ui', '--experiment', logger.experiment_name, *store)}"
 
 

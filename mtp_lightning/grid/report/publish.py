@@ -18,6 +18,7 @@ from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import CellFiles, State, cell_state
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
+from mtp_lightning.secrets import mask
 from mtp_lightning.tracking import read as tracking
 
 PAGE, MARKDOWN, CSV, FIGURE, VERDICT = "report.html", "report.md", "results.csv", "figure.png", "verdict.json"
@@ -123,7 +124,7 @@ def _make_folder(out: Path) -> None:
 
 def _write(path: Path, content: str | bytes) -> None:
     if isinstance(content, str):
-        write_text(path, content)
+        write_text(path, mask(content))
     else:
         write_bytes(path, content)
 

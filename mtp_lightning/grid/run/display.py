@@ -22,6 +22,7 @@ from rich.text import Text
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
 from mtp_lightning.grid.spec.grid_spec import experiment_name
+from mtp_lightning.secrets import mask
 from mtp_lightning.units import duration, quantity
 
 PLAIN_SECONDS = 10.0
@@ -41,7 +42,7 @@ def say(what: RenderableType, error: bool = False) -> None:
     console = Console(file=stream, soft_wrap=isinstance(what, str), highlight=False, markup=False)
     if not console.is_terminal and not isinstance(what, str):
         console.width = max(console.width, 200)  # a file needs no wrapping
-    console.print(what)
+    console.print(mask(what) if isinstance(what, str) else what)
 
 
 def write_table(path: str | None, value: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from mtp_lightning.grid.run.state import CONFIG, LOG, CellFiles, Failure, State,
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import experiment_name
 from mtp_lightning.machine import process_token
+from mtp_lightning.secrets import mask, references
 
 
 def fit_config(cell: Cell) -> dict[str, Any]:
@@ -104,7 +105,7 @@ class Attempt:
         """
         directory = cell.directory
         previous = close_attempt(directory)
-        write_text(directory / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        write_text(directory / CONFIG, yaml.safe_dump(references(dict(config)), sort_keys=False, allow_unicode=True))
         (directory / Failure.FILE).unlink(missing_ok=True)
         status = Status(
             state=State.RUNNING.value,
@@ -173,7 +174,7 @@ class Attempt:
         if self.stopped_by is not None:
             return Outcome(State.INTERRUPTED, f"stopped by {signal.Signals(self.stopped_by).name}", seconds)
         if returncode == PREEMPTED:
-            return Outcome(State.INTERRUPTED, "preempted", seconds)
+            return Outcome(State.INTERRUPTED, files.stopped or "preempted", seconds)
         if files.failure is not None:
             return Outcome(State.FAILED, files.failure.text, seconds)
         tail = log_tail(directory / LOG)
@@ -187,7 +188,7 @@ class Attempt:
 
 def failed_to_start(cell: Cell, error: OSError, warn: Callable[[str], None]) -> Outcome:
     """Record a cell that never ran: its configuration could not be written, or its command not be started."""
-    text = f"cannot be started: {error}"
+    text = mask(f"cannot be started: {error}")
     previous, now = CellFiles.read(cell.directory).status, time.time()
     status = Status(
         state=State.FAILED.value,

@@ -9,7 +9,6 @@ SIGTERM (scancel, or a preemption without warning) goes to the run too, and its 
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +34,7 @@ from mtp_lightning.grid.run.state import (
 )
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.resources import Resources
+from mtp_lightning.secrets import mask, references
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -52,7 +52,7 @@ OTHERS_SECONDS = 15.0
 
 def write_cell(folder: Path, index: int, cell: Cell, config: dict[str, Any], command: list[str]) -> None:
     """Write the cell for its job to read. `config` is what `mtp fit` is given."""
-    plain = asdict(replace(cell, config=config, aliases=())) | {"directory": str(cell.directory)}
+    plain = asdict(replace(cell, config=references(config), aliases=())) | {"directory": str(cell.directory)}
     (folder / f"{index}.json").write_text(json.dumps({"cell": plain, "command": command}))
 
 
@@ -112,6 +112,7 @@ class CellJob:
         self.folder, self.snapshot = folder, snapshot
 
     def __call__(self) -> str:
+        os.umask(os.umask(0o077) | 0o007)  # as `mtp grid` itself: what a run writes is not for others
         task = Task.of_this_process(Path(self.folder))
         if task.rank:
             return _Follower(task).run()
@@ -219,7 +220,8 @@ class _Leader:
         kept = self.cell.directory / DIFF
         kept.unlink(missing_ok=True)
         if self.diff is not None and self.diff.is_file():
-            shutil.copyfile(self.diff, kept)
+            text = self.diff.read_bytes().decode("utf-8", "surrogateescape")
+            kept.write_bytes(mask(text).encode("utf-8", "surrogateescape"))
 
     def _wait(self, attempt: Attempt) -> Outcome:
         died: str | None = None
