@@ -4,6 +4,7 @@ live."""
 import ctypes
 import functools
 import os
+import socket
 from pathlib import Path
 
 
@@ -57,3 +58,35 @@ def _signalled(pid: int) -> str | None:
     except PermissionError:
         pass
     return "alive"
+
+
+def this_process() -> str:
+    """Host, machine, namespace of process numbers, number and token of this process, for `is_gone`."""
+    where = [socket.gethostname(), _machine_id(), _namespace()]
+    return " ".join([*where, str(os.getpid()), process_token(os.getpid()) or "-"])
+
+
+def is_gone(process: str) -> bool:
+    """Whether a process that `this_process` once described is certainly gone. Of another machine, or in another
+    container of this one, nothing is known, and so it is not."""
+    parts = process.split(" ")
+    if len(parts) != 5 or not parts[3].isdecimal() or parts[:2] != [socket.gethostname(), _machine_id()]:
+        return False
+    boot, mine = (token.partition(":")[0] for token in (parts[4], process_token(os.getpid()) or "-"))
+    if boot != mine:
+        return ":" in parts[4]  # this machine was started anew
+    return parts[2] == _namespace() and process_token(int(parts[3])) != parts[4]
+
+
+def _machine_id() -> str:
+    try:
+        return Path("/etc/machine-id").read_text(encoding="utf-8").strip() or "-"
+    except OSError:
+        return "-"
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return "-"

@@ -24,8 +24,9 @@ from mtp_lightning.grid.run import logs
 from mtp_lightning.grid.run.display import counts, say, summary, ui_command, writable, write_table
 from mtp_lightning.grid.run.launch import run_here
 from mtp_lightning.grid.run.plan import TO_RUN, Cost, Total, check_budget, costs, plan_json, plan_table
+from mtp_lightning.grid.run.settle import settle_dead
 from mtp_lightning.grid.run.state import State, cell_state
-from mtp_lightning.grid.run.status import ACTIVE, read_status, status_rows, status_table, watch_status
+from mtp_lightning.grid.run.status import ACTIVE, CellStatus, read_status, status_rows, status_table, watch_status
 from mtp_lightning.grid.slurm import client as slurm
 from mtp_lightning.grid.slurm.submissions import Submissions
 from mtp_lightning.grid.slurm.submit import fill_in, resources_text, submit_cells
@@ -156,6 +157,7 @@ class Grid:
             workers: Here: cells at a time.
         """
         self.submissions.check()
+        self._settle(read_status(self.cells, self.folder).rows)
         if not any(one.grid == self.spec.name for one in self.submissions.read()):
             return self.run(workers=workers)
         defaults = {"partition": partition, "account": account, "qos": qos}
@@ -170,6 +172,7 @@ class Grid:
         """
         check_json(json)
         rows, slurm_problem, queue = (watch_status if watch else read_status)(self.cells, self.folder)
+        self._settle(rows)
         say(status_table(f"{self.spec.name}: {len(rows)} cells", rows))
         say(summary([row.state.value for row in rows]))
         if others := self.submissions.not_in_file(self.spec.name, [cell.signature for cell in self.cells], queue):
@@ -276,6 +279,10 @@ class Grid:
             say(f"warning: {problem}", error=True)
         if slurm_problem is not None:
             say(f"warning: from the cells' files alone: {slurm_problem}", error=True)
+
+    def _settle(self, rows: Sequence[CellStatus]) -> None:
+        if problem := settle_dead(rows, default_tracking_uri(self.folder)):
+            say(f"warning: {problem}", error=True)
 
     def _prepare_charts(self) -> None:
         """Have the charts in MLflow while the cells run. What goes wrong with it is no reason not to run."""

@@ -1,20 +1,27 @@
 """The MLflow run of an attempt: a new one, made once, or the one that an earlier attempt began."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_state
+from mtp_lightning.machine import is_gone
 from mtp_lightning.secrets import mask, masked
-from mtp_lightning.tracking.patience import with_patience
+from mtp_lightning.tracking.machine import SYSTEM
+from mtp_lightning.tracking.patience import PATIENCE, with_patience
+from mtp_lightning.tracking.store import connect
 
 RUN_FILE = "mlflow_run_id"
 """In a run's own folder: the id of its MLflow run."""
 TOKEN = "mtp.start"
 """Tag with a random value, by which a run is found whose making was not answered."""
+PROCESS = "mtp.process"
+"""Tag: the process at work on the run, as `this_process` describes it."""
+KILLED_AT = "mtp.killed_at_step"
+"""Tag: the last step that was recorded when the run was found dead."""
 _RUN_ID = re.compile("[0-9a-f]{32}")
 
 
@@ -44,6 +51,41 @@ def new_run(client: Any, experiment_id: str, name: str | None, tags: Mapping[str
         )
 
     return str(with_patience(make, uri).info.run_id)
+
+
+def settle(client: Any, run: Any, uri: str, over: Collection[str] = (), away: float = PATIENCE) -> bool:
+    """Set a run that says RUNNING, and whose process is gone, to KILLED, with the last step that it recorded; whether
+    it does not say RUNNING any more. Nothing is done to a run of which that is not certain.
+
+    Args:
+        over: Slurm's jobs that are known to be over.
+    """
+    if run.info.status != "RUNNING":
+        return True
+    tags, run_id = run.data.tags, run.info.run_id
+    if not is_gone(tags.get(PROCESS, "")) and tags.get("mtp.slurm_job") not in over:
+        return False
+    steps = [metric.step for metric in run.data._metric_objs if not metric.key.startswith(SYSTEM)]
+    with_patience(lambda: client.set_tag(run_id, KILLED_AT, str(max(steps, default=0))), uri, away)
+    with_patience(lambda: client.set_terminated(run_id, "KILLED"), uri, away)
+    return True
+
+
+def settle_by_id(uri: str, run_id: str, over: Collection[str], away: float = 1.0) -> bool:
+    """`settle`, of a run that may not be in the store; then it says nothing there.
+
+    Raises:
+        StoreAwayError: a server does not answer.
+    """
+    client = connect(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return settle(client, with_patience(lambda: client.get_run(run_id), uri, away), uri, over, away)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return True
 
 
 def begun_run(client: Any, run_id: str, uri: str, directory: Path) -> Any:

@@ -13,8 +13,9 @@ from typing_extensions import override
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
+from mtp_lightning.machine import this_process
 from mtp_lightning.secrets import mask
-from mtp_lightning.tracking.begin import RUN_FILE, begun_run, new_run, not_held, read_run_id
+from mtp_lightning.tracking.begin import PROCESS, RUN_FILE, begun_run, new_run, not_held, read_run_id, settle
 from mtp_lightning.tracking.journal import JOURNAL, check_journal
 from mtp_lightning.tracking.machine import SYSTEM, start_monitor
 from mtp_lightning.tracking.params import as_parameters
@@ -177,7 +178,7 @@ class MLflowRunLogger(Logger):
                 self.directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise _unwritable(self.directory, error) from error
-        tags = {"mtp.attempt": "1"} | provenance() | self.tags
+        tags = {"mtp.attempt": "1", PROCESS: this_process()} | provenance() | self.tags
         run_id = new_run(client, experiment_id, self.run_name, tags, self.tracking_uri)
         if self.directory:
             try:
@@ -206,9 +207,11 @@ class MLflowRunLogger(Logger):
         values = {k: infinity_restored(v) for k, v in run.data.metrics.items() if not k.startswith(SYSTEM)}
         self.last_values = values
         writer.recorded = {key: steps[key] for key in values}
+        settle(client, run, self.tracking_uri)
         writer.set_status("RUNNING")
         attempt = int(run.data.tags.get("mtp.attempt", "1")) + 1
-        writer.set_tags({"mtp.attempt": str(attempt)} | provenance() | self.tags)
+        stale = {tag: "" for tag in ("mtp.slurm_job",) if tag in run.data.tags}  # this attempt may be none of Slurm's
+        writer.set_tags(stale | {"mtp.attempt": str(attempt), PROCESS: this_process()} | provenance() | self.tags)
         return writer
 
     @override
