@@ -52,7 +52,7 @@ def check_weights(path: Path, content: Mapping[str, Any], module: MTPModule) -> 
     Raises:
         InputError: the weights of a checkpoint are not those of this model; or it lacks what a run goes on with.
     """
-    missing = [key for key in NEEDED if key not in content]
+    missing = [key for key in NEEDED if not content.get(key)]  # an empty one Lightning takes for a new optimizer
     if missing:
         raise InputError(f"'{path}' has no '{missing[0]}': no run can go on from it")
     module.on_load_checkpoint(dict(content))
