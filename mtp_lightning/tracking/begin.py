@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import DamagedError, read_state
+from mtp_lightning.files import DamagedError, read_json, read_state
 from mtp_lightning.machine import is_gone
 from mtp_lightning.secrets import mask, masked
 from mtp_lightning.tracking.machine import SYSTEM
@@ -21,7 +21,9 @@ TOKEN = "mtp.start"
 PROCESS = "mtp.process"
 """Tag: the process at work on the run, as `this_process` describes it."""
 KILLED_AT = "mtp.killed_at_step"
-"""Tag: the last step that was recorded when the run was found dead."""
+"""Tag: the last step that was known of the run when it was found dead."""
+PROGRESS = "progress.json"
+"""In a run's own folder: its heartbeat, with its step."""
 _RUN_ID = re.compile("[0-9a-f]{32}")
 
 
@@ -53,11 +55,14 @@ def new_run(client: Any, experiment_id: str, name: str | None, tags: Mapping[str
     return str(with_patience(make, uri).info.run_id)
 
 
-def settle(client: Any, run: Any, uri: str, over: Collection[str] = (), away: float = PATIENCE) -> bool:
-    """Set a run that says RUNNING, and whose process is gone, to KILLED, with the last step that it recorded; whether
-    it does not say RUNNING any more. Nothing is done to a run of which that is not certain.
+def settle(
+    client: Any, run: Any, uri: str, directory: Path, over: Collection[str] = (), away: float = PATIENCE
+) -> bool:
+    """Set a run that says RUNNING, and whose process is gone, to KILLED, with the last step that is known; whether it
+    does not say RUNNING any more. Nothing is done to a run of which that is not certain.
 
     Args:
+        directory: the run's own folder.
         over: Slurm's jobs that are known to be over.
     """
     if run.info.status != "RUNNING":
@@ -66,12 +71,22 @@ def settle(client: Any, run: Any, uri: str, over: Collection[str] = (), away: fl
     if not is_gone(tags.get(PROCESS, "")) and tags.get("mtp.slurm_job") not in over:
         return False
     steps = [metric.step for metric in run.data._metric_objs if not metric.key.startswith(SYSTEM)]
-    with_patience(lambda: client.set_tag(run_id, KILLED_AT, str(max(steps, default=0))), uri, away)
+    last = max([*steps, _last_step(directory)])
+    with_patience(lambda: client.set_tag(run_id, KILLED_AT, str(last)), uri, away)
     with_patience(lambda: client.set_terminated(run_id, "KILLED"), uri, away)
     return True
 
 
-def settle_by_id(uri: str, run_id: str, over: Collection[str], away: float = 1.0) -> bool:
+def _last_step(directory: Path) -> int:
+    """By the run's heartbeat, which is later than what it sent."""
+    try:
+        step = (read_json(directory / PROGRESS) or {}).get("step")
+    except DamagedError:
+        return 0
+    return step if type(step) is int else 0
+
+
+def settle_by_id(uri: str, run_id: str, directory: Path, over: Collection[str], away: float = 1.0) -> bool:
     """`settle`, of a run that may not be in the store; then it says nothing there.
 
     Raises:
@@ -81,7 +96,7 @@ def settle_by_id(uri: str, run_id: str, over: Collection[str], away: float = 1.0
     from mlflow.exceptions import MlflowException
 
     try:
-        return settle(client, with_patience(lambda: client.get_run(run_id), uri, away), uri, over, away)
+        return settle(client, with_patience(lambda: client.get_run(run_id), uri, away), uri, directory, over, away)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise

@@ -207,7 +207,7 @@ class MLflowRunLogger(Logger):
         values = {k: infinity_restored(v) for k, v in run.data.metrics.items() if not k.startswith(SYSTEM)}
         self.last_values = values
         writer.recorded = {key: steps[key] for key in values}
-        settle(client, run, self.tracking_uri)
+        settle(client, run, self.tracking_uri, self.directory)
         writer.set_status("RUNNING")
         attempt = int(run.data.tags.get("mtp.attempt", "1")) + 1
         stale = {tag: "" for tag in ("mtp.slurm_job",) if tag in run.data.tags}  # this attempt may be none of Slurm's

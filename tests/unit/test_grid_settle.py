@@ -13,7 +13,7 @@ from test_tracking_fakes import fresh_store
 
 from mtp_lightning.files import FileLock
 from mtp_lightning.grid.run import settle as grid_settle
-from mtp_lightning.grid.run.state import LOCK, State, Status
+from mtp_lightning.grid.run.state import LOCK, Progress, State, Status
 from mtp_lightning.machine import is_gone, this_process
 from mtp_lightning.tracking import begin, logger
 from mtp_lightning.tracking.begin import KILLED_AT, PROCESS, RUN_FILE, settle_by_id
@@ -70,10 +70,13 @@ def test_a_dead_run_is_killed_with_its_last_step_and_others_are_left_alone(tmp_p
     ]
     for number, (tags, over, status) in enumerate(cases):
         run_id = started(uri, tmp_path / str(number), **tags)
-        assert settle_by_id(uri, run_id, over) is (status == "KILLED")
+        if number == 3:
+            Progress(step=9, max_steps=20, phase="training").write(tmp_path / "3")
+        assert settle_by_id(uri, run_id, tmp_path / str(number), over) is (status == "KILLED")
         found = read_run(uri, run_id)
-        assert (found.status, found.tags.get(KILLED_AT)) == (status, "7" if status == "KILLED" else None)
-    assert settle_by_id(uri, "0" * 32, ())  # not in the store
+        last = "9" if number == 3 else "7"
+        assert (found.status, found.tags.get(KILLED_AT)) == (status, last if status == "KILLED" else None)
+    assert settle_by_id(uri, "0" * 32, tmp_path, ())  # not in the store
 
 
 def test_the_next_attempt_settles_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +85,8 @@ def test_the_next_attempt_settles_the_one_before(tmp_path: Path, monkeypatch: py
     statuses: list[str] = []
     settle = begin.settle
 
-    def look(client: object, run: object, uri: str) -> bool:
-        done = settle(client, run, uri)
+    def look(client: object, run: object, uri: str, folder: Path) -> bool:
+        done = settle(client, run, uri, folder)
         statuses.append(read_run(uri, run_id).status)
         return done
 

@@ -38,7 +38,7 @@ def _settle(row: CellStatus, uri: str) -> None:
 
     over = [row.submitted.id] if row.submitted is not None and row.queued is None else []
     with _left_alone(row.cell) as files:
-        if files is None or files.run_id is None or not settle_by_id(uri, files.run_id, over):
+        if files is None or files.run_id is None or not settle_by_id(uri, files.run_id, row.cell.directory, over):
             return
         if files.status is not None:
             replace(files.status, settled=True).write(row.cell.directory)
