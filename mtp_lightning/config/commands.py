@@ -16,7 +16,7 @@ from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.config.run.continuing import check_length, check_weights
 from mtp_lightning.config.run.ending import after_fit
 from mtp_lightning.config.run.quiet import without_advertisements
-from mtp_lightning.config.run.starting import CONFIG, check_replaceable
+from mtp_lightning.config.run.starting import CONFIG, check_replaceable, without_traces
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
 from mtp_lightning.machine import keep_freed_memory
@@ -38,7 +38,7 @@ def fit(args: Sequence[str]) -> int:
             logger.check(cli.start.parameters)
     if cli.trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    with lightning_refusals(), restoring(start_from):
+    with without_traces(cli.start, cli.trainer.loggers), lightning_refusals(), restoring(start_from):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)
     if cli.trainer.is_global_zero:
         print(after_fit(cli.trainer, cli.datamodule, next(iter(find_checkpoints(root / CHECKPOINTS).by_step), None)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import tiny_backbone
 
 from mtp_lightning.checkpoints.files import LoadedModel, load_model, read_checkpoint, save_safetensors
@@ -187,5 +188,21 @@ def test_what_is_no_model_of_ours_is_one_message(
     if "more" in content.get("state_dict", ()):
         content["state_dict"]["model.more"] = content["state_dict"].pop("more")
     torch.save(content, path)
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {}, {"mtp_lightning": "{"}, {"mtp_lightning": "[" * 10**5, "step": "1"}, {"mtp_lightning": "{}", "step": "1"},
+        {"mtp_lightning": "7", "step": "1"}, {"mtp_lightning": '{"format": 2}', "step": "1"},
+        {"mtp_lightning": '{"format": 2, "backbone": {"tie_embeddings": true}}', "step": "one"},
+        {"mtp_lightning": "{}", "step": "1", "digest": "crc32:0"}, {"mtp_lightning": "{}", "step": "1", "digesT": "x"},
+    ],
+)  # fmt: skip
+def test_a_safetensors_file_of_another_structure_is_one_message(tmp_path: Path, header: dict[str, str]) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"w": torch.zeros(2)}, path, header)
     with pytest.raises(InputError, match=re.escape(str(path))):
         load_model(path)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import fit, make_folder
+import yaml
+from small_runs import SMALL, fit, make_folder
 from test_grid_damage import DAMAGES
 
 from mtp_lightning.cli import main
@@ -26,6 +27,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setattr("sys.argv", ["mtp"])
         make_folder(folder)
+        config = yaml.safe_load(SMALL)
+        del config["trainer"]["logger"]
+        (folder / "without.yaml").write_text(yaml.safe_dump(config))
         assert fit("runs/fit", *FLAGS[:2], "--trainer.max_steps=4") == 0
     return folder
 
@@ -140,3 +144,20 @@ def test_validate_names_a_damaged_checkpoint(run: Path, capsys: pytest.CaptureFi
     change(newest, lambda content: content["state_dict"].update({"model.embedding.weight": torch.zeros(2)}))
     assert main(["validate", "runs/fit"]) == 2
     assert "step-00000004.ckpt" in capsys.readouterr().err
+
+
+def test_a_refused_start_takes_the_folders_of_lightnings_loggers_away(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = Path("here/lightning_logs")
+    logs.mkdir(parents=True)
+    for save_dir in ("here", "elsewhere/deep"):
+        logger = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {save_dir}}}}}"
+        Path("csv.yaml").write_text(f"trainer: {{logger: {logger}}}")
+        before = sorted(Path(".").rglob("*"))
+        flags = ("--data.init_args.context=100000", "--trainer.default_root_dir=runs/other", "-c", "csv.yaml")
+        assert main(["fit", "-c", "conf/base.yaml", "-c", "without.yaml", *flags]) == 2
+        assert "data.context = 100000" in capsys.readouterr().err
+        made = [path for path in Path(".").rglob("*") if path not in before and "data" not in path.parts]
+        assert made == []
+    assert logs.is_dir()

@@ -8,6 +8,9 @@ absence, as it was. Checks stand in constructors, in `mtp fit` before the traine
 """
 
 import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from typing_extensions import override
 
 from mtp_lightning.checkpoints.select import CHECKPOINTS
@@ -101,6 +105,25 @@ def check_replaceable(folder: Path) -> None:
             raise InputError(f"{path}: a folder, and the run writes a file of this name: move it away")
     if os.path.lexists(folder / CHECKPOINTS) and not (folder / CHECKPOINTS).is_dir():
         raise InputError(f"{folder / CHECKPOINTS}: no folder, and the run keeps its checkpoints there: move it away")
+
+
+@contextmanager
+def without_traces(start: StartRun, loggers: Sequence[object]) -> Iterator[None]:
+    """Lightning makes the folders of its own loggers before it looks at the data: a start that is refused after that
+    takes away those that were not there."""
+    folders = [logger.log_dir for logger in loggers if isinstance(logger, (CSVLogger, TensorBoardLogger))]
+    new = [Path(folder) for folder in folders if not os.path.exists(folder)]
+    made = {parent for folder in new for parent in folder.parents if not parent.exists()}
+    try:
+        yield
+    except InputError:
+        if not start.already_saved:
+            for folder in new:
+                shutil.rmtree(folder, ignore_errors=True)
+            for folder in sorted(made, reverse=True):
+                with suppress(OSError):  # not there, or something else lies in it by now
+                    folder.rmdir()
+        raise
 
 
 def write_config(folder: Path, text: str) -> None:
