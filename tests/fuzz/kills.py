@@ -150,10 +150,15 @@ def grid(folder: Path, chance: random.Random, budget: int) -> tuple[int, list[st
     began = time.monotonic()
     assert started(folder, [*args, "--runs", "whole"]).wait() == 0
     seconds = time.monotonic() - began
-    kills = killed_until_done(folder, [*args, "--runs", "runs"], chance, budget, seconds, one_of)
     cells = sorted(path.parent for path in (folder / "whole").glob("*/result.json"))
     assert len(cells) == 4
-    return kills, [line for cell in cells for line in compare(cell, folder / "runs" / cell.name)]
+    kills, wrong, number = 0, [], 0
+    while kills < budget:
+        number += 1
+        runs = f"runs-{number}"
+        kills += killed_until_done(folder, [*args, "--runs", runs], chance, budget - kills, seconds, one_of)
+        wrong += [line for cell in cells for line in compare(cell, folder / runs / cell.name)]
+    return kills, wrong
 
 
 def main() -> int:
