@@ -1,13 +1,10 @@
 """What `mtp fit` prints when it is done: where the checkpoint is, and the commands that go on from there."""
 
-import os
-import shlex
-import shutil
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 
+from mtp_lightning.config.cell import command
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.logger import MLflowRunLogger
@@ -49,13 +46,3 @@ def record_of(logger: MLflowRunLogger) -> str:
         return f"MLflow:      {mask(uri).rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
     store = () if uri == default_tracking_uri() else ("--uri", mask(uri))
     return f"MLflow:      {command('ui', '--experiment', logger.experiment_name, *store)}"
-
-
-def command(*words: str) -> str:
-    """A command of this program, as it was called: an environment need not be on the PATH."""
-    program = ["mtp"]
-    if shutil.which("mtp") is None:
-        program = [os.path.relpath(sys.argv[0])]
-        if program[0].endswith("__main__.py"):
-            program = [os.path.relpath(sys.executable), "-m", "mtp_lightning"]
-    return shlex.join([*program, *words])

@@ -3,8 +3,6 @@ error, a live table on a terminal and a line now and then elsewhere."""
 
 import json
 import os
-import shlex
-import shutil
 import sys
 import time
 from collections import Counter
@@ -19,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mtp_lightning.config.cell import command
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
 from mtp_lightning.grid.spec.grid_spec import experiment_name
@@ -56,14 +55,10 @@ def write_table(path: str | None, value: Mapping[str, Any]) -> None:
 
 
 def ui_command(runs: Path, grid: str) -> str:
-    """The command that opens a grid's page in MLflow, as this very program was called: it need not be on the PATH."""
-    called = [os.path.relpath(sys.argv[0])]
-    if called[0].endswith("__main__.py"):
-        called = [os.path.relpath(sys.executable), "-m", "mtp_lightning"]
-    program = "mtp" if shutil.which("mtp") else " ".join(called)
+    """The command that opens a grid's page in MLflow."""
     folder = runs.relative_to(Path.cwd()) if runs.is_relative_to(Path.cwd()) else runs
-    at = "" if folder == Path("runs") else f" --runs {shlex.quote(str(folder))}"
-    return f"{program} ui{at} --experiment {experiment_name(grid)}"
+    at = () if folder == Path("runs") else ("--runs", str(folder))
+    return command("ui", *at, "--experiment", experiment_name(grid))
 
 
 def writable(folder: Path) -> Path:
