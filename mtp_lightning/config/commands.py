@@ -33,7 +33,7 @@ def fit(args: Sequence[str]) -> int:
             logger.check(cli.start.parameters)
     if cli.trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    with lightning_refusals():
+    with lightning_refusals(cli.config.trainer.as_dict(), lambda: cli.start.already_saved):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)
     if cli.trainer.is_global_zero:
         print(after_fit(cli.trainer, cli.datamodule, next(iter(by_step(root / CHECKPOINTS)), None)))
@@ -59,7 +59,7 @@ def validate(args: Sequence[str]) -> int:
     path = find_checkpoint(Path(cli.config.ckpt_path))
     read_checkpoint(path)
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # left out on purpose, above
-    with lightning_refusals():
+    with lightning_refusals(cli.config.trainer.as_dict(), lambda: False):
         cli.trainer.validate(
             cli.model, datamodule=cli.datamodule, ckpt_path=str(path), weights_only=True, verbose=False
         )

@@ -6,27 +6,24 @@ resolves file by file, and a later override silently never reaches an earlier fi
 """
 
 import copy
-import re
-import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from mtp_lightning.config.config_files import find_config
-from mtp_lightning.config.cross_checks import check_trainer
+from mtp_lightning.config.cross_checks import check_trainer, refused_by_trainer
 from mtp_lightning.config.keys.key_origins import KeyOrigins
 from mtp_lightning.config.keys.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
 from mtp_lightning.config.keys.parser import Parser, input_error_behind
+from mtp_lightning.config.memory import check_memory
 from mtp_lightning.config.native_precision import native_precision
 from mtp_lightning.config.run.starting import StartRun
 from mtp_lightning.data.datamodule import MTPDataModule
@@ -151,7 +148,10 @@ class MTPCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         if not self.parse_only:
-            check_trainer(self.config, warn=True)
+            trains = self.prog == "mtp fit"
+            check_trainer(self.config, warn=True, trains=trains)
+            if trains:
+                check_memory(self.config.as_dict())
 
     @override
     def instantiate_classes(self) -> None:
@@ -163,7 +163,9 @@ class MTPCLI(LightningCLI):
         plugins = without_requeueing(self._get(self.config_init, "trainer.plugins"))
         try:
             trainer = super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
-        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # Lightning and what it imports raise what they like of a setting
             raise refused_by_trainer(error, self.config.trainer.as_dict()) from error
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.sort(key=lambda callback: not isinstance(callback, StartRun))  # which comes first; the rest stays
@@ -172,22 +174,6 @@ class MTPCLI(LightningCLI):
     @property
     def start(self) -> StartRun:
         return next(c for c in self.trainer.callbacks if isinstance(c, StartRun))  # type: ignore[attr-defined]
-
-
-def refused_by_trainer(error: Exception, trainer: Mapping[str, Any]) -> Exception:
-    """Lightning's complaint about a setting, with its key; any other error as it is.
-
-    Args:
-        trainer: the configuration.
-    """
-    message = " ".join(str(error).split())
-    named = [(at.start(), key) for key in trainer if (at := re.search(rf"\b{key}\b", message))]
-    by_value = [(0, key) for key, value in trainer.items() if value and f"'{value}'" in message]
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
-    if isinstance(error, InputError) or not (named or by_value) or "lightning" not in raised_in:
-        return error
-    _, key = min(named or by_value)
-    return InputError(f"trainer.{key} is {trainer[key]}: {message}")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers.logger import Logger
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
+from mtp_lightning.ranges import Range, Seconds, check_ranges
 from mtp_lightning.tracking.begin import begun_run, new_run, not_held
 from mtp_lightning.tracking.journal import JOURNAL
 from mtp_lightning.tracking.machine import SYSTEM, start_monitor
@@ -71,10 +72,11 @@ class MLflowRunLogger(Logger):
         directory: str | None = None,
         tags: dict[str, str] | None = None,
         system_metrics: bool = True,
-        system_metrics_seconds: float = 10.0,
-        flush_every_seconds: float = 5.0,
+        system_metrics_seconds: Seconds = 10.0,
+        flush_every_seconds: Annotated[float, Range(least=0, most=10**9)] = 5.0,
     ) -> None:
         super().__init__()
+        check_ranges("trainer.logger.init_args", MLflowRunLogger, locals())
         self.tracking_uri = tracking_uri or default_tracking_uri()
         check_uri(self.tracking_uri)
         self.experiment_name = experiment
