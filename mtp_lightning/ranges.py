@@ -125,9 +125,8 @@ def _is_number(value: Any) -> bool:
 
 def _wanted(hint: Any, value: Any) -> str:
     """`at least 1, or null`: without the kind of number where the value is one."""
-    is_null = lambda part: part in (None, NoneType)  # noqa: E731
-    parts = [part for part in _parts(hint) if not is_null(part)]
-    null = ", or null" if any(map(is_null, _parts(hint))) else ""
+    parts = [part for part in _parts(hint) if part is not NoneType]
+    null = ", or null" if len(parts) < len(_parts(hint)) else ""
     if len(parts) == 1 and get_origin(parts[0]) is Annotated and _is_number(value) and math.isfinite(value):
         is_kind = get_args(parts[0])[0] is not int or isinstance(value, Integral)
         return f"{'' if is_kind else 'a whole number, '}{_range_of(parts[0])}{null}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from mtp_lightning.checkpoints.files import read_checkpoint
 from mtp_lightning.checkpoints.select import CHECKPOINTS, by_step, find_checkpoint, latest_checkpoint
 from mtp_lightning.config.cross_checks import check_writable, lightning_refusals
-from mtp_lightning.config.lightning_cli import MTPCLI
+from mtp_lightning.config.lightning_cli import MTPCLI, naming_the_place
 from mtp_lightning.config.run.continuing import check_length
 from mtp_lightning.config.run.ending import after_fit
 from mtp_lightning.config.run.quiet import without_advertisements
@@ -26,6 +26,14 @@ def fit(args: Sequence[str]) -> int:
     without_advertisements()
     cli = MTPCLI(args, "mtp fit")
     root = Path(cli.trainer.default_root_dir)
+    with naming_the_place(cli.origins):
+        _fit(cli, root)
+    if cli.trainer.is_global_zero:
+        print(after_fit(cli.trainer, cli.datamodule, next(iter(by_step(root / CHECKPOINTS)), None)))
+    return 0
+
+
+def _fit(cli: MTPCLI, root: Path) -> None:
     check_writable(root)
     start_from = checkpoint_to_start_from(cli.config.ckpt_path, root, cli.model, cli.trainer.max_steps)
     for logger in cli.trainer.loggers:
@@ -35,9 +43,6 @@ def fit(args: Sequence[str]) -> int:
         keep_freed_memory()
     with lightning_refusals(cli.config.trainer.as_dict(), lambda: cli.start.already_saved):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)
-    if cli.trainer.is_global_zero:
-        print(after_fit(cli.trainer, cli.datamodule, next(iter(by_step(root / CHECKPOINTS)), None)))
-    return 0
 
 
 def validate(args: Sequence[str]) -> int:

@@ -106,11 +106,16 @@ def refused_by_trainer(error: Exception, trainer: Mapping[str, Any]) -> InputErr
     """
     message = " ".join(str(error).split()) or type(error).__name__
     named = [(at.start(), key) for key in trainer if (at := re.search(rf"\b{key}\b", message))]
-    by_value = [(0, key) for key, value in trainer.items() if value and str(value) in message]
-    if not named and not by_value:
-        return InputError(f"trainer: {message}")
-    _, key = min(by_value if len(by_value) == 1 and not named else named or by_value)
-    return InputError(f"trainer.{key} is {trainer[key]}: {message}")
+    texts = {key: value for key, value in trainer.items() if isinstance(value, str) and len(value) > 2}
+    by_value = [(0, key) for key, value in texts.items() if value.replace("-", "_") in message.replace("-", "_")]
+    if named or by_value:
+        _, key = min(named or by_value)
+        return InputError(f"trainer.{key} is {trainer[key]}: {message}")
+    hardware = ", ".join(f"trainer.{key} {trainer[key]}" for key in _HARDWARE if trainer[key] is not None)
+    return InputError(f"{hardware}: {message}")
+
+
+_HARDWARE = ("accelerator", "devices", "strategy", "precision", "plugins", "profiler")
 
 
 def _is_lightnings(error: Exception) -> bool:

@@ -22,10 +22,12 @@ from mtp_lightning.config.config_files import find_config
 from mtp_lightning.config.cross_checks import check_trainer, refused_by_trainer
 from mtp_lightning.config.keys.key_origins import KeyOrigins
 from mtp_lightning.config.keys.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
-from mtp_lightning.config.keys.parser import Parser, input_error_behind
+from mtp_lightning.config.keys.nulls import refuse_nulls
+from mtp_lightning.config.keys.parser import Parser, input_error_behind, refused_by_class
 from mtp_lightning.config.memory import check_memory
 from mtp_lightning.config.native_precision import native_precision
 from mtp_lightning.config.run.starting import StartRun
+from mtp_lightning.config.trainer_ranges import check_seed
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.module import MTPModule
@@ -87,7 +89,7 @@ class MTPCLI(LightningCLI):
         # Reading what stands below a class's attributes costs half a second, and only help shows it.
         asks_help = any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args)
         set_parsing_settings(docstring_parse_attribute_docstrings=asks_help)
-        with _naming_the_place(self.origins):
+        with naming_the_place(self.origins):
             super().__init__(
                 MTPModule,
                 MTPDataModule,
@@ -112,7 +114,7 @@ class MTPCLI(LightningCLI):
         other = copy.copy(self)
         args = resolve_config_paths(args)
         other.origins = KeyOrigins(args, self.flags)
-        with _naming_the_place(other.origins):
+        with naming_the_place(other.origins):
             other.parse_arguments(self.parser, list(args))
         return other
 
@@ -134,15 +136,20 @@ class MTPCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
+        seed = self.origins.find(SEED_KEY)
+        if seed is not None and isinstance(seed.value, bool):
+            check_seed(seed.value)  # Lightning takes true and false, the data that follow from it do not
         try:
             self.config = parser.parse_args(args)
         except OmegaConfBaseException as error:
             raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        refuse_nulls(self.config.as_dict())
         refuse_linked_keys(self.config, self.origins)
 
     @override
     def _set_seed(self) -> None:
         if not self.parse_only:
+            check_seed(self._get(self.config, SEED_KEY))
             super()._set_seed()
 
     @override
@@ -177,12 +184,12 @@ class MTPCLI(LightningCLI):
 
 
 @contextmanager
-def _naming_the_place(origins: KeyOrigins) -> Iterator[None]:
+def naming_the_place(origins: KeyOrigins) -> Iterator[None]:
     """What is wrong with a value, with the file or flag that it stands in."""
     try:
         yield
     except ValueError as error:
-        refused = input_error_behind(error)
+        refused = input_error_behind(error) or refused_by_class(error)
         if refused is None:
             raise
         raise InputError(f"{refused}{origins.where(str(refused))}") from error

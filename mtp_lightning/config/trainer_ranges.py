@@ -12,7 +12,6 @@ Batches = Annotated[int, Range(least=0, most=10**9)] | Annotated[float, Range(le
 """So many, or this share of them."""
 RANGES: Mapping[str, Any] = {
     "num_nodes": Annotated[int, Range(least=1, most=100_000)],
-    "max_epochs": Annotated[int, Range(least=1, most=10**9)] | Annotated[int, Range(least=-1, most=-1)] | None,
     "min_epochs": Steps | None,
     "min_steps": Steps | None,
     "limit_val_batches": Batches,
@@ -22,7 +21,7 @@ RANGES: Mapping[str, Any] = {
     "num_sanity_val_steps": Annotated[int, Range(least=-1, most=10**9)] | None,
     "log_every_n_steps": Count | None,
     "accumulate_grad_batches": Annotated[int, Range(least=1, most=10**6)],
-    "gradient_clip_val": Annotated[float, Range(least=0, most=1e12)] | None,
+    "gradient_clip_val": Annotated[float, Range(least=0, most=10**12)] | None,
     "reload_dataloaders_every_n_epochs": Steps,
 }
 """Key below `trainer` -> its type with its range."""
@@ -37,6 +36,7 @@ _WHOLE: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "limit_train_batches": (lambda value: value is None or (isinstance(value, float) and value == 1), _EARLY),
     "overfit_batches": (lambda value: value == 0, _EARLY),
     "max_time": (lambda value: value is None, f"{_EARLY} (a SIGTERM stops one that can go on later)"),
+    "max_epochs": (lambda value: value in (None, -1) or value >= 1, f"{_EARLY}; a run is one epoch, max_epochs: 1"),
     "check_val_every_n_epoch": (lambda value: value in (None, 1), "a run is one epoch; leave it null"),
     "val_check_interval": (
         lambda value: value is None or not isinstance(value, float | str | Mapping),
@@ -44,6 +44,8 @@ _WHOLE: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 """Key -> whether a run can have a value, and what to say where it cannot."""
+_COUNTS_OTHERWISE = ("GradientAccumulationScheduler", "Timer", "BatchSizeFinder")
+"""Callbacks of Lightning's that end a run before its last step."""
 MOST_PROCESSES_A_CORE = 4
 
 
@@ -60,6 +62,11 @@ def check_trainer_ranges(trainer: Mapping[str, Any], trains: bool = True) -> Non
             raise InputError(f"trainer.{key} is {trainer[key]}: {why}")
     for key, hint in RANGES.items():
         check_value(f"trainer.{key}", trainer[key], hint)
+    callbacks = trainer["callbacks"] or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        path = callback.get("class_path", "")
+        if path.startswith("lightning") and path.endswith(_COUNTS_OTHERWISE):
+            raise InputError(f"trainer.callbacks has {path}: {_EARLY}")
     _check_devices(trainer["devices"], str(trainer["accelerator"]))
     if trains and trainer["max_steps"] < 1:
         raise InputError(

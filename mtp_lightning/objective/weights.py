@@ -53,7 +53,7 @@ class WeightsConfig:
             for key in ("ratio", "lam"):
                 if getattr(self, key) is not None:
                     raise InputError(f"model.loss.weights.values and .{key} both say the weights: give one of them")
-        if isinstance(self.lam, dict):
+        if isinstance(self.lam, dict) and all(_is_number(start) for start in self.lam):
             steps = {float(start): float(value) for start, value in self.lam.items()}  # YAML's keys come as text
             object.__setattr__(self, "lam", steps)
         check_ranges("model.loss.weights", WeightsConfig, vars(self))
@@ -128,3 +128,11 @@ def _at(lam: float | dict[float, float], progress: float) -> float:
     if not isinstance(lam, dict):
         return lam
     return next(value for start, value in reversed(lam.items()) if progress >= start)
+
+
+def _is_number(text: object) -> bool:
+    try:
+        float(str(text))
+    except ValueError:
+        return False
+    return True

@@ -77,7 +77,8 @@ class KeyOrigins:
             message: of several items of a list that set the key, it is about the one whose value it quotes.
         """
         names = tuple(part for part in key.split(".") if part != "init_args")
-        found = [origin for origin in self.all if names in (origin.names, self._by_class(origin), _short(origin))]
+        flag = ("trainer", "callbacks", *names[1:]) if key[:1].isupper() else names  # of a callback, without its class
+        found = [o for o in self.all if names in (o.names, self._by_class(o), _short(o)) or flag == o.names]
         if any(part.isdigit() for origin in found for part in origin.path):
             found = [origin for origin in found if _quoted(origin.value, message)] or found
         return found[-1] if found else None
