@@ -54,7 +54,8 @@ class Resolver:
         self._families: dict[tuple[Path, ...], _Family] = {}
         self._cache = cache
         self._sizes: dict[str, Size] = {}
-        self._keys_checked: set[str] = set()
+        self._keys_checked: dict[str, InputError | None] = {}
+        """Files and overrides without their numbers -> what is wrong with their keys."""
         self._refused: set[str] | None = None
         """Key and value of each override of the last combination that had a wrong key."""
 
@@ -82,14 +83,17 @@ class Resolver:
         """
         numbers = {key: None for key, value in overrides.items() if isinstance(value, (int, float))}
         name = exactly([[str(path) for path in configs], {**overrides, **numbers}])
-        if name in self._keys_checked:
-            return
-        try:
-            check_keys(KeyOrigins(arguments(configs, overrides), flags=""))
-        except InputError:
+        if name not in self._keys_checked:
+            try:
+                check_keys(KeyOrigins(arguments(configs, overrides), flags=""))
+            except InputError as error:
+                self._keys_checked[name] = error
+            else:
+                self._keys_checked[name] = None
+        refused = self._keys_checked[name]
+        if refused is not None:
             self._refused = {exactly(pair) for pair in overrides.items()}
-            raise
-        self._keys_checked.add(name)
+            raise InputError(str(refused))
 
     def measure(self, config: Mapping[str, Any]) -> Size:
         """Of a configuration that was resolved here."""

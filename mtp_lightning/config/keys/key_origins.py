@@ -10,7 +10,7 @@ import yaml
 
 from mtp_lightning.config.config_files import CONF_DIR, find_config
 from mtp_lightning.errors import InputError
-from mtp_lightning.yaml_lines import read_yaml
+from mtp_lightning.yaml_lines import parse_yaml, read_yaml
 
 Path_ = tuple[str, ...]
 """A key's parts as written; an item of a list has its index, from 0, as text."""
@@ -149,6 +149,11 @@ def _parts(key: str) -> Path_:
 def _loaded(text: str) -> Any:
     """A flag's value, as far as it is YAML."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
         return text
+    except RecursionError:
+        value = None
+    if isinstance(value, dict | list) or value is None:
+        parse_yaml(text, "a flag's value")  # no larger and no deeper than what a file may hold
+    return value
