@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtp_lightning.config.config_cache import Keys, Plain, Store, exactly, leaves
+from mtp_lightning.config.keys.early_checks import check_numbers
 from mtp_lightning.config.keys.key_origins import KeyOrigins, arguments
 from mtp_lightning.config.keys.known_keys import check_keys
 from mtp_lightning.config.keys.linked_keys import SEED_KEY
@@ -79,7 +80,7 @@ class Resolver:
     def check_keys(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> None:
         """
         Raises:
-            InputError: keys that no configuration has; known without Lightning.
+            InputError: keys that no configuration has, numbers out of their range; known without Lightning.
         """
         numbers = {key: None for key, value in overrides.items() if isinstance(value, (int, float))}
         name = exactly([[str(path) for path in configs], {**overrides, **numbers}])
@@ -94,6 +95,7 @@ class Resolver:
         if refused is not None:
             self._refused = {exactly(pair) for pair in overrides.items()}
             raise InputError(str(refused))
+        check_numbers(overrides)
 
     def measure(self, config: Mapping[str, Any]) -> Size:
         """Of a configuration that was resolved here."""
