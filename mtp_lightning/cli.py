@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_lightning import __version__
-from mtp_lightning.errors import InputError, UnavailableError, did_you_mean
+from mtp_lightning.errors import InputError, UnavailableError, did_you_mean, printable
 from mtp_lightning.own_code import put_working_directory_last
 
 if TYPE_CHECKING:
@@ -83,12 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         if debug:
             raise
-        print(f"mtp: error: {error}", file=sys.stderr)
+        print(f"mtp: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except UnavailableError as error:
         if debug:
             raise
-        print(f"mtp: error: {error}", file=sys.stderr)
+        print(f"mtp: error: {printable(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

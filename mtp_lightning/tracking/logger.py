@@ -22,6 +22,7 @@ from mtp_lightning.tracking.patience import PATIENCE
 from mtp_lightning.tracking.provenance import provenance
 from mtp_lightning.tracking.read import infinity_restored
 from mtp_lightning.tracking.store import (
+    check_experiment,
     check_store,
     check_uri,
     check_writable,
@@ -79,6 +80,7 @@ class MLflowRunLogger(Logger):
         check_ranges("trainer.logger.init_args", MLflowRunLogger, locals())
         self.tracking_uri = tracking_uri or default_tracking_uri()
         check_uri(self.tracking_uri)
+        check_experiment(experiment)
         self.experiment_name = experiment
         self.directory = Path(directory) if directory else None
         # MLflow's own names come from Python's random numbers, which every run of one seed has in common.

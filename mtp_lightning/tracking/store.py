@@ -6,8 +6,9 @@ import os
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from mtp_lightning.errors import InputError
+from mtp_lightning.errors import InputError, printable
 from mtp_lightning.files import try_writing
 from mtp_lightning.tracking.patience import PATIENCE, with_patience
 
@@ -19,6 +20,8 @@ RUNS = Path("runs")
 KEY = "trainer.logger.init_args.tracking_uri"
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
 _SQLITE = "sqlite:///"
+_LONGEST_NAME = 200
+"""Of a file, less than the 255 bytes of most disks: MLflow writes some that are longer."""
 
 
 def default_tracking_uri(runs: Path = RUNS) -> str:
@@ -57,6 +60,27 @@ def check_uri(uri: str) -> None:
         raise InputError(
             f"{key} is '{uri}': MLflow keeps runs in a database or on a server, no longer in a folder of files; "
             f"give sqlite:////path/mlflow.db or http://HOST:PORT, or leave it out for {_below(RUNS)}"
+        )
+    file = sqlite_file(uri)
+    if file is not None and ("?" in str(file) or not str(file).isprintable()):
+        raise InputError(
+            f"{KEY}: '{printable(str(file))}' has a question mark or a control character in its path, which the "
+            "address of a SQLite store cannot have: give another folder"
+        )
+
+
+def check_experiment(name: str) -> None:
+    """Its artifacts get a folder of its name.
+
+    Raises:
+        InputError: a name that would lie elsewhere, or that no folder can have.
+    """
+    parts = name.split("/")
+    bad = {"", ".", ".."}.intersection(parts) or not name.isprintable()
+    if bad or any(len(quote(part).encode()) > _LONGEST_NAME for part in parts):
+        raise InputError(
+            f"trainer.logger.init_args.experiment is '{printable(name)}': it names a folder, so give words between "
+            f"slashes, as in mtp/fit, none of them empty, '.', '..' or longer than {_LONGEST_NAME} bytes"
         )
 
 
@@ -192,7 +216,7 @@ def ensure_experiment(uri: str, name: str, away: float = PATIENCE) -> str:
     found = with_patience(lambda: client.get_experiment_by_name(name), uri, away)
     if found is None:
         root = artifact_root(uri)
-        location = f"{root}/{name}" if root else None
+        location = f"{root}/{quote(name)}" if root else None
         try:
             return str(with_patience(lambda: client.create_experiment(name, artifact_location=location), uri))
         except MlflowException:
