@@ -105,10 +105,13 @@ def _fits(value: Any, hint: Any) -> bool:
         wanted = Integral if args[0] is int else Real
         is_number = isinstance(value, wanted) and not isinstance(value, bool)
         return is_number and all(range_.holds(value) for range_ in _ranges(hint))
+    if origin is Literal:
+        return isinstance(value, str) and value in args
     if next(_ranges(hint), None) is None:
         return value is None if hint in (None, NoneType) else not _is_number(value) or hint in (int, float)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
+        pairs = value.items() if isinstance(value, Mapping) else ()
+        return len(pairs) > 0 and all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in pairs)
     if isinstance(origin, type) and issubclass(origin, Sequence):
         items = [*args] if origin is tuple and Ellipsis not in args else [args[0]] * len(_items(value))
         return len(items) == len(_items(value)) > 0 and all(map(_fits, _items(value), items))

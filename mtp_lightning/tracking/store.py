@@ -6,9 +6,9 @@ import os
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
-from mtp_lightning.errors import InputError, printable
+from mtp_lightning.errors import InputError
 from mtp_lightning.files import try_writing
 from mtp_lightning.tracking.patience import PATIENCE, with_patience
 
@@ -62,10 +62,11 @@ def check_uri(uri: str) -> None:
             f"give sqlite:////path/mlflow.db or http://HOST:PORT, or leave it out for {_below(RUNS)}"
         )
     file = sqlite_file(uri)
-    if file is not None and ("?" in str(file) or not str(file).isprintable()):
+    # SQLAlchemy decodes `%41`, MLflow makes the folder of the address as it is: there is no right way to write either.
+    if file is not None and ("?" in uri or unquote(uri) != uri or not uri.isprintable()):
         raise InputError(
-            f"{KEY}: '{printable(str(file))}' has a question mark or a control character in its path, which the "
-            "address of a SQLite store cannot have: give another folder"
+            f"{KEY} is {uri!r}: the address of a SQLite store cannot have a question mark, a line break or another "
+            "control character, nor what reads as an escape (%41); give another folder"
         )
 
 
@@ -79,7 +80,7 @@ def check_experiment(name: str) -> None:
     bad = {"", ".", ".."}.intersection(parts) or not name.isprintable()
     if bad or any(len(quote(part).encode()) > _LONGEST_NAME for part in parts):
         raise InputError(
-            f"trainer.logger.init_args.experiment is '{printable(name)}': it names a folder, so give words between "
+            f"trainer.logger.init_args.experiment is {name!r}: it names a folder, so give words between "
             f"slashes, as in mtp/fit, none of them empty, '.', '..' or longer than {_LONGEST_NAME} bytes"
         )
 

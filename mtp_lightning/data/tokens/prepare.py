@@ -45,7 +45,7 @@ class ShardSettings:
     """Of the documents, in expectation; at least one document in any case."""
     split_seed: Seed = 0
     """Another seed, another split. Not the seed of a run: runs are compared on the same validation documents."""
-    shard_tokens: Annotated[int, Range(least=1)] = 1 << 27
+    shard_tokens: Annotated[int, Range(least=1, most=2**40)] = 1 << 27
     """Tokens of a shard file, at most. Makes no difference to anything but the files."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtp_lightning.errors import InputError, UnavailableError, printable
+from mtp_lightning.errors import InputError, UnavailableError
 from mtp_lightning.grid.spec.resources import Resources
 
 CLIENT_SECONDS = 60.0
@@ -164,7 +164,7 @@ def write_script(
 
     if not str(folder).isprintable():
         raise InputError(
-            f"runs: '{printable(str(folder))}' has a line break or another control character in its path, and Slurm "
+            f"runs: {str(folder)!r} has a line break or another control character in its path, and Slurm "
             "reads a job's script line by line: give another folder"
         )
     executor = SlurmExecutor(_PLACE)
