@@ -1,13 +1,12 @@
 """Whether a run can fit into the memory there is, by its configuration alone: only what clearly cannot is refused."""
 
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.machine import machine_memory
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import STATE_BYTES, count_parameters, training_memory
 from mtp_lightning.units import quantity, size
@@ -54,38 +53,6 @@ def check_memory(config: Mapping[str, Any], memory: int | None = None) -> None:
         f"about {size(held)}, and {where} has {size(memory)}: {quantity(weights // STATE_BYTES)} parameters take "
         f"{size(weights)} with gradients and optimizer{batch}"
     )
-
-
-def machine_memory() -> int | None:
-    """Bytes that this process could have: of the machine, or what its control groups leave it; None where the system
-    does not say."""
-    try:
-        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    except (ValueError, OSError, AttributeError):
-        return None
-    for file in _limit_files():
-        try:
-            text = file.read_text().strip()
-        except OSError:
-            continue  # this version of control groups is not used, or the group has no limit
-        limits += [int(text)] if text.isdigit() else []
-    return min(limits)
-
-
-def _limit_files() -> Iterator[Path]:
-    """Where Linux keeps the limits of this process's group and of those above it, for both versions."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        group = top / path.lstrip("/")
-        yield from (folder / name for folder in (group, *group.parents) if folder.is_relative_to(top))
 
 
 def _number(devices: Any) -> int:

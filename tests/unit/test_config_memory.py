@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from mtp_lightning.config.memory import check_memory, machine_memory
+from mtp_lightning.config.memory import check_memory
 from mtp_lightning.errors import InputError
+from mtp_lightning.machine import machine_memory
 
 GIB = 1024**3
 CONFIG: dict[str, Any] = {

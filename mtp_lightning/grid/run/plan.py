@@ -20,6 +20,7 @@ from mtp_lightning.grid.run.status import CellStatus
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.spec.resources import Resources
+from mtp_lightning.machine import machine_memory
 from mtp_lightning.units import duration, quantity, size
 
 HOUR = 3600.0
@@ -67,7 +68,7 @@ def costs(cells: Sequence[Cell], resolver: Resolver) -> list[Cost]:
         InputError: cells that are still to run and cannot fit into memory.
     """
     runs = [_Run(cell, resolver.measure(cell.config)) for cell in cells]
-    _check_memory([run.cell for run in runs if run.result is None])
+    _check_memory([run for run in runs if run.result is None])
     speeds: dict[tuple[int, int], list[float]] = {}
     seeds: dict[str, list[float]] = {}
     for run in runs:
@@ -78,17 +79,19 @@ def costs(cells: Sequence[Cell], resolver: Resolver) -> list[Cost]:
     return [run.cost(seeds, speeds) for run in runs]
 
 
-def _check_memory(cells: Sequence[Cell]) -> None:
+def _check_memory(runs: Sequence["_Run"]) -> None:
     """A cell without `resources` has this machine's memory; how much a node of a cluster has is known only where
     `resources.memory_gb` says it, and of GPUs never."""
-    from mtp_lightning.config.memory import check_memory  # and torch: a wrong key is reported without it
-
     problems: dict[str, None] = {}
-    for cell in cells:
+    for cell, size_ in ((run.cell, run.size) for run in runs):
         wanted = cell.resources
         memory = None if wanted.memory_gb is None else round(wanted.memory_gb * 1024**3)
-        if wanted.gpus or (memory is None and wanted != Resources()):
+        of_here = memory is None and wanted == Resources()
+        limit = machine_memory() if of_here else memory
+        if wanted.gpus or limit is None or (size_.memory_bytes or 0) <= limit:
             continue
+        from mtp_lightning.config.memory import check_memory  # and torch, which most plans do without
+
         try:
             check_memory(cell.config, memory)
         except InputError as error:
