@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test unit-and-e2e test-slow lint ui install clean
+.PHONY: demo test unit-and-e2e test-slow fuzz lint ui install clean
 
 demo: install
 	$(BIN)/mtp grid run experiments/001_head_count/grid.yaml
@@ -22,6 +22,12 @@ unit-and-e2e: install
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+# Mutated input of every kind, then SIGKILLs at random moments; `make fuzz SEED=7` for others. Up to 90 minutes.
+SEED ?= 0
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --mutations 2000 --seconds 600 --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills.py --kills 50 --seed $(SEED)
 
 lint: install
 	$(BIN)/ruff check .

@@ -11,7 +11,10 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from mtp_lightning.errors import Preempted
 from mtp_lightning.files import write_json
+from mtp_lightning.machine import process_token
+from mtp_lightning.secrets import mask
 
 PROGRESS, RESULT, FAILURE = "progress.json", "result.json", "failure.json"
 SECONDS_BETWEEN = 1.0
@@ -20,7 +23,8 @@ SECONDS_BETWEEN = 1.0
 class Heartbeat(pl.Callback):
     """Writes, in `directory` (by default the trainer's `default_root_dir`), each whole or not at all,
 
-    - `progress.json` at most once a second: step, max_steps, phase, loss, tokens_per_second, updated_at, pid, host;
+    - `progress.json` at most once a second: step, max_steps, phase, loss, tokens_per_second, updated_at, pid, host,
+      process (which tells it from a later one of the same number), and why it saved and stopped, if it did;
     - `result.json` when fit has succeeded: step, tokens, wall_seconds over all attempts, the data's fingerprint and
       the last value of every metric (NaN and Infinity as Python's JSON writes them). Lightning reaches the hook
       `teardown` only when nothing was raised; by then every other callback has logged what it had to, and the loggers
@@ -130,10 +134,12 @@ class Heartbeat(pl.Callback):
         folder = self._folder(trainer)
         (folder / RESULT).unlink(missing_ok=True)  # what ends a run can still fail after our teardown
         if isinstance(exception, (KeyboardInterrupt, SystemExit)):
+            if isinstance(exception, Preempted) and exception.why:
+                self._progress(trainer, "stopped", now=True, stopped=exception.why)
             return
         frames = traceback.extract_tb(exception.__traceback__)
         where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
-        failure = {"error": type(exception).__name__, "message": str(exception), "where": where}
+        failure = {"error": type(exception).__name__, "message": mask(str(exception)), "where": where}
         try:
             write_json(folder / FAILURE, failure)
         except OSError as error:  # a full disk, for one: the exception under way matters more, and goes on
@@ -151,7 +157,7 @@ class Heartbeat(pl.Callback):
     def _folder(self, trainer: pl.Trainer) -> Path:
         return self.directory or Path(trainer.default_root_dir)
 
-    def _progress(self, trainer: pl.Trainer, phase: str, now: bool = False) -> None:
+    def _progress(self, trainer: pl.Trainer, phase: str, now: bool = False, stopped: str | None = None) -> None:
         due = now or time.monotonic() - self._written >= SECONDS_BETWEEN
         if not due or not trainer.is_global_zero or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
@@ -167,5 +173,7 @@ class Heartbeat(pl.Callback):
             "updated_at": time.time(),
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "process": process_token(os.getpid()),
+            "stopped": stopped,
         }
         write_json(self._folder(trainer) / PROGRESS, progress)

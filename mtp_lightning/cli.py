@@ -12,12 +12,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_lightning import __version__
-from mtp_lightning.errors import InputError, UnavailableError, did_you_mean, printable
+from mtp_lightning.errors import DivergedError, InputError, UnavailableError, did_you_mean, printable
 from mtp_lightning.own_code import put_working_directory_last
+from mtp_lightning.secrets import MaskedStream, mask
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -74,21 +76,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         put_working_directory_last()
+        sys.stdout, sys.stderr = MaskedStream(sys.stdout), MaskedStream(sys.stderr)
     args = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning uses what is deprecated there
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
-        return dispatch(_without_imports(args))
+        with careful_umask(args):
+            return dispatch(_without_imports(args))
     except InputError as error:
         if debug:
             raise
-        print(f"mtp: error: {printable(str(error))}", file=sys.stderr)
+        print(mask(f"mtp: error: {printable(str(error))}"), file=sys.stderr)
         return 2
-    except UnavailableError as error:
+    except (UnavailableError, DivergedError) as error:
         if debug:
             raise
-        print(f"mtp: error: {printable(str(error))}", file=sys.stderr)
+        print(mask(f"mtp: error: {printable(str(error))}"), file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -96,10 +100,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ECONNREFUSED):
             raise
-        print(f"mtp: error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
+        print(mask(f"mtp: error: {error.strerror}: {error.filename or 'while writing'}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+@contextmanager
+def careful_umask(args: Sequence[str]) -> Iterator[None]:
+    """What a run writes is not for others on the machine: its configuration, its log, its weights."""
+    if not args or args[0] not in ("fit", "grid"):
+        yield
+        return
+    before = os.umask(0o077)
+    os.umask(before | 0o007)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _without_imports(args: Sequence[str]) -> list[str]:

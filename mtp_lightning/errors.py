@@ -29,4 +29,16 @@ PREEMPTED = 75
 
 
 class Preempted(SystemExit):
-    """Ends such a run: no failure, and nothing for a traceback."""
+    """Ends such a run: no failure, and nothing for a traceback.
+
+    Args:
+        why: `SIGTERM: saved step 120`.
+    """
+
+    def __init__(self, status: int, why: str | None = None) -> None:
+        super().__init__(status)
+        self.why = why
+
+
+class DivergedError(RuntimeError):
+    """A run's loss or weights are no longer finite: the command line prints it and exits with 1."""

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,13 +34,73 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """None where there is no file, or something that is not a JSON mapping."""
+class DamagedError(InputError):
+    """A file of our own that is there and cannot be used. The message names the file and says why."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path, self.why = path, why
+
+
+MOST_BYTES = 64 * 2**20
+"""No state file of ours comes near: a journal of all the points that may wait has half of it."""
+
+
+def read_state(path: Path) -> str | None:
+    """The text of a file that may hold anything; None where there is none.
+
+    Raises:
+        DamagedError: a folder, a pipe, a loop of links, not UTF-8, too large, or what the disk says.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its writer
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return None
+        raise DamagedError(path, "a link to a file that is not there") from None
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read ({error.strerror})") from error
+    try:
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                what = "a folder" if stat.S_ISDIR(found.st_mode) else "no ordinary file"
+                raise DamagedError(path, f"{what}, and has to be a file")
+            if found.st_size > MOST_BYTES:
+                raise DamagedError(path, f"{found.st_size:,} bytes, and this file never has more than {MOST_BYTES:,}")
+            return file.read(MOST_BYTES + 1).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedError(path, f"not UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read ({error.strerror})") from error
+
+
+def parse_json(path: Path, text: str) -> Any:
+    """
+    Raises:
+        DamagedError: `text`, out of `path`, is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise DamagedError(path, "nested too deeply") from None
+    except ValueError as error:
+        raise DamagedError(path, "empty" if not text.strip() else f"not JSON ({error})") from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON mapping in a file; None where there is no file.
+
+    Raises:
+        DamagedError: anything else.
+    """
+    text = read_state(path)
+    if text is None:
         return None
-    return value if isinstance(value, dict) else None
+    value = parse_json(path, text)
+    if not isinstance(value, dict):
+        raise DamagedError(path, f"holds a {type(value).__name__}, and has to hold a JSON mapping")
+    return value
 
 
 class FileLock:

@@ -1,8 +1,10 @@
-"""The machine: what its processor computes natively, and how a process's C library treats freed memory."""
+"""The machine: what its processor computes natively, how a process's C library treats freed memory, which processes
+live."""
 
 import ctypes
 import functools
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,3 +65,61 @@ def _limit_files() -> Iterator[Path]:
             continue
         group = top / path.lstrip("/")
         yield from (folder / name for folder in (group, *group.parents) if folder.is_relative_to(top))
+
+
+def process_token(pid: int) -> str | None:
+    """Distinguishes a living process from another one with the same number; None when it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+        return _signalled(pid)
+    except ProcessLookupError:
+        return None
+    after_name = text.rpartition(")")[2].split()
+    return None if after_name[0] in "ZX" else f"{boot}:{after_name[19]}"
+
+
+def _signalled(pid: int) -> str | None:
+    """Where there is no /proc: a process answers to signal 0; a later one with its number looks the same."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"
+
+
+def this_process() -> str:
+    """Host, machine, namespace of process numbers, number and token of this process, for `is_gone`."""
+    where = [socket.gethostname(), _machine_id(), _namespace()]
+    return " ".join([*where, str(os.getpid()), process_token(os.getpid()) or "-"])
+
+
+def is_gone(process: str) -> bool:
+    """Whether a process that `this_process` once described is certainly gone. Of another machine, or in another
+    container of this one, nothing is known, and so it is not."""
+    parts = process.split(" ")
+    if len(parts) != 5 or not parts[3].isdecimal() or parts[:2] != [socket.gethostname(), _machine_id()]:
+        return False
+    boot, mine = (token.partition(":")[0] for token in (parts[4], process_token(os.getpid()) or "-"))
+    if boot != mine:
+        return ":" in parts[4]  # this machine was started anew
+    return parts[2] == _namespace() and process_token(int(parts[3])) != parts[4]
+
+
+def _machine_id() -> str:
+    try:
+        return Path("/etc/machine-id").read_text(encoding="utf-8").strip() or "-"
+    except OSError:
+        return "-"
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return "-"

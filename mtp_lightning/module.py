@@ -1,26 +1,27 @@
 """The LightningModule: windows -> targets -> trunk and heads -> one loss, one backward."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torchmetrics import Metric
 from typing_extensions import override
 
-from mtp_lightning.errors import InputError
+from mtp_lightning.divergence import Divergence
+from mtp_lightning.errors import DivergedError, InputError
+from mtp_lightning.metrics import HeadMetrics, mean_over_ranks, training_means, validation_means
 from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_parameters, flops_per_token
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.own_kind import import_kind
 from mtp_lightning.model.sharding import shard_model
 from mtp_lightning.objective.heads import check_options, model_loss, model_scores
-from mtp_lightning.objective.loss import HeadScores, LossOptions, LossOutput
-from mtp_lightning.objective.targets import Targets, make_targets
+from mtp_lightning.objective.loss import LossOptions, LossOutput
+from mtp_lightning.objective.targets import STEP_REST, Targets, count_valid, make_targets
 from mtp_lightning.objective.weights import WeightsConfig, complete, head_weights
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
 from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_factor
@@ -34,49 +35,6 @@ class LossConfig(LossOptions):
     """w_i, and how they move during training; all 1 by default for the paper's heads."""
 
 
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum over all processes, the same on each; x itself in a single one."""
-    if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
-        return x
-    x = x.clone()
-    torch.distributed.all_reduce(x)
-    return x
-
-
-def mean_over_ranks(x: Tensor) -> Tensor:
-    """The mean over all processes, in floating point, the same on each."""
-    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    return sum_over_ranks(x) / ranks
-
-
-class HeadMetrics(Metric):
-    """Negative log-likelihood and accuracy per loss (one a head): exact over any split into batches and ranks."""
-
-    full_state_update = False
-    nll: Tensor
-    correct: Tensor
-    n_valid: Tensor
-
-    def __init__(self, n_losses: int) -> None:
-        super().__init__()
-        for name in ("nll", "correct", "n_valid"):
-            self.add_state(name, torch.zeros(n_losses, dtype=torch.float64), dist_reduce_fx="sum")
-
-    @override
-    def update(self, scores: HeadScores) -> None:
-        self.nll += scores.nll
-        self.correct += scores.correct
-        self.n_valid += scores.n_valid
-
-    @override
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """(nats per token, accuracy) per loss; NaN for one that never had a valid target.
-
-        Each is (M,), or a scalar for a single one: torchmetrics squeezes what it returns.
-        """
-        return self.nll / self.n_valid, self.correct / self.n_valid
-
-
 class MTPModule(pl.LightningModule):
     """Trains an `MTPModel`; logs `train/loss`, `val/loss/head_i`, `val/accuracy/head_i`, `val/bits_per_byte`.
 
@@ -87,9 +45,12 @@ class MTPModule(pl.LightningModule):
         backbone: the trunk's dimensions.
         heads: how many tokens ahead are predicted, and by what.
         compile: compile every transformer layer (they share their code, so once) with torch.compile.
+        on_divergence: what becomes of a run whose loss or weights are no longer finite: `stop` ends it as failed, its
+            last good checkpoint kept; `go_on` trains to the end.
 
     Raises:
         InputError: an impossible combination; the message names the configuration key.
+        DivergedError: while training.
     """
 
     def __init__(
@@ -100,6 +61,7 @@ class MTPModule(pl.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),
         schedule: ScheduleConfig = ScheduleConfig(),
         compile: bool = False,
+        on_divergence: Literal["stop", "go_on"] = "stop",
     ) -> None:
         super().__init__()
         import_kind(heads)  # a configuration of the user's own names it
@@ -110,6 +72,10 @@ class MTPModule(pl.LightningModule):
         self.val_metrics = HeadMetrics(len(heads.loss_names))
         self._since_step: list[LossOutput] = []
         """Losses of the batches whose gradients wait for the next optimizer step."""
+        self._mean_count_M: Tensor | None = None
+        """Of the step under way: valid targets per loss, the mean over its batches and over the ranks."""
+        self.on_divergence = on_divergence
+        self._divergence = Divergence()
         self._gradient_norm: Tensor | float = math.nan
         self._is_sharded = False
         if compile:
@@ -157,12 +123,28 @@ class MTPModule(pl.LightningModule):
             self._is_sharded = True
 
     @override
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         targets, documents_BT = self.make_targets(batch)
-        count = mean_over_ranks if self.trainer.world_size > 1 else None
-        out = model_loss(self.model, targets, documents_BT, self.head_weights(), self.loss_config, count)
+        k = self.trainer.accumulate_grad_batches
+        if batch_idx % k == 0:
+            self._mean_count_M = self._count_step(batch, targets) if k > 1 or self.trainer.world_size > 1 else None
+        out = model_loss(self.model, targets, documents_BT, self.head_weights(), self.loss_config, self._mean_count_M)
         self._since_step.append(out._replace(total=out.total.detach()))
         return out.total
+
+    def _count_step(self, batch: dict[str, Any], targets: Targets) -> Tensor:
+        """Valid targets per loss, the mean over the batches and ranks of the step that `batch` begins. (M,)
+
+        Lightning averages the gradients of both, so that losses divided by it are means over all targets of the step.
+        """
+        k, following = self.trainer.accumulate_grad_batches, batch.get(STEP_REST, [])
+        if len(following) != k - 1:
+            raise InputError(
+                f"trainer.accumulate_grad_batches is {k}: the data module's train_dataloader has to return what its "
+                "training_loader makes, so that the targets of a whole step are counted before its first gradient"
+            )
+        count_M = count_valid(targets) + sum(count_valid(self.make_targets(other)[0]) for other in following)
+        return mean_over_ranks(count_M) / k
 
     @override
     def configure_gradient_clipping(
@@ -201,23 +183,53 @@ class MTPModule(pl.LightningModule):
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return  # DeepSpeed is called for every batch and steps where it is due
         outs, self._since_step = self._since_step, []
-        if not logs:
+        self._divergence.note(torch.stack([out.total for out in outs]), step)
+        asks_each_step = self.device.type == "cpu" and self.trainer.world_size == 1  # where it costs nothing
+        diverged = self._diverged_at() if logs or asks_each_step else None
+        if not (logs or diverged):
             return
-        nll_N, n_valid_N = sum_over_ranks(
-            torch.stack([sum(out.nll for out in outs).double(), sum(out.n_valid for out in outs).double()])  # type: ignore[union-attr]
-        )
-        total = mean_over_ranks(torch.stack([out.total for out in outs]).mean())
-        names, means = self.heads_config.loss_names, (nll_N / n_valid_N.clamp(min=1)).tolist()
-        metrics = {f"train/loss/{name}": nll for name, nll in zip(names, means)}
-        metrics |= {f"train/weight/{name}": weight for name, weight in zip(names, weights)}
+        loss, means = training_means(outs)
+        metrics = {f"train/loss/{name}": nll for name, nll in zip(self.heads_config.loss_names, means)}
+        metrics |= {f"train/weight/{name}": weight for name, weight in zip(self.heads_config.loss_names, weights)}
         norm = self._gradient_norm
         if hasattr(self.trainer.strategy, "gradient_norm"):
             norm = self.trainer.strategy.gradient_norm()
         metrics["train/gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        loss = total.item()
         self._record(metrics | {"train/loss": loss, "train/lr": lr}, step)
-        self.trainer.callback_metrics["train/loss"] = total
+        self.trainer.callback_metrics["train/loss"] = torch.tensor(loss)
         self.trainer.progress_bar_metrics["train/loss"] = loss  # `self.log` would cost more than all of the above
+        if diverged:
+            raise self._diverged(diverged, "its loss is not finite")
+
+    def _diverged_at(self, weights: Iterable[torch.nn.Parameter] = ()) -> int | None:
+        """The step at which the run went out of bounds, or None for a sound run, and for one that is to go on anyway.
+        All ranks have to ask together."""
+        return self._divergence.step(weights, now=self.trainer.global_step) if self._watches else None
+
+    @property
+    def _watches(self) -> bool:
+        return self.on_divergence == "stop" and self.trainer.state.fn == "fit"
+
+    def _diverged(self, step: int, what: str) -> DivergedError:
+        return DivergedError(
+            f"diverged at step {step}: {what}. The last checkpoint before it stays in "
+            f"'{self.trainer.default_root_dir}'. A new run may hold with a smaller model.optimizer.lr, a longer "
+            "model.schedule.warmup_steps or a smaller trainer.gradient_clip_val; model.on_divergence: go_on trains to "
+            "the end anyway"
+        )
+
+    @override
+    def on_train_end(self) -> None:
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        """
+        Raises:
+            DivergedError: the loss of a step, or a weight, is not finite.
+        """
+        diverged = self._diverged_at(self.parameters())
+        if diverged:
+            raise self._diverged(diverged, "its loss, or a weight after it, is not finite")
 
     def _logs_step(self) -> bool:
         """Whether the step under way is one to record."""
@@ -230,23 +242,21 @@ class MTPModule(pl.LightningModule):
     @override
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         targets, documents_BT = self.make_targets(batch)
-        self.val_metrics.update(model_scores(self.model, targets, documents_BT))
+        bytes_V = getattr(self.trainer.datamodule, "token_bytes", None)  # type: ignore[attr-defined]
+        n_bytes = None if bytes_V is None else bytes_V.to(self.device)[targets.targets[0][targets.valid[0]]].sum()
+        self.val_metrics.update(model_scores(self.model, targets, documents_BT), n_bytes)
 
     @override
     def on_validation_epoch_end(self) -> None:
-        nll_N, accuracy_N = map(torch.atleast_1d, self.val_metrics.compute())
+        sums = self.val_metrics.compute()
         self.val_metrics.reset()
         if self.trainer.sanity_checking:
             return  # nothing is recorded before training starts
-        measured_N = nll_N[~nll_N.isnan()]  # a head without a valid target adds nothing
-        metrics = {"val/loss": measured_N.sum().item() if len(measured_N) else math.nan}
-        for name, nll, accuracy in zip(self.heads_config.loss_names, nll_N.tolist(), accuracy_N.tolist()):
-            metrics |= {f"val/loss/{name}": nll, f"val/accuracy/{name}": accuracy}
-        bytes_per_token = getattr(self.trainer.datamodule, "bytes_per_token", None)  # type: ignore[attr-defined]
-        if bytes_per_token:
-            metrics["val/bits_per_byte"] = nll_N[0].item() / math.log(2) / bytes_per_token
+        metrics = validation_means(self.heads_config.loss_names, sums)
         self.log_dict(metrics, logger=False, sync_dist=True)
         self._record(metrics, self.trainer.global_step)
+        if self._watches and not sums.isfinite().all():
+            raise self._diverged(self.trainer.global_step, f"val/loss is {metrics['val/loss']}")
 
     @override
     def configure_optimizers(self) -> Any:
@@ -259,7 +269,12 @@ class MTPModule(pl.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What `load_model` needs beside the weights, as plain values: checkpoints load with weights_only."""
+        """What `load_model` needs beside the weights, as plain values: checkpoints load with weights_only.
+
+        Raises:
+            DivergedError: there is nothing to go on from in these weights.
+        """
+        self._check_weights()
         datamodule = getattr(self.trainer, "datamodule", None)
         tokenizer, task = getattr(datamodule, "tokenizer", None), getattr(datamodule, "task", None)
         checkpoint[CHECKPOINT_KEY] = {

@@ -1,19 +1,24 @@
 """Checkpoints as files, and how a model comes back out of one. Nothing is unpickled."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from mtp_lightning.checkpoints.verify import ChangedError, digest, verify_zip
 from mtp_lightning.data.tokens.tokenizer import Tokenizer, tokenizer_from_state
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
 SAFETENSORS = ".safetensors"
+DIGEST = "digest"
+"""Entry of a safetensors header: a checksum over everything else."""
+_MOST_HEADS = 10_000
 
 
 class LoadedModel(NamedTuple):
@@ -41,45 +46,97 @@ class LoadedModel(NamedTuple):
         return self.text_tokenizer
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever a file's content makes the code raise that reads it, as one message that names the file."""
+    try:
+        if not path.is_file():
+            raise InputError(f"checkpoint '{path}' is not a file")
+        yield
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"'{path}': {error}") from error
+    except ChangedError as error:
+        raise InputError(f"'{path}' is damaged: {error}") from error
+    except Exception as error:  # damaged bytes make the unpickler and whoever uses its results raise anything
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"'{path}' is not a checkpoint, or a truncated or damaged one ({said})") from error
+
+
 def read_checkpoint(path: Path, lazy: bool = False) -> dict[str, Any]:
-    """The file's content, loaded with `weights_only=True`.
+    """The file's content, verified, and loaded with `weights_only=True`.
 
     Args:
-        lazy: leave the tensors in the file until they are used, which takes no time where they are not.
+        lazy: leave the tensors in the file until they are used, unverified, which takes no time.
 
     Raises:
-        InputError: no file, not a checkpoint, or a truncated one.
+        InputError: no file, not a checkpoint, or one that was truncated or changed.
     """
-    if not path.is_file():
-        raise InputError(f"checkpoint '{path}' is not a file")
-    try:
+    with reading(path):
+        verify_zip(path, tensors=not lazy)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
-    except Exception as error:  # damaged bytes make the unpickler raise anything
-        raise InputError(f"'{path}' is not a checkpoint, or a truncated one") from error
-    if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
-        raise InputError(f"'{path}' is not a checkpoint of `mtp fit`: it has no '{CHECKPOINT_KEY}' entry")
-    _check_format(path, content[CHECKPOINT_KEY])
-    return content
+        if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
+            raise InputError(f"'{path}' is not a checkpoint of `mtp fit`: it has no '{CHECKPOINT_KEY}' entry")
+        _check_format(path, content[CHECKPOINT_KEY])
+        step, weights = content["global_step"], content["state_dict"]
+        if type(step) is not int or step < 0:
+            raise InputError(f"'{path}': its 'global_step' is {step!r}, and has to be a number of steps")
+        if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+            raise InputError(f"'{path}': its 'state_dict' holds something that is no tensor")
+        return content
+
+
+def verify_checkpoint(path: Path) -> None:
+    """
+    Raises:
+        InputError: what `read_checkpoint` would refuse; found without taking memory for the tensors.
+    """
+    read_checkpoint(path, lazy=True)
+    with reading(path):
+        verify_zip(path)
 
 
 def load_model(path: Path) -> LoadedModel:
     """The model of a checkpoint written by `mtp fit`, or of a file written by `mtp export`.
 
     Raises:
-        InputError: not such a file.
+        InputError: not such a file, or a damaged one.
     """
-    if path.suffix == SAFETENSORS:
-        described, weights, step = _read_safetensors(path)
-    else:
-        content = read_checkpoint(path)
-        described, step = content[CHECKPOINT_KEY], content["global_step"]
-        prefix = "model."
-        weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    model = MTPModel(BackboneConfig(**described["backbone"]), HeadsConfig(**described["heads"]))
-    model.load_state_dict(weights)
-    state = described["tokenizer"]
-    tokenizer = None if state is None else tokenizer_from_state(state)
-    return LoadedModel(path, model.eval(), tokenizer, step, described.get("context"), described.get("task"))
+    with reading(path):
+        if path.suffix == SAFETENSORS:
+            described, weights, step = _read_safetensors(path)
+        else:
+            content = read_checkpoint(path)
+            described, step = content[CHECKPOINT_KEY], content["global_step"]
+            prefix = "model."
+            weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+        backbone, heads = BackboneConfig(**described["backbone"]), HeadsConfig(**described["heads"])
+        _check_weights(backbone, heads, weights)
+        model = MTPModel(backbone, heads)
+        model.load_state_dict(weights)
+        state, context, task = described["tokenizer"], described.get("context"), described.get("task")
+        if not isinstance(context, int | None) or not isinstance(task, Mapping | None):
+            raise InputError("its 'context' is no number, or its 'task' no mapping")
+        tokenizer = None if state is None else tokenizer_from_state(state)
+        return LoadedModel(path, model.eval(), tokenizer, step, context, task)
+
+
+def _check_weights(backbone: BackboneConfig, heads: HeadsConfig, weights: Mapping[str, torch.Tensor]) -> None:
+    """The weights are those of the model that is described, found out before memory is taken for it: a description may
+    ask for any amount.
+
+    Raises:
+        InputError: they are not.
+    """
+    if max(backbone.n_layers, heads.layers) > len(weights) or heads.n_future > _MOST_HEADS:
+        raise InputError(f"it describes a model of {backbone.n_layers} layers, and holds {len(weights)} weights")
+    with torch.device("meta"):
+        wanted = MTPModel(backbone, heads).state_dict()
+    for name in sorted(wanted.keys() | weights.keys()):
+        have, want = (tuple(found[name].shape) if name in found else None for found in (weights, wanted))
+        if have != want:
+            raise InputError(f"its weight '{name}' is of shape {have}, and the model that it describes has {want}")
+        if not weights[name].is_floating_point():
+            raise InputError(f"its weight '{name}' holds {weights[name].dtype}, and no real numbers")
 
 
 def save_safetensors(loaded: LoadedModel, path: Path) -> None:
@@ -98,25 +155,24 @@ def save_safetensors(loaded: LoadedModel, path: Path) -> None:
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file(weights, partial, {CHECKPOINT_KEY: json.dumps(described), "step": str(loaded.step)})
+        header = {CHECKPOINT_KEY: json.dumps(described), "step": str(loaded.step)}
+        save_file(weights, partial, header | {DIGEST: digest(weights, header)})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], int]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if not path.is_file():
-        raise InputError(f"'{path}' is not a file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"'{path}' is not a safetensors file, or a truncated one") from error
+    with safe_open(path, framework="pt") as file:
+        header = dict(file.metadata() or {})
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    written = header.pop(DIGEST, None)  # not in files of earlier versions
     if CHECKPOINT_KEY not in header:
         raise InputError(f"'{path}' was not written by `mtp export`: its header has no '{CHECKPOINT_KEY}' entry")
+    if header.keys() != {CHECKPOINT_KEY, "step"} or written not in (None, digest(weights, header)):
+        raise ChangedError("its content was changed since it was written")
     described = json.loads(header[CHECKPOINT_KEY])
     _check_format(path, described)
     if described["backbone"]["tie_embeddings"]:
@@ -124,8 +180,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
     return described, weights, int(header["step"])
 
 
-def _check_format(path: Path, described: Mapping[str, Any]) -> None:
-    if described.get("format") != CHECKPOINT_FORMAT:
-        raise InputError(
-            f"'{path}' is a checkpoint of format {described.get('format')}, and this version reads {CHECKPOINT_FORMAT}"
-        )
+def _check_format(path: Path, described: Any) -> None:
+    if not isinstance(described, dict) or described.get("format") != CHECKPOINT_FORMAT:
+        found = described.get("format") if isinstance(described, dict) else f"{described!r:.40}"
+        raise InputError(f"'{path}' is a checkpoint of format {found}, and this version reads {CHECKPOINT_FORMAT}")

@@ -1,6 +1,9 @@
-"""What `mtp fit` is given for one cell of a grid: its configuration, and the command that runs it."""
+"""What `mtp fit` is given for one cell of a grid, and commands of this program: to run it, and for a user to type."""
 
 import copy
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,3 +54,13 @@ def cell_config(
 def fit_command(file: Path) -> list[str]:
     """`mtp fit` of a configuration file, in this environment. A cell continues from its newest good checkpoint."""
     return [sys.executable, "-m", "mtp_lightning", "fit", "-c", str(file)]
+
+
+def command(*words: str) -> str:
+    """A command of this program for a user's shell, as it was called: an environment need not be on the PATH."""
+    program = ["mtp"]
+    if shutil.which("mtp") is None:
+        program = [os.path.relpath(sys.argv[0])]
+        if program[0].endswith("__main__.py"):
+            program = [os.path.relpath(sys.executable), "-m", "mtp_lightning"]
+    return shlex.join([*program, *words])

@@ -1,18 +1,22 @@
 """`mtp fit | validate`."""
 
 import os
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from mtp_lightning.checkpoints.files import read_checkpoint
-from mtp_lightning.checkpoints.select import CHECKPOINTS, by_step, find_checkpoint, latest_checkpoint
+import torch
+
+from mtp_lightning.checkpoints.files import read_checkpoint, reading, verify_checkpoint
+from mtp_lightning.checkpoints.select import CHECKPOINTS, find_checkpoint, find_checkpoints, latest_checkpoint
 from mtp_lightning.config.cross_checks import check_writable, lightning_refusals
 from mtp_lightning.config.lightning_cli import MTPCLI, naming_the_place
-from mtp_lightning.config.run.continuing import check_length
+from mtp_lightning.config.run.continuing import check_length, check_weights
 from mtp_lightning.config.run.ending import after_fit
 from mtp_lightning.config.run.quiet import without_advertisements
-from mtp_lightning.config.run.starting import CONFIG
+from mtp_lightning.config.run.starting import CONFIG, check_replaceable, without_traces
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
 from mtp_lightning.machine import keep_freed_memory
@@ -29,19 +33,21 @@ def fit(args: Sequence[str]) -> int:
     with naming_the_place(cli.origins):
         _fit(cli, root)
     if cli.trainer.is_global_zero:
-        print(after_fit(cli.trainer, cli.datamodule, next(iter(by_step(root / CHECKPOINTS)), None)))
+        print(after_fit(cli.trainer, cli.datamodule, next(iter(find_checkpoints(root / CHECKPOINTS).by_step), None)))
     return 0
 
 
 def _fit(cli: MTPCLI, root: Path) -> None:
     check_writable(root)
+    check_replaceable(root)
     start_from = checkpoint_to_start_from(cli.config.ckpt_path, root, cli.model, cli.trainer.max_steps)
     for logger in cli.trainer.loggers:
         if isinstance(logger, MLflowRunLogger):
             logger.check(cli.start.parameters)
     if cli.trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    with lightning_refusals(cli.config.trainer.as_dict(), lambda: cli.start.already_saved):
+    refusals = lightning_refusals(cli.config.trainer.as_dict(), lambda: cli.start.already_saved)
+    with without_traces(cli.start, cli.trainer.loggers), refusals, restoring(start_from):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)
 
 
@@ -62,9 +68,9 @@ def validate(args: Sequence[str]) -> int:
         )
     check_json(cli.config.json)
     path = find_checkpoint(Path(cli.config.ckpt_path))
-    read_checkpoint(path)
+    verify_checkpoint(path)
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # left out on purpose, above
-    with lightning_refusals(cli.config.trainer.as_dict(), lambda: False):
+    with lightning_refusals(cli.config.trainer.as_dict(), lambda: False), restoring(path):
         cli.trainer.validate(
             cli.model, datamodule=cli.datamodule, ckpt_path=str(path), weights_only=True, verbose=False
         )
@@ -75,6 +81,26 @@ def validate(args: Sequence[str]) -> int:
         if cli.config.json is not None:
             write_json(Path(cli.config.json), {"checkpoint": str(path), "metrics": metrics})
     return 0
+
+
+@contextmanager
+def restoring(path: Path | str | None) -> Iterator[None]:
+    """What Lightning raises while it puts a checkpoint's content in place, as one message that names the file."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if path is None or not any(map(_restores, frames)):
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"'{path}' is not what this run could go on from, or is damaged ({said})") from error
+
+
+def _restores(frame: traceback.FrameSummary) -> bool:
+    by_name = frame.name.lstrip("_").startswith(("restore", "resume"))
+    return by_name and frame.filename.endswith("checkpoint_connector.py")
 
 
 def of_run(run: Path) -> list[str]:
@@ -107,7 +133,10 @@ def checkpoint_to_start_from(ckpt_path: str | None, directory: Path, module: MTP
     newest = latest_checkpoint(directory / CHECKPOINTS)
     path = newest if ckpt_path == "auto" else Path(ckpt_path) if ckpt_path is not None else None
     if path is not None:
-        check_length(path, read_checkpoint(path, lazy=path == newest), module, max_steps)  # the newest was just read
+        with reading(path):
+            content = read_checkpoint(path, lazy=path == newest)  # the newest was just read
+            check_weights(path, content, module)
+            check_length(path, content, module, max_steps)
     same = newest is not None and path is not None and newest.resolve() == path.resolve()
     if newest is not None and not same and os.environ.get("LOCAL_RANK", "0") == "0":
         raise InputError(

@@ -17,6 +17,7 @@ from typing import Any
 
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.files import write_bytes
+from mtp_lightning.secrets import masked
 
 PACKAGE = Path(__file__).resolve().parents[1]
 KEPT_SECONDS = 30 * 24 * 3600.0
@@ -71,6 +72,8 @@ class Store:
         ours = all(path.startswith(_OURS) for path in (*_class_paths(config), *_own_kind(config)))
         if self.file is None or not ours or "oc.env" in exactly(overrides):
             return
+        if masked([overrides, config]) != [overrides, config]:
+            return  # no secret is written
         texts = [value for _, value in (*leaves(config), *leaves(overrides)) if isinstance(value, str)]
         files = {file: _state(file) for file in (*self.named, *texts) if file and os.path.isfile(file)}
         self.known[exactly(overrides)] = config, size, files

@@ -4,17 +4,20 @@ from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
+from mtp_lightning.data.loader import Batches, ResumableLoader
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Count, check_ranges
+from mtp_lightning.shapes import Int
 
 
 class MTPDataModule(pl.LightningDataModule):
     """The base of all data modules; `horizon` and `vocab_size` are the model's, linked by the command line.
 
     Batches are dicts of windows of L = T + horizon tokens: `tokens` (B, L) int64, `documents` (B, L) int32 ids or
-    absent, `loss_mask` (B, L) bool or absent.
+    absent, `loss_mask` (B, L) bool or absent. Training's come from `training_loader`.
 
     Training is one epoch of as many batches as the run has steps: the length of a run is given once, in steps. Passes
     over the data are a matter of the sample order alone. (A run that Lightning resumes in the middle of its epoch is
@@ -42,8 +45,8 @@ class MTPDataModule(pl.LightningDataModule):
         self.horizon, self.vocab_size = horizon, vocab_size
 
     @property
-    def bytes_per_token(self) -> float | None:
-        """Bytes of text per token of the validation data, for bits per byte; None for data that is not text."""
+    def token_bytes(self) -> Int[Tensor, "V"] | None:
+        """Bytes of text that each token stands for, for bits per byte; None for data that is not text."""
         return None
 
     @property
@@ -65,6 +68,12 @@ class MTPDataModule(pl.LightningDataModule):
                 "trainer.max_steps: 1000 (the length of a run is counted in steps, not in epochs)"
             )
         return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
+    def training_loader(self, batches: Batches, num_workers: int = 0) -> ResumableLoader:
+        """What `train_dataloader` returns: as many batches as the run trains on, the first of each optimizer step with
+        the others of it, so that their targets can be counted."""
+        assert self.trainer is not None
+        return ResumableLoader(batches, self.n_train_batches, num_workers, self.trainer.accumulate_grad_batches)
 
     @property
     def rank_and_world_size(self) -> tuple[int, int]:

@@ -83,9 +83,8 @@ class GeneratedDataModule(MTPDataModule):
     @override
     def train_dataloader(self) -> ResumableLoader:
         read = partial(self.windows, (*_TRAINING, self.seed))
-        return ResumableLoader(
-            TrainingWindows(read, self.batch_size, *self.rank_and_world_size), self.n_train_batches, self.num_workers
-        )
+        batches = TrainingWindows(read, self.batch_size, *self.rank_and_world_size)
+        return self.training_loader(batches, self.num_workers)
 
     @override
     def val_dataloader(self) -> BatchLoader:

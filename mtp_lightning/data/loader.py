@@ -5,19 +5,20 @@ sampler of its own in distributed runs, and DeepSpeed's strategy asks them for a
 which rank gets which rows, are decided in one place.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder
+from mtp_lightning.objective.targets import STEP_REST
 from mtp_lightning.shapes import Int
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 """`tokens` (B, L) int64, `documents` (B, L) int32 ids; `loss_mask` (B, L) bool where not every token counts."""
 Read = Callable[[Int[np.ndarray, "B"]], Batch]
 """The numbers of samples -> their windows."""
@@ -75,6 +76,22 @@ def read_windows(store: TokenStore, order: TrainingOrder | ValidationOrder, samp
     return {"tokens": torch.from_numpy(tokens), "documents": torch.from_numpy(documents)}
 
 
+def whole_steps(batches: Iterable[Batch], step_batches: int) -> Iterator[Batch]:
+    """The same batches, where the first of each optimizer step brings the others along, as its `STEP_REST`.
+
+    A loss is a mean over the valid targets of the whole step, and its gradient is formed batch by batch: how many
+    targets there are has to be known before the first. Begins with the first batch of a step.
+    """
+    if step_batches == 1:
+        yield from batches
+        return
+    left = iter(batches)
+    while step := list(islice(left, step_batches)):
+        first, *rest = step
+        yield {**first, STEP_REST: rest}
+        yield from rest
+
+
 class BatchLoader:
     """Batches 0 ... n_batches - 1, every time."""
 
@@ -102,16 +119,22 @@ class ResumableLoader(BatchLoader):
     """Counts the batches it hands out, over any number of passes, and goes on where it stopped.
 
     A pass is n_batches long; after `load_state_dict` the first one is what was left of it. Lightning saves the count
-    with the fit loop. It counts what was handed out, not what workers have fetched ahead.
+    with the fit loop. It counts what was handed out, not what workers or `whole_steps` have fetched ahead.
+
+    Args:
+        step_batches: batches of an optimizer step (Lightning's `accumulate_grad_batches`).
     """
 
-    def __init__(self, batches: Batches, n_batches: int, num_workers: int = 0) -> None:
+    def __init__(self, batches: Batches, n_batches: int, num_workers: int = 0, step_batches: int = 1) -> None:
+        assert n_batches % step_batches == 0
         super().__init__(batches, n_batches, num_workers)
+        self.step_batches = step_batches
         self.n_yielded = 0
 
     def __iter__(self) -> Iterator[Batch]:
         first = self.n_yielded
-        for batch in self._load(range(first, (first // self.n_batches + 1) * self.n_batches)):
+        loaded = self._load(range(first, (first // self.n_batches + 1) * self.n_batches))
+        for batch in whole_steps(loaded, self.step_batches):
             self.n_yielded += 1
             yield batch
 

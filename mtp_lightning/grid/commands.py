@@ -24,8 +24,9 @@ from mtp_lightning.grid.run import logs
 from mtp_lightning.grid.run.display import counts, say, summary, ui_command, writable, write_table
 from mtp_lightning.grid.run.launch import run_here
 from mtp_lightning.grid.run.plan import TO_RUN, Cost, Total, check_budget, costs, plan_json, plan_table
+from mtp_lightning.grid.run.settle import settle_dead
 from mtp_lightning.grid.run.state import State, cell_state
-from mtp_lightning.grid.run.status import ACTIVE, read_status, status_rows, status_table, watch_status
+from mtp_lightning.grid.run.status import ACTIVE, CellStatus, read_status, status_rows, status_table, watch_status
 from mtp_lightning.grid.slurm import client as slurm
 from mtp_lightning.grid.slurm.submissions import Submissions
 from mtp_lightning.grid.slurm.submit import fill_in, resources_text, submit_cells
@@ -65,7 +66,7 @@ class Grid:
         say(f"in all {total}")
         if 0 < to_run < len(rows):
             say(f"still to come {left}")
-        _warn_of_slurm(slurm_problem)
+        self._warn(slurm_problem)
         sums = {"total": total.amounts, "left": left.amounts, "unknown": total.unknown}
         table = [plan_json(*pair) for pair in zip(rows, self.costs)]
         write_table(json, {"grid": self.spec.name, "cells": table, **sums})
@@ -155,6 +156,8 @@ class Grid:
             qos: On Slurm: where the grid file names none.
             workers: Here: cells at a time.
         """
+        self.submissions.check()
+        self._settle(read_status(self.cells, self.folder).rows)
         if not any(one.grid == self.spec.name for one in self.submissions.read()):
             return self.run(workers=workers)
         defaults = {"partition": partition, "account": account, "qos": qos}
@@ -169,11 +172,12 @@ class Grid:
         """
         check_json(json)
         rows, slurm_problem, queue = (watch_status if watch else read_status)(self.cells, self.folder)
+        self._settle(rows)
         say(status_table(f"{self.spec.name}: {len(rows)} cells", rows))
         say(summary([row.state.value for row in rows]))
         if others := self.submissions.not_in_file(self.spec.name, [cell.signature for cell in self.cells], queue):
             say(f"and in Slurm, though no longer in {self.file}: {', '.join(entry.id for entry in others)}")
-        _warn_of_slurm(slurm_problem)
+        self._warn(slurm_problem)
         write_table(json, {"grid": self.spec.name, "cells": [row.json() for row in rows]})
         return 0
 
@@ -212,6 +216,7 @@ class Grid:
             known = [cell.signature for cell in self.cells]
             others = self.submissions.not_in_file(self.spec.name, known, queue)
             hit += [("no longer in the file", entry) for entry in others]
+        self._warn(None)
         slurm.cancel([entry.id for _, entry in hit])
         for label, entry in hit:
             say(f"{label}: cancelled {entry.id}, which was {entry}")
@@ -249,6 +254,7 @@ class Grid:
         check_budget(self.spec, total)
         writable(self.folder)
         with self.submissions.locked():
+            self.submissions.check()
             rows = status_rows(self.cells, self.submissions, self.submissions.update())
             # `row.queued`: while a job is just ending, its cell is not submitted again
             todo = [fill_in(row.cell, defaults) for row in rows if row.state in wanted and row.queued is None]
@@ -263,7 +269,20 @@ class Grid:
         say(f"{len(todo)} of {len(rows)} cells submitted{rest}")
         if failed := [row.cell.label for row in others if row.state is State.FAILED]:
             say(f"{len(failed)} failed ({', '.join(failed)}); `mtp grid resume {self.file}` submits them again")
+        for row in others:
+            if row.state is State.DAMAGED:
+                say(f"warning: {row.cell.label}: damaged: {row.reason}", error=True)
         return 0
+
+    def _warn(self, slurm_problem: str | None) -> None:
+        for problem in self.submissions.problems:
+            say(f"warning: {problem}", error=True)
+        if slurm_problem is not None:
+            say(f"warning: from the cells' files alone: {slurm_problem}", error=True)
+
+    def _settle(self, rows: Sequence[CellStatus]) -> None:
+        if problem := settle_dead(rows, default_tracking_uri(self.folder)):
+            say(f"warning: {problem}", error=True)
 
     def _prepare_charts(self) -> None:
         """Have the charts in MLflow while the cells run. What goes wrong with it is no reason not to run."""
@@ -297,8 +316,3 @@ def _show(report: Report) -> None:
     for line in notices(report):
         say(line)
     say(verdict(report).sentence)
-
-
-def _warn_of_slurm(problem: str | None) -> None:
-    if problem is not None:
-        say(f"warning: from the cells' files alone: {problem}", error=True)

@@ -11,7 +11,6 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import ONE_STREAM, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.loss import (
-    CountOverRanks,
     HeadScores,
     LossOptions,
     LossOutput,
@@ -49,13 +48,15 @@ def model_loss(
     documents_BT: Int[Tensor, "B T"] | None = None,
     weights: Sequence[float] | None = None,
     options: LossOptions = LossOptions(),
-    count_over_ranks: CountOverRanks | None = None,
+    mean_count_M: Float[Tensor, "M"] | None = None,
 ) -> LossOutput:
     """One forward through trunk, heads and losses; `total` wants one backward.
 
     Args:
         documents_BT: ids of the inputs' documents, for models that keep documents apart.
         weights: one for each of `model.heads_config.loss_names`, all 1 by default.
+        mean_count_M: where this is one of several batches whose gradients are averaged, the mean of their
+            `count_valid`: each loss is then a mean over the valid targets of all of them.
     """
     weights = (1.0,) * len(model.heads_config.loss_names) if weights is None else weights
     heads = model.heads_config
@@ -64,15 +65,17 @@ def model_loss(
     h_SBTD = model(targets.inputs, documents_BT, targets.targets, detach)
 
     def tokens(h: Tensor, weight: Tensor, part: slice) -> LossOutput:
+        mean_count = None if mean_count_M is None else mean_count_M[part]
         return multi_token_loss(
-            h, weight, targets.targets[part], targets.valid[part], weights[part], options, count_over_ranks
+            h, weight, targets.targets[part], targets.valid[part], weights[part], options, mean_count
         )
 
     def order(h: Tensor, weight: Tensor) -> LossOutput:
         assert targets.first is not None
         if options.stop_gradient in ("trunk", "both"):
             h = h.detach()
-        return order_loss(h, weight, targets.targets, targets.first, weights[1], options, count_over_ranks)
+        mean_count = None if mean_count_M is None else mean_count_M[1:]
+        return order_loss(h, weight, targets.targets, targets.first, weights[1], options, mean_count)
 
     parts = _through_unembeddings(model, h_SBTD, tokens, order)
     return LossOutput(

@@ -15,7 +15,7 @@ arms of an ablation.
 All of them run inside `Unembedding.forward`, as its `score`, so that sharding hooks have gathered the weight.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -30,8 +30,6 @@ from mtp_lightning.ranges import Count, Range, check_ranges
 from mtp_lightning.shapes import Bool, Float, Int
 
 Implementation = Literal["chunked", "fused", "checkpointed", "naive"]
-CountOverRanks = Callable[[Tensor], Tensor]
-"""Valid targets per head on this rank (N,) -> their mean over all ranks (N,), float, above 0 where there are any."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +83,19 @@ def multi_token_loss(
     valid_NBT: Bool[Tensor, "N B T"],
     weights: Sequence[float] | None = None,
     options: LossOptions = LossOptions(),
-    count_over_ranks: CountOverRanks | None = None,
+    mean_count_N: Float[Tensor, "N"] | None = None,
 ) -> LossOutput:
     """The n-token objective through one unembedding. A head without a valid target contributes exactly 0.
 
     Args:
         h_SBTD: S = N, a hidden state for each target, or S = 1, one for all of them.
         weights: w_i; all 1 by default, as in the paper.
-        count_over_ranks: makes the mean one over the tokens of all ranks, where ranks average their gradients.
+        mean_count_N: what each head's sum is divided by, where this batch is one of several whose gradients are
+            averaged (of ranks, of an accumulated step): the mean of their `count_valid`. By default its own.
     """
     count_N = valid_NBT.sum((1, 2))
     weights_N = torch.ones(len(count_N)) if weights is None else torch.tensor(weights)
-    scale_N = weights_N.to(_wide(h_SBTD)) / _normaliser(count_N, count_over_ranks)
+    scale_N = weights_N.to(_wide(h_SBTD)) / _divisor(count_N, mean_count_N)
     scale_NBT = torch.where(valid_NBT, scale_N[:, None, None], 0.0)
     total, nll_NBT = _losses(h_SBTD, weight_VD, targets_NBT, scale_NBT, options)
     nll_N = torch.where(valid_NBT, nll_NBT, 0.0).sum((1, 2))
@@ -110,17 +109,18 @@ def order_loss(
     first_NBT: Bool[Tensor, "N B T"],
     weight: float = 1.0,
     options: LossOptions = LossOptions(),
-    count_over_ranks: CountOverRanks | None = None,
+    mean_count_M: Float[Tensor, "1"] | None = None,
 ) -> LossOutput:
     """Token-order prediction: the i-th token ahead has the target probability ~ exp(-i), if it is the next of its
     kind. (TOP's softmax of W - distance, whose other entries are exactly 0.)
 
     Args:
         first_NBT: True where a target is valid and the next of its kind (`first_ahead`).
+        mean_count_M: as `mean_count_N` above.
     """
     share_NBT, listed_BT = order_shares(first_NBT)
     count_M = listed_BT.sum()[None]
-    scale_M = weight / _normaliser(count_M, count_over_ranks).to(_wide(h_SBTD))
+    scale_M = weight / _divisor(count_M, mean_count_M).to(_wide(h_SBTD))
     total, nll_NBT = _losses(h_SBTD, weight_VD, targets_NBT, share_NBT.to(_wide(h_SBTD)) * scale_M, options)
     nll_BT = torch.where(share_NBT > 0, nll_NBT * share_NBT, 0.0).sum(0)
     return LossOutput(total, nll_BT.sum()[None], count_M)
@@ -138,11 +138,10 @@ def _wide(h: Tensor) -> torch.dtype:
     return torch.promote_types(h.dtype, torch.float32)
 
 
-def _normaliser(count_N: Tensor, count_over_ranks: CountOverRanks | None) -> Tensor:
-    if count_over_ranks is None:
-        return count_N.clamp(min=1)
-    mean_N = count_over_ranks(count_N)
-    return torch.where(mean_N > 0, mean_N, 1.0)
+def _divisor(count: Tensor, mean_count: Tensor | None) -> Tensor:
+    if mean_count is None:
+        return count.clamp(min=1)
+    return torch.where(mean_count > 0, mean_count, 1.0)
 
 
 def _losses(

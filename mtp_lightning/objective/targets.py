@@ -17,6 +17,9 @@ from torch import Tensor
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.shapes import Bool, Int
 
+STEP_REST = "rest_of_step"
+"""In a batch that is the first of several of an optimizer step: the list of the others, whose targets count too."""
+
 
 class Targets(NamedTuple):
     """What windows of L = T + horizon tokens give a model to read, and what its heads have to predict."""
@@ -58,6 +61,15 @@ def make_targets(
         valid_NBT &= ahead(loss_mask_BL, offsets)
     first_NBT = valid_NBT & first_ahead(window_BL, offsets) if heads.kind == "order" else None
     return Targets(window_BL[:, :T], targets_NBT, valid_NBT, first_NBT)
+
+
+def count_valid(targets: Targets) -> Int[Tensor, "M"]:
+    """Per loss, the number of positions that it is a mean of: each head's valid targets; of a ranking, the next token's
+    and then the positions that list any token."""
+    counts_N = targets.valid.sum((1, 2))
+    if targets.first is None:
+        return counts_N
+    return torch.stack([counts_N[0], targets.first.any(0).sum()])
 
 
 def first_ahead(window_BL: Int[Tensor, "B L"], offsets: Sequence[int]) -> Bool[Tensor, "N B T"]:

@@ -9,3 +9,5 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 # does that: it knows where a run can go on without the server.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+# Two links at the end of each run, between a command's own results; `mtp` prints its own.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

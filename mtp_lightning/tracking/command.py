@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mtp_lightning.tracking.store import default_tracking_uri
+from mtp_lightning.tracking.store import default_tracking_uri, whole_uri
 from mtp_lightning.tracking.ui import find_experiment, is_server, links, serve, show
 
 
@@ -20,7 +20,7 @@ def ui_command(
         port: Port on 127.0.0.1.
         open: Open the first link in a browser.
     """
-    store = uri or default_tracking_uri(Path(runs))
+    store = whole_uri(uri or default_tracking_uri(Path(runs)))
     found = find_experiment(store, experiment)
     if is_server(store):
         show(links(store, found), open)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtp_lightning.files import write_text
+from mtp_lightning.files import DamagedError, parse_json, read_state, write_text
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -34,15 +34,26 @@ def write_journal(path: Path, unsent: Unsent) -> None:
 
 def read_journal(path: Path) -> Unsent:
     """Points with the very times they were logged at, by which MLflow knows those that did arrive; nothing where there
-    is no file."""
+    is no file.
+
+    Raises:
+        DamagedError: a line is not what was written here; names it.
+    """
     from mlflow.entities import Metric
 
-    unsent = Unsent()
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        entry = json.loads(line)
-        if "point" in entry:
-            unsent.points.append(Metric(*entry["point"]))
-        else:
-            file, folder = entry["file"]
-            unsent.files.append((file, folder))
-    return unsent
+    points, files = check_journal(path)
+    return Unsent([Metric(*point) for point in points], files)
+
+
+def check_journal(path: Path) -> tuple[list[tuple[str, float, int, int]], list[tuple[str, str | None]]]:
+    """`read_journal` without MLflow."""
+    points, files = [], []
+    for number, line in enumerate((read_state(path) or "").splitlines(), start=1):
+        match parse_json(path, line):
+            case {"point": [str(key), float(value), int(at), int(step)]} if max(at, step) < 2**63:
+                points.append((key, value, at, step))
+            case {"file": [str(file), str() | None as folder]}:
+                files.append((file, folder))
+            case _:
+                raise DamagedError(path, f"line {number} is neither a point nor a file that could not be sent")
+    return points, files

@@ -13,9 +13,11 @@ from typing_extensions import override
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
+from mtp_lightning.machine import this_process
 from mtp_lightning.ranges import Range, Seconds, check_ranges
-from mtp_lightning.tracking.begin import begun_run, new_run, not_held
-from mtp_lightning.tracking.journal import JOURNAL
+from mtp_lightning.secrets import mask
+from mtp_lightning.tracking.begin import PROCESS, RUN_FILE, begun_run, new_run, not_held, read_run_id, settle
+from mtp_lightning.tracking.journal import JOURNAL, check_journal
 from mtp_lightning.tracking.machine import SYSTEM, start_monitor
 from mtp_lightning.tracking.params import as_parameters
 from mtp_lightning.tracking.patience import PATIENCE
@@ -30,11 +32,10 @@ from mtp_lightning.tracking.store import (
     default_tracking_uri,
     ensure_experiment,
     has_store,
+    whole_uri,
 )
 from mtp_lightning.tracking.writer import BRIEFLY, RunWriter
 
-RUN_FILE = "mlflow_run_id"
-"""In a run's own folder: the id of its MLflow run."""
 LENGTH = "trainer.max_steps"
 """The parameter that may change when a run is continued. MLflow keeps the one that the run was begun with; the tag
 `mtp.max_steps` holds the new one."""
@@ -78,7 +79,7 @@ class MLflowRunLogger(Logger):
     ) -> None:
         super().__init__()
         check_ranges("trainer.logger.init_args", MLflowRunLogger, locals())
-        self.tracking_uri = tracking_uri or default_tracking_uri()
+        self.tracking_uri = whole_uri(tracking_uri or default_tracking_uri())
         check_uri(self.tracking_uri)
         check_experiment(experiment)
         self.experiment_name = experiment
@@ -141,6 +142,8 @@ class MLflowRunLogger(Logger):
             StoreAwayError: a server that does not answer.
         """
         check_store(self.tracking_uri, self.experiment_name)
+        if self.directory is not None:
+            check_journal(self.directory / JOURNAL)
         if (run_id := self._remembered()) is None:
             return
         assert self.directory is not None
@@ -159,9 +162,7 @@ class MLflowRunLogger(Logger):
 
     def _remembered(self) -> str | None:
         """The id of the MLflow run that `directory` remembers."""
-        if self.directory is None or not (self.directory / RUN_FILE).is_file():
-            return None
-        return (self.directory / RUN_FILE).read_text().strip()
+        return None if self.directory is None else read_run_id(self.directory)
 
     @property
     def writer(self) -> RunWriter:
@@ -181,7 +182,7 @@ class MLflowRunLogger(Logger):
                 self.directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise _unwritable(self.directory, error) from error
-        tags = {"mtp.attempt": "1"} | provenance() | self.tags
+        tags = {"mtp.attempt": "1", PROCESS: this_process()} | provenance() | self.tags
         run_id = new_run(client, experiment_id, self.run_name, tags, self.tracking_uri)
         if self.directory:
             try:
@@ -210,9 +211,11 @@ class MLflowRunLogger(Logger):
         values = {k: infinity_restored(v) for k, v in run.data.metrics.items() if not k.startswith(SYSTEM)}
         self.last_values = values
         writer.recorded = {key: steps[key] for key in values}
+        settle(client, run, self.tracking_uri, self.directory)
         writer.set_status("RUNNING")
         attempt = int(run.data.tags.get("mtp.attempt", "1")) + 1
-        writer.set_tags({"mtp.attempt": str(attempt)} | provenance() | self.tags)
+        stale = {tag: "" for tag in ("mtp.slurm_job",) if tag in run.data.tags}  # this attempt may be none of Slurm's
+        writer.set_tags(stale | {"mtp.attempt": str(attempt), PROCESS: this_process()} | provenance() | self.tags)
         return writer
 
     @override
@@ -289,7 +292,7 @@ class MLflowRunLogger(Logger):
         try:
             self._close("KILLED" if self.interrupted else "FAILED", BRIEFLY)
         except OSError as error:  # away, or its disk is full: what ended the run matters more, and is on its way
-            print(f"warning: {error.strerror}: {self.tracking_uri}", file=sys.stderr)
+            print(mask(f"warning: {error.strerror}: {self.tracking_uri}"), file=sys.stderr)
 
     def _close(self, status: str, away: float = PATIENCE) -> None:
         if self._monitor is not None:

@@ -10,6 +10,8 @@ from enum import Enum
 from functools import cache
 from typing import Any
 
+from mtp_lightning.secrets import mask
+
 VALUE_LIMIT = 6000
 NAME_LIMIT = 250
 """What MLflow takes in a parameter's value, and in a name."""
@@ -39,7 +41,7 @@ def as_parameters(params: object) -> dict[str, str]:
     Raises:
         ValueError: a key MLflow does not take.
     """
-    return {checked_name("parameter", key): shorten(_text(value)) for key, value in flatten(params)}
+    return {checked_name("parameter", key): shorten(mask(_text(value))) for key, value in flatten(params)}
 
 
 def flatten(params: object, prefix: str = "") -> Iterator[tuple[str, object]]:

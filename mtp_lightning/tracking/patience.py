@@ -6,6 +6,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
+from mtp_lightning.secrets import mask
+
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -31,7 +33,7 @@ class StoreAwayError(OSError):
 
     def __init__(self, uri: str, seconds: float, reason: Exception) -> None:
         waited = f" within {seconds:.0f} s" if seconds > 1 else ""
-        super().__init__(errno.ECONNREFUSED, f"MLflow does not answer{waited} ({_last_line(reason)})", uri)
+        super().__init__(errno.ECONNREFUSED, f"MLflow does not answer{waited} ({mask(_last_line(reason))})", mask(uri))
 
 
 def with_patience(call: Callable[[], T], uri: str, away: float = PATIENCE) -> T:

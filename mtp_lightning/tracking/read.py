@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.patience import with_patience
 from mtp_lightning.tracking.store import connect_existing
 
@@ -41,7 +42,7 @@ def read_run(uri: str, run_id: str) -> RunRecord:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        raise InputError(f"run '{run_id}' is not in '{uri}'") from error
+        raise InputError(f"run '{run_id}' is not in '{mask(uri)}'") from error
 
 
 def history(uri: str, run_id: str, keys: Sequence[str]) -> dict[str, list[tuple[int, float]]]:

@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import try_writing
+from mtp_lightning.secrets import MASK, mask, remember, unmasked
 from mtp_lightning.tracking.patience import PATIENCE, with_patience
 
 if TYPE_CHECKING:
@@ -32,6 +33,19 @@ def default_tracking_uri(runs: Path = RUNS) -> str:
     locks do not hold.
     """
     return os.environ.get(ENVIRONMENT) or _below(runs)
+
+
+def whole_uri(uri: str) -> str:
+    """The address with its password, which is written nowhere: it comes from the environment.
+
+    Raises:
+        InputError: it does not.
+    """
+    whole = unmasked(uri, ENVIRONMENT)
+    if MASK in whole:
+        raise InputError(f"{KEY} is '{uri}': its password was not written; set {ENVIRONMENT} to the whole address")
+    remember(whole)
+    return whole
 
 
 def _below(runs: Path) -> str:
@@ -58,7 +72,7 @@ def check_uri(uri: str) -> None:
     if "://" not in uri or uri.startswith("file:"):
         key = ENVIRONMENT if uri == os.environ.get(ENVIRONMENT) else KEY
         raise InputError(
-            f"{key} is '{uri}': MLflow keeps runs in a database or on a server, no longer in a folder of files; "
+            f"{key} is '{mask(uri)}': MLflow keeps runs in a database or on a server, no longer in a folder of files; "
             f"give sqlite:////path/mlflow.db or http://HOST:PORT, or leave it out for {_below(RUNS)}"
         )
     file = sqlite_file(uri)
@@ -231,6 +245,6 @@ def ensure_experiment(uri: str, name: str, away: float = PATIENCE) -> str:
 def _check_active(experiment: Any, uri: str) -> None:
     if experiment.lifecycle_stage != "active":
         raise InputError(
-            f"experiment '{experiment.name}' was deleted in '{uri}': restore it "
+            f"experiment '{experiment.name}' was deleted in '{mask(uri)}': restore it "
             f"(mlflow experiments restore -x {experiment.experiment_id}) or choose another name"
         )

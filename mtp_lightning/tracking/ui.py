@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
 from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.patience import with_patience
 from mtp_lightning.tracking.store import artifact_root, connect_existing
 from mtp_lightning.tracking.views import has_view, view_key
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 HOST = "127.0.0.1"
+STORE = "MLFLOW_BACKEND_STORE_URI"
 
 
 def links(server: str, experiment: "Experiment") -> list[str]:
@@ -45,7 +47,7 @@ def find_experiment(uri: str, name: str | None) -> "Experiment":
         StoreAwayError: a server that does not answer.
     """
     if not is_server(uri) and not uri.startswith(("sqlite:", "postgresql", "mysql", "mssql")):
-        raise InputError(f"uri: '{uri}' is neither a database nor a server that MLflow's pages could come from")
+        raise InputError(f"uri: '{mask(uri)}' is neither a database nor a server that MLflow's pages could come from")
     client = connect_existing(uri)
     experiments = with_patience(lambda: client.search_experiments(order_by=["creation_time DESC"]), uri, away=1.0)
     if name is None:
@@ -53,11 +55,11 @@ def find_experiment(uri: str, name: str | None) -> "Experiment":
     for experiment in experiments:
         if experiment.name == name:
             return experiment
-    raise InputError(f"experiment: '{name}' is not in '{uri}'{did_you_mean(name, [e.name for e in experiments])}")
+    raise InputError(f"experiment: '{name}' is not in '{mask(uri)}'{did_you_mean(name, [e.name for e in experiments])}")
 
 
 def show(urls: Sequence[str], open_browser: bool) -> None:
-    print("\n".join(urls), flush=True)
+    print(mask("\n".join(urls)), flush=True)
     if open_browser:
         webbrowser.open(urls[0])
 
@@ -81,14 +83,15 @@ def serve(uri: str, experiment: "Experiment", port: int, open_browser: bool) -> 
 def _serve(uri: str, experiment: "Experiment", port: int, open_browser: bool, problems: IO[bytes]) -> int:
     server = subprocess.Popen(
         server_command(uri, port),
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # else two more processes of 250 MB
+        env=os.environ
+        | {STORE: uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # else two more processes of 250 MB
         stdout=subprocess.DEVNULL,
         stderr=problems,
         start_new_session=True,
     )
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        print(f"starting MLflow on {uri} (some seconds) ...", file=sys.stderr, flush=True)
+        print(f"starting MLflow on {mask(uri)} (some seconds) ...", file=sys.stderr, flush=True)
         wait_until_healthy(server, port, problems)
         show(links(f"http://{HOST}:{port}", experiment), open_browser)
         print("Ctrl-C stops it.", file=sys.stderr, flush=True)
@@ -101,9 +104,10 @@ def _serve(uri: str, experiment: "Experiment", port: int, open_browser: bool, pr
 
 
 def server_command(uri: str, port: int) -> list[str]:
-    """MLflow's server on `HOST` alone. It answers only to requests for this very host: a page of another site whose
-    name is pointed at 127.0.0.1 reads nothing."""
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", uri]
+    """MLflow's server on `HOST` alone, of the store that the environment names (`STORE`): everybody on the machine can
+    see a command, and an address may hold a password. It answers only to requests for this very host: a page of another
+    site whose name is pointed at 127.0.0.1 reads nothing."""
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", HOST, "--port", str(port), "--allowed-hosts", f"{HOST}:{port},localhost:{port}"]
     root = artifact_root(uri)
     return [*command, "--default-artifact-root", root] if root else command
@@ -117,7 +121,7 @@ def wait_until_healthy(
         if server.poll() is not None:
             problems.seek(0)
             said = problems.read().decode(errors="replace").strip().splitlines()[-5:]
-            raise RuntimeError("\n".join([f"the MLflow server ended with status {server.returncode}:", *said]))
+            raise RuntimeError(mask("\n".join([f"the MLflow server ended with status {server.returncode}:", *said])))
         try:
             with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2) as answer:
                 if answer.status == 200:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.journal import Unsent, read_journal, write_journal
 from mtp_lightning.tracking.params import checked_name
 from mtp_lightning.tracking.patience import PATIENCE, StoreAwayError, with_patience
@@ -128,7 +129,7 @@ class RunWriter:
 
     def resend(self) -> bool:
         """Send what an earlier attempt left in the journal; whether there was anything."""
-        if self.journal is None or not self.journal.is_file():
+        if self.journal is None or not self.journal.exists():
             return False
         self._waiting = read_journal(self.journal)
         self.flush()
@@ -161,16 +162,16 @@ class RunWriter:
     def log_params(self, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
-        for batch in _batches([Param(key, value) for key, value in params.items()], PARAMS_PER_CALL):
+        for batch in _batches([Param(key, mask(value)) for key, value in params.items()], PARAMS_PER_CALL):
             self._call(self.client.log_batch, self.run_id, params=batch)
 
     def log_text(self, text: str, name: str) -> None:
-        self._call(self.client.log_text, self.run_id, text, name)
+        self._call(self.client.log_text, self.run_id, mask(text), name)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        for batch in _batches([RunTag(key, value) for key, value in tags.items()], PARAMS_PER_CALL):
+        for batch in _batches([RunTag(key, mask(value)) for key, value in tags.items()], PARAMS_PER_CALL):
             self._call(self.client.log_batch, self.run_id, tags=batch)
 
     def set_status(self, status: str, away: float = PATIENCE) -> None:
@@ -189,4 +190,4 @@ def _batches(items: list[Any], size: int) -> Iterable[list[Any]]:
 
 
 def _say(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(mask(f"warning: {text}"), file=sys.stderr, flush=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from mtp_lightning.data.loader import whole_steps
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import model_loss
@@ -69,16 +70,20 @@ class ParityCell:
         return (PaperLoop if self.wrong else MTPModule)(backbone, self.heads)
 
     def batches(self) -> list[dict[str, Tensor]]:
-        """Global batches, one for each backward; borders at random, so that ranks have unequal numbers of targets."""
+        """Global batches, one for each backward; borders at random, so that ranks have unequal numbers of targets, and
+        of several batches, each has a mask that leaves more than that of the one before it."""
         generator = torch.Generator().manual_seed(1)
         shape = (RANKS * ROWS, T + self.heads.horizon)
-        return [
-            {
+        batches = []
+        for i in range(self.accumulate):
+            batch = {
                 "tokens": torch.randint(0, 16, shape, generator=generator),
                 "documents": (torch.rand(shape, generator=generator) < 0.2).cumsum(1).int(),
             }
-            for _ in range(self.accumulate)
-        ]
+            if self.accumulate > 1:
+                batch["loss_mask"] = torch.rand(shape, generator=generator) < 0.3 + 0.7 * i / (self.accumulate - 1)
+            batches.append(batch)
+        return batches
 
 
 class PaperLoop(MTPModule):
@@ -104,13 +109,13 @@ class PaperLoop(MTPModule):
 
 
 def reference(cell: ParityCell) -> Gradients:
-    """One process, all rows, every logit alive, torch's own autograd."""
+    """One process, all rows of all batches at once, every logit alive, torch's own autograd."""
     module = cell.module()
-    for batch in cell.batches():
-        targets = make_targets(cell.heads, batch["tokens"], batch["documents"])
-        module.trainer = type("At", (), {"global_step": 0, "max_steps": 1})()  # type: ignore[assignment]
-        loss = model_loss(module.model, targets, weights=module.head_weights(), options=LossOptions("naive"))
-        (loss.total / cell.accumulate).backward()
+    batches = cell.batches()
+    whole = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+    targets = make_targets(cell.heads, whole["tokens"], whole["documents"], whole.get("loss_mask"))
+    module.trainer = type("At", (), {"global_step": 0, "max_steps": 1})()  # type: ignore[assignment]
+    model_loss(module.model, targets, weights=module.head_weights(), options=LossOptions("naive")).total.backward()
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
@@ -157,7 +162,8 @@ def run_cell(cell: ParityCell, rank: int) -> tuple[Gradients, float]:
         log_every_n_steps=1, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False,
     )  # fmt: skip
-    trainer.fit(cell.module(), train_dataloaders=DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    steps = list(whole_steps(batches, cell.accumulate))
+    trainer.fit(cell.module(), train_dataloaders=DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
     return gather.gradients, recorder.metrics["train/gradient_norm"]
 
 

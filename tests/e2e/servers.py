@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtp_lightning.tracking.ui import HOST, server_command, wait_until_healthy
+from mtp_lightning.tracking.ui import HOST, STORE, server_command, wait_until_healthy
 
 _POSTGRES = (*sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True), os.environ["PATH"])
 
@@ -28,7 +28,7 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 server_command(self.store, self.port),
                 cwd=self.folder,
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                env=os.environ | {STORE: self.store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

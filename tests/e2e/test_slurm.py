@@ -14,7 +14,7 @@ from test_grid_fakes import GRID, ONE, FakeHouse, cells_of, grid_file, house, st
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
-from mtp_lightning.grid.run.state import read_attempts
+from mtp_lightning.grid.run.attempts import read_attempts
 from mtp_lightning.grid.slurm.submissions import Submissions
 from mtp_lightning.grid.spec.cells import Cell
 

@@ -8,7 +8,7 @@ import torch
 from slurm_cluster import WHOLE, Cluster, cluster, slurm
 
 from mtp_lightning.cli import main
-from mtp_lightning.grid.run.state import read_attempts
+from mtp_lightning.grid.run.attempts import read_attempts
 from mtp_lightning.grid.slurm.submissions import Submissions
 
 __all__ = ["cluster", "slurm"]

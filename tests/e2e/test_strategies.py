@@ -42,7 +42,7 @@ class Random(MTPDataModule):
 
     @override
     def train_dataloader(self) -> ResumableLoader:
-        return ResumableLoader(self, self.n_train_batches)
+        return self.training_loader(self)
 
 
 class Losses(_Recorder):

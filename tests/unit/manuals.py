@@ -31,8 +31,32 @@ def blocks(manual: Path) -> list[tuple[str, str]]:
 def commands(manual: Path) -> list[Command]:
     """Those of blocks without a language. A line that only lists commands (`mtp fit | validate`) is none."""
     text = "\n".join(body for language, body in blocks(manual) if not language).replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("mtp ")]
+    lines = [line for line in shell_lines(text) if line[:1] == ["mtp"]]
     return [Command(manual, tuple(line[1:])) for line in lines if "|" not in line and line[2:]]
+
+
+def commands_of_page(page: Path) -> list[Command]:
+    """Those of an experiment's page: in blocks, and in its text."""
+    inline = [shlex.split(text) for text in re.findall(r"`(mtp [^`]+)`", page.read_text(encoding="utf-8"))]
+    return commands(page) + [Command(page, tuple(line[1:])) for line in inline if line[2:]]
+
+
+def shell_lines(text: str) -> list[list[str]]:
+    """The words of each command, which goes on to the next line inside quotes; `NAME=value` before it is left out."""
+    found, begun = [], ""
+    for line in text.splitlines():
+        begun += line
+        try:
+            words = shlex.split(begun, comments=True)
+        except ValueError:  # a quote is open
+            begun += " "
+            continue
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            words = words[1:]
+        found.append(words)
+        begun = ""
+    assert not begun, f"a quote that is never closed: {begun}"
+    return found
 
 
 def files(manual: Path) -> dict[str, str]:

@@ -137,7 +137,8 @@ def test_a_bpe_corpus(stories: SourceConfig, tmp_path: Path) -> None:
     text = data.text_tokenizer.decode(store.read(0, len(store)).tolist())
     assert text.startswith("Story ")
     assert len(text.encode()) == store.split_meta.n_bytes
-    assert data.bytes_per_token == len(text.encode()) / len(store)
+    assert data.token_bytes is not None
+    assert data.token_bytes[store.read(0, len(store))].sum() == store.split_meta.n_bytes
     with pytest.raises(InputError, match=r"model\.backbone\.vocab_size is 256, .* has 300 tokens"):
         module(stories, tmp_path, tokenizer=str(tmp_path / "bpe.json"))
     shards = SourceConfig(kind="shards", path=str(data.shards))
@@ -241,5 +242,5 @@ def test_shipped_configurations_fit_the_signature(path: Path) -> None:
 
 def test_the_base_asks_for_no_text() -> None:
     base = MTPDataModule(horizon=2, vocab_size=16)
-    assert (base.tokenizer, base.bytes_per_token) == (None, None)
+    assert (base.tokenizer, base.token_bytes) == (None, None)
     assert base.rank_and_world_size == (0, 1)

@@ -27,6 +27,7 @@ from mtp_lightning.data.tokens.windows import (
     prompt_starts,
     tokens_needed,
 )
+from mtp_lightning.objective.targets import STEP_REST
 
 T = 8
 
@@ -183,6 +184,19 @@ def test_a_resumed_loader_goes_on_with_the_next_batch(store: TokenStore, num_wor
         seen += [batch["tokens"] for batch in second]
     assert len(seen) == len(expected) == len(second)
     assert all(map(torch.equal, seen, expected))
+
+
+@pytest.mark.parametrize("k", [0, 3, 6])
+def test_the_first_batch_of_a_step_brings_the_others(store: TokenStore, k: int) -> None:
+    expected = [batch["tokens"] for batch in BatchLoader(training(store), 9)]
+    loader = ResumableLoader(training(store), 9, step_batches=3)
+    loader.load_state_dict({"n_yielded": k})
+    for i, batch in enumerate(loader, start=k):
+        assert torch.equal(batch["tokens"], expected[i])
+        assert loader.n_yielded == i + 1, "handed out, not read ahead"
+        rest = [other["tokens"] for other in batch.get(STEP_REST, [])]
+        assert len(rest) == (0 if i % 3 else 2)
+        assert all(map(torch.equal, rest, expected[i + 1 : i + 3]))
 
 
 def test_the_next_pass_brings_new_batches(store: TokenStore) -> None:

@@ -35,7 +35,7 @@ def test_an_exported_model_is_the_same_model(name: str, tie: bool, tmp_path: Pat
         (["a.ckpt", "model.bin"], "a safetensors file is named *.safetensors"),
         (["a.ckpt", "nowhere/model.safetensors"], "there is no folder 'nowhere'"),
         (["empty", "model.safetensors"], "folder 'empty' holds no checkpoint"),
-        (["truncated.safetensors", "model.safetensors"], "is not a safetensors file, or a truncated one"),
+        (["truncated.safetensors", "model.safetensors"], "is not a checkpoint, or a truncated or damaged one"),
         (["foreign.safetensors", "model.safetensors"], "was not written by `mtp export`"),
         (["none.ckpt", "model.safetensors"], "is not a file"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_grid_fakes import GRID, FakeHouse, cells_of, environment, finish, grid_file, house, starts
+from test_grid_fakes import GRID, FakeHouse, cells_of, environment, finish, grid_file, house, run_id, starts
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
@@ -157,7 +157,7 @@ def test_report_writes_where_it_should(tmp_path: Path, house: FakeHouse) -> None
     cells = cells_of(tmp_path)
     for cell in cells[:4]:
         finish(cell, loss_1=1.0 + cell.seed, speedup=1.0)
-        (cell.directory / RUN_ID).write_text("abc")
+        (cell.directory / RUN_ID).write_text(run_id(cell.label))
     out, table = tmp_path / "out", tmp_path / "table.json"
     for count in (1, 2):  # asked for by name, it is recorded even if nothing has changed
         assert grid_in(tmp_path).report(out=str(out), json=str(table)) == 0

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from test_grid_fakes import GRID, FakeHouse, FakeTracking, cells_of, finish, load_grid
+from test_grid_fakes import GRID, FakeHouse, FakeTracking, cells_of, finish, load_grid, run_id
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
@@ -45,8 +45,8 @@ def report_at(
     runs: dict[str, History] = {}
     for cell in cells:
         cell.directory.mkdir(parents=True)
-        (cell.directory / RUN_ID).write_text(cell.label)
-        runs[cell.label] = histories.get(cell.label, recorded(cell))
+        (cell.directory / RUN_ID).write_text(run_id(cell.label))
+        runs[run_id(cell.label)] = histories.get(cell.label, recorded(cell))
         if cell.label in states:
             Status(states[cell.label].value, 1, "here", 0.0).write(cell.directory)
         else:
@@ -176,7 +176,7 @@ def test_runs_of_unlike_length_compare_at_one_step(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, ONE_SEED.replace(f", {SPEEDUP}", ""))
     for cell, step in zip(cells, (100, 100, 80)):
         finish(cell, step=step, loss_1=1.0)
-        (cell.directory / RUN_ID).write_text(str(step))
+        (cell.directory / RUN_ID).write_text(f"{step:032}")
     spec = load_grid(tmp_path / "grid.yaml")
 
     def read(run: str, metric: str) -> Sequence[tuple[int, float]]:
@@ -224,7 +224,7 @@ def test_the_command_writes_beside_the_report_of_the_end(
     Curves(monkeypatch)
     for cell in cells_of(tmp_path):
         finish(cell, loss_1=1.0)
-        (cell.directory / RUN_ID).write_text("abc")
+        (cell.directory / RUN_ID).write_text(run_id(cell.label))
     runs = tmp_path / "runs"
     grid = Grid(str(tmp_path / "grid.yaml"), runs=str(runs))
     assert grid.report(at="step=3") == 0

@@ -2,6 +2,7 @@
 MLflow that only remembers."""
 
 import copy
+import hashlib
 import os
 import sys
 import time
@@ -211,6 +212,11 @@ class FakeHouse:
 @pytest.fixture
 def house(monkeypatch: pytest.MonkeyPatch) -> FakeHouse:
     return FakeHouse(monkeypatch)
+
+
+def run_id(name: str) -> str:
+    """Such as MLflow gives, always the same for a name."""
+    return hashlib.md5(name.encode()).hexdigest()
 
 
 def starts(cell: Cell) -> int:

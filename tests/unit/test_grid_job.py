@@ -14,6 +14,7 @@ import pytest
 from test_grid_fakes import DONE, ONE, cells_of, command, environment, finish, launch, starts, states, until
 
 from mtp_lightning.files import FileLock
+from mtp_lightning.grid.run.attempts import read_attempts
 from mtp_lightning.grid.run.state import (
     DIFF,
     HEARTBEAT_SECONDS,
@@ -22,7 +23,6 @@ from mtp_lightning.grid.run.state import (
     State,
     Status,
     cell_state,
-    read_attempts,
 )
 from mtp_lightning.grid.slurm.job import write_cell
 from mtp_lightning.grid.spec.cells import Cell

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_grid_fakes import GRID, cells_of, finish, load_grid
+from test_grid_fakes import GRID, cells_of, finish, load_grid, run_id
 
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.metric_names import better_direction, format_value, report_order
@@ -131,9 +131,9 @@ def test_metrics_that_a_result_lacks_are_read_from_the_record(tmp_path: Path) ->
     for index, cell in enumerate(cells[:3]):
         finish(cell, loss_1=1.0, **({"speedup": 2.0} if index == 0 else {}))
         if index < 2:
-            (cell.directory / RUN_ID).write_text(f"run{index}\n")
+            (cell.directory / RUN_ID).write_text(f"{run_id(str(index))}\n")
     report = build_report(load_grid(tmp_path / "grid.yaml"), cells, read)
-    assert asked == ["run1"]
+    assert asked == [run_id("1")]
     assert report.groups[0].results == {
         0: {"val/loss/head_1": 1.0, "decode/speedup": 2.0},
         1: {"val/loss/head_1": 1.0, "decode/speedup": 3.0},

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mtp_lightning.files import FileLock, read_json, write_json, write_text
+from mtp_lightning.files import DamagedError, FileLock, read_json, write_json, write_text
+from mtp_lightning.grid.run.process import close_attempt
 from mtp_lightning.grid.run.state import (
     HEARTBEAT_SECONDS,
     Failure,
@@ -21,8 +22,8 @@ from mtp_lightning.grid.run.state import (
     Status,
     cell_state,
     failure_reason,
-    process_token,
 )
+from mtp_lightning.machine import process_token
 
 HERE = socket.gethostname()
 
@@ -62,11 +63,12 @@ def test_finished_by_its_result_whatever_the_status_says(tmp_path: Path) -> None
         '{"state": "finished", "step": true, "metrics": {}}',
     ],
 )
-def test_a_torn_or_wrong_result_finishes_nothing(tmp_path: Path, text: str) -> None:
+def test_a_torn_or_wrong_result_finishes_nothing_and_is_not_replaced(tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text)
-    assert Result.read(tmp_path) is None
+    with pytest.raises(DamagedError, match=r"result.json: "):
+        Result.read(tmp_path)
     status("finished").write(tmp_path)
-    assert cell_state(tmp_path) is State.INTERRUPTED
+    assert cell_state(tmp_path) is State.DAMAGED
 
 
 def test_records_survive_writing_and_keys_of_later_versions(tmp_path: Path) -> None:
@@ -123,6 +125,20 @@ def test_a_failure_without_its_launcher_is_still_a_failure(tmp_path: Path) -> No
     Failure("OSError", "no space left").write(tmp_path)
     assert cell_state(tmp_path) is State.FAILED
     assert failure_reason(tmp_path) == "OSError: no space left"
+    status("failed", pid=dead_pid(), reason="task 1 ended with exit status -9").write(tmp_path)
+    assert failure_reason(tmp_path) == "task 1 ended with exit status -9", "the launcher knows more than the run"
+
+
+def test_a_run_that_saved_and_stopped_says_why_though_its_launcher_is_gone(tmp_path: Path) -> None:
+    status(pid=dead_pid()).write(tmp_path)
+    Progress(step=3, max_steps=5, phase="stopped", pid=dead_pid(), stopped="SIGTERM: saved step 3").write(tmp_path)
+    assert cell_state(tmp_path) is State.INTERRUPTED
+    assert failure_reason(tmp_path) == "stopped by SIGTERM: saved step 3"
+    closed = close_attempt(tmp_path)
+    assert closed is not None
+    assert closed.reason == "stopped by SIGTERM: saved step 3"
+    status(pid=dead_pid(), started_at=time.time() + 5).write(tmp_path)  # a later attempt, which was killed
+    assert failure_reason(tmp_path) is None
 
 
 def test_writing_replaces_in_one_step_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -133,7 +149,9 @@ def test_writing_replaces_in_one_step_and_leaves_nothing_behind(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     write_json(tmp_path / "a", {"x": 1})
     assert json.loads((tmp_path / "a").read_text()) == read_json(tmp_path / "a") == {"x": 1}
-    assert read_json(tmp_path / "a" / "b") is None
+    assert read_json(tmp_path / "b") is None
+    with pytest.raises(DamagedError, match="Not a directory"):
+        read_json(tmp_path / "a" / "b")
 
 
 def test_the_lock_is_exclusive_and_free_again(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ ALLOWED = {
     "evaluation": {"decoding", "model", "data", "evaluation", "checkpoints"},
     "interop": {"model", "interop"},
     "checkpoints": {"model", "data", "checkpoints"},
-    "module": {"model", "objective", "optimization"},
+    "metrics": {"objective"},
+    "module": {"divergence", "metrics", "model", "objective", "optimization"},
+    "divergence": set(),
     "strategies": {"model", "checkpoints", "strategies"},
     "tracking": {"tracking"},
     "grid": {"grid", "config", "tracking"},
@@ -36,7 +38,7 @@ EDGES = {
     "probes/command.py": {"checkpoints"},
 }
 """Command functions at a room's edge, and what more they may import inside a function."""
-OPEN = {"", "errors", "files", "machine", "own_code", "ranges", "shapes", "units", "yaml_lines"}
+OPEN = {"", "errors", "files", "machine", "own_code", "ranges", "secrets", "shapes", "units", "yaml_lines"}
 TORCH_ONLY = ("model", "objective", "decoding", "probes", "bench")
 LIGHT = {"torch", "numpy", "mtp_lightning", "jaxtyping"} | set(sys.stdlib_module_names)
 

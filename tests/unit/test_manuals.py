@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from manuals import MANUALS, ROOT, Command, blocks, commands
+from manuals import MANUALS, ROOT, Command, blocks, commands, commands_of_page
 
 import mtp_lightning.completion  # noqa: F401 - before `cli.load`, which it takes, is replaced here
 from mtp_lightning import cli
 from mtp_lightning.config.lightning_cli import MTPCLI
 
+PAGES = sorted((ROOT / "experiments").glob("*/README.md"))
+"""Of experiments: their commands are parsed too, and too long to be run."""
 ALL = [command for manual in MANUALS for command in commands(manual)]
 SMALL_YAML = """
 trainer:
@@ -71,7 +73,11 @@ def test_there_are_commands_of_every_kind() -> None:
     assert not missing, "a command that no manual shows"
 
 
-@pytest.mark.parametrize("command", ALL, ids=lambda command: command.name)
+@pytest.mark.parametrize(
+    "command",
+    [*ALL, *(command for page in PAGES for command in commands_of_page(page))],
+    ids=lambda command: command.name,
+)
 def test_every_command_parses(
     command: Command, parsed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -18,7 +18,7 @@ from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective import fused
 from mtp_lightning.objective.heads import check_options, model_loss, model_scores
 from mtp_lightning.objective.loss import LossOptions, multi_token_loss, order_shares
-from mtp_lightning.objective.targets import Targets, first_ahead, make_targets
+from mtp_lightning.objective.targets import Targets, count_valid, first_ahead, make_targets
 
 EACH = pytest.mark.parametrize("heads", VARIANTS.values(), ids=VARIANTS.keys())
 IMPLEMENTATIONS = ["chunked", "fused", "checkpointed", "naive"]
@@ -177,18 +177,19 @@ def test_gradients_that_cannot_be_told_apart_are_refused(heads: HeadsConfig, sto
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_counting_over_ranks_makes_the_mean_one_over_all_tokens(kind: Any) -> None:
-    """Two ranks with unequal numbers of targets: their averaged gradients are those of one process with all rows."""
+def test_a_mean_count_makes_the_mean_one_over_all_tokens(kind: Any) -> None:
+    """Two batches with unequal numbers of targets: their averaged gradients are those of one batch with all rows."""
     heads = HeadsConfig(n_future=3, kind=kind)
     model, documents, targets = problem(heads)
     model_loss(model, targets, documents).total.backward()
     whole = gradients(model)
     model.zero_grad()
     halves = [Targets(*(None if x is None else x.narrow(x.ndim - 2, b, 1) for x in targets)) for b in range(2)]
-    counts = sum(model_loss(model, half, documents[:1]).n_valid for half in halves) / 2
-    groups = iter([counts[:1], counts[1:]] * 2 if kind == "order" else [counts] * 2)
+    counts = torch.stack([count_valid(half) for half in halves])
+    assert torch.equal(counts, torch.stack([model_loss(model, half, documents[:1]).n_valid for half in halves]))
+    assert not torch.equal(*counts), "as many here as there would show nothing"
     for half in halves:
-        (model_loss(model, half, documents[:1], count_over_ranks=lambda _: next(groups)).total / 2).backward()
+        (model_loss(model, half, documents[:1], mean_count_M=counts.double().mean(0)).total / 2).backward()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, whole[name], msg=name)
 
@@ -197,14 +198,14 @@ def test_a_single_target_on_one_of_two_ranks_counts_whole() -> None:
     h, weight = torch.randn(1, 1, 1, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     one = torch.ones(1, 1, 1, dtype=torch.bool)
     alone = multi_token_loss(h, weight, one.long(), one).total
-    ours = multi_token_loss(h, weight, one.long(), one, count_over_ranks=lambda count: count / 2).total
+    ours = multi_token_loss(h, weight, one.long(), one, mean_count_N=torch.tensor([0.5])).total
     torch.testing.assert_close((ours + 0) / 2, alone)
 
 
 def test_nowhere_a_target_on_any_rank_gives_zero() -> None:
     h, weight = torch.randn(2, 1, 3, 4, requires_grad=True), torch.randn(5, 4)
     nothing = torch.zeros(2, 1, 3, dtype=torch.bool)
-    out = multi_token_loss(h, weight, nothing.long(), nothing, count_over_ranks=lambda count: count / 2)
+    out = multi_token_loss(h, weight, nothing.long(), nothing, mean_count_N=torch.zeros(2))
     out.total.backward()
     assert out.total == 0
     assert h.grad is not None

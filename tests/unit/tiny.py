@@ -47,6 +47,15 @@ class Recorder(Logger):
     def steps(self, key: str) -> list[int | None]:
         return [step for step, metrics in self.calls if key in metrics]
 
+    def last_by_step(self, prefix: str) -> dict[int | None, dict[str, float]]:
+        """step -> the metrics with names that begin so."""
+        found: dict[int | None, dict[str, float]] = {}
+        for step, metrics in self.calls:
+            mine = {key: value for key, value in metrics.items() if key.startswith(prefix)}
+            if mine:
+                found.setdefault(step, {}).update(mine)
+        return found
+
     @property
     def last(self) -> dict[str, float]:
         return {key: value for _, metrics in self.calls for key, value in metrics.items()}

@@ -14,6 +14,9 @@ from mtp_lightning.model.config import CHECKPOINT_KEY
 from mtp_lightning.module import MTPModule
 from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_factor
 
+NEEDED = ("loops", "optimizer_states", "lr_schedulers")
+"""Entries of a checkpoint, beside those that a model is made of."""
+
 
 def check_length(path: Path, content: Mapping[str, Any], module: MTPModule, max_steps: int) -> None:
     """Refuse to go on from a checkpoint to a length that its steps would not have had.
@@ -41,6 +44,25 @@ def check_length(path: Path, content: Mapping[str, Any], module: MTPModule, max_
                 f"trainer.max_steps is {max_steps}, and '{path}' is of a run of {before} steps whose weights of the "
                 f"losses (model.loss.weights) move with its length: those of step {step + 1} would have been others. "
                 f"{_instead(before)}"
+            )
+
+
+def check_weights(path: Path, content: Mapping[str, Any], module: MTPModule) -> None:
+    """
+    Raises:
+        InputError: the weights of a checkpoint are not those of this model; or it lacks what a run goes on with.
+    """
+    missing = [key for key in NEEDED if not content.get(key)]  # an empty one Lightning takes for a new optimizer
+    if missing:
+        raise InputError(f"'{path}' has no '{missing[0]}': no run can go on from it")
+    module.on_load_checkpoint(dict(content))
+    saved, own = content["state_dict"], module.state_dict()
+    have, want = ({name: tuple(weight.shape) for name, weight in weights.items()} for weights in (saved, own))
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise InputError(
+                f"'{path}' is damaged, or of another model: its weight '{name}' is of shape {have.get(name)}, and this "
+                f"model has {want.get(name)}; give another checkpoint, or a new folder"
             )
 
 

@@ -1,14 +1,12 @@
 """What `mtp fit` prints when it is done: where the checkpoint is, and the commands that go on from there."""
 
-import os
-import shlex
-import shutil
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 
+from mtp_lightning.config.cell import command
 from mtp_lightning.data.datamodule import MTPDataModule
+from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.logger import MLflowRunLogger
 from mtp_lightning.tracking.store import default_tracking_uri
 from mtp_lightning.tracking.ui import is_server
@@ -45,16 +43,6 @@ def record_of(logger: MLflowRunLogger) -> str:
     uri = logger.tracking_uri
     if is_server(uri):
         run = logger.client.get_run(logger.run_id).info
-        return f"MLflow:      {uri.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
-    store = () if uri == default_tracking_uri() else ("--uri", uri)
+        return f"MLflow:      {mask(uri).rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    store = () if uri == default_tracking_uri() else ("--uri", mask(uri))
     return f"MLflow:      {command('ui', '--experiment', logger.experiment_name, *store)}"
-
-
-def command(*words: str) -> str:
-    """A command of this program, as it was called: an environment need not be on the PATH."""
-    program = ["mtp"]
-    if shutil.which("mtp") is None:
-        program = [os.path.relpath(sys.argv[0])]
-        if program[0].endswith("__main__.py"):
-            program = [os.path.relpath(sys.executable), "-m", "mtp_lightning"]
-    return shlex.join([*program, *words])

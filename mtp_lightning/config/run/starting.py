@@ -7,6 +7,10 @@ absence, as it was. Checks stand in constructors, in `mtp fit` before the traine
 `on_train_start`. A prepared corpus is no part of a run: it is a cache that any run may use.
 """
 
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +18,20 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from typing_extensions import override
 
+from mtp_lightning.checkpoints.select import CHECKPOINTS
 from mtp_lightning.config.run.continuing import is_finished, reopen_epoch
-from mtp_lightning.files import write_text
+from mtp_lightning.errors import InputError
+from mtp_lightning.files import DamagedError, read_state, write_text
+from mtp_lightning.secrets import references
 from mtp_lightning.tracking.logger import MLflowRunLogger
 
 CONFIG = "config.yaml"
 """In a run's own folder: its resolved configuration."""
+FILES = (CONFIG, "progress.json", "result.json", "failure.json")
+"""What a run replaces there."""
 
 
 class StartRun(SaveConfigCallback):
@@ -32,8 +42,11 @@ class StartRun(SaveConfigCallback):
 
     @property
     def text(self) -> str:
-        """The resolved configuration as YAML."""
-        return str(self.parser.dump(self.config, skip_none=False))
+        """The resolved configuration as YAML, without secrets: they come from the environment again."""
+        text = str(self.parser.dump(self.config, skip_none=False))
+        whole = yaml.safe_load(text)
+        written = references(whole)
+        return text if written == whole else str(yaml.safe_dump(written, sort_keys=False, allow_unicode=True))
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -69,6 +82,8 @@ class StartRun(SaveConfigCallback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            check_moments(optimizer)
         self.save_config(trainer, pl_module, "fit")
         for config in trainer.lr_scheduler_configs:
             set_next_learning_rate(config.scheduler)
@@ -79,12 +94,67 @@ class StartRun(SaveConfigCallback):
         self.save_config(trainer, pl_module, "fit")
 
 
+def check_replaceable(folder: Path) -> None:
+    """
+    Raises:
+        InputError: where a run writes a file there is a folder, or the other way round.
+    """
+    for name in FILES:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            raise InputError(f"{path}: a folder, and the run writes a file of this name: move it away")
+    if os.path.lexists(folder / CHECKPOINTS) and not (folder / CHECKPOINTS).is_dir():
+        raise InputError(f"{folder / CHECKPOINTS}: no folder, and the run keeps its checkpoints there: move it away")
+
+
+@contextmanager
+def without_traces(start: StartRun, loggers: Sequence[object]) -> Iterator[None]:
+    """Lightning makes the folders of its own loggers before it looks at the data: a start that is refused after that
+    takes away those that were not there."""
+    folders = [logger.log_dir for logger in loggers if isinstance(logger, (CSVLogger, TensorBoardLogger))]
+    new = [Path(folder) for folder in folders if not os.path.exists(folder)]
+    made = {parent for folder in new for parent in folder.parents if not parent.exists()}
+    try:
+        yield
+    except InputError:
+        if not start.already_saved:
+            for folder in new:
+                shutil.rmtree(folder, ignore_errors=True)
+            for folder in sorted(made, reverse=True):
+                with suppress(OSError):  # not there, or something else lies in it by now
+                    folder.rmdir()
+        raise
+
+
 def write_config(folder: Path, text: str) -> None:
     """Write the run's configuration into its folder, unless a file that says the same is there, as in a cell's."""
     path = folder / CONFIG
     folder.mkdir(parents=True, exist_ok=True)
-    if not path.is_file() or yaml.safe_load(path.read_text(encoding="utf-8")) != yaml.safe_load(text):
+    if not _holds(path, yaml.safe_load(text)):
         write_text(path, text)
+
+
+def _holds(path: Path, config: Any) -> bool:
+    try:
+        there = read_state(path)
+        return there is not None and bool(yaml.safe_load(there) == config)
+    except (DamagedError, yaml.YAMLError, RecursionError):
+        return False
+
+
+def check_moments(optimizer: Any) -> None:
+    """Adam's averages are of the shapes of their weights. Torch looks at that only in the first step.
+
+    Raises:
+        InputError: they came out of a damaged checkpoint.
+    """
+    for weight, state in getattr(optimizer, "state", {}).items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in state and getattr(state[key], "shape", None) != weight.shape:
+                raise InputError(
+                    f"ckpt_path: the optimizer's '{key}' of a weight of shape {tuple(weight.shape)} is of another: the "
+                    "checkpoint is damaged; give another"
+                )
 
 
 def set_next_learning_rate(scheduler: Any) -> None:

@@ -160,7 +160,7 @@ class TaskDataModule(MTPDataModule):
 
     @override
     def train_dataloader(self) -> ResumableLoader:
-        return ResumableLoader(TaskWindows(self), self.n_train_batches, self.num_workers)
+        return self.training_loader(TaskWindows(self), self.num_workers)
 
     @override
     def val_dataloader(self) -> BatchLoader:

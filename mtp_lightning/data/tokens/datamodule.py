@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -20,6 +21,7 @@ from mtp_lightning.data.loader import (
 from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_source
 from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
+from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import load_tokenizer
 from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder, tokens_needed
 from mtp_lightning.errors import InputError
@@ -80,6 +82,7 @@ class TokenDataModule(MTPDataModule):
                 f"{self.text_tokenizer.vocab_size} tokens: set model.backbone.vocab_size: "
                 f"{self.text_tokenizer.vocab_size}"
             )
+        self._token_bytes: Tensor | None = None
         self._train: TokenStore | None = None
         self._validation: TokenStore | None = None
 
@@ -134,8 +137,10 @@ class TokenDataModule(MTPDataModule):
 
     @property
     @override
-    def bytes_per_token(self) -> float | None:
-        return None if self._validation is None else self._validation.bytes_per_token
+    def token_bytes(self) -> Int[Tensor, "V"] | None:
+        if self._token_bytes is None:
+            self._token_bytes = torch.tensor(token_bytes(self.text_tokenizer))
+        return self._token_bytes
 
     @property
     @override
@@ -147,7 +152,7 @@ class TokenDataModule(MTPDataModule):
         order = TrainingOrder(len(self.train_store), self.context, self.horizon, self.seed)
         read = partial(read_windows, self.train_store, order)
         batches = TrainingWindows(read, self.batch_size, *self.rank_and_world_size)
-        return ResumableLoader(batches, self.n_train_batches, self.num_workers)
+        return self.training_loader(batches, self.num_workers)
 
     @override
     def val_dataloader(self) -> BatchLoader:

@@ -11,7 +11,7 @@ from typing import Any
 from mtp_lightning.grid.report import metric_names
 from mtp_lightning.grid.report.equal_training import EqualTraining, ReadHistory, at_text, first_few, values_at
 from mtp_lightning.grid.report.statistics import Difference, Summary, difference_of, summarise
-from mtp_lightning.grid.run.state import RUN_ID, Result, State, cell_state, failure_reason
+from mtp_lightning.grid.run.state import CellFiles, Result, State
 from mtp_lightning.grid.spec.cells import Cell, baseline_values
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
 from mtp_lightning.grid.spec.signature import canonical
@@ -99,10 +99,10 @@ def build_report(
     at: At | None = None,
 ) -> Report:
     """`at` takes the place of the grid file's: for every metric compared, and all others of validation."""
-    all_results = {cell.signature: Result.read(cell.directory) for cell in cells}
-    finished = {name: result for name, result in all_results.items() if result is not None}
+    files = {cell.signature: CellFiles.read(cell.directory) for cell in cells}
+    finished = {name: f.result for name, f in files.items() if f.result is not None and f.state is State.FINISHED}
     values = {
-        cell.signature: _metrics(cell, finished[cell.signature], spec.compare, read_metrics)
+        cell.signature: _metrics(files[cell.signature], finished[cell.signature], spec.compare, read_metrics)
         for cell in cells
         if cell.signature in finished
     }
@@ -119,18 +119,23 @@ def build_report(
         cells,
         _groups(spec, cells, values),
         rows,
-        missing=[_label_and_state(cell) for cell in cells if cell.signature not in values],
+        missing=[_label_and_state(cell, files[cell.signature]) for cell in cells if cell.signature not in values],
         warnings=_warnings(cells, finished, lengths=not set(spec.compare) <= set(equal.at)),
-        unfinished=[_label_and_state(c) for c in cells if c.signature in values and c.signature not in finished],
+        unfinished=[
+            _label_and_state(c, files[c.signature])
+            for c in cells
+            if c.signature in values and c.signature not in finished
+        ],
         equal_training=equal,
     )
 
 
-def _metrics(cell: Cell, result: Result, compare: Sequence[str], read_metrics: ReadMetrics | None) -> dict[str, float]:
+def _metrics(
+    files: CellFiles, result: Result, compare: Sequence[str], read_metrics: ReadMetrics | None
+) -> dict[str, float]:
     metrics = dict(result.metrics)
-    run_id = cell.directory / RUN_ID
-    if read_metrics is not None and not set(compare) <= set(metrics) and run_id.is_file():
-        recorded = read_metrics(run_id.read_text().strip())
+    if read_metrics is not None and not set(compare) <= set(metrics) and files.run_id is not None:
+        recorded = read_metrics(files.run_id)
         metrics.update({name: recorded[name] for name in compare if name in recorded and name not in metrics})
     return metrics
 
@@ -156,9 +161,9 @@ def _groups(spec: GridSpec, cells: Sequence[Cell], values: Mapping[str, Mapping[
     ]
 
 
-def _label_and_state(cell: Cell) -> str:
-    state = cell_state(cell.directory)
-    reason = failure_reason(cell.directory) if state is State.FAILED else None
+def _label_and_state(cell: Cell, files: CellFiles) -> str:
+    state = files.state
+    reason = files.reason if state in (State.FAILED, State.DAMAGED) else None
     return f"{cell.label} ({state.value}{f': {reason}' if reason else ''})"
 
 

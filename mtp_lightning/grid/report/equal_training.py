@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mtp_lightning.errors import InputError, did_you_mean
-from mtp_lightning.grid.run.state import RUN_ID, Result, State, cell_state
+from mtp_lightning.grid.run.state import CellFiles, State
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import At
 from mtp_lightning.grid.spec.reader import UNITS
@@ -155,12 +155,11 @@ def _one_line_for_equal(remarks: Mapping[tuple[str, bool, str], Sequence[str]]) 
 def _histories(cells: Iterable[Cell], read: ReadHistory) -> list[CellHistory]:
     found = []
     for cell in cells:
-        path, result = cell.directory / RUN_ID, Result.read(cell.directory)
-        run_id = path.read_text().strip() if path.is_file() else None
-        if result is not None:
-            found.append(CellHistory(cell, run_id, result.step, read))
-        elif run_id is not None and cell_state(cell.directory) in (State.RUNNING, State.INTERRUPTED):
-            found.append(CellHistory(cell, run_id, None, read))
+        files = CellFiles.read(cell.directory)
+        if files.result is not None and files.state is State.FINISHED:
+            found.append(CellHistory(cell, files.run_id, files.result.step, read))
+        elif files.run_id is not None and files.state in (State.RUNNING, State.INTERRUPTED):
+            found.append(CellHistory(cell, files.run_id, None, read))
     return found
 
 

@@ -10,6 +10,7 @@ from mtp_lightning.grid.report.tables import legend, markdown, markdown_table, n
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.spec.grid_spec import GridSpec, experiment_name
 from mtp_lightning.grid.spec.values import is_number
+from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.views import View, view_key, write_view
 
 NOTE_LIMIT = 5000
@@ -50,9 +51,9 @@ def write_report(client: Any, experiment: str, report: Report, files: Sequence[P
         run_id = client.create_run(experiment, run_name="report", tags=tags).info.run_id
     for path in files:
         client.log_artifact(run_id, str(path))
-    client.set_tag(run_id, NOTE, markdown(report))
+    client.set_tag(run_id, NOTE, mask(markdown(report)))
     client.set_terminated(run_id, "FINISHED")
-    client.set_experiment_tag(experiment, NOTE, note(report))
+    client.set_experiment_tag(experiment, NOTE, mask(note(report)))
     _write_charts(client, experiment, report.spec)
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import read_json, write_bytes, write_json, write_text
+from mtp_lightning.files import DamagedError, read_json, write_bytes, write_json, write_text
 from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.equal_training import Points, ReadHistory
 from mtp_lightning.grid.report.html_page import html_page
 from mtp_lightning.grid.report.tables import csv_text, markdown, report_json
 from mtp_lightning.grid.report.verdict import verdict
-from mtp_lightning.grid.run.state import RUN_ID, State, cell_state
+from mtp_lightning.grid.run.state import CellFiles, State, cell_state
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
+from mtp_lightning.secrets import mask
 from mtp_lightning.tracking import read as tracking
 
 PAGE, MARKDOWN, CSV, FIGURE, VERDICT = "report.html", "report.md", "results.csv", "figure.png", "verdict.json"
@@ -81,7 +82,7 @@ def publish(
     report = build_report(spec, cells, read_metrics, history, at)
     show(report)
     record = report_json(report)
-    if not again and read_json(out / RECORD) == record and all((out / name).is_file() for name in FILES):
+    if not again and _recorded(out) == record and all((out / name).is_file() for name in FILES):
         return Published(report, tuple(problems))
     _make_folder(out)
     (out / RECORD).unlink(missing_ok=True)
@@ -106,6 +107,14 @@ def _check_started(spec: GridSpec, cells: Sequence[Cell]) -> None:
         )
 
 
+def _recorded(out: Path) -> dict[str, Any] | None:
+    """The report that is there; a damaged one is written anew."""
+    try:
+        return read_json(out / RECORD)
+    except DamagedError:
+        return None
+
+
 def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -115,7 +124,7 @@ def _make_folder(out: Path) -> None:
 
 def _write(path: Path, content: str | bytes) -> None:
     if isinstance(content, str):
-        write_text(path, content)
+        write_text(path, mask(content))
     else:
         write_bytes(path, content)
 
@@ -129,7 +138,7 @@ def _figure(report: Report, history: ReadHistory) -> bytes:
 
     curves: dict[str, dict[int, Points]] = {}
     for cell in report.cells:
-        group, run_id = report.group(cell.group), cell.directory / RUN_ID
-        if group is not None and cell.seed in group.results and run_id.is_file():
-            curves.setdefault(cell.group, {})[cell.seed] = history(run_id.read_text().strip(), curve_metric(report))
+        group, run_id = report.group(cell.group), CellFiles.read(cell.directory).run_id
+        if group is not None and cell.seed in group.results and run_id is not None:
+            curves.setdefault(cell.group, {})[cell.seed] = history(run_id, curve_metric(report))
     return figure_png(report, curves)

@@ -3,8 +3,6 @@ error, a live table on a terminal and a line now and then elsewhere."""
 
 import json
 import os
-import shlex
-import shutil
 import sys
 import time
 from collections import Counter
@@ -19,15 +17,23 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mtp_lightning.config.cell import command
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
 from mtp_lightning.grid.spec.grid_spec import experiment_name
+from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.store import check_uri, default_tracking_uri
 from mtp_lightning.units import duration, quantity
 
 PLAIN_SECONDS = 10.0
 _ROWS = 20
-_STYLES = {"running": "bold cyan", "finished": "green", "failed": "bold red", "interrupted": "yellow"}
+_STYLES = {
+    "running": "bold cyan",
+    "finished": "green",
+    "failed": "bold red",
+    "damaged": "bold red",
+    "interrupted": "yellow",
+}
 
 
 def say(what: RenderableType, error: bool = False) -> None:
@@ -36,7 +42,7 @@ def say(what: RenderableType, error: bool = False) -> None:
     console = Console(file=stream, soft_wrap=isinstance(what, str), highlight=False, markup=False)
     if not console.is_terminal and not isinstance(what, str):
         console.width = max(console.width, 200)  # a file needs no wrapping
-    console.print(what)
+    console.print(mask(what) if isinstance(what, str) else what)
 
 
 def write_table(path: str | None, value: Mapping[str, Any]) -> None:
@@ -50,14 +56,10 @@ def write_table(path: str | None, value: Mapping[str, Any]) -> None:
 
 
 def ui_command(runs: Path, grid: str) -> str:
-    """The command that opens a grid's page in MLflow, as this very program was called: it need not be on the PATH."""
-    called = [os.path.relpath(sys.argv[0])]
-    if called[0].endswith("__main__.py"):
-        called = [os.path.relpath(sys.executable), "-m", "mtp_lightning"]
-    program = "mtp" if shutil.which("mtp") else " ".join(called)
+    """The command that opens a grid's page in MLflow."""
     folder = runs.relative_to(Path.cwd()) if runs.is_relative_to(Path.cwd()) else runs
-    at = "" if folder == Path("runs") else f" --runs {shlex.quote(str(folder))}"
-    return f"{program} ui{at} --experiment {experiment_name(grid)}"
+    at = () if folder == Path("runs") else ("--runs", str(folder))
+    return command("ui", *at, "--experiment", experiment_name(grid))
 
 
 def writable(folder: Path) -> Path:
@@ -92,7 +94,7 @@ class Line:
 
     @property
     def share(self) -> float:
-        if self.state in ("finished", "failed"):
+        if self.state in ("finished", "failed", "damaged"):
             return 1.0
         return min(1.0, self.step / self.max_steps) if self.step and self.max_steps else 0.0
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from mtp_lightning.files import FileLock
+from mtp_lightning.files import DamagedError, FileLock
 from mtp_lightning.grid.run.display import Display, Line, open_display, say
 from mtp_lightning.grid.run.process import (
     Attempt,
@@ -24,7 +24,7 @@ from mtp_lightning.grid.run.process import (
     fit_command,
     fit_config,
 )
-from mtp_lightning.grid.run.state import LOCK, LOG, Progress, State, Status, cell_state, failure_reason
+from mtp_lightning.grid.run.state import LOCK, LOG, CellFiles, Progress, State, cell_state
 from mtp_lightning.grid.spec.cells import Cell
 
 _ELSEWHERE_SECONDS = 1.0
@@ -79,6 +79,7 @@ class LocalLauncher:
         self.paces: dict[str, Pace] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.signals: list[tuple[int, float]] = []
+        self.noted: set[str] = set()
         with _caught(self.signals):
             try:
                 while self.active or (self.waiting and not self.signals):
@@ -121,14 +122,15 @@ class LocalLauncher:
                 self._ended(cell, failed_to_start(cell, error, self.display.note))
 
     def _done_elsewhere(self, cell: Cell, state: State) -> Outcome | None:
-        """The outcome, if another launcher ran the cell since this one began; its failure is not tried again here."""
-        if state is State.FINISHED:
-            return Outcome(state)
+        """The outcome, if another launcher ran the cell since this one began; its failure is not tried again here. Nor
+        is a cell run whose files are damaged."""
+        files = CellFiles.read(cell.directory)
+        if state in (State.FINISHED, State.DAMAGED):
+            return Outcome(state, files.damaged)
         if self.retried[cell.signature]:
             return None
-        status = Status.read(cell.directory)
-        recent = status is not None and (status.ended_at or 0.0) >= self.began
-        return Outcome(state, failure_reason(cell.directory)) if state is State.FAILED and recent else None
+        recent = files.status is not None and (files.status.ended_at or 0.0) >= self.began
+        return Outcome(state, files.reason) if state is State.FAILED and recent else None
 
     def _stop(self) -> None:
         signum, at = self.signals[0]
@@ -161,8 +163,8 @@ class LocalLauncher:
     def _ended(self, cell: Cell, outcome: Outcome) -> None:
         self.waiting.pop(cell.signature, None)
         self.outcomes[cell.signature] = outcome
-        if outcome.state is State.FAILED:
-            text = f"{cell.label}: failed: {outcome.reason}"
+        if outcome.state in (State.FAILED, State.DAMAGED):
+            text = f"{cell.label}: {outcome.state}: {outcome.reason}"
             if outcome.log:
                 lines = "".join(f"\n    {line}" for line in outcome.log.splitlines())
                 text += f"\n  the end of {cell.directory / LOG}:{lines}"
@@ -182,7 +184,7 @@ class LocalLauncher:
             state = "elsewhere" if name in self.retry_at else "waiting"
         if state == "waiting":
             return Line(cell.label, state)
-        progress = Progress.read(cell.directory)
+        progress = self._progress(cell)
         left = self.paces[name].seconds_left(progress) if name in self.active else None
         if progress is None:
             return Line(cell.label, state)
@@ -197,6 +199,16 @@ class LocalLauncher:
             left,
         )
 
+    def _progress(self, cell: Cell) -> Progress | None:
+        """A file that cannot be read now is named once, and ends nothing: it may be readable again."""
+        try:
+            return Progress.read(cell.directory)
+        except DamagedError as error:
+            if str(error) not in self.noted:
+                self.noted.add(str(error))
+                self.display.note(f"{cell.label}: damaged: {error}; the cell runs on")
+            return None
+
     def _seconds_left(self, lines: Sequence[Line]) -> float | None:
         """Assumes that waiting cells take as long as the finished ones on average, or else as the running ones."""
         running = [line.seconds_left for line in lines if line.state == "running" and line.seconds_left is not None]
@@ -205,7 +217,7 @@ class LocalLauncher:
             durations = [
                 self.paces[name].elapsed() + left
                 for name, attempt in self.active.items()
-                if (left := self.paces[name].seconds_left(Progress.read(attempt.cell.directory))) is not None
+                if (left := self.paces[name].seconds_left(self._progress(attempt.cell))) is not None
             ]
         if not self.active and not self.waiting:
             return 0.0

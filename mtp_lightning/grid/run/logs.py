@@ -10,6 +10,7 @@ from typing import IO
 from mtp_lightning.grid.run.state import LOG, Status
 from mtp_lightning.grid.run.status import CellStatus
 from mtp_lightning.grid.slurm.submissions import Submissions
+from mtp_lightning.secrets import mask
 
 FOLLOW_SECONDS = 0.5
 _MARK = "===== attempt "
@@ -18,7 +19,7 @@ _MARK = "===== attempt "
 def write_header(log: IO[bytes], status: Status, command: Sequence[str]) -> None:
     """The first line of an attempt's output."""
     at = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(status.started_at))
-    text = " ".join(shlex.join(command).split())  # one line, whatever the arguments hold
+    text = " ".join(mask(shlex.join(command)).split())  # one line, whatever the arguments hold
     log.write(f"{_MARK}{status.attempt}, {at}, {status.host}: {text}\n".encode())
     log.flush()
 

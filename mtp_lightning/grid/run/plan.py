@@ -15,7 +15,8 @@ from rich.text import Text
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.run.state import CHECKPOINTS, Progress, Result, State, cell_state, saved_step
+from mtp_lightning.grid.run.attempts import newest_checkpoint, saved_step
+from mtp_lightning.grid.run.state import CellFiles, State
 from mtp_lightning.grid.run.status import CellStatus
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import GridSpec
@@ -105,9 +106,10 @@ class _Run:
 
     def __init__(self, cell: Cell, size: Size) -> None:
         self.cell, self.size = cell, size
-        self.result = Result.read(cell.directory)
-        self.progress = None if self.result else Progress.read(cell.directory)
-        self.is_running = self.progress is not None and cell_state(cell.directory) is State.RUNNING
+        files = CellFiles.read(cell.directory)
+        self.result = files.result
+        self.progress = None if self.result else files.progress
+        self.is_running = self.progress is not None and files.state is State.RUNNING
         used = cell.resources
         self.shape = (used.nodes * used.gpus, used.nodes * used.tasks_per_node)
         """(GPUs, processes): only speeds on the same compare."""
@@ -221,13 +223,13 @@ ACTIONS = {
     State.INTERRUPTED: "run again",
     State.RUNNING: "wait for it",
     State.FINISHED: "nothing",
+    State.DAMAGED: "leave it alone",
 }
 TO_RUN = (State.MISSING, State.FAILED, State.INTERRUPTED)
 
 
 def _action(row: CellStatus) -> str:
-    saved = row.cell.directory / CHECKPOINTS
-    if row.state in (State.FAILED, State.INTERRUPTED) and saved.is_dir() and any(saved.iterdir()):
+    if row.state in (State.FAILED, State.INTERRUPTED) and newest_checkpoint(row.cell.directory) is not None:
         return "go on"
     return ACTIONS[row.state]
 

@@ -16,10 +16,13 @@ import yaml
 from mtp_lightning.config import cell as config_cell
 from mtp_lightning.errors import PREEMPTED
 from mtp_lightning.files import FileLock, write_text
+from mtp_lightning.grid.run.attempts import log_attempt
 from mtp_lightning.grid.run.logs import log_tail, write_header
-from mtp_lightning.grid.run.state import CONFIG, LOG, Failure, Result, State, Status, log_attempt, process_token
+from mtp_lightning.grid.run.state import CONFIG, LOG, CellFiles, Failure, State, Status
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import experiment_name
+from mtp_lightning.machine import process_token
+from mtp_lightning.secrets import mask, references
 
 
 def fit_config(cell: Cell) -> dict[str, Any]:
@@ -102,7 +105,7 @@ class Attempt:
         """
         directory = cell.directory
         previous = close_attempt(directory)
-        write_text(directory / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        write_text(directory / CONFIG, yaml.safe_dump(references(dict(config)), sort_keys=False, allow_unicode=True))
         (directory / Failure.FILE).unlink(missing_ok=True)
         status = Status(
             state=State.RUNNING.value,
@@ -161,17 +164,19 @@ class Attempt:
 
     def _outcome(self, returncode: int) -> Outcome:
         directory, seconds = self.cell.directory, time.time() - self.status.started_at
-        if Result.read(directory) is not None:
+        files = CellFiles.read(directory)
+        if files.damaged is not None:
+            return Outcome(State.DAMAGED, files.damaged, seconds)
+        if files.result is not None:
             return Outcome(State.FINISHED, None, seconds)
         if self.given_up is not None:
             return Outcome(State.FAILED, self.given_up, seconds)
         if self.stopped_by is not None:
             return Outcome(State.INTERRUPTED, f"stopped by {signal.Signals(self.stopped_by).name}", seconds)
         if returncode == PREEMPTED:
-            return Outcome(State.INTERRUPTED, "preempted", seconds)
-        failure = Failure.read(directory)
-        if failure is not None:
-            return Outcome(State.FAILED, failure.text, seconds)
+            return Outcome(State.INTERRUPTED, files.stopped or "preempted", seconds)
+        if files.failure is not None:
+            return Outcome(State.FAILED, files.failure.text, seconds)
         tail = log_tail(directory / LOG)
         last = f": {tail.splitlines()[-1]}" if tail else ""
         return Outcome(State.FAILED, f"{_how_it_ended(returncode)}{last}", seconds, tail)
@@ -183,8 +188,8 @@ class Attempt:
 
 def failed_to_start(cell: Cell, error: OSError, warn: Callable[[str], None]) -> Outcome:
     """Record a cell that never ran: its configuration could not be written, or its command not be started."""
-    text = f"cannot be started: {error}"
-    previous, now = Status.read(cell.directory), time.time()
+    text = mask(f"cannot be started: {error}")
+    previous, now = CellFiles.read(cell.directory).status, time.time()
     status = Status(
         state=State.FAILED.value,
         attempt=previous.attempt + 1 if previous else 1,
@@ -209,13 +214,13 @@ def _note(cell: Cell, status: Status, warn: Callable[[str], None]) -> None:
 
 def close_attempt(directory: Path) -> Status | None:
     """The attempt before. If its launcher was killed too, how it ended is recorded only now."""
-    previous = Status.read(directory)
+    files = CellFiles.read(directory)
+    previous = files.status
     if previous is None or previous.ended_at is not None:
         return previous
-    failure = Failure.read(directory)
-    state, reason = State.INTERRUPTED, "killed, and its launcher too"
-    if failure is not None:
-        state, reason = State.FAILED, failure.text
+    state, reason = State.INTERRUPTED, files.stopped or "killed, and its launcher too"
+    if files.failure is not None:
+        state, reason = State.FAILED, files.failure.text
     closed = replace(previous, state=state.value, reason=reason, ended_at=time.time())
     closed.write(directory)
     log_attempt(directory, closed)

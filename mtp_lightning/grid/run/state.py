@@ -13,26 +13,28 @@ code.diff       changes to the code since its commit         launcher, on Slurm
 checkpoints/                                                 run
 """
 
-import functools
-import json
 import os
-import re
 import socket
 import time
-import types
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import ClassVar, TypeVar
 
-from mtp_lightning.files import read_json, write_json
+from mtp_lightning.files import DamagedError, write_json
+from mtp_lightning.grid.run.records import read_record
+from mtp_lightning.machine import process_token
+from mtp_lightning.secrets import masked
+from mtp_lightning.tracking.begin import RUN_FILE, read_run_id
+from mtp_lightning.tracking.journal import JOURNAL, check_journal
 
-CONFIG, LOG, LOCK, RUN_ID, CHECKPOINTS = "config.yaml", "log.txt", "lock", "mlflow_run_id", "checkpoints"
-ATTEMPTS, DIFF = "attempts.jsonl", "code.diff"
+CONFIG, LOG, LOCK, RUN_ID, CHECKPOINTS = "config.yaml", "log.txt", "lock", RUN_FILE, "checkpoints"
+DIFF = "code.diff"
 
 HEARTBEAT_SECONDS = 300.0
 """A run on another machine that was silent for longer counts as dead."""
-_LOGGED = ("attempt", "host", "job", "started_at", "ended_at", "state", "returncode", "reason")
+INSTEAD = "repair it or move it away; until then the cell is neither run nor counted"
 
 
 class State(StrEnum):
@@ -43,39 +45,31 @@ class State(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
+    DAMAGED = "damaged"
+    """One of its files is there and cannot be used: a person has to look."""
 
 
 R = TypeVar("R", bound="Record")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A JSON file of a cell's folder. `read` gives None for a file that is absent, torn or of other types, and ignores
-    keys that it does not know, so that a later version may add some."""
+    """A JSON file of a cell's folder."""
 
     FILE: ClassVar[str]
 
     def write(self, directory: Path) -> None:
-        write_json(directory / self.FILE, asdict(self))
+        write_json(directory / self.FILE, masked(asdict(self)))
 
     @classmethod
     def read(cls: type[R], directory: Path) -> R | None:
-        raw = read_json(directory / cls.FILE)
-        if raw is None:
-            return None
-        hints = _hints(cls)  # type: ignore[arg-type]  # mypy: classes of dataclasses cannot be hashed
-        known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
-        if not all(_fits(value, hints[name]) for name, value in known.items()):
-            return None
-        try:
-            return cls(**{name: _as_float(value, hints[name]) for name, value in known.items()})
-        except TypeError:  # a required key is absent
-            return None
+        """None where there is no file.
 
-
-@functools.cache
-def _hints(cls: type[Record]) -> dict[str, Any]:
-    return get_type_hints(cls)
+        Raises:
+            DamagedError: one that cannot be used.
+        """
+        return read_record(cls, directory / cls.FILE)
 
 
 @dataclass(frozen=True)
@@ -93,6 +87,15 @@ class Status(Record):
     reason: str | None = None
     job: str | None = None
     """Slurm's, as squeue writes it: `12_3`."""
+    settled: bool = False
+    """Whether it is known that the MLflow run of this attempt, which was killed, does not say RUNNING."""
+
+    @classmethod
+    def read(cls, directory: Path) -> "Status | None":
+        status = super().read(directory)
+        if status is not None and status.state not in list(State):
+            raise DamagedError(directory / cls.FILE, f"its 'state' is {status.state!r}, unknown to this version")
+        return status
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class Progress(Record):
     updated_at: float = field(default_factory=time.time)
     pid: int = field(default_factory=os.getpid)
     host: str = field(default_factory=socket.gethostname)
+    stopped: str | None = None
+    """Why the run saved and stopped, if it was asked to: `SIGTERM: saved step 120`."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,9 @@ class Result(Record):
     @classmethod
     def read(cls, directory: Path) -> "Result | None":
         result = super().read(directory)
-        return result if result is not None and result.state == State.FINISHED.value else None
+        if result is not None and result.state != State.FINISHED.value:
+            raise DamagedError(directory / cls.FILE, f"its 'state' is {result.state!r}, and has to be 'finished'")
+        return result
 
 
 @dataclass(frozen=True)
@@ -140,21 +147,39 @@ class Failure(Record):
 
 @dataclass(frozen=True)
 class CellFiles:
-    """The files of a cell's folder, each read once."""
+    """The files of a cell's folder, each read once. One that is damaged is None, and named."""
 
     result: Result | None
     status: Status | None
     progress: Progress | None
     failure: Failure | None
+    run_id: str | None = None
+    damaged: str | None = None
+    """What is wrong with the files, if anything is, and what to do."""
 
     @classmethod
     def read(cls, directory: Path) -> "CellFiles":
-        result, status = Result.read(directory), Status.read(directory)
-        return cls(result, status, Progress.read(directory), Failure.read(directory))
+        problems: list[str] = []
+
+        def read(reader: Callable[[Path], T]) -> T | None:
+            try:
+                return reader(directory)
+            except DamagedError as error:
+                problems.append(str(error))
+                return None
+
+        result, status = read(Result.read), read(Status.read)
+        progress, failure, run_id = read(Progress.read), read(Failure.read), read(read_run_id)
+        read(lambda folder: check_journal(folder / JOURNAL))
+        damaged = f"{'; '.join(dict.fromkeys(problems))}: {INSTEAD}" if problems else None
+        return cls(result, status, progress, failure, run_id, damaged)
 
     @property
     def state(self) -> State:
-        """Finished if there is a result; running if a process is alive; else as the last attempt ended."""
+        """Damaged if a file is; finished if there is a result; running if a process is alive; else as the last attempt
+        ended."""
+        if self.damaged is not None:
+            return State.DAMAGED
         if self.result is not None:
             return State.FINISHED
         return State.RUNNING if _alive(self.status, self.progress) else self.state_if_over
@@ -162,6 +187,8 @@ class CellFiles:
     @property
     def state_if_over(self) -> State:
         """The state after the last attempt, if no attempt is at work."""
+        if self.damaged is not None:
+            return State.DAMAGED
         if self.status is None:
             return State.MISSING if self.progress is None else State.INTERRUPTED
         if self.status.state == State.RUNNING.value and self.failure is not None:
@@ -170,9 +197,20 @@ class CellFiles:
 
     @property
     def reason(self) -> str | None:
+        """What the launcher noted comes first: it knows more than the run (another task died, a signal it sent)."""
+        if self.damaged is not None:
+            return self.damaged
         if self.status is not None and self.status.reason:
             return self.status.reason
-        return self.failure.text if self.failure is not None else None
+        return self.failure.text if self.failure is not None else self.stopped
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the run of the last attempt says that it saved and stopped; its launcher may have died before it."""
+        if self.progress is None or self.progress.stopped is None:
+            return None
+        began = self.status.started_at if self.status is not None else 0.0
+        return f"stopped by {self.progress.stopped}" if self.progress.updated_at >= began else None
 
 
 def cell_state(directory: Path) -> State:
@@ -181,81 +219,6 @@ def cell_state(directory: Path) -> State:
 
 def failure_reason(directory: Path) -> str | None:
     return CellFiles.read(directory).reason
-
-
-def log_attempt(directory: Path, ended: Status) -> None:
-    """Add a line to `attempts.jsonl`, in one write: what is there already cannot be torn by it."""
-    line = {key: value for key, value in asdict(ended).items() if key in _LOGGED}
-    text = json.dumps(line | {"checkpoint": newest_checkpoint(directory)}) + "\n"
-    descriptor = os.open(directory / ATTEMPTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(descriptor, text.encode())
-    finally:
-        os.close(descriptor)
-
-
-def read_attempts(directory: Path) -> list[dict[str, Any]]:
-    """Oldest first; a line that a full disk cut off is left out."""
-    try:
-        lines = (directory / ATTEMPTS).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
-def newest_checkpoint(directory: Path) -> str | None:
-    """Its name, which holds the step."""
-    return max((path.name for path in (directory / CHECKPOINTS).glob("*.ckpt")), default=None)
-
-
-def saved_step(directory: Path) -> int:
-    """The step from which an attempt would continue; 0 without a checkpoint."""
-    found = re.search(r"(\d+)\.ckpt$", newest_checkpoint(directory) or "")
-    return int(found[1]) if found else 0
-
-
-def interruptions_without_progress(directory: Path, job: str) -> int:
-    """How many attempts of a Slurm job in a row, up to the last, were interrupted and left no new checkpoint."""
-    attempts = read_attempts(directory)
-    count = 0
-    for before, attempt in reversed(list(zip([{"checkpoint": None}, *attempts], attempts))):
-        fruitless = attempt["state"] == State.INTERRUPTED.value and attempt["checkpoint"] == before["checkpoint"]
-        if not fruitless or attempt["job"] != job:
-            break
-        count += 1
-    return count
-
-
-def process_token(pid: int) -> str | None:
-    """Distinguishes a living process from another one with the same number; None when it is gone or a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-        return _signalled(pid)
-    except ProcessLookupError:
-        return None
-    after_name = text.rpartition(")")[2].split()
-    return None if after_name[0] in "ZX" else f"{boot}:{after_name[19]}"
-
-
-def _signalled(pid: int) -> str | None:
-    """Where there is no /proc: a process answers to signal 0; a later one with its number looks the same."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "alive"
 
 
 def _alive(status: Status | None, progress: Progress | None) -> bool:
@@ -277,21 +240,3 @@ def _alive(status: Status | None, progress: Progress | None) -> bool:
 def _lately(at: float) -> bool:
     """A time in the future comes from a clock that jumped, and must not count for ever."""
     return abs(time.time() - at) < HEARTBEAT_SECONDS
-
-
-def _fits(value: object, hint: Any) -> bool:
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if get_origin(hint) is dict:
-        return isinstance(value, dict) and all(_fits(item, get_args(hint)[1]) for item in value.values())
-    if hint in (int, float):
-        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _as_float(value: Any, hint: Any) -> Any:
-    """JSON writers drop the `.0` of a float."""
-    if get_origin(hint) is dict:
-        return {key: _as_float(item, get_args(hint)[1]) for key, item in value.items()}
-    is_float = hint is float or float in get_args(hint)
-    return float(value) if is_float and type(value) is int else value

@@ -39,13 +39,13 @@ class CellStatus:
         job = self.files.status.job if self.files.status is not None else None
         if found is State.RUNNING and self.submitted is not None and job == self.submitted.id:
             found = self.files.state_if_over  # heartbeats count for a while after a run's end, but Slurm knows of it
-        if found in (State.FINISHED, State.RUNNING) or self.queued is None:
+        if found in (State.FINISHED, State.RUNNING, State.DAMAGED) or self.queued is None:
             return found
         return State.QUEUED if self.queued.waits else State.RUNNING if self.queued.runs else found
 
     @property
     def reason(self) -> str | None:
-        if self.state in (State.FAILED, State.INTERRUPTED):
+        if self.state in (State.FAILED, State.INTERRUPTED, State.DAMAGED):
             return self.files.reason
         if self.state is State.MISSING and self.has_output and self.submitted is not None:
             return f"job {self.submitted.id} ended before the run began: `mtp grid logs` shows its output"

@@ -9,7 +9,6 @@ SIGTERM (scancel, or a preemption without warning) goes to the run too, and its 
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.errors import PREEMPTED
 from mtp_lightning.files import FileLock, read_json, write_json
+from mtp_lightning.grid.run.attempts import interruptions_without_progress
 from mtp_lightning.grid.run.process import Attempt, Outcome, child_environment, close_attempt, failed_to_start
 from mtp_lightning.grid.run.state import (
     DIFF,
@@ -31,11 +31,10 @@ from mtp_lightning.grid.run.state import (
     LOCK,
     CellFiles,
     State,
-    Status,
-    interruptions_without_progress,
 )
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.resources import Resources
+from mtp_lightning.secrets import mask, references
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -53,7 +52,7 @@ OTHERS_SECONDS = 15.0
 
 def write_cell(folder: Path, index: int, cell: Cell, config: dict[str, Any], command: list[str]) -> None:
     """Write the cell for its job to read. `config` is what `mtp fit` is given."""
-    plain = asdict(replace(cell, config=config, aliases=())) | {"directory": str(cell.directory)}
+    plain = asdict(replace(cell, config=references(config), aliases=())) | {"directory": str(cell.directory)}
     (folder / f"{index}.json").write_text(json.dumps({"cell": plain, "command": command}))
 
 
@@ -113,6 +112,7 @@ class CellJob:
         self.folder, self.snapshot = folder, snapshot
 
     def __call__(self) -> str:
+        os.umask(os.umask(0o077) | 0o007)  # as `mtp grid` itself: what a run writes is not for others
         task = Task.of_this_process(Path(self.folder))
         if task.rank:
             return _Follower(task).run()
@@ -145,7 +145,7 @@ class _Leader:
         _say(f"{self.cell.label}: {outcome.state.value}{f': {outcome.reason}' if outcome.reason else ''}")
         if outcome.state is State.INTERRUPTED:
             self._interrupted()
-        if outcome.state is State.FAILED:
+        if outcome.state in (State.FAILED, State.DAMAGED):
             sys.exit(1)
         return str(outcome.state.value)
 
@@ -199,8 +199,8 @@ class _Leader:
         ours = files.status is not None and files.status.job == self.task.job
         # We have the lock, and Slurm never runs one element twice: a heartbeat of this job is from an earlier attempt.
         state = files.state_if_over if ours and files.state is State.RUNNING else files.state
-        if state in (State.FINISHED, State.RUNNING):
-            return Outcome(state, "another process runs it" if state is State.RUNNING else None)
+        if state in (State.FINISHED, State.RUNNING, State.DAMAGED):
+            return Outcome(state, "another process runs it" if state is State.RUNNING else files.damaged)
         close_attempt(self.cell.directory)
         return self._without_progress()
 
@@ -209,8 +209,9 @@ class _Leader:
         count = interruptions_without_progress(self.cell.directory, self.task.job)
         if count <= self.cell.retry + WITHOUT_PROGRESS:
             return None
-        status = Status.read(self.cell.directory)
-        assert status is not None, "it was interrupted"
+        status = CellFiles.read(self.cell.directory).status
+        if status is None:
+            return None  # damaged since
         reason = f"interrupted {count} times without a new checkpoint: not queued again"
         replace(status, state=State.INTERRUPTED.value, reason=reason).write(self.cell.directory)
         return Outcome(State.INTERRUPTED, reason)
@@ -219,7 +220,8 @@ class _Leader:
         kept = self.cell.directory / DIFF
         kept.unlink(missing_ok=True)
         if self.diff is not None and self.diff.is_file():
-            shutil.copyfile(self.diff, kept)
+            text = self.diff.read_bytes().decode("utf-8", "surrogateescape")
+            kept.write_bytes(mask(text).encode("utf-8", "surrogateescape"))
 
     def _wait(self, attempt: Attempt) -> Outcome:
         died: str | None = None

@@ -5,7 +5,6 @@ the job's name, so that the job is found again if the submitter was killed in be
 the same name with the batch script, the cells as the job reads them, and Slurm's output.
 """
 
-import dataclasses
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import FileLock, read_json, write_json
+from mtp_lightning.files import DamagedError, FileLock, write_json
+from mtp_lightning.grid.run.records import read_record
 from mtp_lightning.grid.slurm import client as slurm
 from mtp_lightning.grid.spec.resources import Resources
 
@@ -43,11 +43,12 @@ class Submission:
 
     @classmethod
     def read(cls, path: Path) -> "Submission | None":
-        raw = read_json(path)
-        if raw is None:
-            return None
-        known = {field.name: raw[field.name] for field in dataclasses.fields(cls) if field.name in raw}
-        return cls(**{**known, "cells": tuple(raw["cells"]), "resources": Resources(**raw["resources"])})
+        """None where it has gone meanwhile.
+
+        Raises:
+            DamagedError: it cannot be used.
+        """
+        return read_record(cls, path)
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,35 @@ class Submissions:
         self._lock: FileLock | None = None
 
     def read(self) -> list[Submission]:
-        """Oldest first."""
-        found = [Submission.read(path) for path in self.folder.glob("*.json")]
-        return sorted((one for one in found if one is not None), key=lambda one: (one.submitted_at, one.token))
+        """Oldest first, without those that are damaged."""
+        return self._read()[0]
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the records that are damaged. Their jobs are not known, and may wait or run."""
+        return self._read()[1]
+
+    def check(self) -> None:
+        """
+        Raises:
+            InputError: a record is damaged, so that cells may be in the queue without it being known.
+        """
+        if problems := self.problems:
+            raise InputError("\n".join(problems))
+
+    def _read(self) -> tuple[list[Submission], list[str]]:
+        found, problems = [], []
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                one = Submission.read(path)
+            except DamagedError as error:
+                problems.append(
+                    f"{error}: nothing is known of its jobs; `squeue` shows whether any with {path.stem} in the name "
+                    "wait or run; repair the file, or cancel them and move it away"
+                )
+            else:
+                found += [one] if one is not None else []
+        return sorted(found, key=lambda one: (one.submitted_at, one.token)), problems
 
     def write(self, submission: Submission) -> None:
         write_json(self.folder / f"{submission.token}.json", asdict(submission))

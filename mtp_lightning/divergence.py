@@ -1,0 +1,47 @@
+"""A run whose loss or weights are no longer finite has no result: when that began, and the failure it ends in."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+NEVER = 2**62
+
+
+class Divergence:
+    """The first step whose loss was not finite. Kept on the device, so that a GPU is waited for only when asked."""
+
+    def __init__(self) -> None:
+        self._first_step: Tensor | None = None
+
+    def note(self, loss: Tensor, step: int) -> None:
+        """
+        Args:
+            loss: this rank's, of any number of values.
+            step: counted from 1, growing.
+        """
+        found = torch.where(loss.detach().isfinite().all(), NEVER, step)
+        self._first_step = found if self._first_step is None else torch.minimum(self._first_step, found)
+
+    def step(self, weights: Iterable[nn.Parameter] = (), now: int = NEVER) -> int | None:
+        """The first such step of any rank, the same on each, which all have to ask together; None for a sound run.
+
+        Args:
+            weights: looked at too, this rank's part of them.
+            now: the step of whose loss nothing is known yet, which these weights would spoil.
+        """
+        weights = list(weights)
+        device = weights[0].device if weights else None
+        first = torch.full((), NEVER, device=device) if self._first_step is None else self._first_step
+        for weight in weights:
+            first = torch.where(_local(weight).isfinite().all(), first, torch.clamp(first, max=now))
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
+        step = int(first)
+        return None if step == NEVER else step
+
+
+def _local(weight: nn.Parameter) -> Tensor:
+    """This rank's part of a weight: FSDP2's shard, ZeRO-3's partition, or all of it."""
+    whole: Tensor = getattr(weight, "ds_tensor", weight.detach())
+    return whole.to_local() if isinstance(whole, torch.distributed.tensor.DTensor) else whole

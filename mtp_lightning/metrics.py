@@ -1,0 +1,95 @@
+"""Means over what was really counted: sums and counts over batches and ranks, divided once, at the very end."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
+
+from mtp_lightning.objective.loss import HeadScores, LossOutput
+from mtp_lightning.shapes import Int
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum over all processes, the same on each; x itself in a single one."""
+    if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+        return x
+    x = x.clone()
+    torch.distributed.all_reduce(x)
+    return x
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean over all processes, in floating point, the same on each."""
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return sum_over_ranks(x) / ranks
+
+
+def training_means(batches: Sequence[LossOutput]) -> tuple[float, list[float]]:
+    """(the objective, nats per token of each loss) of a step: of all its batches, of all ranks.
+
+    A loss without a valid target gives 0, which is what it adds to the objective.
+    """
+    sums_2M = torch.stack([torch.stack([out.nll.double(), out.n_valid.double()]) for out in batches]).sum(0)
+    nll_M, n_valid_M = sum_over_ranks(sums_2M).cpu()
+    total = mean_over_ranks(torch.stack([out.total for out in batches]).double().mean())
+    return total.item(), (nll_M / n_valid_M.clamp(min=1)).tolist()
+
+
+class HeadMetrics(Metric):
+    """Negative log-likelihood and accuracy per loss (one a head), and the bytes that head 1 was scored on: exact over
+    any split into batches and ranks, and in any precision of the model, for its sums stay float64."""
+
+    full_state_update = False
+    nll: Tensor
+    correct: Tensor
+    n_valid: Tensor
+    n_bytes: Tensor
+
+    def __init__(self, n_losses: int) -> None:
+        super().__init__()
+        for name, size in (("nll", n_losses), ("correct", n_losses), ("n_valid", n_losses), ("n_bytes", 1)):
+            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        """Follow the module to its device, and not to its dtype: half precision could not count beyond 256 or 2048."""
+        return super()._apply(lambda x: x.to(fn(x).device), exclude_state)
+
+    @override
+    def update(self, scores: HeadScores, n_bytes: Int[Tensor, ""] | None = None) -> None:
+        """
+        Args:
+            n_bytes: of text, in the targets that head 1 was scored on.
+        """
+        self.nll += scores.nll
+        self.correct += scores.correct
+        self.n_valid += scores.n_valid
+        if n_bytes is not None:
+            self.n_bytes += n_bytes
+
+    @override
+    def compute(self) -> Tensor:
+        """The sums as they are (3 M + 1), which `validation_means` divides; torchmetrics adds them over the ranks."""
+        return torch.cat([self.nll, self.correct, self.n_valid, self.n_bytes])
+
+
+def validation_means(names: Sequence[str], sums: Tensor) -> dict[str, float]:
+    """Metrics of the losses with these names, from what `HeadMetrics` counted.
+
+    `val/loss` is the sum of the losses that have a valid target: NaN if one of these is, and if there is none. A loss
+    without a valid target is NaN itself. `val/bits_per_byte` is there for text.
+    """
+    values = sums.cpu()
+    nll_M, correct_M, n_valid_M = values[:-1].view(3, -1)
+    loss_M, accuracy_M = nll_M / n_valid_M, correct_M / n_valid_M
+    has_targets_M = n_valid_M > 0
+    metrics = {"val/loss": loss_M[has_targets_M].sum().item() if has_targets_M.any() else math.nan}
+    for name, loss, accuracy in zip(names, loss_M.tolist(), accuracy_M.tolist(), strict=True):
+        metrics |= {f"val/loss/{name}": loss, f"val/accuracy/{name}": accuracy}
+    if values[-1]:
+        metrics["val/bits_per_byte"] = (nll_M[0] / math.log(2) / values[-1]).item()
+    return metrics
