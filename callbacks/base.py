@@ -13,12 +13,12 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.ranges import Count, check_ranges
 from mtp_lightning.strategies.gather import full_model
 from mtp_lightning.tracking.logger import MLflowRunLogger
 
-When = int | Literal["log", "validation"]
+When = Count | Literal["log", "validation"]
 """Every so many steps; at steps spaced evenly on a logarithmic scale; or at every validation."""
 PER_DECADE = 8
 """Log-spaced steps between 100 and 1000, about."""
@@ -55,8 +55,7 @@ class ProbeCallback(pl.Callback):
     """Part of the names of the metrics that say what measuring costs."""
 
     def __init__(self, when: When) -> None:
-        if isinstance(when, int) and when < 1:
-            raise InputError(f"{type(self).__name__}.when is {when}: it has to be at least 1, 'log' or 'validation'")
+        check_ranges(type(self).__name__, ProbeCallback, {"when": when})
         self.when = when
         self.seconds = 0.0
         self.lead_steps: dict[str, int] = {}

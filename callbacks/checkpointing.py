@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 from mtp_lightning.checkpoints.select import is_good
-from mtp_lightning.errors import PREEMPTED, InputError, Preempted
+from mtp_lightning.errors import PREEMPTED, Preempted
+from mtp_lightning.ranges import Count, Seconds, check_ranges
 
 STOPPING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """What Slurm, its users' scripts, submitit, launchers and terminals send to a run that has to go."""
@@ -46,10 +47,8 @@ class PeriodicCheckpoint(Checkpoint):
         InputError: a period or `keep` below 1.
     """
 
-    def __init__(self, every_n_steps: int = 1000, every_n_seconds: float = 600.0, keep: int = 2) -> None:
-        for key, value in (("every_n_steps", every_n_steps), ("every_n_seconds", every_n_seconds), ("keep", keep)):
-            if value <= 0:
-                raise InputError(f"PeriodicCheckpoint.{key} is {value}: it has to be above 0")
+    def __init__(self, every_n_steps: Count = 1000, every_n_seconds: Seconds = 600.0, keep: Count = 2) -> None:
+        check_ranges("PeriodicCheckpoint", PeriodicCheckpoint, locals())
         self.every_n_steps = every_n_steps
         self.every_n_seconds = every_n_seconds
         self.keep = keep

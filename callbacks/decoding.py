@@ -1,6 +1,7 @@
 """How much a model speeds up its own decoding: drafts accepted on held-out text, while it learns and at the end."""
 
 import math
+from typing import Annotated
 
 import lightning.pytorch as pl
 import torch
@@ -10,8 +11,8 @@ from typing_extensions import override
 from callbacks.base import ProbeCallback, When
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.measure import compare
-from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.ranges import Kept, Range, check_ranges
 
 
 class DecodingProbe(ProbeCallback):
@@ -36,21 +37,14 @@ class DecodingProbe(ProbeCallback):
 
     def __init__(
         self,
-        prompts: int = 8,
-        prompt_tokens: int = 64,
-        new_tokens: int = 128,
-        validation_prompts: int = 2,
+        prompts: Kept = 8,
+        prompt_tokens: Kept = 64,
+        new_tokens: Annotated[int, Range(least=2, most=10**6)] = 128,
+        validation_prompts: Annotated[int, Range(least=0, most=10**6)] = 2,
         when: When = "validation",
     ) -> None:
         super().__init__(when)
-        for key, value, least in (
-            ("prompts", prompts, 1),
-            ("prompt_tokens", prompt_tokens, 1),
-            ("new_tokens", new_tokens, 2),
-            ("validation_prompts", validation_prompts, 0),
-        ):
-            if value < least:
-                raise InputError(f"DecodingProbe.{key} is {value}: it has to be at least {least}")
+        check_ranges("DecodingProbe", DecodingProbe, locals())
         self.prompts = prompts
         self.prompt_tokens = prompt_tokens
         self.new_tokens = new_tokens

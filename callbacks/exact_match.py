@@ -6,9 +6,9 @@ from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
 from mtp_lightning.data.tasks.datamodule import TaskDataModule
-from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.exact_match import exact_match
+from mtp_lightning.ranges import Kept, check_ranges
 
 
 class ExactMatchProbe(ProbeCallback):
@@ -24,10 +24,9 @@ class ExactMatchProbe(ProbeCallback):
 
     name = "exact_match"
 
-    def __init__(self, when: When = "log", questions: int = 64) -> None:
+    def __init__(self, when: When = "log", questions: Kept = 64) -> None:
         super().__init__(when)
-        if questions < 1:
-            raise InputError(f"ExactMatchProbe.questions is {questions}: it has to be at least 1")
+        check_ranges("ExactMatchProbe", ExactMatchProbe, locals())
         self.questions = questions
         self._lead: dict[str, float] = {}
 

@@ -9,7 +9,6 @@ from typing_extensions import override
 from callbacks.base import ProbeCallback, When
 from mtp_lightning.data.stories.names import NamedStories
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
-from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.attention import AttentionScores
 from mtp_lightning.probes.pictures import film_strip, heat_map
@@ -21,6 +20,7 @@ from mtp_lightning.probes.suite import (
     prepare_names,
     prepare_repeated,
 )
+from mtp_lightning.ranges import Kept, check_ranges
 
 
 class InductionProbe(ProbeCallback):
@@ -51,19 +51,15 @@ class InductionProbe(ProbeCallback):
     def __init__(
         self,
         when: When = "log",
-        stories: int = 100,
-        quick_stories: int = 32,
+        stories: Kept = 100,
+        quick_stories: Kept = 32,
         names: bool = True,
-        rows: int = 32,
-        length: int = 32,
+        rows: Kept = 32,
+        length: Kept = 32,
         pictures: bool = True,
     ) -> None:
         super().__init__(when)
-        for key, value in (
-            ("stories", stories), ("quick_stories", quick_stories), ("rows", rows), ("length", length)
-        ):  # fmt: skip
-            if value < 1:
-                raise InputError(f"InductionProbe.{key} is {value}: it has to be at least 1")
+        check_ranges("InductionProbe", InductionProbe, locals())
         self.stories, self.quick_stories, self.names = stories, quick_stories, names
         self.rows, self.length, self.pictures = rows, length, pictures
         self._suite: InductionSuite | None = None

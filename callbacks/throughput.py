@@ -11,6 +11,8 @@ import lightning.pytorch as pl
 import torch
 from typing_extensions import override
 
+from mtp_lightning.ranges import Steps, check_ranges
+
 WINDOWS_KEPT = 10_000
 """Rates that the final median is taken over, the newest ones: what a checkpoint carries stays small."""
 
@@ -35,7 +37,8 @@ class ThroughputMonitor(pl.Callback):
         warmup_steps: batches after each start that are not counted.
     """
 
-    def __init__(self, warmup_steps: int = 5) -> None:
+    def __init__(self, warmup_steps: Steps = 5) -> None:
+        check_ranges("ThroughputMonitor", ThroughputMonitor, locals())
         self.warmup_steps = warmup_steps
         self._tokens_seen = 0
         self._rates: deque[float] = deque(maxlen=WINDOWS_KEPT)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_lightning import __version__
-from mtp_lightning.errors import DivergedError, InputError, UnavailableError, did_you_mean
+from mtp_lightning.errors import DivergedError, InputError, UnavailableError, did_you_mean, printable
 from mtp_lightning.own_code import put_working_directory_last
 from mtp_lightning.secrets import MaskedStream, mask
 
@@ -87,12 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         if debug:
             raise
-        print(mask(f"mtp: error: {error}"), file=sys.stderr)
+        print(mask(f"mtp: error: {printable(str(error))}"), file=sys.stderr)
         return 2
     except (UnavailableError, DivergedError) as error:
         if debug:
             raise
-        print(mask(f"mtp: error: {error}"), file=sys.stderr)
+        print(mask(f"mtp: error: {printable(str(error))}"), file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

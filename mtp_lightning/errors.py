@@ -18,6 +18,12 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: what would move its cursor, change its colours or turn its direction is written as an
+    escape; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 PREEMPTED = 75
 """Exit status of a run that was asked to stop and has saved what it goes on from (EX_TEMPFAIL of sysexits.h)."""
 

@@ -5,6 +5,7 @@ import ctypes
 import functools
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -32,6 +33,38 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(mmap_threshold, most) and mallopt(trim_threshold, most))
+
+
+def machine_memory() -> int | None:
+    """Bytes that this process could have: of the machine, or what its control groups leave it; None where the system
+    does not say."""
+    try:
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (ValueError, OSError, AttributeError):
+        return None
+    for file in _limit_files():
+        try:
+            text = file.read_text().strip()
+        except OSError:
+            continue  # this version of control groups is not used, or the group has no limit
+        limits += [int(text)] if text.isdigit() else []
+    return min(limits)
+
+
+def _limit_files() -> Iterator[Path]:
+    """Where Linux keeps the limits of this process's group and of those above it, for both versions."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        group = top / path.lstrip("/")
+        yield from (folder / name for folder in (group, *group.parents) if folder.is_relative_to(top))
 
 
 def process_token(pid: int) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from mtp_lightning.checkpoints.files import read_checkpoint, reading, verify_checkpoint
 from mtp_lightning.checkpoints.select import CHECKPOINTS, find_checkpoint, find_checkpoints, latest_checkpoint
 from mtp_lightning.config.cross_checks import check_writable, lightning_refusals
-from mtp_lightning.config.lightning_cli import MTPCLI
+from mtp_lightning.config.lightning_cli import MTPCLI, naming_the_place
 from mtp_lightning.config.run.continuing import check_length, check_weights
 from mtp_lightning.config.run.ending import after_fit
 from mtp_lightning.config.run.quiet import without_advertisements
@@ -30,6 +30,14 @@ def fit(args: Sequence[str]) -> int:
     without_advertisements()
     cli = MTPCLI(args, "mtp fit")
     root = Path(cli.trainer.default_root_dir)
+    with naming_the_place(cli.origins):
+        _fit(cli, root)
+    if cli.trainer.is_global_zero:
+        print(after_fit(cli.trainer, cli.datamodule, next(iter(find_checkpoints(root / CHECKPOINTS).by_step), None)))
+    return 0
+
+
+def _fit(cli: MTPCLI, root: Path) -> None:
     check_writable(root)
     check_replaceable(root)
     start_from = checkpoint_to_start_from(cli.config.ckpt_path, root, cli.model, cli.trainer.max_steps)
@@ -38,11 +46,9 @@ def fit(args: Sequence[str]) -> int:
             logger.check(cli.start.parameters)
     if cli.trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    with without_traces(cli.start, cli.trainer.loggers), lightning_refusals(), restoring(start_from):
+    refusals = lightning_refusals(cli.config.trainer.as_dict(), lambda: cli.start.already_saved)
+    with without_traces(cli.start, cli.trainer.loggers), refusals, restoring(start_from):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start_from, weights_only=True)
-    if cli.trainer.is_global_zero:
-        print(after_fit(cli.trainer, cli.datamodule, next(iter(find_checkpoints(root / CHECKPOINTS).by_step), None)))
-    return 0
 
 
 def validate(args: Sequence[str]) -> int:
@@ -64,7 +70,7 @@ def validate(args: Sequence[str]) -> int:
     path = find_checkpoint(Path(cli.config.ckpt_path))
     verify_checkpoint(path)
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # left out on purpose, above
-    with lightning_refusals(), restoring(path):
+    with lightning_refusals(cli.config.trainer.as_dict(), lambda: False), restoring(path):
         cli.trainer.validate(
             cli.model, datamodule=cli.datamodule, ckpt_path=str(path), weights_only=True, verbose=False
         )

@@ -1,31 +1,36 @@
 """What a run's configuration has to satisfy as a whole, checked before anything is built or written."""
 
-from collections.abc import Iterator
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
+from mtp_lightning.config.trainer_ranges import check_seed, check_trainer_ranges
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import try_writing
 from mtp_lightning.optimization.schedule import ScheduleConfig
 from mtp_lightning.strategies.check import check_strategy
 
 
-def check_trainer(config: Any, warn: bool = False) -> None:
+def check_trainer(config: Any, warn: bool = False, trains: bool = True) -> None:
     """What the configuration says about training as a whole goes together.
 
     Args:
         config: parsed, not yet instantiated.
         warn: say what is odd and allowed.
+        trains: false for a validation, which needs no length.
 
     Raises:
         InputError: it does not.
     """
     trainer = config.trainer
+    check_seed(config.seed_everything)
+    check_trainer_ranges(vars(trainer), trains)
     check_strategy(
         trainer.strategy,
         trainer.precision,
@@ -43,20 +48,8 @@ def check_schedule(config: Any, warn: bool) -> None:
         InputError: it would not.
     """
     trainer = config.trainer
-    if trainer.fast_dev_run:
-        raise InputError(
-            f"trainer.fast_dev_run is {trainer.fast_dev_run}: it leaves out loggers and checkpoints, which a run is "
-            "made of; give trainer.max_steps: 3 and a folder of its own, trainer.default_root_dir"
-        )
-    if isinstance(trainer.val_check_interval, float):
-        raise InputError(
-            f"trainer.val_check_interval is {trainer.val_check_interval}: a run is one epoch, which has no parts; give "
-            "a whole number of batches"
-        )
     steps = trainer.max_steps
     every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
-    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
-        raise InputError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}: it has to be at least 1")
     if steps > 0:
         ScheduleConfig(**vars(config.model.schedule)).check_length(steps)
     if isinstance(every, int) and steps > 0:
@@ -90,9 +83,43 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def lightning_refusals() -> Iterator[None]:
-    """What Lightning refuses of the trainer's settings only when it runs, as bad input."""
+def lightning_refusals(trainer: Mapping[str, Any], started: Callable[[], bool]) -> Iterator[None]:
+    """What Lightning refuses of the trainer's settings only when it runs, as bad input.
+
+    Args:
+        trainer: its configuration.
+        started: whether the run has begun: what goes wrong after that is a failure.
+    """
     try:
         yield
-    except MisconfigurationException as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        if started() or not _is_lightnings(error):
+            raise
+        raise refused_by_trainer(error, trainer) from error
+
+
+def refused_by_trainer(error: Exception, trainer: Mapping[str, Any]) -> InputError:
+    """What Lightning says of a setting, with its key.
+
+    Args:
+        trainer: its configuration.
+    """
+    message = " ".join(str(error).split()) or type(error).__name__
+    named = [(at.start(), key) for key in trainer if (at := re.search(rf"\b{key}\b", message))]
+    texts = {key: value for key, value in trainer.items() if isinstance(value, str) and len(value) > 2}
+    by_value = [(0, key) for key, value in texts.items() if value.replace("-", "_") in message.replace("-", "_")]
+    if named or by_value:
+        _, key = min(named or by_value)
+        return InputError(f"trainer.{key} is {trainer[key]}: {message}")
+    hardware = ", ".join(f"trainer.{key} {trainer[key]}" for key in _HARDWARE if trainer[key] is not None)
+    return InputError(f"{hardware}: {message}")
+
+
+_HARDWARE = ("accelerator", "devices", "strategy", "precision", "plugins", "profiler")
+
+
+def _is_lightnings(error: Exception) -> bool:
+    return (
+        not isinstance(error, InputError)
+        and "lightning" in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+    )

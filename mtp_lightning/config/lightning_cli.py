@@ -6,29 +6,28 @@ resolves file by file, and a later override silently never reaches an earlier fi
 """
 
 import copy
-import re
-import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from mtp_lightning.config.config_files import find_config
-from mtp_lightning.config.cross_checks import check_trainer
+from mtp_lightning.config.cross_checks import check_trainer, refused_by_trainer
 from mtp_lightning.config.keys.key_origins import KeyOrigins
 from mtp_lightning.config.keys.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
-from mtp_lightning.config.keys.parser import Parser, input_error_behind
+from mtp_lightning.config.keys.nulls import refuse_nulls
+from mtp_lightning.config.keys.parser import Parser, input_error_behind, refused_by_class
+from mtp_lightning.config.memory import check_memory
 from mtp_lightning.config.native_precision import native_precision
 from mtp_lightning.config.run.starting import StartRun
+from mtp_lightning.config.trainer_ranges import check_seed
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.module import MTPModule
@@ -90,7 +89,7 @@ class MTPCLI(LightningCLI):
         # Reading what stands below a class's attributes costs half a second, and only help shows it.
         asks_help = any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args)
         set_parsing_settings(docstring_parse_attribute_docstrings=asks_help)
-        with _naming_the_place(self.origins):
+        with naming_the_place(self.origins):
             super().__init__(
                 MTPModule,
                 MTPDataModule,
@@ -115,7 +114,7 @@ class MTPCLI(LightningCLI):
         other = copy.copy(self)
         args = resolve_config_paths(args)
         other.origins = KeyOrigins(args, self.flags)
-        with _naming_the_place(other.origins):
+        with naming_the_place(other.origins):
             other.parse_arguments(self.parser, list(args))
         return other
 
@@ -137,21 +136,29 @@ class MTPCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
+        seed = self.origins.find(SEED_KEY)
+        if seed is not None and isinstance(seed.value, bool):
+            check_seed(seed.value)  # Lightning takes true and false, the data that follow from it do not
         try:
             self.config = parser.parse_args(args)
         except OmegaConfBaseException as error:
             raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        refuse_nulls(self.config.as_dict())
         refuse_linked_keys(self.config, self.origins)
 
     @override
     def _set_seed(self) -> None:
         if not self.parse_only:
+            check_seed(self._get(self.config, SEED_KEY))
             super()._set_seed()
 
     @override
     def before_instantiate_classes(self) -> None:
         if not self.parse_only:
-            check_trainer(self.config, warn=True)
+            trains = self.prog == "mtp fit"
+            check_trainer(self.config, warn=True, trains=trains)
+            if trains:
+                check_memory(self.config.as_dict())
 
     @override
     def instantiate_classes(self) -> None:
@@ -163,7 +170,9 @@ class MTPCLI(LightningCLI):
         plugins = without_requeueing(self._get(self.config_init, "trainer.plugins"))
         try:
             trainer = super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
-        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # Lightning and what it imports raise what they like of a setting
             raise refused_by_trainer(error, self.config.trainer.as_dict()) from error
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.sort(key=lambda callback: not isinstance(callback, StartRun))  # which comes first; the rest stays
@@ -174,29 +183,13 @@ class MTPCLI(LightningCLI):
         return next(c for c in self.trainer.callbacks if isinstance(c, StartRun))  # type: ignore[attr-defined]
 
 
-def refused_by_trainer(error: Exception, trainer: Mapping[str, Any]) -> Exception:
-    """Lightning's complaint about a setting, with its key; any other error as it is.
-
-    Args:
-        trainer: the configuration.
-    """
-    message = " ".join(str(error).split())
-    named = [(at.start(), key) for key in trainer if (at := re.search(rf"\b{key}\b", message))]
-    by_value = [(0, key) for key, value in trainer.items() if value and f"'{value}'" in message]
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
-    if isinstance(error, InputError) or not (named or by_value) or "lightning" not in raised_in:
-        return error
-    _, key = min(named or by_value)
-    return InputError(f"trainer.{key} is {trainer[key]}: {message}")
-
-
 @contextmanager
-def _naming_the_place(origins: KeyOrigins) -> Iterator[None]:
+def naming_the_place(origins: KeyOrigins) -> Iterator[None]:
     """What is wrong with a value, with the file or flag that it stands in."""
     try:
         yield
     except ValueError as error:
-        refused = input_error_behind(error)
+        refused = input_error_behind(error) or refused_by_class(error)
         if refused is None:
             raise
         raise InputError(f"{refused}{origins.where(str(refused))}") from error

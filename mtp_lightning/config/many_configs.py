@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtp_lightning.config.config_cache import Keys, Plain, Store, exactly, leaves
+from mtp_lightning.config.keys.early_checks import check_numbers
 from mtp_lightning.config.keys.key_origins import KeyOrigins, arguments
 from mtp_lightning.config.keys.known_keys import check_keys
 from mtp_lightning.config.keys.linked_keys import SEED_KEY
@@ -54,7 +55,8 @@ class Resolver:
         self._families: dict[tuple[Path, ...], _Family] = {}
         self._cache = cache
         self._sizes: dict[str, Size] = {}
-        self._keys_checked: set[str] = set()
+        self._keys_checked: dict[str, InputError | None] = {}
+        """Files and overrides without their numbers -> what is wrong with their keys."""
         self._refused: set[str] | None = None
         """Key and value of each override of the last combination that had a wrong key."""
 
@@ -78,18 +80,22 @@ class Resolver:
     def check_keys(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> None:
         """
         Raises:
-            InputError: keys that no configuration has; known without Lightning.
+            InputError: keys that no configuration has, numbers out of their range; known without Lightning.
         """
         numbers = {key: None for key, value in overrides.items() if isinstance(value, (int, float))}
         name = exactly([[str(path) for path in configs], {**overrides, **numbers}])
-        if name in self._keys_checked:
-            return
-        try:
-            check_keys(KeyOrigins(arguments(configs, overrides), flags=""))
-        except InputError:
+        if name not in self._keys_checked:
+            try:
+                check_keys(KeyOrigins(arguments(configs, overrides), flags=""))
+            except InputError as error:
+                self._keys_checked[name] = error
+            else:
+                self._keys_checked[name] = None
+        refused = self._keys_checked[name]
+        if refused is not None:
             self._refused = {exactly(pair) for pair in overrides.items()}
-            raise
-        self._keys_checked.add(name)
+            raise InputError(str(refused))
+        check_numbers(overrides)
 
     def measure(self, config: Mapping[str, Any]) -> Size:
         """Of a configuration that was resolved here."""

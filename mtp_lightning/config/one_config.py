@@ -69,7 +69,7 @@ def check_config(parsed: Parsed, changes: Mapping[str, Any] | None = None) -> Si
         values = [config[source] for source in sources]
         config[target] = compute(*values) if compute else values[0]
     check_trainer(config)
-    config.trainer.logger, config.trainer.callbacks = False, None
+    config.trainer.logger = False
     try:
         with torch.device("meta"), _Undrawn():
             made = cli.parser.instantiate(config)

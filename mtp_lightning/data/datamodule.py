@@ -9,6 +9,7 @@ from torch import Tensor
 from mtp_lightning.data.loader import Batches, ResumableLoader
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.errors import InputError
+from mtp_lightning.ranges import Count, check_ranges
 from mtp_lightning.shapes import Int
 
 
@@ -37,10 +38,10 @@ class MTPDataModule(pl.LightningDataModule):
     context: int | None = None
     """T, the input tokens of a window. Where it is None, `mtp grid plan` does not know what a run costs."""
 
-    def __init__(self, horizon: int = 1, vocab_size: int = 256) -> None:
+    def __init__(self, horizon: Count = 1, vocab_size: Count = 256) -> None:
         super().__init__()
-        check_at_least_one("data.horizon", horizon)
-        check_at_least_one("model.backbone.vocab_size", vocab_size)
+        check_ranges("data", MTPDataModule, {"horizon": horizon})
+        check_ranges("model.backbone", MTPDataModule, {"vocab_size": vocab_size})
         self.horizon, self.vocab_size = horizon, vocab_size
 
     @property
@@ -107,9 +108,3 @@ class MTPDataModule(pl.LightningDataModule):
                     f"ckpt_path: the checkpoint was trained with data.{key} = {saved[key]}, and this "
                     f"configuration says {mine[key]}: the run would not go on with the same data; start a new run"
                 )
-
-
-def check_at_least_one(key: str, value: int) -> None:
-    """InputError naming the key for a number below 1."""
-    if value < 1:
-        raise InputError(f"{key} is {value}: it has to be at least 1")

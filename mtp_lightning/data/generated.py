@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from mtp_lightning.data.datamodule import MTPDataModule, check_at_least_one
+from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import Batch, BatchLoader, ResumableLoader, TrainingWindows, ValidationWindows
 from mtp_lightning.errors import InputError
+from mtp_lightning.ranges import Count, Seed, Workers, check_ranges
 from mtp_lightning.shapes import Int
 
 
@@ -34,19 +35,16 @@ class GeneratedDataModule(MTPDataModule):
 
     def __init__(
         self,
-        context: int = 64,
-        batch_size: int = 32,
-        val_windows: int = 256,
-        horizon: int = 1,
-        vocab_size: int = 256,
-        seed: int = 0,
-        num_workers: int = 0,
+        context: Count = 64,
+        batch_size: Count = 32,
+        val_windows: Count = 256,
+        horizon: Count = 1,
+        vocab_size: Count = 256,
+        seed: Seed = 0,
+        num_workers: Workers = 0,
     ) -> None:
         super().__init__(horizon=horizon, vocab_size=vocab_size)
-        for key, value in (("context", context), ("batch_size", batch_size), ("val_windows", val_windows)):
-            check_at_least_one(f"data.{key}", value)
-        if num_workers < 0:
-            raise InputError(f"data.num_workers is {num_workers}: it cannot be negative")
+        check_ranges("data", GeneratedDataModule, locals())
         self.context, self.batch_size, self.val_windows = context, batch_size, val_windows
         self.seed, self.num_workers = seed, num_workers
 

@@ -3,13 +3,17 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.ranges import TINY, Range, check_ranges
 
 CHECKPOINT_KEY = "mtp_lightning"
 """Entry of a checkpoint that describes its model: the two dataclasses below as plain dicts."""
 CHECKPOINT_FORMAT = 2
+
+Width = Annotated[int, Range(least=1, most=2**24)]
+Layers = Annotated[int, Range(least=1, most=1000)]
 
 
 @dataclass(frozen=True)
@@ -20,36 +24,31 @@ class BackboneConfig:
         InputError: a dimension that no model can have; the message names the configuration key.
     """
 
-    vocab_size: int = 256
+    vocab_size: Width = 256
     """Tokens; has to be the tokenizer's number."""
-    dim: int = 256
+    dim: Width = 256
     """Width: coordinates of each position's vector."""
-    n_layers: int = 6
+    n_layers: Layers = 6
     """Layers of the n_future = 1 model. Under parameter matching, trunk and head layers together."""
-    n_heads: int = 4
+    n_heads: Width = 4
     """Attention heads. Everywhere else "heads" means prediction heads."""
-    n_kv_heads: int | None = None
+    n_kv_heads: Width | None = None
     """Key/value heads of grouped-query attention; by default as many as `n_heads`."""
-    ffn_dim: int | None = None
+    ffn_dim: Width | None = None
     """Hidden width of SwiGLU; by default 8/3 `dim`, rounded up to a multiple of 256, as in Llama."""
-    rope_theta: float = 10_000.0
+    rope_theta: Annotated[float, Range(least=1, most=1e15)] = 10_000.0
     """Base of the rotary embedding's wavelengths."""
-    norm_eps: float = 1e-5
+    norm_eps: Annotated[float, Range(least=TINY, most=1)] = 1e-5
     """Added to the mean square in RMSNorm."""
     tie_embeddings: bool = False
     """One matrix for embedding and unembedding."""
-    init_std: float = 0.02
+    init_std: Annotated[float, Range(least=TINY, most=10)] = 0.02
     """Standard deviation of the initial weights."""
     attend_across_documents: bool = True
     """Whether a packed document sees the ones before it in its window. Targets never cross a border either way."""
 
     def __post_init__(self) -> None:
-        for key in ("vocab_size", "dim", "n_layers", "n_heads"):
-            if getattr(self, key) < 1:
-                raise InputError(f"model.backbone.{key} is {getattr(self, key)}: it has to be at least 1")
-        for key in ("n_kv_heads", "ffn_dim"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise InputError(f"model.backbone.{key} is {getattr(self, key)}: it has to be at least 1, or null")
+        check_ranges("model.backbone", BackboneConfig, vars(self))
         if self.dim % (2 * self.n_heads):
             raise InputError(
                 f"model.backbone.dim is {self.dim}: it has to be a multiple of 2 * n_heads = {2 * self.n_heads}, "
@@ -87,7 +86,7 @@ class HeadsConfig:
         InputError: numbers that cannot be, or settings that do not go together; the message names the key.
     """
 
-    n_future: int = 1
+    n_future: Layers = 1
     """Number of predicted future tokens, which is the number of prediction heads."""
     kind: HeadKind | str = "parallel"
     """With z the trunk's output and H_i head i's transformer layers:
@@ -108,26 +107,21 @@ class HeadsConfig:
     """`parameters`: every arm has the parameters of the n_future = 1 model, the trunk giving up layers and, for what
     is no whole layer, columns of its SwiGLUs (paper, section 3); `none`: the trunk stays as it is, the paper's
     "+ layers" arm (table S4)."""
-    layers: int = 1
+    layers: Layers = 1
     """Transformer layers of each head."""
-    offsets: Sequence[int] | None = None
+    offsets: Sequence[Annotated[int, Range(least=1, most=10_000)]] | None = None
     """How many tokens ahead each head looks, strictly increasing from 1; by default 1 .. n_future. With gaps it is
     leap multi-token prediction (L-MTP, arXiv 2505.17505: 1, 3, 5, 7)."""
     replicate_unembedding: bool = False
     """An unembedding matrix for each head instead of one for all (appendix B; the paper's byte models)."""
 
     def __post_init__(self) -> None:
-        if self.n_future < 1:
-            raise InputError(
-                f"model.heads.n_future is {self.n_future}: it has to be at least 1 (1 is a plain next-token model)"
-            )
+        check_ranges("model.heads", HeadsConfig, vars(self))
         if self.kind not in HEAD_KINDS and not self.is_own:
             raise InputError(
                 f"model.heads.kind is '{self.kind}': it has to be one of {', '.join(HEAD_KINDS)}, or the import path "
                 f"of your own, as in my_heads.Gated{did_you_mean(self.kind, HEAD_KINDS)}"
             )
-        if self.layers < 1:
-            raise InputError(f"model.heads.layers is {self.layers}: it has to be at least 1")
         if self.layers > 1 and self.kind in ("linear", *ONE_STREAM):
             raise InputError(f"model.heads.layers is {self.layers}: heads of kind '{self.kind}' have no layers to set")
         if self.replicate_unembedding and self.kind in ONE_STREAM:

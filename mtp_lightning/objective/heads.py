@@ -59,7 +59,9 @@ def model_loss(
             `count_valid`: each loss is then a mean over the valid targets of all of them.
     """
     weights = (1.0,) * len(model.heads_config.loss_names) if weights is None else weights
-    detach = options.stop_gradient in ("trunk", "both") and model.heads_config.kind not in ONE_STREAM
+    heads = model.heads_config
+    stops = heads.n_future > 1 and heads.kind not in ONE_STREAM  # a single head has none to be stopped for
+    detach = stops and options.stop_gradient in ("trunk", "both")
     h_SBTD = model(targets.inputs, documents_BT, targets.targets, detach)
 
     def tokens(h: Tensor, weight: Tensor, part: slice) -> LossOutput:

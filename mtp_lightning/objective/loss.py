@@ -17,16 +17,16 @@ All of them run inside `Unembedding.forward`, as its `score`, so that sharding h
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mtp_lightning.errors import InputError
 from mtp_lightning.objective.chunked import chunked_linear_nll, chunked_scores
 from mtp_lightning.objective.fused import fused_linear_nll
+from mtp_lightning.ranges import Count, Range, check_ranges
 from mtp_lightning.shapes import Bool, Float, Int
 
 Implementation = Literal["chunked", "fused", "checkpointed", "naive"]
@@ -43,19 +43,16 @@ class LossOptions:
     implementation: Implementation = "chunked"
     """`chunked` is the one to train with, `fused` on a GPU; `checkpointed` and `naive` are oracles and ablation
     arms."""
-    chunk_rows: int | None = None
+    chunk_rows: Count | None = None
     """Positions whose logits are alive at once; by default what suits the device."""
-    z_loss: float = 0.0
+    z_loss: Annotated[float, Range(least=0, most=100)] = 0.0
     """Weight of the mean squared log-sum-exp of each head's logits, which keeps them from drifting (PaLM: 1e-4)."""
     stop_gradient: Literal["trunk", "unembedding", "both"] | None = None
     """Where the gradient of the heads from the second on stops: they then learn beside the next-token model instead
     of shaping it. `trunk` includes head 1 and the embedding, where further heads read those."""
 
     def __post_init__(self) -> None:
-        if self.chunk_rows is not None and self.chunk_rows < 1:
-            raise InputError(f"model.loss.chunk_rows is {self.chunk_rows}: it has to be at least 1, or null")
-        if self.z_loss < 0:
-            raise InputError(f"model.loss.z_loss is {self.z_loss}: it cannot be negative")
+        check_ranges("model.loss", LossOptions, vars(self))
 
 
 class LossOutput(NamedTuple):

@@ -13,11 +13,13 @@ At rest: w_1 = 1, w_i = ratio^(i-1), or, with `lam`, w_i such that the further w
 A weight of 0 multiplies, it does not skip: under sharding every rank has to run the same modules.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.ranges import LARGEST_WEIGHT, Range, Weight, check_ranges
 
 Schedule = Literal["constant", "anneal", "forward", "reverse"]
 
@@ -35,11 +37,11 @@ class WeightsConfig:
         InputError: numbers that cannot be, or that say the same thing twice.
     """
 
-    values: tuple[float, ...] | None = None
+    values: tuple[Weight, ...] | None = None
     """One weight per loss, head 1's first."""
-    ratio: float | None = None
+    ratio: Annotated[float, Range(least=0.001, most=1000)] | None = None
     """Each further head's weight over the one's before it."""
-    lam: float | dict[float, float] | None = None
+    lam: Weight | dict[Annotated[float, Range(least=0, below=1)], Weight] | None = None
     """The sum of the further heads' weights: a number, or steps {progress: sum}, as in {0.0: 0.3, 0.68: 0.1}."""
     schedule: Schedule | None = None
     """How the weights move while the model trains: `constant`, `anneal`, or one head more (`forward`) or fewer
@@ -48,29 +50,17 @@ class WeightsConfig:
     def __post_init__(self) -> None:
         if self.values is not None:
             object.__setattr__(self, "values", tuple(self.values))
-            if not self.values or min(self.values) < 0 or max(self.values) == 0:
-                raise InputError(
-                    f"model.loss.weights.values is {list(self.values)}: weights cannot be negative, nor all zero"
-                )
             for key in ("ratio", "lam"):
                 if getattr(self, key) is not None:
                     raise InputError(f"model.loss.weights.values and .{key} both say the weights: give one of them")
-        if self.ratio is not None and self.ratio <= 0:
-            raise InputError(f"model.loss.weights.ratio is {self.ratio}: it has to be above 0")
-        if isinstance(self.lam, dict):
+        if isinstance(self.lam, dict) and all(_is_number(start) for start in self.lam):
             steps = {float(start): float(value) for start, value in self.lam.items()}  # YAML's keys come as text
             object.__setattr__(self, "lam", steps)
-            self._check_steps(steps)
-        elif self.lam is not None and self.lam < 0:
-            raise InputError(f"model.loss.weights.lam is {self.lam}: it cannot be negative")
-
-    def _check_steps(self, steps: dict[float, float]) -> None:
-        starts = list(steps)
-        if not starts or starts[0] != 0 or starts != sorted(starts) or starts[-1] >= 1 or min(steps.values()) < 0:
-            raise InputError(
-                f"model.loss.weights.lam is {steps}: steps begin at progress 0, increase, stay below 1, and their sums "
-                "cannot be negative"
-            )
+        check_ranges("model.loss.weights", WeightsConfig, vars(self))
+        if self.values is not None and not any(self.values):
+            raise InputError(f"model.loss.weights.values is {list(self.values)}: the weights cannot be all zero")
+        if isinstance(self.lam, dict) and (next(iter(self.lam), None) != 0 or [*self.lam] != sorted(self.lam)):
+            raise InputError(f"model.loss.weights.lam is {self.lam}: steps begin at progress 0, and increase")
 
 
 def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
@@ -95,6 +85,11 @@ def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
             ratio, lam = 0.6, 1.0
         elif heads.kind == "none":
             ratio, schedule = 0.5, schedule or "anneal"
+    if ratio is not None and (count - 1) * math.log10(ratio) > math.log10(LARGEST_WEIGHT):
+        raise InputError(
+            f"model.loss.weights.ratio is {ratio}: with model.heads.n_future = {heads.n_future} the last weight would "
+            f"be {ratio} to the power of {count - 1}, and at most {LARGEST_WEIGHT:,.0f} can be computed with"
+        )
     return WeightsConfig(ratio=1.0 if ratio is None else ratio, lam=lam, schedule=schedule or "constant")
 
 
@@ -133,3 +128,11 @@ def _at(lam: float | dict[float, float], progress: float) -> float:
     if not isinstance(lam, dict):
         return lam
     return next(value for start, value in reversed(lam.items()) if progress >= start)
+
+
+def _is_number(text: object) -> bool:
+    try:
+        float(str(text))
+    except ValueError:
+        return False
+    return True

@@ -2,33 +2,31 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
 
-from mtp_lightning.errors import InputError
+from mtp_lightning.ranges import TINY, Range, check_ranges
+
+Decay = Annotated[float, Range(least=0, below=1)]
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW. Defaults are the paper's; epsilon is not stated there."""
 
-    lr: float = 3e-4
+    lr: Annotated[float, Range(least=TINY, most=100)] = 3e-4
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the running means of the gradient and of its square."""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(least=TINY, most=1)] = 1e-8
     """Added to the root of the mean square."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, Range(least=0, most=1000)] = 0.1
     """Decoupled, on matrices only: norms' gains are not decayed."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise InputError(f"model.optimizer.lr is {self.lr}: it has to be above 0")
-        if self.weight_decay < 0:
-            raise InputError(f"model.optimizer.weight_decay is {self.weight_decay}: it has to be at least 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"model.optimizer.betas is {list(self.betas)}: each has to be at least 0 and below 1")
+        check_ranges("model.optimizer", OptimizerConfig, vars(self))
 
 
 def make_adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:

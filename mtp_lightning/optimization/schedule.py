@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.ranges import Count, Range, Steps, check_ranges
 
 ScheduleKind = Literal["cosine", "wsd", "constant"]
 DecayShape = Literal["linear", "cosine", "1-sqrt"]
@@ -28,20 +29,18 @@ class ScheduleConfig:
 
     kind: ScheduleKind = "cosine"
     """Shape of the learning rate after the warm-up."""
-    warmup_steps: int = 1000
+    warmup_steps: Steps = 1000
     """Steps of linear warm-up."""
-    decay_ratio: float = 0.03
-    """Share of the peak at the end of a cosine or of a decay."""
-    decay_steps: int | None = None
+    decay_ratio: Annotated[float, Range(least=0, most=1)] = 0.03
+    """Share of the peak that a decay ends at: its last step takes it. Under `cosine` it is what a step after the last
+    one would take; the last step itself takes slightly more."""
+    decay_steps: Count | None = None
     """Of wsd alone, which needs it: the last steps of the run, in which the learning rate falls."""
     decay: DecayShape = "1-sqrt"
     """Of wsd alone: shape of the decay."""
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise InputError(f"model.schedule.warmup_steps is {self.warmup_steps}: it has to be at least 0")
-        if not 0 <= self.decay_ratio <= 1:
-            raise InputError(f"model.schedule.decay_ratio is {self.decay_ratio}: it has to lie between 0 and 1")
+        check_ranges("model.schedule", ScheduleConfig, vars(self))
         if self.kind == "wsd" and self.decay_steps is None:
             raise InputError(
                 "model.schedule.decay_steps is missing: model.schedule.kind 'wsd' has to know over how many of the "
@@ -52,8 +51,6 @@ class ScheduleConfig:
                 f"model.schedule.decay_steps is {self.decay_steps}, and model.schedule.kind is '{self.kind}': only "
                 "'wsd' has a decay of its own; leave decay_steps out, or set model.schedule.kind: wsd"
             )
-        if self.decay_steps is not None and self.decay_steps < 1:
-            raise InputError(f"model.schedule.decay_steps is {self.decay_steps}: it has to be at least 1")
 
     def check_length(self, total_steps: int) -> None:
         """A run has to get past its warm-up, and its decay must not begin before that.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from typing_extensions import override
 
+from mtp_lightning.errors import InputError
 from mtp_lightning.strategies.states import by_index, by_name, group_names, settings
 
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -38,6 +40,12 @@ class FSDP2Strategy(ModelParallelStrategy):
     """Weights in full are to be had from `lightning_module_state_dict` alone."""
 
     def __init__(self, process_group_backend: str | None = None) -> None:
+        known = torch.distributed.Backend.backend_list
+        for part in process_group_backend.split(",") if process_group_backend else ():
+            if part.rpartition(":")[2] not in known:
+                raise InputError(
+                    f"trainer.strategy.process_group_backend is '{process_group_backend}': there are {', '.join(known)}"
+                )
         super().__init__(
             data_parallel_size="auto",
             tensor_parallel_size=1,

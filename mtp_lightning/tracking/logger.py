@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers.logger import Logger
@@ -14,6 +14,7 @@ from typing_extensions import override
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
 from mtp_lightning.machine import this_process
+from mtp_lightning.ranges import Range, Seconds, check_ranges
 from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.begin import PROCESS, RUN_FILE, begun_run, new_run, not_held, read_run_id, settle
 from mtp_lightning.tracking.journal import JOURNAL, check_journal
@@ -23,6 +24,7 @@ from mtp_lightning.tracking.patience import PATIENCE
 from mtp_lightning.tracking.provenance import provenance
 from mtp_lightning.tracking.read import infinity_restored
 from mtp_lightning.tracking.store import (
+    check_experiment,
     check_store,
     check_uri,
     check_writable,
@@ -72,12 +74,14 @@ class MLflowRunLogger(Logger):
         directory: str | None = None,
         tags: dict[str, str] | None = None,
         system_metrics: bool = True,
-        system_metrics_seconds: float = 10.0,
-        flush_every_seconds: float = 5.0,
+        system_metrics_seconds: Seconds = 10.0,
+        flush_every_seconds: Annotated[float, Range(least=0, most=10**9)] = 5.0,
     ) -> None:
         super().__init__()
+        check_ranges("trainer.logger.init_args", MLflowRunLogger, locals())
         self.tracking_uri = whole_uri(tracking_uri or default_tracking_uri())
         check_uri(self.tracking_uri)
+        check_experiment(experiment)
         self.experiment_name = experiment
         self.directory = Path(directory) if directory else None
         # MLflow's own names come from Python's random numbers, which every run of one seed has in common.

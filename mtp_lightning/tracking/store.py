@@ -6,6 +6,7 @@ import os
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import try_writing
@@ -20,6 +21,8 @@ RUNS = Path("runs")
 KEY = "trainer.logger.init_args.tracking_uri"
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
 _SQLITE = "sqlite:///"
+_LONGEST_NAME = 200
+"""Of a file, less than the 255 bytes of most disks: MLflow writes some that are longer."""
 
 
 def default_tracking_uri(runs: Path = RUNS) -> str:
@@ -71,6 +74,28 @@ def check_uri(uri: str) -> None:
         raise InputError(
             f"{key} is '{mask(uri)}': MLflow keeps runs in a database or on a server, no longer in a folder of files; "
             f"give sqlite:////path/mlflow.db or http://HOST:PORT, or leave it out for {_below(RUNS)}"
+        )
+    file = sqlite_file(uri)
+    # SQLAlchemy decodes `%41`, MLflow makes the folder of the address as it is: there is no right way to write either.
+    if file is not None and ("?" in uri or unquote(uri) != uri or not uri.isprintable()):
+        raise InputError(
+            f"{KEY} is {uri!r}: the address of a SQLite store cannot have a question mark, a line break or another "
+            "control character, nor what reads as an escape (%41); give another folder"
+        )
+
+
+def check_experiment(name: str) -> None:
+    """Its artifacts get a folder of its name.
+
+    Raises:
+        InputError: a name that would lie elsewhere, or that no folder can have.
+    """
+    parts = name.split("/")
+    bad = {"", ".", ".."}.intersection(parts) or not name.isprintable()
+    if bad or any(len(quote(part).encode()) > _LONGEST_NAME for part in parts):
+        raise InputError(
+            f"trainer.logger.init_args.experiment is {name!r}: it names a folder, so give words between "
+            f"slashes, as in mtp/fit, none of them empty, '.', '..' or longer than {_LONGEST_NAME} bytes"
         )
 
 
@@ -206,7 +231,7 @@ def ensure_experiment(uri: str, name: str, away: float = PATIENCE) -> str:
     found = with_patience(lambda: client.get_experiment_by_name(name), uri, away)
     if found is None:
         root = artifact_root(uri)
-        location = f"{root}/{name}" if root else None
+        location = f"{root}/{quote(name)}" if root else None
         try:
             return str(with_patience(lambda: client.create_experiment(name, artifact_location=location), uri))
         except MlflowException:

@@ -327,3 +327,20 @@ def test_a_wrong_key_is_answered_before_anything_is_parsed(files: list[Path], mo
         resolve(files, wrong)
     with pytest.raises(TypeError):  # what was not part of it is parsed
         resolve(files, {"model.optimizer.lr": 0.2})
+
+
+def test_a_wrong_key_is_looked_for_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many cells have it: each look reads the files."""
+    looked = []
+    check_keys = many_configs.check_keys
+    monkeypatch.setattr(many_configs, "check_keys", lambda origins: (looked.append(1), check_keys(origins)))
+    resolve = Resolver(None)
+    for lr in range(100):
+        with pytest.raises(InputError, match="there is no key"):
+            resolve.check_keys(files, {"model.heads.n_futur": lr, "model.optimizer.lr": lr / 1000})
+    assert len(looked) == 1
+
+
+def test_a_number_outside_its_range_needs_no_parser(fake: Fake, files: list[Path]) -> None:
+    with pytest.raises(InputError, match=r"model\.backbone\.n_layers is 1000000000\.0: it has to be a whole number"):
+        Resolver(None).check_keys(files, {"model.backbone.n_layers": 1e9})

@@ -11,6 +11,7 @@ EMPTY, FINISHED, STOPPED, ABSENT = "runs/empty", "runs/finished", "runs/stopped"
 STATES = (EMPTY, FINISHED, STOPPED, ABSENT)
 AUTO = "--ckpt_path=auto"
 NO_LOGGER = "--trainer.logger=false"
+STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
 Snapshot = dict[str, tuple[int, int, bytes]]
 
 
@@ -48,6 +49,7 @@ def check(folder: Path, run: str, flags: tuple[str, ...], says: str, capsys: pyt
     assert fit(run, *flags) == 2
     error = capsys.readouterr().err
     assert says in error
+    assert error.count("mtp: error:") == 1
     assert "Traceback" not in error
     after = snapshot(folder)
     assert after.keys() == before.keys()
@@ -62,7 +64,7 @@ def check(folder: Path, run: str, flags: tuple[str, ...], says: str, capsys: pyt
         ("--model.heads.n_future=0", "model.heads.n_future is 0"),
         ("--model.backbone.n_heads=3", "model.backbone.dim is 16"),
         ("--model.optimizer.lr=-1", "model.optimizer.lr is -1.0"),
-        ("--model.schedule.decay_ratio=2", "model.schedule.decay_ratio is 2.0"),
+        ("--model.schedule.decay_ratio=2", "model.schedule.decay_ratio is 2:"),
         ("--model.schedule.warmup_steps=6", "the learning rate would never reach its peak"),
         ("--model.schedule.kind=wsd", "model.schedule.decay_steps is missing"),
         ("--model.schedule.decay_steps=2", "only 'wsd' has a decay of its own"),
@@ -79,6 +81,32 @@ def check(folder: Path, run: str, flags: tuple[str, ...], says: str, capsys: pyt
         ("--trainer.strategy=deepspeed", "trainer.strategy is 'deepspeed'"),
         ("--trainer.limit_val_batches=1.5", "limit_val_batches"),
         ("--trainer.num_nodes=0", "num_nodes"),
+        ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
+        ("--trainer.limit_train_batches=0", "trainer.limit_train_batches is 0"),
+        ("--trainer.max_epochs=0", "trainer.max_epochs is 0"),
+        ("--trainer.devices=0", "trainer.devices is 0"),
+        ("--trainer.accelerator=mps", "trainer.accelerator is mps"),
+        ("--trainer.profiler=simpel", "trainer.profiler is simpel"),
+        ("--trainer.precision=transformer-engine", "trainer.precision is transformer-engine"),
+        ("--trainer.strategy=dpp", "trainer.strategy is dpp"),
+        ("--trainer=null", "trainer is empty"),
+        ("--seed_everything=-1", "seed_everything is -1"),
+        ("--seed_everything=true", "seed_everything is True"),
+        ("--model.optimizer.eps=0", "model.optimizer.eps is 0.0: it has to be at least 1e-30"),
+        ("--model.loss.z_loss=.nan", "model.loss.z_loss is nan"),
+        ("--model.loss.weights.lam={0.0: .inf}", "model.loss.weights.lam is {0.0: inf}"),
+        ("--model.backbone.n_layers=1000000000", "model.backbone.n_layers is 1000000000"),
+        ("--model.backbone.dim=8388608", "the run needs about"),
+        ("--data.batch_size=1000000000", "data.batch_size 1,000,000,000"),
+        ("--data.tokenizer=null", "data.init_args.tokenizer is null"),
+        ("--trainer.callbacks.every_n_seconds=.nan", "PeriodicCheckpoint.every_n_seconds is nan"),
+        ("--trainer.logger.experiment=mtp/../../x", "trainer.logger.init_args.experiment is 'mtp/../../x'"),
+        (f"--trainer.callbacks=[{{class_path: {STOPPING}}}]", "callbacks.monitor is missing"),
+        (
+            f"--trainer.callbacks=[{{class_path: {STOPPING}, init_args: {{monitor: a, mode: b}}}}]",
+            "`mode` can be min, max",
+        ),
+        ("--trainer.limit_val_batches=1.0e-9", "trainer.limit_val_batches is 1e-09"),
     ],
 )
 def test_what_a_configuration_alone_says(

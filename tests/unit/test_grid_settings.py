@@ -9,10 +9,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_grid_fakes import CONFIG, cells_of, grid_file, load_grid
 
+from mtp_lightning.errors import InputError
 from mtp_lightning.grid.run.process import fit_config
 from mtp_lightning.grid.spec.cells import axis_names, baseline_values
 from mtp_lightning.grid.spec.grid_spec import GridSpec
@@ -214,3 +216,33 @@ def test_a_thousand_cells_are_quick(tmp_path: Path) -> None:
     cells, seconds = ran.stdout.split()
     assert cells == "999"
     assert float(seconds) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            "seeds: [0, 1, 2]\n",
+            r"grid.yaml:3: axes: 100 x 100 x 100 values times 3 seeds are 3,000,000 cells",
+        ),
+        ("", "100 x 100 x 100 values times 1 seed are 1,000,000 cells, and a grid has 10,000 at most"),
+    ],
+)
+def test_more_cells_than_a_plan_could_list_are_refused_at_once(tmp_path: Path, more: str, says: str) -> None:
+    values = [*range(1, 101)]
+    axes = f"axes:\n  model.heads.n_future: {values}\n  model.width: {values}\n  model.n_layers: {values}\n"
+    with pytest.raises(InputError, match=says):
+        labels_of(tmp_path, f"name: g\nconfigs: [base.yaml]\n{axes}{more}")
+
+
+def test_zipped_and_ablated_axes_are_counted_as_they_are(tmp_path: Path) -> None:
+    values = [*range(1, 101)]
+    axes = f"axes:\n  model.heads.n_future: {values}\n  model.width: {values}\n  model.n_layers: {values}\n"
+    zipped = "zip: [[model.heads.n_future, model.width, model.n_layers]]\n"
+    ablated = "baseline: {model.heads.n_future: 1, model.width: 1, model.n_layers: 1}\nablate: true\n"
+    assert len(labels_of(tmp_path, f"name: g\nconfigs: [base.yaml]\n{axes}{zipped}")) == 100
+    assert len(labels_of(tmp_path, f"name: g\nconfigs: [base.yaml]\n{axes}{ablated}")) == 298
+
+
+def labels_of(folder: Path, text: str) -> list[str]:
+    return [cell.label for cell in cells_of(folder, text)]

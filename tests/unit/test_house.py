@@ -38,7 +38,7 @@ EDGES = {
     "probes/command.py": {"checkpoints"},
 }
 """Command functions at a room's edge, and what more they may import inside a function."""
-OPEN = {"", "errors", "files", "machine", "own_code", "secrets", "shapes", "units", "yaml_lines"}
+OPEN = {"", "errors", "files", "machine", "own_code", "ranges", "secrets", "shapes", "units", "yaml_lines"}
 TORCH_ONLY = ("model", "objective", "decoding", "probes", "bench")
 LIGHT = {"torch", "numpy", "mtp_lightning", "jaxtyping"} | set(sys.stdlib_module_names)
 

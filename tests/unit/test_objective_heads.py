@@ -243,3 +243,22 @@ def test_fused_is_cut_cross_entropy_where_it_can_run(monkeypatch: pytest.MonkeyP
 def test_numbers_that_cannot_be_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         LossOptions(**settings)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("stop", ["trunk", "unembedding", "both"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_head_has_no_gradient_to_stop(kind: str, stop: Any, implementation: Any) -> None:
+    heads = HeadsConfig(n_future=1, kind=kind)
+    options = LossOptions(stop_gradient=stop, implementation=implementation)
+    check_options(options, heads)
+    model, documents, targets = problem(heads)
+    model_loss(model, targets, documents, options=LossOptions()).total.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    model_loss(model, targets, documents, options=options).total.backward()
+    first = {name: g for name, g in gradients.items() if not (kind == "order" and name.startswith("further"))}
+    stopped = {name: model.get_parameter(name).grad for name in first}
+    assert {name for name, gradient in stopped.items() if gradient is None} == set()
+    if kind != "order":
+        torch.testing.assert_close(stopped, first)

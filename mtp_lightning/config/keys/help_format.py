@@ -7,7 +7,7 @@ import textwrap
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from jsonargparse import DefaultHelpFormatter
 from typing_extensions import override
@@ -80,6 +80,8 @@ def is_noise(action: Action) -> bool:
 def type_name(hint: Any) -> str:
     """What a value of the type looks like, or what it is."""
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return type_name(args[0])
     if origin is Literal:
         return "|".join(map(str, args))
     if hint in _NAMES:

@@ -10,7 +10,7 @@ import yaml
 
 from mtp_lightning.config.config_files import CONF_DIR, find_config
 from mtp_lightning.errors import InputError
-from mtp_lightning.yaml_lines import read_yaml
+from mtp_lightning.yaml_lines import parse_yaml, read_yaml
 
 Path_ = tuple[str, ...]
 """A key's parts as written; an item of a list has its index, from 0, as text."""
@@ -77,7 +77,8 @@ class KeyOrigins:
             message: of several items of a list that set the key, it is about the one whose value it quotes.
         """
         names = tuple(part for part in key.split(".") if part != "init_args")
-        found = [origin for origin in self.all if names in (origin.names, self._by_class(origin), _short(origin))]
+        flag = ("trainer", "callbacks", *names[1:]) if key[:1].isupper() else names  # of a callback, without its class
+        found = [o for o in self.all if names in (o.names, self._by_class(o), _short(o)) or flag == o.names]
         if any(part.isdigit() for origin in found for part in origin.path):
             found = [origin for origin in found if _quoted(origin.value, message)] or found
         return found[-1] if found else None
@@ -148,6 +149,11 @@ def _parts(key: str) -> Path_:
 def _loaded(text: str) -> Any:
     """A flag's value, as far as it is YAML."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
         return text
+    except RecursionError:
+        value = None
+    if isinstance(value, dict | list) or value is None:
+        parse_yaml(text, "a flag's value")  # no larger and no deeper than what a file may hold
+    return value

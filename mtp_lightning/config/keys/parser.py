@@ -4,8 +4,10 @@ import argparse
 import inspect
 import re
 import textwrap
+import traceback
 from argparse import SUPPRESS
 from dataclasses import fields
+from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn
 
@@ -59,6 +61,8 @@ class Parser(LightningArgumentParser):
             raise refused
         if value:
             raise KeyRefusedError(value["key"], _expected(value["rest"])) from ex
+        if missing := _MISSING.search(message):
+            raise KeyRefusedError(missing[1], "{key} is missing") from ex
         unknown = _UNKNOWN_KEY.search(message)
         if unknown is None:
             raise InputError(message.strip()) from ex
@@ -80,6 +84,22 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
     return error
 
 
+def refused_by_class(error: BaseException) -> InputError | None:
+    """What a class of somebody else's says of its arguments; None where the error is not jsonargparse's, which tells of
+    it when it makes the objects."""
+    if "jsonargparse" not in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts:
+        return None
+    kind = _ROOM.search(str(error))
+    key = f"trainer.{_ROOMS[kind[1]]}" if kind else "the configuration"
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return InputError(f"{key}: {' '.join(str(error).split())}")
+
+
+_ROOM = re.compile(r"lightning\.pytorch\.(callbacks|loggers|strategies|profilers)\.")
+_ROOMS = {"callbacks": "callbacks", "loggers": "logger", "strategies": "strategy", "profilers": "profiler"}
+
+
 class KeyRefusedError(InputError):
     """One key is wrong.
 
@@ -94,7 +114,14 @@ class KeyRefusedError(InputError):
 
 _VALUE = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)', re.DOTALL)
 """How jsonargparse says that a key's value is wrong."""
-_TYPES = {"NoneType": "null", "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+_TYPES = {
+    "object": "a class_path with its init_args",
+    "NoneType": "null",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+}
 
 
 def _expected(rest: str) -> str:
@@ -102,7 +129,12 @@ def _expected(rest: str) -> str:
     wrong_class = re.search(r"Problem with given class_path '(.*)':\s*(.*)", rest)
     if wrong_class:
         return f"{{key}}.class_path is '{wrong_class[1]}': {wrong_class[2]}"
+    nested = re.search(r"NestedArg\(key='(\w+)', val='(.*?)'\)", rest)
+    if nested:
+        return f"{{key}}.{nested[1]} is {nested[2]}: its class does not take that"
     types = dict.fromkeys(re.findall(r"Expected an? <class '(\w+)'>", rest))
+    if [*types] == ["NoneType"]:
+        types = {"object": None, **types}
     given = re.search(r"(?:Got|Given) value: (.*)", rest)
     if not types or not given or not set(types) <= set(_TYPES):
         return "{key}: " + textwrap.dedent(rest).strip()
@@ -114,6 +146,9 @@ _UNKNOWN_KEY = re.compile(
     r"[Uu]nrecognized arguments: --(?P<argument>[\w.]+)"
 )
 """How jsonargparse says that a key is unknown."""
+
+
+_MISSING = re.compile(r"the following arguments are required: ([\w.]+)")
 
 
 def did_you_mean_key(key: str, parser: LightningArgumentParser) -> str:

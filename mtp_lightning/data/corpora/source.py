@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.ranges import Count, check_ranges
 
 SourceKind = Literal["python_stdlib", "stories", "text", "json", "parquet", "hub", "shards"]
 _REGEX = "re:"
@@ -37,12 +38,13 @@ class SourceConfig:
     """Split of a hub data set to read. Training and validation are split here, by document."""
     revision: str | None = None
     """Commit of a hub data set, so that it cannot change while an experiment runs."""
-    max_documents: int | None = None
+    max_documents: Count | None = None
     """Read only so many documents. Of `stories` there are so many, 20,000 by default."""
     invented_names: bool = False
     """For `stories`: characters have names out of some two million, which a model can only copy from the story."""
 
     def __post_init__(self) -> None:
+        check_ranges("data.source", SourceConfig, vars(self))
         if self.kind not in ("python_stdlib", "stories") and not self.path:
             raise InputError(f"data.source.path is missing: data.source.kind = '{self.kind}' reads from there")
         if self.invented_names and self.kind != "stories":
@@ -53,8 +55,6 @@ class SourceConfig:
             raise InputError("data.source.separator is empty: leave it out to keep a file as one document")
         if self.separator is not None:
             separator_pattern(self.separator)
-        if self.max_documents is not None and self.max_documents < 1:
-            raise InputError(f"data.source.max_documents is {self.max_documents}: it has to be at least 1, or null")
 
 
 PYTHON_STDLIB = SourceConfig(kind="python_stdlib")

@@ -7,11 +7,12 @@ import torch
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from mtp_lightning.data.datamodule import MTPDataModule, check_at_least_one
+from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import Batch, BatchLoader, ResumableLoader
 from mtp_lightning.data.tasks.task import Examples, Task, joined
 from mtp_lightning.data.tokens.windows import HORIZON_RESERVE
 from mtp_lightning.errors import InputError
+from mtp_lightning.ranges import Count, Kept, Seed, Workers, check_ranges
 
 
 def one_a_row(examples: Examples, length: int, answers_only: bool) -> Batch:
@@ -116,23 +117,20 @@ class TaskDataModule(MTPDataModule):
     def __init__(
         self,
         task: Task,
-        context: int | None = None,
+        context: Count | None = None,
         pack: bool = False,
         answers_only: bool = False,
-        batch_size: int = 64,
-        test_size: int = 2000,
-        val_examples: int = 512,
-        horizon: int = 1,
-        vocab_size: int = 256,
-        seed: int = 0,
-        num_workers: int = 0,
+        batch_size: Count = 64,
+        test_size: Kept = 2000,
+        val_examples: Kept = 512,
+        horizon: Count = 1,
+        vocab_size: Count = 256,
+        seed: Seed = 0,
+        num_workers: Workers = 0,
     ) -> None:
         super().__init__(horizon=horizon, vocab_size=vocab_size)
         self.context = task.longest - 1 if context is None else context
-        for key, value in (("batch_size", batch_size), ("test_size", test_size), ("val_examples", val_examples)):
-            check_at_least_one(f"data.{key}", value)
-        if num_workers < 0:
-            raise InputError(f"data.num_workers is {num_workers}: it cannot be negative")
+        check_ranges("data", TaskDataModule, locals())
         if self.context < task.longest - 1:
             raise InputError(
                 f"data.context is {self.context}: the longest {task.name} example has {task.longest} tokens, so it has "

@@ -14,19 +14,21 @@ coefficients uniform, a token each, and all d of them always written.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from typing_extensions import override
 
 from mtp_lightning.data.tasks.task import Examples, Task
 from mtp_lightning.errors import InputError
+from mtp_lightning.ranges import Range, check_ranges
 from mtp_lightning.shapes import Bool, Int
 
 _SIGNS = ("neg", "+", "*", "o", ".", "=")
 """The operations, the pause, and what the answer follows."""
 _NEG, _ADD, _MUL, _COMPOSE = range(4)
 _NONE, _OPERAND = -2, -1
+_Length = Annotated[int, Range(least=1, most=1000)]
 
 
 class _Expressions(NamedTuple):
@@ -46,22 +48,20 @@ class Polynomial(Task):
         InputError: no such ring, or no such numbers of operations.
     """
 
-    modulus: int = 7
+    modulus: Annotated[int, Range(least=2, most=10_000)] = 7
     """p, a prime."""
-    degree: int = 5
+    degree: _Length = 5
     """d, coefficients of a polynomial."""
-    train_operations: int = 5
+    train_operations: _Length = 5
     """Training expressions have 1 to so many operations, uniformly."""
-    test_operations: int = 10
+    test_operations: _Length = 10
     """There is a test set for each number of operations up to this one."""
-    pause_tokens: int = 0
+    pause_tokens: Annotated[int, Range(least=0, most=1000)] = 0
     """Pauses between the expression and "=" (Goyal et al. 2023), the same number always."""
 
     def __post_init__(self) -> None:
-        for key, least in (("degree", 1), ("train_operations", 1), ("test_operations", 1), ("pause_tokens", 0)):
-            if getattr(self, key) < least:
-                raise InputError(f"data.task.{key} is {getattr(self, key)}: it has to be at least {least}")
-        if self.modulus < 2 or any(self.modulus % factor == 0 for factor in range(2, int(self.modulus**0.5) + 1)):
+        check_ranges("data.task", Polynomial, vars(self))
+        if any(self.modulus % factor == 0 for factor in range(2, int(self.modulus**0.5) + 1)):
             raise InputError(
                 f"data.task.modulus is {self.modulus}: the coefficients are of a field F_p, so p is a prime"
             )

@@ -12,12 +12,14 @@ text (the "Clever Hans cheat") and guesses the branch with probability 1 / d.
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from typing_extensions import override
 
 from mtp_lightning.data.tasks.task import Examples, Task
 from mtp_lightning.errors import InputError
+from mtp_lightning.ranges import Range, check_ranges
 
 _SIGNS = ("|", "/", "=")
 """After every edge; before start and goal; before the path."""
@@ -31,17 +33,15 @@ class StarGraph(Task):
         InputError: a graph that cannot be.
     """
 
-    degree: int = 2
+    degree: Annotated[int, Range(least=2, most=1000)] = 2
     """d, paths from the start node."""
-    length: int = 5
+    length: Annotated[int, Range(least=2, most=1000)] = 5
     """l, nodes of a path, the start among them."""
-    labels: int = 30
+    labels: Annotated[int, Range(least=3, most=10_000)] = 30
     """Labels that nodes are given, each at most once."""
 
     def __post_init__(self) -> None:
-        for key, least in (("degree", 2), ("length", 2)):
-            if getattr(self, key) < least:
-                raise InputError(f"data.task.{key} is {getattr(self, key)}: a star graph has at least {least}")
+        check_ranges("data.task", StarGraph, vars(self))
         if self.labels < self.n_nodes:
             raise InputError(
                 f"data.task.labels is {self.labels}: G({self.degree}, {self.length}) has {self.n_nodes} nodes, and "

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
-from mtp_lightning.data.datamodule import MTPDataModule, check_at_least_one
+from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import (
     BatchLoader,
     ResumableLoader,
@@ -25,6 +25,7 @@ from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import load_tokenizer
 from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder, tokens_needed
 from mtp_lightning.errors import InputError
+from mtp_lightning.ranges import Count, Fraction, Seed, Workers, check_ranges
 from mtp_lightning.shapes import Int
 
 
@@ -57,24 +58,19 @@ class TokenDataModule(MTPDataModule):
         self,
         source: SourceConfig = PYTHON_STDLIB,
         tokenizer: str = "bytes",
-        context: int = 256,
-        batch_size: int = 32,
-        horizon: int = 1,
-        vocab_size: int = 256,
-        seed: int = 0,
-        validation_fraction: float = 0.05,
-        split_seed: int = 0,
-        val_windows: int | None = 256,
-        num_workers: int = 0,
+        context: Count = 256,
+        batch_size: Count = 32,
+        horizon: Count = 1,
+        vocab_size: Count = 256,
+        seed: Seed = 0,
+        validation_fraction: Fraction = 0.05,
+        split_seed: Seed = 0,
+        val_windows: Count | None = 256,
+        num_workers: Workers = 0,
         directory: str = "runs/data",
     ) -> None:
         super().__init__(horizon=horizon, vocab_size=vocab_size)
-        check_at_least_one("data.context", context)
-        check_at_least_one("data.batch_size", batch_size)
-        if val_windows is not None:
-            check_at_least_one("data.val_windows", val_windows)
-        if num_workers < 0:
-            raise InputError(f"data.num_workers is {num_workers}: it cannot be negative")
+        check_ranges("data", TokenDataModule, locals())
         self.source, self.context, self.batch_size, self.seed = source, context, batch_size, seed
         self.val_windows, self.num_workers, self.directory = val_windows, num_workers, Path(directory)
         self.settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -27,6 +27,7 @@ from mtp_lightning.data.tokens.store import FORMAT, META_FILE, SPLITS, ShardsMet
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.data.tokens.writer import SplitWriter
 from mtp_lightning.errors import InputError
+from mtp_lightning.ranges import Fraction, Range, Seed, check_ranges
 
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 1024
@@ -40,18 +41,15 @@ class ShardSettings:
         InputError: a fraction outside (0, 1), or shards of no tokens.
     """
 
-    validation_fraction: float = 0.05
+    validation_fraction: Fraction = 0.05
     """Of the documents, in expectation; at least one document in any case."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Another seed, another split. Not the seed of a run: runs are compared on the same validation documents."""
-    shard_tokens: int = 1 << 27
+    shard_tokens: Annotated[int, Range(least=1, most=2**40)] = 1 << 27
     """Tokens of a shard file, at most. Makes no difference to anything but the files."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
-            raise InputError(f"data.validation_fraction is {self.validation_fraction}: it has to be between 0 and 1")
-        if self.shard_tokens < 1:
-            raise InputError(f"data.shard_tokens is {self.shard_tokens}: it has to be at least 1")
+        check_ranges("data", ShardSettings, vars(self))
 
 
 def prepare_source(directory: Path, source: SourceConfig, tokenizer: Tokenizer, settings: ShardSettings) -> ShardsMeta:

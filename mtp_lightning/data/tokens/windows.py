@@ -1,11 +1,14 @@
 """Which window of a split is looked at when: pure functions of (seed, epoch, index), in constant memory.
 
-A window is T + horizon tokens. In an epoch the windows start at phase, phase + T, phase + 2T, ...: each token is an
-input once, whatever the horizon is. The phase is drawn anew each epoch, so that windows are not always cut at the same
-places, and the order of the windows is a keyed bijection of [0, n), so no list of n indices is ever made.
+A window is T + horizon tokens. In an epoch the windows start at phase, phase + T, phase + 2T, ...: no token is an input
+twice. The phase is drawn anew each epoch, so that windows are not always cut at the same places, and the order of the
+windows is a keyed bijection of [0, n), so no list of n indices is ever made.
 
-Windows are counted as if the horizon were `HORIZON_RESERVE`. So runs with 1, 2, 4 or 8 heads and the same seed see the
-same inputs in the same order, and only the targets beyond the window's T inputs differ.
+Windows are counted as if the horizon were `HORIZON_RESERVE`, R = 16. So runs with 1, 2, 4 or 8 heads and the same seed
+see the same inputs in the same order, and only the targets beyond the window's T inputs differ. What that costs: the
+last R tokens of a split are never an input, nor the last R - 1 a target of head 1; and as every epoch has the same
+number of windows, it leaves out up to 2 T - 2 more tokens, before its phase and after its last window: other ones from
+epoch to epoch.
 
 Example with T = 4, horizon = 2, phase 1 and windows in the order 1, 0:
 

@@ -22,6 +22,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
 from mtp_lightning.grid.spec.grid_spec import experiment_name
 from mtp_lightning.secrets import mask
+from mtp_lightning.tracking.store import check_uri, default_tracking_uri
 from mtp_lightning.units import duration, quantity
 
 PLAIN_SECONDS = 10.0
@@ -65,8 +66,9 @@ def writable(folder: Path) -> Path:
     """The folder, made where it is missing.
 
     Raises:
-        InputError: nothing can be written there.
+        InputError: nothing can be written there, or MLflow's store cannot be.
     """
+    check_uri(default_tracking_uri(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test.{os.getpid()}"

@@ -20,6 +20,8 @@ from mtp_lightning.grid.run.state import CellFiles, State
 from mtp_lightning.grid.run.status import CellStatus
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import GridSpec
+from mtp_lightning.grid.spec.resources import Resources
+from mtp_lightning.machine import machine_memory
 from mtp_lightning.units import duration, quantity, size
 
 HOUR = 3600.0
@@ -62,8 +64,12 @@ def costs(cells: Sequence[Cell], resolver: Resolver) -> list[Cost]:
 
     Args:
         resolver: the one that resolved the cells.
+
+    Raises:
+        InputError: cells that are still to run and cannot fit into memory.
     """
     runs = [_Run(cell, resolver.measure(cell.config)) for cell in cells]
+    _check_memory([run for run in runs if run.result is None])
     speeds: dict[tuple[int, int], list[float]] = {}
     seeds: dict[str, list[float]] = {}
     for run in runs:
@@ -72,6 +78,27 @@ def costs(cells: Sequence[Cell], resolver: Resolver) -> list[Cost]:
         if run.speed is not None:
             speeds.setdefault(run.shape, []).append(run.speed)
     return [run.cost(seeds, speeds) for run in runs]
+
+
+def _check_memory(runs: Sequence["_Run"]) -> None:
+    """A cell without `resources` has this machine's memory; how much a node of a cluster has is known only where
+    `resources.memory_gb` says it, and of GPUs never."""
+    problems: dict[str, None] = {}
+    for cell, size_ in ((run.cell, run.size) for run in runs):
+        wanted = cell.resources
+        memory = None if wanted.memory_gb is None else round(wanted.memory_gb * 1024**3)
+        of_here = memory is None and wanted == Resources()
+        limit = machine_memory() if of_here else memory
+        if wanted.gpus or limit is None or (size_.memory_bytes or 0) <= limit:
+            continue
+        from mtp_lightning.config.memory import check_memory  # and torch, which most plans do without
+
+        try:
+            check_memory(cell.config, memory)
+        except InputError as error:
+            problems[f"{cell.group_label}: {error}"] = None
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 class _Run:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -161,16 +162,33 @@ def write_script(
     """A job array in which submitit runs, in every task of every element, what `job.pkl` in `folder` holds."""
     from submitit.slurm.slurm import SlurmExecutor
 
-    executor = SlurmExecutor(folder)
+    if not str(folder).isprintable():
+        raise InputError(
+            f"runs: {str(folder)!r} has a line break or another control character in its path, and Slurm "
+            "reads a job's script line by line: give another folder"
+        )
+    executor = SlurmExecutor(_PLACE)
+    quoted = shlex.quote(str(folder))
     element = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
     # submitit moves its files into place once it knows the job's id. If the submitter were killed before that, jobs
     # would wait for these files for ever; so here each job makes its own copy.
-    copy = f'cp -n "{folder}/job.pkl" "{folder}/{element}"'
+    copy = f'cp -n {quoted}/job.pkl {quoted}/"{element}"'
     executor.update_parameters(**_parameters(job_name, cells, resources, parallel), setup=[*setup, copy])
     executor.parameters["map_count"] = cells
     script = folder / "job.sh"
-    script.write_text(executor._make_submission_file_text(executor._submitit_command_str, job_name))
+    text = executor._make_submission_file_text(executor._submitit_command_str, job_name)
+    script.write_text(re.sub(rf"{_PLACE}(\S*)", lambda found: _in_script(folder, found[1]), text), encoding="utf-8")
     return script
+
+
+_PLACE = "/the-folder-of-the-submission"
+"""Stands for it while submitit writes the script: Slurm and submitit would read a `%` in its name as their own."""
+
+
+def _in_script(folder: Path, pattern: str) -> str:
+    """A path as one word of a shell and of sbatch's options. A file name with a pattern (`%A`) is read by Slurm, for
+    which `%%` is a percent sign."""
+    return shlex.quote(str(folder).replace("%", "%%") + pattern if pattern else str(folder))
 
 
 def _parameters(job_name: str, cells: int, resources: Resources, parallel: int | None) -> dict[str, Any]:

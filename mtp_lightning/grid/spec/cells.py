@@ -76,6 +76,8 @@ def expand(spec: GridSpec, resolver: Resolver, runs: Path) -> list[Cell]:
     cells: dict[str, Cell] = {}
     errors: dict[str, None] = {}
     for setting in settings:
+        if maker.is_blamed(setting):
+            continue  # a part of it was reported: what else is wrong with it shows once that is right
         refused = None
         try:
             for cell in maker.cells(setting):
@@ -125,6 +127,8 @@ class _CellMaker:
     def __init__(self, spec: GridSpec, resolver: Resolver, runs: Path) -> None:
         self.spec, self.resolver, self.runs = spec, resolver, runs
         self.resolved: dict[str, dict[str, Any] | InputError] = {}
+        self.blamed: set[tuple[str, str]] = set()
+        """Key and value of the parts of the grid that alone make a configuration wrong."""
         self.rules = ResourceRules(spec.resources, spec.keys, spec.where)
         self.names = axis_names(spec)
         values = {key: list(spec.axes.get(key, ())) for key in spec.keys}
@@ -239,8 +243,12 @@ class _CellMaker:
                 return f"{spec.where('overrides', key)} = {shown(value)}: {message}"
         for key, value in setting.values.items():
             if message in errors({key: value}):
+                self.blamed.add((key, canonical(value)))
                 return f"{self.where(setting, key)} = {shown(value)}: {message}"
         return None
+
+    def is_blamed(self, setting: Setting) -> bool:
+        return any((key, canonical(value)) in self.blamed for key, value in setting.values.items())
 
     def where(self, setting: Setting, key: str) -> str:
         item = setting.included

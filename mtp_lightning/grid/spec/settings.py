@@ -1,6 +1,7 @@
 """The settings of a grid: the product of its factors, or one factor at a time; without what is excluded, and with what
 is included. A factor is an axis, or a group of axes that advance together."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -11,6 +12,7 @@ from mtp_lightning.grid.spec.expressions import Expression
 from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.grid.spec.values import SEED
+from mtp_lightning.units import counted
 
 Values = Mapping[str, Any]
 
@@ -26,7 +28,12 @@ class Setting:
 
 def find_settings(spec: GridSpec) -> tuple[list[Setting], list[str]]:
     """The settings, each once, in the order of the file, and what is wrong with them: an `exclude` that is true for
-    nothing or for everything, a baseline that is not among them."""
+    nothing or for everything, a baseline that is not among them.
+
+    Raises:
+        InputError: so many that no plan of them would end.
+    """
+    _check_count(spec)
     everything = list(_one_at_a_time(spec) if spec.ablate else _product(spec))
     hits, problems = _excluded(spec, everything)
     gone = set().union(*hits.values())
@@ -47,6 +54,20 @@ def find_settings(spec: GridSpec) -> tuple[list[Setting], list[str]]:
         by = [f"'{text}'" for text, hit in hits.items() if any(is_baseline(spec, everything[i]) for i, _ in hit)]
         problems.append(f"{spec.where('baseline')}: the baseline is excluded by {', '.join(by)}")
     return list(settings.values()), problems
+
+
+MOST_CELLS = 10_000
+
+
+def _check_count(spec: GridSpec) -> None:
+    counts = [len(factor) for factor in _factors(spec)]
+    cells = (1 + sum(counts) - len(counts) if spec.ablate else math.prod(counts)) * len(spec.seeds)
+    if cells > MOST_CELLS:
+        product = " + ".join(map(str, counts)) if spec.ablate else " x ".join(map(str, counts))
+        raise InputError(
+            f"{spec.where('axes')}: {product} values times {counted(len(spec.seeds), 'seed')} are {cells:,} cells, and "
+            f"a grid has {MOST_CELLS:,} at most: give it fewer values, zip axes, or ablate one at a time"
+        )
 
 
 def is_baseline(spec: GridSpec, values: Values) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.errors import InputError, did_you_mean, printable
 from mtp_lightning.grid.spec.signature import canonical
 
 SEED = "seed"
@@ -41,7 +41,7 @@ def kind(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    return value if isinstance(value, str) else canonical(value)
+    return value if isinstance(value, str) and value.isprintable() else printable(canonical(value))
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

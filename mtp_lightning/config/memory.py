@@ -1,0 +1,62 @@
+"""Whether a run can fit into the memory there is, by its configuration alone: only what clearly cannot is refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.machine import machine_memory
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.counts import STATE_BYTES, count_parameters, training_memory
+from mtp_lightning.units import quantity, size
+
+_SHARDED = ("FSDP2Strategy", "ZeroStrategy")
+
+
+def check_memory(config: Mapping[str, Any], memory: int | None = None) -> None:
+    """
+    Args:
+        config: of the whole run, with its defaults.
+        memory: bytes of a node; None: of this machine, or of its GPU where the run takes that.
+
+    Raises:
+        InputError: weights, optimizer and batch need more; says how much.
+    """
+    trainer, data = config["trainer"], config["data"].get("init_args") or {}
+    backbone, heads = BackboneConfig(**config["model"]["backbone"]), HeadsConfig(**config["model"]["heads"])
+    strategy = trainer["strategy"] if isinstance(trainer["strategy"], Mapping) else {}
+    if (strategy.get("init_args") or {}).get("offload"):
+        return
+    on_gpu = memory is None and trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    where = "the GPU" if on_gpu else "this machine" if memory is None else "its node (resources.memory_gb)"
+    if on_gpu:
+        memory = torch.cuda.get_device_properties(0).total_memory
+    memory = machine_memory() if memory is None else memory
+    if memory is None:
+        return
+    processes = _number(trainer["devices"])
+    world = processes * trainer["num_nodes"]
+    weights = STATE_BYTES * count_parameters(backbone, heads).total
+    rows, context = data.get("batch_size"), data.get("context")
+    has_batch = isinstance(rows, int) and isinstance(context, int)
+    width = 2 if "bf16" in str(trainer["precision"]) or "16" in str(trainer["precision"]) else 4
+    step = training_memory(backbone, heads, rows, context, width) - weights if has_batch else 0  # type: ignore[arg-type]
+    here = 1 if on_gpu else processes
+    held = here * (weights // (world if str(strategy.get("class_path")).endswith(_SHARDED) else 1) + step // world)
+    if held <= memory:
+        return
+    batch = f" and a batch (data.batch_size {rows:,}, data.context {context:,}) {size(step)}" if has_batch else ""
+    raise InputError(
+        f"model.backbone (dim {backbone.dim:,}, n_layers {backbone.n_layers:,}, ffn_dim {backbone.ffn:,}, vocab_size "
+        f"{backbone.vocab_size:,}), model.heads (n_future {heads.n_future}, layers {heads.layers}): the run needs "
+        f"about {size(held)}, and {where} has {size(memory)}: {quantity(weights // STATE_BYTES)} parameters take "
+        f"{size(weights)} with gradients and optimizer{batch}"
+    )
+
+
+def _number(devices: Any) -> int:
+    """Processes on a node, as far as the configuration says."""
+    if isinstance(devices, list):
+        return max(1, len(devices))
+    return max(1, int(devices)) if str(devices).isdigit() else 1
