@@ -81,7 +81,7 @@ def test_an_interpolation_into_nothing_is_named(capsys: pytest.CaptureFixture[st
         (["grd"], "no command 'mtp grd'"),
         (["grid", "rnu"], "did you mean 'grid run'?"),
         (["generate", "nothing.ckpt", "--prompt", "x"], "checkpoint 'nothing.ckpt' is not a file"),
-        (["generate", "text.ckpt", "--prompt", "x"], "'text.ckpt' is not a checkpoint, or a truncated one"),
+        (["generate", "text.ckpt", "--prompt", "x"], "'text.ckpt' is not a checkpoint, or a truncated or damaged one"),
         (["generate", "weights.ckpt", "--prompt", "x"], "is not a checkpoint of `mtp fit`"),
         (["generate", "empty", "--prompt", "x"], "folder 'empty' holds no checkpoint"),
         (["bench", "loss", "--dtype", "fp8"], "dtype is 'fp8'"),
