@@ -30,6 +30,8 @@ NON_SEMANTIC: tuple[tuple[str, str], ...] = (
     ("trainer.num_nodes", "hardware"),
     ("data.directory", "a folder; what it holds is checked by the data fingerprint of the results"),
     ("data.init_args.directory", "a folder; what it holds is checked by the data fingerprint of the results"),
+    ("data.source.strict", "the same text, or a refusal"),
+    ("data.init_args.source.strict", "the same text, or a refusal"),
     ("data.num_workers", "sample order is a pure function of seed, epoch and index"),
     ("data.init_args.num_workers", "sample order is a pure function of seed, epoch and index"),
     ("data.pin_memory", "hardware"),
