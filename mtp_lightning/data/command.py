@@ -31,6 +31,7 @@ def prepare_command(
     max_documents: int | None = None,
     strict: bool = False,
     tokenizer: str = "bytes",
+    end_token: str | None = None,
     validation_fraction: float = 0.05,
     split_seed: int = 0,
     shard_tokens: int = 1 << 27,
@@ -51,6 +52,7 @@ def prepare_command(
         max_documents: read only so many documents.
         strict: refuse a corpus of which anything is left out.
         tokenizer: "bytes", or the path of a tokenizer.json.
+        end_token: the token that ends a document; by default one with a usual name, special tokens first.
         validation_fraction: part of the documents, in expectation, that is for validation.
         split_seed: another seed, another choice of validation documents.
         shard_tokens: tokens of a shard file, at most.
@@ -68,7 +70,7 @@ def prepare_command(
     from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source, summary
 
     settings = ShardSettings(validation_fraction, split_seed, shard_tokens)
-    meta = prepare_source(directory, source, load_tokenizer(tokenizer), settings)
+    meta = prepare_source(directory, source, load_tokenizer(tokenizer, end_token), settings)
     rows = [
         {
             "split": split,

@@ -46,6 +46,8 @@ class TokenDataModule(MTPDataModule):
         val_windows: validation windows, spread evenly over the validation documents; null for all.
         num_workers: processes that read ahead; reading memory-mapped tokens hardly needs any.
         directory: where prepared corpora are kept.
+        end_token: the token of a tokenizer.json that ends a document; null looks for a usual name, special tokens
+            first. A text must not be able to write it.
 
     Raises:
         InputError: bad input; the message names the configuration key.
@@ -68,6 +70,7 @@ class TokenDataModule(MTPDataModule):
         val_windows: int | None = 256,
         num_workers: int = 0,
         directory: str = "runs/data",
+        end_token: str | None = None,
     ) -> None:
         super().__init__(horizon=horizon, vocab_size=vocab_size)
         check_at_least_one("data.context", context)
@@ -79,7 +82,7 @@ class TokenDataModule(MTPDataModule):
         self.source, self.context, self.batch_size, self.seed = source, context, batch_size, seed
         self.val_windows, self.num_workers, self.directory = val_windows, num_workers, Path(directory)
         self.settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
-        self.text_tokenizer = load_tokenizer(tokenizer)
+        self.text_tokenizer = load_tokenizer(tokenizer, end_token)
         self.tokenizer = self.text_tokenizer
         if self.text_tokenizer.vocab_size != vocab_size:
             raise InputError(

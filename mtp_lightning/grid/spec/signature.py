@@ -52,6 +52,10 @@ OBSERVERS: tuple[tuple[str, str], ...] = (
 """(pattern of a class path, reason): entries of `trainer.callbacks` that are no part of the identity. Probes are:
 they add metrics to a result, and a result without the metrics asked for is not that cell's result."""
 
+LATER: tuple[tuple[str, Any], ...] = (("data.end_token", None), ("data.init_args.end_token", None))
+"""(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
+cells keep their names."""
+
 _COUNT_OR_SHARE = ("limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval")
 """Keys of Lightning's where 1 is one batch and 1.0 is all; everywhere else they are one number."""
 
@@ -80,7 +84,7 @@ def _semantic(node: Mapping[str, Any], at: tuple[str, ...]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, value in node.items():
         here = (*at, str(key))
-        if _reason(here):
+        if _reason(here) or (".".join(here), value) in LATER:
             continue
         if isinstance(value, Mapping):
             kept[str(key)] = _semantic(value, here)
