@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from mtp_lightning.config.config_files import CONF_DIR, find_config
 from mtp_lightning.errors import InputError
-from mtp_lightning.yaml_lines import read_yaml
+from mtp_lightning.yaml_lines import read_value, read_yaml
 
 Path_ = tuple[str, ...]
 """A key's parts as written; an item of a list has its index, from 0, as text."""
@@ -59,7 +57,7 @@ class KeyOrigins:
                 self.all += _of_file(find_config(value), source)
             elif name.startswith("--"):
                 path = _parts(name.removeprefix("--"))
-                self.all += [Origin(at, v, flags, source) for at, v in _walk(path, _loaded(value))]
+                self.all += [Origin(at, v, flags, source) for at, v in _walk(path, read_value(value))]
 
     def where(self, message: str) -> str:
         """` (in base.yaml:7)`: where the key or keys that the message is about were set; else an empty string."""
@@ -143,11 +141,3 @@ def _walk(path: Path_, value: Any) -> Iterator[tuple[Path_, Any]]:
 
 def _parts(key: str) -> Path_:
     return tuple(key.removesuffix("+").split("."))
-
-
-def _loaded(text: str) -> Any:
-    """A flag's value, as far as it is YAML."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
