@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_lightning import __version__
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: by default this process is the command, and finds its user's own modules.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?" for what it has not
     if argv is None:
         put_working_directory_last()
         sys.stdout, sys.stderr = MaskedStream(sys.stdout), MaskedStream(sys.stderr)

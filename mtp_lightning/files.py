@@ -142,7 +142,11 @@ class FileLock:
 
 def check_json(path: str | None) -> None:
     """Found out before hours of work, not after."""
-    if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+    try:
+        wrong = path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir())
+    except OSError as error:  # a name that is too long
+        raise InputError(f"json: {path} cannot be written: {error.strerror}") from error
+    if wrong:
         raise InputError(f"json: {path} cannot be written: it is a folder, or its folder is not there")
 
 

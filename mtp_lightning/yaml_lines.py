@@ -1,5 +1,5 @@
-"""YAML that knows its line numbers, refuses a key written twice, and reads `3e-4` as the number it is; no larger and no
-deeper than a configuration can be, aliases written out."""
+"""YAML that knows its line numbers, refuses a key written twice, and has one meaning of numbers everywhere; no larger
+and no deeper than a configuration can be, aliases written out."""
 
 import re
 from pathlib import Path
@@ -18,8 +18,21 @@ MOST_BYTES, MOST_VALUES, DEEPEST = 4 * 1024**2, 100_000, 50
 """Of a file; keys and values in it, counted each time that an alias repeats them; one inside the other."""
 
 
+_NUMBERS = (
+    ("int", r"[-+]?(?:0x[0-9a-fA-F_]+|0b[01_]+|[0-9][0-9_]*)"),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"),
+)
+"""What reads as a number, in configuration files, in flags and in grid files: `010` is ten, `1e3` is a thousand, and
+`1:30` and `0o10` are text. PyYAML follows YAML 1.1, where these are 8, text and 90."""
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Of values: a date is text."""
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML follows YAML 1.1, where `3e-4` is a string; configurations follow 1.2, where it is a float."""
+    """Of documents whose lines are of interest."""
 
     depth = 0
 
@@ -32,11 +45,43 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either reads as something else: ours, or anybody's."""
+
+
+def _whole_number(loader: Any, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node).replace("_", "")
+    return int(text, 10 if text.lstrip("+-")[:2].lower() not in ("0x", "0b") else 0)
+
+
+def _set_numbers(cls: Any, dropped: tuple[str, ...]) -> None:
+    tags = tuple(f"tag:yaml.org,2002:{name}" for name in dropped)
+    cls.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in tags]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for name, pattern in _NUMBERS:
+        cls.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(f"^(?:{pattern})$"), list("-+.0123456789"))
+
+
+_set_numbers(Loader, ("int", "float", "timestamp"))
+_set_numbers(_Loader, ("int", "float"))
+_set_numbers(_Dumper, ())
+for _cls in (Loader, _Loader):
+    _cls.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+def read_value(text: str) -> Any:
+    """A single value; text that is no YAML as it is."""
+    try:
+        return yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def dump_yaml(value: Any) -> str:
+    """What is read back as the same, by whatever reader of YAML."""
+    return yaml.dump(value, Dumper=_Dumper, default_flow_style=False, sort_keys=False, allow_unicode=True)
 
 
 def place(path: Path, lines: Lines, *key: str | int) -> str:
@@ -69,7 +114,11 @@ def parse_yaml(text: str, path: Path | str) -> tuple[Any, Lines]:
     Raises:
         InputError: it is no YAML, has a key twice, or is too large or too deep.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise InputError(f"{path}:{line}: not valid YAML: the character U+{error.character:04X}") from error
     try:
         node = loader.get_single_node()
         lines: Lines = {}

@@ -24,6 +24,7 @@ from mtp_lightning.config.keys.key_origins import KeyOrigins
 from mtp_lightning.config.keys.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
 from mtp_lightning.config.keys.nulls import refuse_nulls
 from mtp_lightning.config.keys.parser import Parser, input_error_behind, refused_by_class
+from mtp_lightning.config.keys.plain_text import keep_text
 from mtp_lightning.config.memory import check_memory
 from mtp_lightning.config.native_precision import native_precision
 from mtp_lightning.config.run.starting import StartRun
@@ -39,6 +40,7 @@ warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
 # `mtp fit` on a machine that has Slurm is no mistake.
 warnings.filterwarnings("ignore", ".*srun. command is available", UserWarning)
 
+keep_text()
 OmegaConf.register_resolver("native_precision", native_precision, replace=True)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
@@ -18,8 +17,7 @@ from mtp_lightning.config.run_size import Size
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.model.counts import count_parameters, flops_per_token, training_memory
 from mtp_lightning.module import MTPModule
-
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from mtp_lightning.yaml_lines import read_value
 
 
 class Parsed(NamedTuple):
@@ -42,7 +40,7 @@ def parse_config(configs: Sequence[Path], overrides: Mapping[str, Any], like: Pa
     args = arguments(configs, overrides)
     cli = like.cli.parsed_from(args) if like else MTPCLI(args, parse_only=True, flags="")
     text = cli.parser.dump(cli.config, skip_none=False, skip_validation=True)  # it was just parsed
-    return Parsed(cli, yaml.load(text, Loader=YAML_LOADER))
+    return Parsed(cli, read_value(text))
 
 
 def resolve_config(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.documents import documents
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import write_text
+from mtp_lightning.files import check_json, write_text
 
 CorpusKind = Literal["python_stdlib", "stories", "text", "json", "parquet", "hub"]
 
@@ -28,7 +29,9 @@ def prepare_command(
     split: str = "train",
     revision: str | None = None,
     max_documents: int | None = None,
+    strict: bool = False,
     tokenizer: str = "bytes",
+    end_token: str | None = None,
     validation_fraction: float = 0.05,
     split_seed: int = 0,
     shard_tokens: int = 1 << 27,
@@ -47,7 +50,9 @@ def prepare_command(
         split: split of a hub data set.
         revision: commit of a hub data set.
         max_documents: read only so many documents.
+        strict: refuse a corpus of which anything is left out.
         tokenizer: "bytes", or the path of a tokenizer.json.
+        end_token: the token that ends a document; by default one with a usual name, special tokens first.
         validation_fraction: part of the documents, in expectation, that is for validation.
         split_seed: another seed, another choice of validation documents.
         shard_tokens: tokens of a shard file, at most.
@@ -55,16 +60,17 @@ def prepare_command(
     """
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
-        revision=revision, max_documents=max_documents,
+        revision=revision, max_documents=max_documents, strict=strict,
     )  # fmt: skip
     directory = Path(out)
     if directory.exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another folder")
+    check_json(json)
 
-    from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source
+    from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source, summary
 
     settings = ShardSettings(validation_fraction, split_seed, shard_tokens)
-    meta = prepare_source(directory, source, load_tokenizer(tokenizer), settings)
+    meta = prepare_source(directory, source, load_tokenizer(tokenizer, end_token), settings)
     rows = [
         {
             "split": split,
@@ -76,9 +82,16 @@ def prepare_command(
         for split, part in meta.splits.items()
     ]
     _print_table(f"{out}: vocabulary {meta.vocab_size}, fingerprint {meta.fingerprint}", rows)
+    print(summary(source, meta))
     if json is not None:
-        summary = {"directory": out, "vocab_size": meta.vocab_size, "fingerprint": meta.fingerprint, "splits": rows}
-        _write_whole(Path(json), json_module.dumps(summary, indent=1) + "\n")
+        written = {
+            "directory": out,
+            "vocab_size": meta.vocab_size,
+            "fingerprint": meta.fingerprint,
+            "splits": rows,
+            "source": meta.account,
+        }
+        _write_whole(Path(json), json_module.dumps(written, indent=1) + "\n")
 
 
 def train_tokenizer_command(
@@ -93,6 +106,7 @@ def train_tokenizer_command(
     split: str = "train",
     revision: str | None = None,
     max_documents: int | None = None,
+    strict: bool = False,
     json: str | None = None,
 ) -> None:
     """Train a byte-level BPE tokenizer on a corpus: use it with `data.tokenizer: OUT`.
@@ -109,21 +123,26 @@ def train_tokenizer_command(
         split: split of a hub data set.
         revision: commit of a hub data set.
         max_documents: read only so many documents.
+        strict: refuse a corpus of which anything is left out.
         json: file to write the printed table to as well.
     """
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
-        revision=revision, max_documents=max_documents,
+        revision=revision, max_documents=max_documents, strict=strict,
     )  # fmt: skip
     if vocab_size < 257:
         raise InputError(f"--vocab_size is {vocab_size}: the 256 bytes and the end of a document make 257 at least")
     if Path(out).exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another file")
-    serialized = train_bpe((document.text for document in documents(source)), vocab_size)
+    check_json(json)
+    account = Account()
+    serialized = train_bpe((document.text for document in documents(source, account)), vocab_size)
     tokenizer = HuggingFaceTokenizer(serialized, origin=out)
     _write_whole(Path(out), serialized)
     row = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "fingerprint": tokenizer.fingerprint}
     _print_table(f"{out} (set model.backbone.vocab_size: {tokenizer.vocab_size})", [row])
+    found = f"files {account.files:,}, documents {account.documents:,}"
+    print(f"{path or kind}: {found}; left out: {account.missing() or 'nothing'}")
     if json is not None:
         _write_whole(Path(json), json_module.dumps({"tokenizer": out, **row}, indent=1) + "\n")
 

@@ -11,6 +11,7 @@ probability min(1, p / q), else replaced by a sample from max(p - q, 0): the dis
 the drafts.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -22,6 +23,8 @@ from mtp_lightning.decoding.positions import PerRow, Tree
 from mtp_lightning.errors import InputError
 from mtp_lightning.shapes import Float, Int
 
+COLDEST = 1e-6
+"""Below it sampling is greedy, as it is but for ties; divided by much less, logits overflow."""
 TINY = torch.finfo(torch.float32).tiny
 """The least value of noise before it is divided by, or its logarithm is taken."""
 
@@ -45,8 +48,8 @@ class Sampling:
     """How drafts are accepted when sampling; the distribution is the same."""
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:  # nor NaN
-            raise InputError(f"temperature is {self.temperature}: it has to be at least 0 (0 is greedy)")
+        if not 0 <= self.temperature < math.inf:  # nor NaN
+            raise InputError(f"temperature is {self.temperature}: it has to be a number, at least 0 (0 is greedy)")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}: it has to be at least 0 and below 2^32")
         if self.top_k is not None and self.top_k < 1:
@@ -57,6 +60,8 @@ class Sampling:
             raise InputError(f"accept is '{self.accept}': it has to be match or ratio")
         if self.temperature == 0 and (self.top_k or self.top_p):
             raise InputError("top_k and top_p are for sampling: give a temperature above 0 (1 is the model's own)")
+        if self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
 
     def restrict(self, logits: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows V"]:
         """Logits at this temperature, -inf for tokens that must not be sampled."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import check_json, write_text
 
 if TYPE_CHECKING:
     from mtp_lightning.data.tokens.tokenizer import Tokenizer
@@ -54,6 +55,10 @@ def generate_command(
 
     if prompt is None:
         raise InputError("--prompt is missing: the text to continue, or - to read it from standard input")
+    check_json(json)
+    if decoding == "greedy" and (heads_used not in ("auto", 1) or tree):
+        given = f"heads_used is {heads_used}" if heads_used not in ("auto", 1) else f"tree is {tree}"
+        raise InputError(f"{given}, and decoding is greedy, which drafts nothing: leave one of them out")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: it has to be at least 1")
     loaded = load_model(find_checkpoint(Path(ckpt)))
@@ -65,7 +70,7 @@ def generate_command(
     from mtp_lightning.decoding.engine import Engine
     from mtp_lightning.decoding.generate import Generation, Step, stream
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _standard_input() if prompt == "-" else _typed(prompt)
     ids = torch.tensor(tokenizer.encode(text), dtype=torch.long)
     _check_length(len(ids), max_new_tokens, loaded.context, beyond_context)
     most = model.heads_config.max_heads_used
@@ -100,13 +105,35 @@ def generate_command(
         "seconds": seconds,
     }
     heads = f"{f'up to {most}' if k == 'auto' else k} of {model.n_future} heads"
-    print(
-        f"{figures['tokens']} tokens, {out.tokens_per_forward:.2f} tokens per forward with {heads}, "
-        f"{figures['tokens_per_second']:.0f} tokens/s",
-        file=sys.stderr,
-    )
+    rate = f"{out.tokens_per_forward:.2f} tokens per forward with {heads}, " if out.steps else ""
+    print(f"{figures['tokens']} tokens, {rate}{figures['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
     if json:
-        Path(json).write_text(json_module.dumps({"text": printer.text, "ids": out.tokens} | figures, indent=2) + "\n")
+        content = {"text": printer.text, "ids": out.tokens} | figures
+        write_text(Path(json), json_module.dumps(content, indent=2) + "\n")
+
+
+def _standard_input() -> str:
+    """As UTF-8, whatever the locale says.
+
+    Raises:
+        InputError: it is not.
+    """
+    return _decoded(sys.stdin.buffer.read(), "standard input")
+
+
+def _typed(prompt: str) -> str:
+    """An argument that Python could not decode by the locale holds its bytes as surrogates."""
+    try:
+        return _decoded(prompt.encode("utf-8", errors="surrogateescape"), "--prompt")
+    except UnicodeEncodeError as error:
+        raise InputError(f"--prompt is not text: {error.reason} at character {error.start}") from error
+
+
+def _decoded(content: bytes, what: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def _check_length(prompt: int, new: int, context: int | None, beyond: bool) -> None:
@@ -133,7 +160,7 @@ GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31;9m", "\x1b[0m"
 
 
 class _Printer:
-    """Prints tokens as text as soon as the text is settled: half a UTF-8 character waits for its other half."""
+    """Prints tokens as text as soon as no further token changes it: half a character waits for its other half."""
 
     def __init__(self, tokenizer: "Tokenizer", prompt: list[int], show_drafts: bool) -> None:
         self.tokenizer = tokenizer
@@ -160,11 +187,10 @@ class _Printer:
 
     def _settle(self, ids: list[int], colour: str = "") -> None:
         self.ids += ids
-        whole = self.tokenizer.decode(self.ids)
-        self._print(whole[:-1] if whole.endswith("\ufffd") else whole, colour)
+        self._print(self.tokenizer.settled(self.ids), colour)
 
     def _print(self, whole: str, colour: str = "") -> None:
         new = whole[self.start + len(self.text) :]
         sys.stdout.write(f"{colour}{new}{PLAIN}" if colour and new else new)
         sys.stdout.flush()
-        self.text = whole[self.start :]
+        self.text += new

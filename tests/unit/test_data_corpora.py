@@ -116,7 +116,7 @@ def test_json_and_parquet(tmp_path: Path) -> None:
         assert read(kind=kind, path=str(tmp_path), text_column="body") == expected
     with pytest.raises(InputError, match=r"data\.source\.text_column: .*no column 'bodi'.*\(it has body, id\).*'body'"):
         read(kind="parquet", path=str(tmp_path), text_column="bodi")
-    with pytest.raises(InputError, match=r"'id' of .* is not text: row 0 has a int"):
+    with pytest.raises(InputError, match=r"'id' of .* is not text: line 1 has a int"):
         read(kind="json", path=str(tmp_path), text_column="id")
 
 
@@ -154,10 +154,10 @@ def test_bad_sources(folder: Path, tmp_path: Path) -> None:
 
 def test_not_text(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"abc\xff\xfe")
-    with pytest.raises(InputError, match=r"data\.source\.path: '.*x\.txt' is not UTF-8 text"):
+    with pytest.raises(InputError, match=r"data\.source\.path: '.*x\.txt', line 1, is not UTF-8 text"):
         read(kind="text", path=str(tmp_path))
     (tmp_path / "x.jsonl").write_text('{"text": "a"\nfoo\n')
-    with pytest.raises(InputError, match=r"data\.source\.path: '.*x\.jsonl' \(json\) cannot be read: JSON parse error"):
+    with pytest.raises(InputError, match=r"data\.source\.path: '.*x\.jsonl', line 2: not JSON: Expecting ','"):
         read(kind="json", path=str(tmp_path))
     (tmp_path / "x.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(InputError, match=r"'.*x\.parquet' \(parquet\) cannot be read: Parquet"):

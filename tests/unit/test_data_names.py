@@ -220,10 +220,10 @@ def test_padding_is_no_mention(tokenizer: Tokenizer) -> None:
 
 def test_stories_that_the_tokenizer_cannot_write_are_left_out() -> None:
     """A sentencepiece-like tokenizer: spaces in its tokens, and none for what it has not seen."""
-    pieces = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="</s>"))
+    pieces = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
     pieces.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     pieces.decoder = tokenizers.decoders.Metaspace()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["</s>"], show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["</s>", "<unk>"], show_progress=False)
     pieces.train_from_iterator(STORIES, trainer)
     tokenizer = HuggingFaceTokenizer(pieces.to_str())
     built = named_stories([story(0) + " 100 €!", story(1), story(2) + " €"], tokenizer, 3, LONG, 0)
@@ -242,9 +242,9 @@ def test_no_names() -> None:
 
 
 def test_no_names_of_two_tokens() -> None:
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="</s>"))
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=["</s>"], show_progress=False)
+    trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=["</s>", "<unk>"], show_progress=False)
     words.train_from_iterator(STORIES, trainer)
     with pytest.raises(
         InputError, match=r"data\.tokenizer: found no name of exactly two tokens: of \d+ tokens allowed"

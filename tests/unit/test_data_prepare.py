@@ -208,7 +208,7 @@ def test_a_prepared_corpus_is_not_prepared_again(tmp_path: Path, monkeypatch: py
     (tmp_path / "x.txt").write_text("one\ntwo\nthree")
     source = SourceConfig(kind="text", path=str(tmp_path / "x.txt"), separator="\n")
     meta = prepare.prepare_source(tmp_path / "shards", source, TOKENIZER, ShardSettings())
-    monkeypatch.setattr(prepare, "documents", lambda source: pytest.fail("read again"))
+    monkeypatch.setattr(prepare, "documents", lambda *_: pytest.fail("read again"))
     assert prepare.prepare_source(tmp_path / "shards", source, TOKENIZER, ShardSettings()) == meta
 
 

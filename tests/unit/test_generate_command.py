@@ -1,5 +1,6 @@
 """`mtp generate`: the same text however it is decoded, streamed and coloured; what is refused, and where."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -108,6 +109,14 @@ def test_text_beyond_the_trained_context_is_announced(ckpt: str, capsys: Capture
         (["--prompt", "x", "--tree", "[0]"], "every draft needs at least one candidate"),
         (["--prompt", "x", "--tree", "[2]", "--temperature", "1", "--accept", "ratio"], "acceptance by match"),
         (["--prompt", "x", "--max_new_tokens", "0"], "max_new_tokens is 0"),
+        (["--prompt", "x", "--decoding", "greedy", "--heads_used", "2"], "heads_used is 2, and decoding is greedy"),
+        (["--prompt", "x", "--decoding", "greedy", "--tree", "[2]"], "tree is [2], and decoding is greedy"),
+        (["--prompt", "x", "--temperature", ".nan"], "temperature is nan"),
+        (["--prompt", "x", "--temperature", ".inf"], "temperature is inf"),
+        (["--prompt", "x", "--json", "nowhere/out.json"], "json: nowhere/out.json cannot be written"),
+        (["--prompt", "x", "--json", "."], "json: . cannot be written"),
+        (["--prompt", "x", "--json", "x" * 300], "cannot be written: File name too long"),
+        (["--prompt", "x\udcff"], "--prompt is not UTF-8 text: invalid start byte at byte 1"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_printed(ckpt: str, flags: list[str], says: str, capsys: Capture) -> None:
@@ -115,3 +124,44 @@ def test_bad_input_is_told_before_anything_is_printed(ckpt: str, flags: list[str
     captured = capsys.readouterr()
     assert says in captured.err
     assert captured.out == ""
+
+
+def test_one_token_has_no_rate(ckpt: str, capsys: Capture) -> None:
+    _, figures = generate(capsys, ckpt, "--prompt", "def", "--max_new_tokens", "1", "--json", "out.json")
+    assert "nan" not in figures
+    assert figures.startswith("1 tokens, ")
+    assert json.loads(Path("out.json").read_text())["tokens_per_forward"] is None
+
+
+@pytest.mark.parametrize("temperature", ["1e-40", "1e-300", "1e-7"])
+def test_next_to_no_temperature_is_greedy(ckpt: str, temperature: str, capsys: Capture) -> None:
+    plain, _ = generate(capsys, ckpt, "--prompt", "def", "--max_new_tokens", "9")
+    cold, _ = generate(capsys, ckpt, "--prompt", "def", "--max_new_tokens", "9", "--temperature", temperature)
+    assert cold == plain
+
+
+class _Input(io.TextIOWrapper):
+    """Standard input of a strict locale."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="ascii", errors="strict")
+
+
+def test_standard_input_is_utf8_whatever_the_locale(
+    ckpt: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("sys.stdin", _Input("é\r\n".encode()))
+    assert generate(capsys, ckpt, "--prompt", "-", "--max_new_tokens", "2")[0].startswith("é\r\n")
+    monkeypatch.setattr("sys.stdin", _Input(b"ab\xff"))
+    assert main(["generate", ckpt, "--prompt", "-"]) == 2
+    assert "standard input is not UTF-8 text: invalid start byte at byte 2" in capsys.readouterr().err
+    as_c_locale = "é".encode().decode("ascii", errors="surrogateescape")  # how Python hands such an argument over
+    assert generate(capsys, ckpt, "--prompt", as_c_locale, "--max_new_tokens", "2")[0].startswith("é")
+
+
+def test_a_terminal_that_is_not_utf8(ckpt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr("sys.stdout", stdout)
+    assert main(["generate", ckpt, "--prompt", "né", "--max_new_tokens", "8"]) == 0
+    stdout.flush()
+    assert stdout.buffer.getvalue().startswith(b"n?")  # type: ignore[attr-defined]

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from mtp_lightning.config.config_files import CONF_DIR, find_config
 from mtp_lightning.errors import InputError
-from mtp_lightning.yaml_lines import parse_yaml, read_yaml
+from mtp_lightning.yaml_lines import parse_yaml, read_value, read_yaml
 
 Path_ = tuple[str, ...]
 """A key's parts as written; an item of a list has its index, from 0, as text."""
@@ -147,13 +145,11 @@ def _parts(key: str) -> Path_:
 
 
 def _loaded(text: str) -> Any:
-    """A flag's value, as far as it is YAML."""
+    """A flag's value; no larger and no deeper than what a file may hold."""
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        return text
+        value = read_value(text)
     except RecursionError:
         value = None
     if isinstance(value, dict | list) or value is None:
-        parse_yaml(text, "a flag's value")  # no larger and no deeper than what a file may hold
+        parse_yaml(text, "a flag's value")
     return value

@@ -2,11 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple
 
-from mtp_lightning.data.corpora.local_files import local_files
+from mtp_lightning.data.corpora.account import Account
+from mtp_lightning.data.corpora.local_files import SAME_FILE, local_files
+from mtp_lightning.data.corpora.open_files import open_text
+from mtp_lightning.data.corpora.rows import Row, hub_rows, json_rows, parquet_rows
 from mtp_lightning.data.corpora.source import SourceConfig, separator_pattern
 from mtp_lightning.data.stories.generator import DEFAULT_COUNT, stories
 from mtp_lightning.errors import InputError, did_you_mean
@@ -14,6 +18,8 @@ from mtp_lightning.errors import InputError, did_you_mean
 _CHUNK = 1 << 20
 _AROUND = 256
 """Characters before and after a separator that a regular expression may look at."""
+_PATIENCE = 10_000
+"""Rows without text after which nobody waits for the first one that has some."""
 
 
 class Document(NamedTuple):
@@ -23,68 +29,94 @@ class Document(NamedTuple):
     text: str
 
 
-def documents(source: SourceConfig) -> Iterator[Document]:
+def documents(source: SourceConfig, account: Account | None = None) -> Iterator[Document]:
     """The source's documents that are not empty.
+
+    Args:
+        account: to fill with what is read and what is left out.
 
     Raises:
         InputError: nothing there, or not text; the message names the key. Raised at the first document at the latest.
+            Where `source.strict`, also what is left out; raised at the end at the latest.
     """
-    found = (document for document in _all_documents(source) if document.text)
-    first = next(found, None)
-    if first is None:
-        raise InputError(f"data.source.path: '{source.path or source.kind}' has no text in it: the corpus is empty")
-    yield first
-    yield from islice(found, None if source.max_documents is None else source.max_documents - 1)
+    account = Account() if account is None else account
+    account.begin()
+    for document in islice(_all_documents(source, account), source.max_documents):
+        account.documents += 1
+        yield document
+    if not account.documents and account.refusal:
+        raise InputError(account.refusal)
+    if not account.documents:
+        missing = f" (left out: {account.missing()})" if account.left_out else ""
+        raise InputError(
+            f"data.source.path: '{source.path or source.kind}' has no text in it: the corpus is empty{missing}"
+        )
+    refuse_losses(source, account)
 
 
-def _all_documents(source: SourceConfig) -> Iterator[Document]:
+def refuse_losses(source: SourceConfig, account: Account) -> None:
+    """
+    Raises:
+        InputError: something was left out, and `source.strict`.
+    """
+    if source.strict and account.losses:
+        raise InputError(
+            f"data.source.strict: '{source.path or source.kind}' is not read as a whole; left out: {account.missing()}"
+            "; remove or mend them, choose files by data.source.glob, or leave out data.source.strict"
+        )
+
+
+def _all_documents(source: SourceConfig, account: Account) -> Iterator[Document]:
     if source.kind == "shards":
         raise InputError("data.source.kind = 'shards' is prepared already: it has no documents to read")
     if source.kind == "hub":
-        yield from _hub_documents(source)
+        yield from _of_rows(hub_rows(source), source, source.split, f"data set '{source.path}'", account)
         return
     if source.kind == "stories":
         texts = stories(source.max_documents or DEFAULT_COUNT, invented_names=source.invented_names)
         yield from (Document(f"story#{i}", text) for i, text in enumerate(texts))
         return
-    root, files = local_files(source)
-    for path in files:
-        name = path.relative_to(root).as_posix()
-        if source.kind == "python_stdlib":
-            yield from _stdlib_document(name, path)
+    found = local_files(source)
+    for why, path in found.left_out:
+        account.leave_out(why, path.relative_to(found.root).as_posix(), harmless=why == SAME_FILE)
+    refuse_losses(source, account)
+    for path in found.read:
+        account.files += 1
+        name = path.relative_to(found.root).as_posix()
+        if not path.stat().st_size:
+            account.leave_out("empty files", name, harmless=source.kind == "python_stdlib")
+        elif source.kind == "python_stdlib":
+            yield from _of_module(name, path, account)
         elif source.kind == "text":
-            yield from _text_documents(name, path, source.separator)
-        elif path.stat().st_size:  # `datasets` does not survive an empty file
-            rows = _load_rows(source, source.kind, data_files=[str(path)], split="train")
-            yield from _rows_to_documents(rows, source, name, f"'{path}'")
+            yield from _of_text(name, path, source.separator, account)
+        else:
+            rows = json_rows if source.kind == "json" else parquet_rows
+            yield from _of_rows(rows(path, source.text_column), source, name, f"'{path}'", account)
 
 
-def _stdlib_document(name: str, path: Path) -> Iterator[Document]:
+def _of_module(name: str, path: Path, account: Account) -> Iterator[Document]:
     try:
         yield Document(name, path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        return  # a handful of modules declare another encoding
+        account.leave_out("modules that are not UTF-8", name)
 
 
-def _text_documents(name: str, path: Path, separator: str | None) -> Iterator[Document]:
+def _of_text(name: str, path: Path, separator: str | None, account: Account) -> Iterator[Document]:
     """The file, or its parts between separators, read piece by piece: a part has to fit in memory, the file not."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if separator is None:
-                yield Document(name, file.read())
-                return
-            for i, part in enumerate(_parts(file, separator_pattern(separator))):
-                yield Document(f"{name}#{i}", part)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"data.source.path: '{path}' is not UTF-8 text ({error.reason}); convert it, or leave it out by "
-            "data.source.glob"
-        ) from error
-    except OSError as error:
-        raise InputError(f"data.source.path: cannot read '{path}': {error.strerror}") from error
+    with open_text(path, newline="") as file:
+        if separator is None:
+            parts = iter([(name, file.read())])
+        else:
+            parts = ((f"{name}#{i}", part) for i, part in enumerate(_parts(file, separator_pattern(separator))))
+        for part_name, text in parts:
+            if text:
+                yield Document(part_name, text)
+            else:
+                what = "empty files" if separator is None else "empty parts between separators"
+                account.leave_out(what, part_name, harmless=separator is not None)
 
 
-def _parts(file: TextIO, pattern: re.Pattern[str]) -> Iterator[str]:
+def _parts(file: TextIOWrapper, pattern: re.Pattern[str]) -> Iterator[str]:
     """What lies between matches. Near the end of what was read a match waits for what follows, and what lies before
     a part is kept for those that look back."""
     text, start, more = "", 0, True
@@ -101,44 +133,33 @@ def _parts(file: TextIO, pattern: re.Pattern[str]) -> Iterator[str]:
     yield text[start:]
 
 
-def _hub_documents(source: SourceConfig) -> Iterator[Document]:
-    assert source.path is not None
-    rows = _load_rows(source, source.path, name=source.name, split=source.split, revision=source.revision)
-    yield from _rows_to_documents(rows, source, source.split, f"data set '{source.path}'")
-
-
-def _load_rows(source: SourceConfig, builder: str, **options: Any) -> Iterator[dict[str, Any]]:
-    """Rows of a data set, never all of it in memory or copied into a cache."""
-    import datasets
-
-    where = f"data.source.path: '{options.get('data_files', [builder])[0]}'"
-    try:
-        yield from datasets.load_dataset(builder, streaming=True, **options)
-    except FileNotFoundError as error:
-        raise InputError(f"{where} was not found: {_first_line(error)}") from error
-    except ConnectionError as error:
-        raise InputError(f"{where} could not be reached: {_first_line(error)}") from error
-    except ValueError as error:  # unknown split or configuration, broken JSON or Parquet
-        raise InputError(f"{where} ({source.kind}) cannot be read: {_first_line(error)}") from error
-
-
-def _rows_to_documents(
-    rows: Iterator[dict[str, Any]], source: SourceConfig, name: str, where: str
-) -> Iterator[Document]:
-    column = source.text_column
+def _of_rows(rows: Iterator[Row], source: SourceConfig, name: str, where: str, account: Account) -> Iterator[Document]:
+    """The rows that have text."""
     for i, row in enumerate(rows):
-        if column not in row:
-            raise InputError(
-                f"data.source.text_column: {where} has no column '{column}' in row {i} "
-                f"(it has {', '.join(map(str, row))}){did_you_mean(column, map(str, row))}"
-            )
-        text = row[column]
-        if text is not None and not isinstance(text, str):
-            raise InputError(
-                f"data.source.text_column: '{column}' of {where} is not text: row {i} has a {type(text).__name__}"
-            )
-        yield Document(f"{name}#{i}", text or "")
+        if isinstance(row.value, str) and row.value:
+            yield Document(f"{name}#{i}", row.value)
+            continue
+        account.leave_out(_why_not(row), f"{name}, {row.place}")
+        account.refusal = account.refusal or _refusal(row, source.text_column, where)
+        if account.refusal and not account.documents and account.left_out.total() >= _PATIENCE:
+            return
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _why_not(row: Row) -> str:
+    if row.value is None:
+        return "rows without text"
+    return "rows whose column is not text" if row.value != "" else "empty rows"
+
+
+def _refusal(row: Row, column: str, where: str) -> str | None:
+    """What to say of the row where nothing but rows like it is there."""
+    if row.columns is not None:
+        return (
+            f"data.source.text_column: {where} has no column '{column}' in {row.place} "
+            f"(it has {', '.join(row.columns)}){did_you_mean(column, row.columns)}"
+        )
+    if row.value is not None and not isinstance(row.value, str):
+        return (
+            f"data.source.text_column: '{column}' of {where} is not text: {row.place} has a {type(row.value).__name__}"
+        )
+    return None

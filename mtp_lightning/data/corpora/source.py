@@ -24,7 +24,8 @@ class SourceConfig:
     our own generator; `text`, `json` (also JSON lines) and `parquet`: local files; `hub`: a data set on the Hugging
     Face hub, streamed; `shards`: a folder made by `mtp data prepare`."""
     path: str | None = None
-    """File, folder or glob pattern of local files; name of a hub data set; folder of shards."""
+    """File, folder or glob pattern of local files; name of a hub data set; folder of shards. What is there under this
+    very name is no pattern. Links to folders are followed, and each file is read once."""
     glob: str | None = None
     """Which files of the folder `path` to read, as in `**/*.md`; by default those with a suffix of the kind."""
     separator: str | None = None
@@ -42,6 +43,8 @@ class SourceConfig:
     """Read only so many documents. Of `stories` there are so many, 20,000 by default."""
     invented_names: bool = False
     """For `stories`: characters have names out of some two million, which a model can only copy from the story."""
+    strict: bool = False
+    """Refuse a corpus of which anything is left out: files of other suffixes, empty rows, rows without text."""
 
     def __post_init__(self) -> None:
         check_ranges("data.source", SourceConfig, vars(self))

@@ -1,5 +1,6 @@
 """The data module that trains on text."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mtp_lightning.data.loader import (
     read_windows,
 )
 from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
-from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_source
+from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, check_whole, prepare_source, summary
 from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
 from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import load_tokenizer
@@ -46,6 +47,8 @@ class TokenDataModule(MTPDataModule):
         val_windows: validation windows, spread evenly over the validation documents; null for all.
         num_workers: processes that read ahead; reading memory-mapped tokens hardly needs any.
         directory: where prepared corpora are kept.
+        end_token: the token of a tokenizer.json that ends a document; null looks for a usual name, special tokens
+            first. A text must not be able to write it.
 
     Raises:
         InputError: bad input; the message names the configuration key.
@@ -68,13 +71,14 @@ class TokenDataModule(MTPDataModule):
         val_windows: Count | None = 256,
         num_workers: Workers = 0,
         directory: str = "runs/data",
+        end_token: str | None = None,
     ) -> None:
         super().__init__(horizon=horizon, vocab_size=vocab_size)
         check_ranges("data", TokenDataModule, locals())
         self.source, self.context, self.batch_size, self.seed = source, context, batch_size, seed
         self.val_windows, self.num_workers, self.directory = val_windows, num_workers, Path(directory)
         self.settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
-        self.text_tokenizer = load_tokenizer(tokenizer)
+        self.text_tokenizer = load_tokenizer(tokenizer, end_token)
         self.tokenizer = self.text_tokenizer
         if self.text_tokenizer.vocab_size != vocab_size:
             raise InputError(
@@ -96,13 +100,18 @@ class TokenDataModule(MTPDataModule):
 
     @override
     def prepare_data(self) -> None:
-        if self.source.kind != "shards":
-            prepare_source(self.shards, self.source, self.text_tokenizer, self.settings)
+        if self.source.kind == "shards":
+            return
+        new = not self.shards.exists()
+        meta = prepare_source(self.shards, self.source, self.text_tokenizer, self.settings)
+        if new and meta.account is not None and meta.account["left_out"]:
+            print(summary(self.source, meta), file=sys.stderr)
 
     @override
     def setup(self, stage: str) -> None:
-        directory = self.shards
-        self._check_tokenizer(read_meta(directory))
+        directory, meta = self.shards, read_meta(self.shards)
+        self._check_tokenizer(meta)
+        check_whole(directory, meta, self.source)
         self._train, self._validation = TokenStore(directory, "train"), TokenStore(directory, "validation")
         for store in (self._train, self._validation):
             needed = tokens_needed(self.context, self.horizon)

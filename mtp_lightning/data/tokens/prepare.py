@@ -14,13 +14,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from mtp_lightning.data.corpora.documents import Document, documents
+from mtp_lightning.data.corpora.account import Account, from_plain
+from mtp_lightning.data.corpora.documents import Document, documents, refuse_losses
 from mtp_lightning.data.corpora.local_files import local_files
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.tokens.store import FORMAT, META_FILE, SPLITS, ShardsMeta, Split, SplitMeta, read_meta
@@ -58,18 +60,47 @@ def prepare_source(directory: Path, source: SourceConfig, tokenizer: Tokenizer, 
     Raises:
         InputError: `directory` is something else, cannot be written, or the corpus cannot be read or split.
     """
-    if (directory / META_FILE).is_file():
-        return read_meta(directory)
-    return prepare_shards(directory, lambda: documents(source), tokenizer, describe(source), settings)
+    if not (directory / META_FILE).is_file():
+        account = Account()
+        corpus = partial(documents, source, account)
+        return prepare_shards(directory, corpus, tokenizer, describe(source), settings, account)
+    meta = read_meta(directory)
+    check_whole(directory, meta, source)
+    return meta
+
+
+def check_whole(directory: Path, meta: ShardsMeta, source: SourceConfig) -> None:
+    """
+    Raises:
+        InputError: `source.strict`, and shards that were made of a part of their source, or that do not say of what.
+    """
+    if source.strict and meta.account is None:
+        raise InputError(
+            f"data.source.strict: '{directory}' does not say what was left out when it was prepared: prepare it again"
+        )
+    if meta.account is not None:
+        refuse_losses(source, from_plain(meta.account))
+
+
+def summary(source: SourceConfig, meta: ShardsMeta) -> str:
+    """What became of the source, in one line."""
+    account = Account() if meta.account is None else from_plain(meta.account)
+    splits = meta.splits.values()
+    counts = {"documents": sum(part.n_documents for part in splits), "bytes": sum(part.n_bytes for part in splits)}
+    counts |= {"tokens": sum(part.n_tokens for part in splits)}
+    found = ", ".join(f"{what} {count:,}" for what, count in ({"files": account.files} | counts).items())
+    first = f"; the first {source.max_documents:,} documents, as asked for" if source.max_documents else ""
+    return f"{source.path or source.kind}: {found}{first}; left out: {account.missing() or 'nothing'}"
 
 
 def describe(source: SourceConfig) -> dict[str, Any]:
     """The source as plain values, with a hash of local files' sizes and dates: an edited corpus is another corpus."""
     description: dict[str, Any] = asdict(source)
+    del description["strict"]  # the same text, or none
     if source.kind == "python_stdlib":
         description["python"] = sys.version.split()[0]
     if source.kind != "hub":
-        root, files = local_files(source)
+        root, files, _ = local_files(source)
         hashed = hashlib.sha256()
         for path in files:
             status, name = path.stat(), path.relative_to(root).as_posix()
@@ -94,10 +125,14 @@ def prepare_shards(
     tokenizer: Tokenizer,
     description: dict[str, Any],
     settings: ShardSettings,
+    account: Account | None = None,
 ) -> ShardsMeta:
     """Writes the documents of `corpus()`, which may be called twice, to `directory`.
 
     Several processes may do this at once: the first one to finish wins, the others take what it made.
+
+    Args:
+        account: what `corpus()` fills while it is read.
 
     Raises:
         InputError: `directory` is there already or cannot be written, or there are too few documents to split.
@@ -118,6 +153,7 @@ def prepare_shards(
             source=description,
             fingerprint=written.fingerprint,
             splits={str(split): split_meta for split, split_meta in written.splits.items()},
+            account=None if account is None else account.plain(),
         )
         with _writing_to(directory):
             (temporary / META_FILE).write_text(meta.to_json(), encoding="utf-8")

@@ -49,6 +49,8 @@ class ShardsMeta:
     fingerprint: str
     """Hash of all tokens: equal data, wherever and in however many files it was prepared."""
     splits: dict[str, SplitMeta]
+    account: dict[str, Any] | None = None
+    """What was read of the source and what was left out (`corpora.account`); None: made before that was noted."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"

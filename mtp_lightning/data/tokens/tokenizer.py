@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +18,13 @@ END_OF_TEXT = "<|endoftext|>"
 EOS_NAMES = (
     END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "<|im_end|>", "<|eot_id|>", "<EOS>", "[EOS]", "[SEP]",
 )  # fmt: skip
-"""Where the end-of-document token is looked for, first name first: a file does not say which one it is."""
+"""Where the end-of-document token is looked for, first name first: a file does not say which one it is. Special tokens
+go before ordinary ones, whatever their names: a text can write the others."""
+
+_NOBODYS = "\U000f1d1e"
+"""A character that no vocabulary has."""
+_BROKEN = "\ufffd"
+"""What decoders put in the place of a part of a character."""
 
 
 @runtime_checkable
@@ -45,6 +52,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text, for any ids: a part of a character becomes U+FFFD, the end of a document nothing."""
 
+    def settled(self, ids: Sequence[int]) -> str:
+        """The beginning of `decode(ids)` that no further token changes."""
+
     def state(self) -> dict[str, str]:
         """Everything `tokenizer_from_state` needs."""
 
@@ -68,6 +78,9 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i != self.eos_id).decode("utf-8", errors="replace")
 
+    def settled(self, ids: Sequence[int]) -> str:
+        return self.decode(ids).rstrip(_BROKEN)
+
     def state(self) -> dict[str, str]:
         return {"kind": "bytes"}
 
@@ -82,12 +95,37 @@ class HuggingFaceTokenizer:
     Args:
         serialized: the content of the file.
         origin: what error messages call it.
+        end_token: the end of a document; None looks for a usual name.
 
     Raises:
-        InputError: not such a file, or none of its tokens has a usual end-of-document name.
+        InputError: not such a file; no end-of-document token, or one that a text can write.
     """
 
-    def __init__(self, serialized: str, origin: str = "tokenizer.json") -> None:
+    def __init__(self, serialized: str, origin: str = "tokenizer.json", end_token: str | None = None) -> None:
+        self._read(serialized, origin)
+        name = _end_token(self._vocabulary, self._special, origin) if end_token is None else end_token
+        if name not in self._vocabulary:
+            raise InputError(
+                f"data.end_token: '{origin}' has no token '{name}'{did_you_mean(name, [*self._special, *EOS_NAMES])}"
+            )
+        self.end_token, self.eos_id = name, self._vocabulary[name]
+        if self.eos_id in self.encode(f"{name} {name}{_NOBODYS} {_NOBODYS}"):
+            others = ", ".join(token for token in self._special if token != name)
+            raise InputError(
+                f"data.end_token: '{name}' of '{origin}' is a token that a text can write (an ordinary one, or the one "
+                f"for what is unknown), and would end a document in its middle; its special tokens are {others or name}"
+            )
+
+    @classmethod
+    def saved(cls, state: Mapping[str, str]) -> "HuggingFaceTokenizer":
+        """Out of a checkpoint, whose model has learned what its end of a document is: nothing is checked."""
+        self = cls.__new__(cls)
+        self._read(state["json"], "the saved tokenizer")
+        self.end_token = state.get("end_token") or _first_name(self._vocabulary, "the saved tokenizer")
+        self.eos_id = self._vocabulary[self.end_token]
+        return self
+
+    def _read(self, serialized: str, origin: str) -> None:
         # Where this is set, `tokenizers` does not warn at every fork; data loader workers fork and never tokenize.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         import tokenizers
@@ -102,16 +140,11 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_padding()
         # A document about "</s>" is not the end of a document.
         self._tokenizer.encode_special_tokens = True
-        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        self._vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = [token.content for _, token in sorted(added.items()) if token.special]
+        self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
         """Can be more than the number of tokens: ids may have gaps."""
-        name = next((name for name in EOS_NAMES if name in vocabulary), None)
-        if name is None:
-            raise InputError(
-                f"data.tokenizer: '{origin}' has no end-of-document token under any usual name "
-                f"({', '.join(EOS_NAMES)}); add one to its added_tokens, or train one with `mtp data train-tokenizer`"
-            )
-        self.eos_id = vocabulary[name]
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(_without_surrogates(text), add_special_tokens=False).ids)
@@ -121,23 +154,57 @@ class HuggingFaceTokenizer:
         return [list(encoding.ids) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return str(self._tokenizer.decode([i for i in ids if i != self.eos_id], skip_special_tokens=True))
+
+    def settled(self, ids: Sequence[int]) -> str:
+        whole, byte = self.decode(ids), self._vocabulary.get("<0xFF>")
+        if byte is not None:
+            # Bytes that stand for characters are decoded together: one that never fits makes all before it unreadable.
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(whole, self.decode([*ids, byte])))
+            whole = "".join(character for character, _ in same)
+        return whole.rstrip(_BROKEN)
 
     def state(self) -> dict[str, str]:
-        return {"kind": "huggingface", "json": self._serialized}
+        """The end token only where it is not the first of `EOS_NAMES`, which earlier versions always took."""
+        state = {"kind": "huggingface", "json": self._serialized}
+        usual = next((name for name in EOS_NAMES if name in self._vocabulary), None)
+        return state if self.end_token == usual else {**state, "end_token": self.end_token}
 
     @property
     def fingerprint(self) -> str:
         return _fingerprint(self.state())
 
 
-def load_tokenizer(spec: str) -> Tokenizer:
+def _first_name(vocabulary: Mapping[str, int], origin: str) -> str:
+    name = next((name for name in EOS_NAMES if name in vocabulary), None)
+    if name is None:
+        raise InputError(
+            f"data.tokenizer: '{origin}' has no end-of-document token under any usual name ({', '.join(EOS_NAMES)}); "
+            "name it by data.end_token, add one to its added_tokens, or train one with `mtp data train-tokenizer`"
+        )
+    return name
+
+
+def _end_token(vocabulary: Mapping[str, int], special: Sequence[str], origin: str) -> str:
+    """
+    Raises:
+        InputError: none has a usual name.
+    """
+    return next((name for name in EOS_NAMES if name in special), None) or _first_name(vocabulary, origin)
+
+
+def load_tokenizer(spec: str, end_token: str | None = None) -> Tokenizer:
     """`bytes`, or the path of a `tokenizer.json` or of the folder that holds it.
 
+    Args:
+        end_token: the end of a document; None looks for a usual name.
+
     Raises:
-        InputError: neither of these.
+        InputError: neither of these; an end of a document that is not one token, or that a text can write.
     """
     if spec == "bytes":
+        if end_token is not None:
+            raise InputError("data.end_token goes with a tokenizer.json: of data.tokenizer = 'bytes' it is byte 255")
         return ByteTokenizer()
     path = Path(spec).expanduser()
     if path.is_dir():
@@ -151,7 +218,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"data.tokenizer: cannot read '{path}' as a tokenizer.json: {error}") from error
-    return HuggingFaceTokenizer(serialized, origin=str(path))
+    return HuggingFaceTokenizer(serialized, origin=str(path), end_token=end_token)
 
 
 def tokenizer_from_state(state: Mapping[str, str]) -> Tokenizer:
@@ -164,7 +231,7 @@ def tokenizer_from_state(state: Mapping[str, str]) -> Tokenizer:
     if kind == "bytes":
         return ByteTokenizer()
     if kind == "huggingface":
-        return HuggingFaceTokenizer(state["json"], origin="the saved tokenizer")
+        return HuggingFaceTokenizer.saved(state)
     raise InputError(f"the saved tokenizer is of kind {kind!r}; this version knows 'bytes' and 'huggingface'")
 
 

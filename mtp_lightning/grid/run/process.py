@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mtp_lightning.config import cell as config_cell
 from mtp_lightning.errors import PREEMPTED
 from mtp_lightning.files import FileLock, write_text
@@ -23,6 +21,7 @@ from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import experiment_name
 from mtp_lightning.machine import process_token
 from mtp_lightning.secrets import mask, references
+from mtp_lightning.yaml_lines import dump_yaml
 
 
 def fit_config(cell: Cell) -> dict[str, Any]:
@@ -105,7 +104,7 @@ class Attempt:
         """
         directory = cell.directory
         previous = close_attempt(directory)
-        write_text(directory / CONFIG, yaml.safe_dump(references(dict(config)), sort_keys=False, allow_unicode=True))
+        write_text(directory / CONFIG, dump_yaml(references(dict(config))))
         (directory / Failure.FILE).unlink(missing_ok=True)
         status = Status(
             state=State.RUNNING.value,

@@ -30,6 +30,8 @@ NON_SEMANTIC: tuple[tuple[str, str], ...] = (
     ("trainer.num_nodes", "hardware"),
     ("data.directory", "a folder; what it holds is checked by the data fingerprint of the results"),
     ("data.init_args.directory", "a folder; what it holds is checked by the data fingerprint of the results"),
+    ("data.source.strict", "the same text, or a refusal"),
+    ("data.init_args.source.strict", "the same text, or a refusal"),
     ("data.num_workers", "sample order is a pure function of seed, epoch and index"),
     ("data.init_args.num_workers", "sample order is a pure function of seed, epoch and index"),
     ("data.pin_memory", "hardware"),
@@ -49,6 +51,10 @@ OBSERVERS: tuple[tuple[str, str], ...] = (
 )
 """(pattern of a class path, reason): entries of `trainer.callbacks` that are no part of the identity. Probes are:
 they add metrics to a result, and a result without the metrics asked for is not that cell's result."""
+
+LATER: tuple[tuple[str, Any], ...] = (("data.end_token", None), ("data.init_args.end_token", None))
+"""(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
+cells keep their names."""
 
 _COUNT_OR_SHARE = ("limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval")
 """Keys of Lightning's where 1 is one batch and 1.0 is all; everywhere else they are one number."""
@@ -78,7 +84,7 @@ def _semantic(node: Mapping[str, Any], at: tuple[str, ...]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, value in node.items():
         here = (*at, str(key))
-        if _reason(here):
+        if _reason(here) or (".".join(here), value) in LATER:
             continue
         if isinstance(value, Mapping):
             kept[str(key)] = _semantic(value, here)

@@ -1,0 +1,54 @@
+"""Text is text: what jsonargparse makes of values, corrected where it reads text as YAML once more.
+
+By itself it parses every value of a key that may hold text or null, from a flag and out of a file alike: `# x`, `---`,
+`&a` and a quoted `'~'` become null. Here such a value is what was typed; of a flag, `null` alone unsets the key.
+"""
+
+from importlib import import_module
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+from jsonargparse import set_dumper
+
+from mtp_lightning.yaml_lines import Loader, dump_yaml
+
+_typehints: Any = import_module("jsonargparse._typehints")
+_loaders_dumpers: Any = import_module("jsonargparse._loaders_dumpers")
+_check_type = _typehints.ActionTypeHint._check_type
+_call = _typehints.ActionTypeHint.__call__
+_parse_value = _typehints.parse_value_or_config
+
+
+def is_text(hint: Any) -> bool:
+    """Whether all that a key can hold is text, or null."""
+    if get_origin(hint) in (Union, UnionType):
+        return set(get_args(hint)) == {str, NoneType}
+    return hint is str
+
+
+def _check_text(self: Any, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
+    if isinstance(value, str) and is_text(self._typehint):
+        return value
+    return _check_type(self, value, append=append, cfg=cfg, mode=mode)
+
+
+def _call_with_text(self: Any, *args: Any, **kwargs: Any) -> Any:
+    if len(args) == 4 and args[2] == "null" and self._typehint is not str and is_text(self._typehint):
+        args = (*args[:2], None, args[3])
+    return _call(self, *args, **kwargs)
+
+
+def _parse_own_value(value: Any, enable_path: bool = True, simple_types: bool = False) -> Any:
+    """`--data.init_args.source.path VALUE` is left to the key that it is for."""
+    if isinstance(value, _typehints.NestedArg):
+        return value, None
+    return _parse_value(value, enable_path=enable_path, simple_types=simple_types)
+
+
+def keep_text() -> None:
+    """For all parsers of this process, from now on."""
+    _loaders_dumpers.yaml_default_loader = Loader
+    _typehints.ActionTypeHint._check_type = _check_text
+    _typehints.ActionTypeHint.__call__ = _call_with_text
+    _typehints.parse_value_or_config = _parse_own_value
+    set_dumper("yaml", dump_yaml)
