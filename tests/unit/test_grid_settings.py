@@ -241,7 +241,6 @@ def test_zipped_and_ablated_axes_are_counted_as_they_are(tmp_path: Path) -> None
     zipped = "zip: [[model.heads.n_future, model.width, model.n_layers]]\n"
     ablated = "baseline: {model.heads.n_future: 1, model.width: 1, model.n_layers: 1}\nablate: true\n"
     for more, count in ((zipped, 100), (ablated, 298)):
-        settings_, problems = find_settings(
-            load_grid(grid_file(tmp_path, f"name: g\nconfigs: [base.yaml]\n{axes}{more}"))
-        )
+        path = grid_file(tmp_path, f"name: g\nconfigs: [base.yaml]\n{axes}{more}")
+        settings_, problems = find_settings(load_grid(path))
         assert (len(settings_), problems) == (count, [])
