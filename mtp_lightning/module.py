@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from mtp_lightning.divergence import Divergence
 from mtp_lightning.errors import DivergedError, InputError
 from mtp_lightning.metrics import HeadMetrics, mean_over_ranks, training_means, validation_means
 from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
@@ -24,6 +23,7 @@ from mtp_lightning.objective.loss import LossOptions, LossOutput
 from mtp_lightning.objective.targets import STEP_REST, Targets, count_valid, make_targets
 from mtp_lightning.objective.weights import WeightsConfig, complete, head_weights
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
+from mtp_lightning.optimization.divergence import Divergence
 from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_factor
 
 

@@ -8,7 +8,8 @@ the environment (`unmasked`).
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
@@ -36,17 +37,21 @@ _given: set[str] = set()
 """Secrets that did not come out of the environment, as a flag's."""
 
 
-def mask(text: str) -> str:
+def mask(text: str, known: Sequence[str] | None = None) -> str:
     """`text` with `***` in the place of passwords in URLs and of every secret that is known.
 
     postgresql://ann:hunter22@db/runs -> postgresql://ann:***@db/runs
     """
-    return mask_urls(mask_known(text))
+    return mask_urls(mask_known(text, known))
 
 
-def mask_known(text: str) -> str:
-    """`text` without the secrets of the environment and of URLs that were given; other URLs stay as they are."""
-    for secret in known_secrets():
+def mask_known(text: str, known: Sequence[str] | None = None) -> str:
+    """`text` without the secrets of the environment and of URLs that were given; other URLs stay as they are.
+
+    Args:
+        known: `known_secrets()`, for whoever masks many texts at a time.
+    """
+    for secret in known_secrets() if known is None else known:
         if secret in text:
             text = text.replace(secret, MASK)
     return text
@@ -60,14 +65,15 @@ def mask_urls(text: str) -> str:
 
 def masked(value: Any) -> Any:
     """Nested mappings and sequences with all their text masked."""
-    return _each_text(value, mask)
+    known = known_secrets()
+    return _each_text(value, lambda text: mask(text, known))
 
 
 def references(value: Any) -> Any:
     """What is written into a configuration: a value that is a secret of the environment as `${oc.env:NAME}`, which
     whoever reads the file again resolves; all other text masked."""
-    names = {secret: name for name, secret in _environment().items()}
-    return _each_text(value, lambda text: f"${{oc.env:{names[text]}}}" if text in names else mask(text))
+    names, known = {secret: name for name, secret in _environment().items()}, known_secrets()
+    return _each_text(value, lambda text: f"${{oc.env:{names[text]}}}" if text in names else mask(text, known))
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
@@ -91,10 +97,15 @@ def remember(url: str) -> None:
     _given.update(_passwords(url))
 
 
-def known_secrets() -> list[str]:
+def known_secrets() -> Sequence[str]:
     """Longest first, so that none is cut by another; each as it is, and as it stands in a URL."""
-    plain = {*_environment().values(), *_given}
-    for value in os.environ.values():
+    return _known(frozenset(os.environ.items()), frozenset(_given))
+
+
+@lru_cache(maxsize=4)
+def _known(environment: Collection[tuple[str, str]], given: Collection[str]) -> Sequence[str]:
+    plain = {*_environment().values(), *given}
+    for _, value in environment:
         if "://" in value:
             plain.update(_passwords(value))
     forms = {form for secret in plain for form in (secret, quote(secret, safe=""), quote_plus(secret), unquote(secret))}

@@ -10,7 +10,7 @@ from enum import Enum
 from functools import cache
 from typing import Any
 
-from mtp_lightning.secrets import mask
+from mtp_lightning.secrets import known_secrets, mask
 
 VALUE_LIMIT = 6000
 NAME_LIMIT = 250
@@ -41,7 +41,8 @@ def as_parameters(params: object) -> dict[str, str]:
     Raises:
         ValueError: a key MLflow does not take.
     """
-    return {checked_name("parameter", key): shorten(mask(_text(value))) for key, value in flatten(params)}
+    known = known_secrets()
+    return {checked_name("parameter", key): shorten(mask(_text(value), known)) for key, value in flatten(params)}
 
 
 def flatten(params: object, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -1,8 +1,9 @@
 """Fixtures: the models of the unit tests; one thread, as many tests run side by side with others."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jaxtyping
 import pytest
 import torch
 from tiny import tiny_backbone
@@ -24,3 +25,12 @@ def make_model() -> Callable[..., MTPModel]:
         return MTPModel(config, HeadsConfig(n_future=n_future, match=match)).eval()  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """Without the check of shapes, as in training: for tests that compare values of thousands of tiny forwards, where
+    it takes two thirds of the time. Other tests of the same functions have their shapes checked."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

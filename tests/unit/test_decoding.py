@@ -67,6 +67,7 @@ def trained() -> dict[int, MTPModel]:
     return models
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
@@ -87,6 +88,7 @@ def test_any_model_any_batch_drafted_or_not_continues_as_the_definition_says(
         assert [out.tokens for out in generate(engine, prompts, new, k, {stop})] == expected
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("name", DRAFTING)
 def test_every_forward_verifies_what_the_heads_say_and_accepts_what_is_right(name: str) -> None:
     """A wrong draft costs speed and no text, so it has to be looked at itself."""
@@ -129,6 +131,7 @@ def test_recorded_steps_on_a_gpu_do_the_same(trained: dict[int, MTPModel]) -> No
         assert [out.tokens for out in found] == expected
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_drafts_of_a_trained_model_are_accepted(trained: dict[int, MTPModel], n: int) -> None:
     engine = Engine(trained[n], exact_drafts=True)

@@ -120,6 +120,7 @@ def test_drafts_that_are_right_and_free_are_all_taken_from_the_next_text_on() ->
     assert sum(k == 8 for k in later) > 0.85 * len(later)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @settings(max_examples=15, deadline=None)
 @given(
     chances=st.lists(st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9, 1.0]), min_size=1, max_size=7),
@@ -228,6 +229,7 @@ def test_a_place_that_was_never_reached_is_believed_to_fare_as_the_one_before() 
     assert (known.right[3], known.reached[3], known.right[4], known.reached[4]) == (1, 2, 1, 1)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("name", ["parallel", "linear", "anticausal", "sequential", "leap", "none"])
 def test_text_is_the_same_whatever_was_tried(name: str) -> None:
     model = random_model(VARIANTS[name], seed=6, vocab_size=6)

@@ -12,6 +12,7 @@ from mtp_lightning.decoding.generate import generate
 from mtp_lightning.decoding.reference import count_right, decode_plainly, decode_speculatively
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @settings(max_examples=30, deadline=None)
 @given(
     name=st.sampled_from(sorted(DRAFTING)),

@@ -180,6 +180,7 @@ def p_value(model: MTPModel, sampling: Sampling, heads_used: int) -> float:
     return float(torch.special.gammaincc(freedom / 2, statistic / 2))
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("restricted", [False, True], ids=["all", "restricted"])
 @pytest.mark.parametrize(
     ("accept", "name", "heads_used"),
@@ -207,6 +208,7 @@ class WithoutResidual(Ratio):
         return verdict._replace(certain_B=self._sample(p_BV[:, None], where[1])[:, 0])
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_a_wrong_sampler_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "Ratio", WithoutResidual)
     assert p_value(bigrams("parallel"), Sampling(1.0, seed=11, accept="ratio"), 3) < 1e-8

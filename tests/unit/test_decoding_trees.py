@@ -110,6 +110,7 @@ def steps_of(generation: Generation) -> list[tuple[list[int], list[int]]]:
     return [(step.tokens, step.block) for step in generation.steps]
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("name", HEADS)
 def test_every_tree_holds_the_likeliest_and_a_walk_down_it_is_what_is_accepted(name: str) -> None:
     model = random_model(HEADS[name], seed=4, n_kv_heads=1, vocab_size=8)
@@ -128,6 +129,7 @@ def test_every_tree_holds_the_likeliest_and_a_walk_down_it_is_what_is_accepted(n
     assert steps_of(alone) == steps_of(together[1])
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @settings(max_examples=15, deadline=None)
 @given(
     name=st.sampled_from(sorted(HEADS)),
@@ -161,6 +163,7 @@ def test_a_text_ends_at_the_first_of_several_stop_tokens_in_a_block(k: int, monk
         assert out.tokens == decode_plainly(model, prompt, 20, stops)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_a_tree_makes_at_least_as_much_certain_as_the_chain_in_it() -> None:
     for name, heads in HEADS.items():
         engine = Engine(random_model(heads, seed=4, vocab_size=8), exact_drafts=True)

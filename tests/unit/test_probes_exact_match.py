@@ -29,6 +29,7 @@ def greedy(model: MTPModel, examples: Examples) -> list[bool]:
     return exact
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
 def test_one_forward_says_what_decoding_would(task: Task, make_model: Callable[..., MTPModel]) -> None:
     examples = task.draw(np.random.default_rng(0), 200)

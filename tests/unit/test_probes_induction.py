@@ -82,6 +82,7 @@ def by_hand(model: MTPModel, built: NamedStories) -> tuple[list[bool], list[floa
     return right, nll
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_by_brute_force(examples: NamedStories, variant: str) -> None:
     torch.manual_seed(1)

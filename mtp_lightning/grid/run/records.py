@@ -54,7 +54,8 @@ def _fits(value: object, hint: Any, measured: bool) -> bool:
     if get_origin(hint) in (Union, types.UnionType):
         return any(_fits(value, option, measured) for option in get_args(hint))
     if get_origin(hint) is dict:
-        return isinstance(value, dict) and all(_fits(item, get_args(hint)[1], True) for item in value.values())
+        of = get_args(hint)[1]
+        return isinstance(value, dict) and all(type(item) is of or _fits(item, of, True) for item in value.values())
     if get_origin(hint) is tuple:
         return isinstance(value, list) and all(_fits(item, get_args(hint)[0], measured) for item in value)
     if hint is int:
@@ -67,7 +68,8 @@ def _fits(value: object, hint: Any, measured: bool) -> bool:
 def _converted(value: Any, hint: Any) -> Any:
     """JSON writers drop the `.0` of a float, and JSON has no tuples."""
     if get_origin(hint) is dict:
-        return {key: _converted(item, get_args(hint)[1]) for key, item in value.items()}
+        of = get_args(hint)[1]
+        return {key: item if type(item) is of else _converted(item, of) for key, item in value.items()}
     if get_origin(hint) is tuple:
         return tuple(value)
     is_float = hint is float or float in get_args(hint)

@@ -13,8 +13,8 @@ from uneven import fit
 
 from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.heartbeat import Heartbeat
-from mtp_lightning.divergence import Divergence
 from mtp_lightning.errors import DivergedError
+from mtp_lightning.optimization.divergence import Divergence
 
 
 class At(pl.Callback):
