@@ -187,7 +187,7 @@ def test_what_is_refused_for_many_cells_is_resolved_for_few(tmp_path: Path) -> N
     text = GRID.replace("[8, 16]", str([*range(100)])).replace("[1, 2, 4]", "[0]")
     with pytest.raises(InputError, match=r"n_future = 0: model.heads.n_future: must be at least 1"):
         load_cells(grid_file(tmp_path, text), Counting(), tmp_path)
-    assert len(resolved) == 200 + 2  # every setting, the configurations alone, n_future alone
+    assert len(resolved) == 1 + 2  # one setting, the configurations alone, n_future alone; no other that has the value
 
 
 def test_the_culprit_is_looked_for_outside_any_handler(tmp_path: Path) -> None:
