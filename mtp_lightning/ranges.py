@@ -26,7 +26,7 @@ class Range:
 
     def holds(self, value: float | int) -> bool:
         return (
-            math.isfinite(value)
+            _is_finite(value)
             and (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
             and (self.most is None or value <= self.most)
@@ -130,7 +130,7 @@ def _wanted(hint: Any, value: Any) -> str:
     """`at least 1, or null`: without the kind of number where the value is one."""
     parts = [part for part in _parts(hint) if part is not NoneType]
     null = ", or null" if len(parts) < len(_parts(hint)) else ""
-    if len(parts) == 1 and get_origin(parts[0]) is Annotated and _is_number(value) and math.isfinite(value):
+    if len(parts) == 1 and get_origin(parts[0]) is Annotated and _is_number(value) and _is_finite(value):
         is_kind = get_args(parts[0])[0] is not int or isinstance(value, Integral)
         return f"{'' if is_kind else 'a whole number, '}{_range_of(parts[0])}{null}"
     return f"{', or '.join(map(_words, parts))}{null}"
@@ -162,3 +162,7 @@ def _as_written(value: Any) -> str:
 
 def _shown(bound: float | int) -> str:
     return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+
+
+def _is_finite(value: float | int) -> bool:
+    return isinstance(value, int) or math.isfinite(value)  # a whole number may be larger than any float

@@ -20,9 +20,9 @@ from typing_extensions import override
 
 from mtp_lightning.config.config_files import find_config
 from mtp_lightning.config.cross_checks import check_trainer, refused_by_trainer
+from mtp_lightning.config.keys.groups import refuse_wrong_groups
 from mtp_lightning.config.keys.key_origins import KeyOrigins
 from mtp_lightning.config.keys.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
-from mtp_lightning.config.keys.nulls import refuse_nulls
 from mtp_lightning.config.keys.parser import Parser, input_error_behind, refused_by_class
 from mtp_lightning.config.keys.plain_text import keep_text
 from mtp_lightning.config.memory import check_memory
@@ -145,7 +145,7 @@ class MTPCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except OmegaConfBaseException as error:
             raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-        refuse_nulls(self.config.as_dict())
+        refuse_wrong_groups(self.config.as_dict(), [a.dest for a in parser._actions if not a.dest.endswith(".help")])
         refuse_linked_keys(self.config, self.origins)
 
     @override

@@ -66,7 +66,7 @@ class Parser(LightningArgumentParser):
         unknown = _UNKNOWN_KEY.search(message)
         if unknown is None:
             raise InputError(message.strip()) from ex
-        key = unknown["option"] or unknown["argument"]
+        key = unknown["argument"] if unknown["option"] is None else unknown["option"]
         if unknown["group"] and not key.startswith(unknown["group"]):
             key = f"{unknown['group']}.{key}"
         raise KeyRefusedError(key, f"there is no key '{{key}}'{did_you_mean_key(key, self)}") from ex

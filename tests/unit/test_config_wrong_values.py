@@ -1,0 +1,77 @@
+"""Every key of a configuration is given numbers that cannot be, and values of other types: it is refused by its name,
+or the objects are made."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import make_folder
+
+from mtp_lightning.config.config_files import find_config
+from mtp_lightning.config.one_config import Parsed, check_config, parse_config
+from mtp_lightning.errors import InputError
+
+VALUES = [
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    -1,
+    0,
+    10**12,
+    10**400,
+    "text",
+    "",
+    [],
+    [-1],
+    {},
+    {"a": 1},
+    True,
+    None,
+]
+
+
+def leaves(node: Any, key: str = "") -> list[str]:
+    """Dotted keys of what is no mapping, in classes' arguments too."""
+    if not isinstance(node, dict):
+        return [key]
+    return [leaf for name, value in node.items() for leaf in leaves(value, f"{key}.{name}".lstrip("."))]
+
+
+def wrong(parsed: Parsed, files: list[Path], key: str, value: Any) -> str | None:
+    """What is wrong with how it ends, if something is."""
+    try:
+        check_config(parse_config(files, {key: value}, parsed))
+    except InputError as error:
+        name = key.rpartition(".")[2]
+        return (
+            None if name in str(error) else f"{key} = {value!r:.30}: the message does not name it: {str(error)[:200]}"
+        )
+    except Exception as error:  # what is looked for
+        return f"{key} = {value!r:.30}: {type(error).__name__}: {str(error)[:200]}"
+    return None
+
+
+@pytest.mark.parametrize("part", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 5))])
+def test_every_key_with_every_wrong_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    """A fifth at a time: each key gets other values than the one before it."""
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path)
+    files = [find_config("conf/base.yaml"), tmp_path / "small.yaml"]
+    parsed = parse_config(files, {})
+    keys = [key for key in leaves(parsed.plain) if not key.endswith("class_path")]
+    keys += [
+        "model",
+        "model.backbone",
+        "model.schedule",
+        "model.loss.weights",
+        "data.init_args",
+        "data.init_args.source",
+    ]
+    assert len(keys) > 80
+    found = [
+        wrong(parsed, files, key, value)
+        for i, key in enumerate(keys)
+        for j, value in enumerate(VALUES)
+        if (i + j) % 5 == part
+    ]
+    assert "\n".join(filter(None, found)) == ""
