@@ -9,6 +9,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.machine import machine_memory
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import STATE_BYTES, count_parameters, training_memory
+from mtp_lightning.model.own_kind import import_kind
 from mtp_lightning.units import quantity, size
 
 _SHARDED = ("FSDP2Strategy", "ZeroStrategy")
@@ -37,6 +38,7 @@ def check_memory(config: Mapping[str, Any], memory: int | None = None) -> None:
         return
     processes = _number(trainer["devices"])
     world = processes * trainer["num_nodes"]
+    import_kind(heads)  # the user's own configuration names it
     weights = STATE_BYTES * count_parameters(backbone, heads).total
     rows, context = data.get("batch_size"), data.get("context")
     has_batch = isinstance(rows, int) and isinstance(context, int)

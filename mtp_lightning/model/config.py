@@ -36,7 +36,7 @@ class BackboneConfig:
     """Key/value heads of grouped-query attention; by default as many as `n_heads`."""
     ffn_dim: Width | None = None
     """Hidden width of SwiGLU; by default 8/3 `dim`, rounded up to a multiple of 256, as in Llama."""
-    rope_theta: Annotated[float, Range(least=1, most=1e15)] = 10_000.0
+    rope_theta: Annotated[float, Range(least=1, most=1e18)] = 10_000.0
     """Base of the rotary embedding's wavelengths."""
     norm_eps: Annotated[float, Range(least=TINY, most=1)] = 1e-5
     """Added to the mean square in RMSNorm."""

@@ -30,7 +30,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--model.heads.n_future", "8"], "leave the trunk none"),
         (["--model.heads.n_future", "many"], "model.heads.n_future"),
         (["--model.optimizer.lr", "-1"], "model.optimizer.lr is -1.0"),
-        (["--model.schedule.decay_ratio", "2"], "model.schedule.decay_ratio is 2.0"),
+        (["--model.schedule.decay_ratio", "2"], "model.schedule.decay_ratio is 2"),
         (["--model.loss.weights.values", "[1, 2]"], "2 weights, and model.heads.n_future = 1"),
         (["--trainer.max_steps", "500"], "model.schedule.warmup_steps is 1000 and trainer.max_steps is 500"),
         (["--trainer.max_steps", "1500", "--trainer.val_check_interval", "2000"], "the run would never validate"),

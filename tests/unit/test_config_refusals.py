@@ -98,7 +98,7 @@ def check(folder: Path, run: str, flags: tuple[str, ...], says: str, capsys: pyt
         ("--model.backbone.n_layers=1000000000", "model.backbone.n_layers is 1000000000"),
         ("--model.backbone.dim=8388608", "the run needs about"),
         ("--data.batch_size=1000000000", "data.batch_size 1,000,000,000"),
-        ("--data.tokenizer=null", "data.init_args.tokenizer is null"),
+        ("--data.tokenizer=null", "data.tokenizer: there is no file 'null'"),
         ("--trainer.callbacks.every_n_seconds=.nan", "PeriodicCheckpoint.every_n_seconds is nan"),
         ("--trainer.logger.experiment=mtp/../../x", "trainer.logger.init_args.experiment is 'mtp/../../x'"),
         (f"--trainer.callbacks=[{{class_path: {STOPPING}}}]", "callbacks.monitor is missing"),

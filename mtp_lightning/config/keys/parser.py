@@ -127,6 +127,8 @@ _TYPES = {
 def _expected(rest: str) -> str:
     """What jsonargparse says of a value, without its tree of types."""
     wrong_class = re.search(r"Problem with given class_path '(.*)':\s*(.*)", rest)
+    if wrong_class and "has no attribute 'keys'" in wrong_class[2]:
+        return "{key}.init_args has to be keys with their values"
     if wrong_class:
         return f"{{key}}.class_path is '{wrong_class[1]}': {wrong_class[2]}"
     nested = re.search(r"NestedArg\(key='(\w+)', val='(.*?)'\)", rest)
