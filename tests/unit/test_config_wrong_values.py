@@ -40,7 +40,7 @@ def leaves(node: Any, key: str = "") -> list[str]:
 def wrong(parsed: Parsed, files: list[Path], key: str, value: Any) -> str | None:
     """What is wrong with how it ends, if something is."""
     try:
-        check_config(parse_config(files, {key: value}, parsed))
+        check_config(parse_config(files, {"model.backbone.n_layers": 6, key: value}, parsed))
     except InputError as error:
         name = key.rpartition(".")[2]
         return (
