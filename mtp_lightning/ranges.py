@@ -157,7 +157,7 @@ def _range_of(hint: Any) -> str:
 
 
 def _as_written(value: Any) -> str:
-    return str([*value]) if isinstance(value, tuple) else str(value)
+    return "null" if value is None else str([*value]) if isinstance(value, tuple) else str(value)
 
 
 def _shown(bound: float | int) -> str:

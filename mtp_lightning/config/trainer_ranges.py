@@ -68,12 +68,12 @@ def check_trainer_ranges(trainer: Mapping[str, Any], trains: bool = True) -> Non
         if path.startswith("lightning") and path.endswith(_COUNTS_OTHERWISE):
             raise InputError(f"trainer.callbacks has {path}: {_EARLY}")
     _check_devices(trainer["devices"], str(trainer["accelerator"]))
+    check_value("trainer.max_steps", trainer["max_steps"], Annotated[int, Range(least=-1, most=10**9)])
     if trains and trainer["max_steps"] < 1:
         raise InputError(
             f"trainer.max_steps is {trainer['max_steps']}: say for how many steps to train, as in trainer.max_steps: "
             "1000 (the length of a run is counted in steps, not in epochs)"
         )
-    check_value("trainer.max_steps", trainer["max_steps"], Annotated[int, Range(least=-1, most=10**9)])
 
 
 def check_seed(seed: Any) -> None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from mtp_lightning.decoding.generate import Step
 
 
+MOST_NEW_TOKENS = 1_000_000
+"""A cache is made for all of them at the start."""
+
+
 def generate_command(
     ckpt: str,
     prompt: str | None = None,
@@ -59,8 +63,8 @@ def generate_command(
     if decoding == "greedy" and (heads_used not in ("auto", 1) or tree):
         given = f"heads_used is {heads_used}" if heads_used not in ("auto", 1) else f"tree is {tree}"
         raise InputError(f"{given}, and decoding is greedy, which drafts nothing: leave one of them out")
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}: it has to be at least 1")
+    if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
+        raise InputError(f"max_new_tokens is {max_new_tokens}: it has to be at least 1 and at most {MOST_NEW_TOKENS}")
     loaded = load_model(find_checkpoint(Path(ckpt)))
     model, tokenizer = loaded.model, loaded.tokenizer
 

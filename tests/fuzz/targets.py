@@ -265,7 +265,7 @@ class Prompts(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         make_folder(folder)
-        assert fit("runs/one", "--trainer.max_steps=3", "--trainer.logger=false") == 0
+        assert fit("runs/one", "--trainer.max_steps=3", "--trainer.logger=false", "--data.context=64") == 0
 
     def use(self, chance: random.Random) -> str:
         prompt = chance.choice(mutations.ODD_TEXT) + mutations.text_of("def f(x):\n    return x", chance)

@@ -99,6 +99,10 @@ def test_bad_tokenizers(tmp_path: Path, bpe_json: str) -> None:
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"data\.tokenizer: cannot read"):
         load_tokenizer(str(tmp_path / "binary.json"))
+    vocabulary = {"</s>": 0, "a": 2**24}
+    high = json.dumps({"model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "a"}, "added_tokens": []})
+    with pytest.raises(InputError, match="has a token of id 16777216: "):
+        HuggingFaceTokenizer(high)
     with pytest.raises(InputError, match="no end-of-document token"):
         HuggingFaceTokenizer(bpe_json.replace("<|endoftext|>", "<|other|>"))
     with pytest.raises(InputError, match="'words'"):

@@ -180,6 +180,7 @@ BAD = {
     "plain.jsonl.gz": (b'{"text": "a"}\n', "Not a gzipped file"),
     "x.jsonl": (b'{"text": "a"}\n{"text": "b\xff"}\n', r"line 2, is not UTF-8 text"),
     "y.jsonl.gz": (gzip.compress(b'{"text": "a"}\n\xff\n'), r"line 2, is not UTF-8 text"),
+    "both.jsonl.gz": (gzip.compress(b"\xff" * 9_000)[:-6] + b"abcdef", "is not UTF-8 text"),
     "half.jsonl": (b'{"text": "a"}\n{"text": "b"', r"line 2: not JSON: Expecting ','"),
     "deep.jsonl": (b'{"text": "a"}\n{"meta": ' + b"[" * 100_000, r"line 2: not JSON that can be read: too deep"),
     "twice.jsonl": (b'{"text": "a"}\n{"text": "a", "text": "b"}', r"line 2: 'text' is written twice"),

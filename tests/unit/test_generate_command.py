@@ -109,6 +109,10 @@ def test_text_beyond_the_trained_context_is_announced(ckpt: str, capsys: Capture
         (["--prompt", "x", "--tree", "[0]"], "every draft needs at least one candidate"),
         (["--prompt", "x", "--tree", "[2]", "--temperature", "1", "--accept", "ratio"], "acceptance by match"),
         (["--prompt", "x", "--max_new_tokens", "0"], "max_new_tokens is 0"),
+        (
+            ["--prompt", "x", "--max_new_tokens", str(10**12)],
+            "it has to be at least 1 and at most 1000000",
+        ),
         (["--prompt", "x", "--decoding", "greedy", "--heads_used", "2"], "heads_used is 2, and decoding is greedy"),
         (["--prompt", "x", "--decoding", "greedy", "--tree", "[2]"], "tree is [2], and decoding is greedy"),
         (["--prompt", "x", "--temperature", ".nan"], "temperature is nan"),

@@ -23,9 +23,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "{b: " * 400 + "1" + "}" * 400, f"more than {DEEPEST} values lie one inside the other"),
         ("a: 1\n#" + "x" * MOST_BYTES, "has 4.00 MiB, and a configuration has 4.00 MiB at most"),
         ("a: " + "9" * 5000, "x.yaml: not valid YAML: Exceeds the limit"),
+        ("a: 1\nb: \x1b", r"x.yaml:2: not valid YAML: the character U\+001B"),
         ("a: 2026-99-99", "x.yaml: not valid YAML: month must be in 1..12"),
     ],
-    ids=["bomb", "loop", "deep list", "deep mapping", "large", "long number", "no date"],
+    ids=["bomb", "loop", "deep list", "deep mapping", "large", "long number", "control character", "no date"],
 )
 def test_what_no_configuration_is(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(text)

@@ -131,6 +131,9 @@ def _expected(rest: str) -> str:
         return "{key}.init_args has to be keys with their values"
     if wrong_class:
         return f"{{key}}.class_path is '{wrong_class[1]}': {wrong_class[2]}"
+    loaded = re.search(r"Unable to load config ['\"](.*?)['\"]", rest)
+    if loaded:
+        return f"{{key}} is {loaded[1]}: it has to be keys with their values"
     nested = re.search(r"NestedArg\(key='(\w+)', val='(.*?)'\)", rest)
     if nested:
         return f"{{key}}.{nested[1]} is {nested[2]}: its class does not take that"
@@ -140,7 +143,7 @@ def _expected(rest: str) -> str:
     given = re.search(r"(?:Got|Given) value: (.*)", rest)
     if not types or not given or not set(types) <= set(_TYPES):
         return "{key}: " + textwrap.dedent(rest).strip()
-    return f"{{key}} is {given[1]}: it has to be {', or '.join(_TYPES[name] for name in types)}"
+    return f"{{key}} is {'null' if given[1] == 'None' else given[1]}: it has to be {', or '.join(_TYPES[name] for name in types)}"
 
 
 _UNKNOWN_KEY = re.compile(

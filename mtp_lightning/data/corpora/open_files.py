@@ -7,7 +7,7 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,8 +73,8 @@ def _open_bytes(path: Path) -> Iterator[BinaryIO]:
 
 
 def _bad_line(path: Path) -> str:
-    """`, line 3,`: the first that is not UTF-8."""
-    with _open_bytes(path) as file:
+    """`, line 3,`: the first that is not UTF-8; nothing where a damaged file cannot be read a second time."""
+    with suppress(*_BROKEN), _open_bytes(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode()

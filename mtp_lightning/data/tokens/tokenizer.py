@@ -27,6 +27,10 @@ _BROKEN = "\ufffd"
 """What decoders put in the place of a part of a character."""
 
 
+MOST_TOKENS = 2**24
+"""Ids that a vocabulary may have: more is a mistake in the file, and every table over ids would be as long."""
+
+
 @runtime_checkable
 class Tokenizer(Protocol):
     """What the platform needs of a tokenizer."""
@@ -145,6 +149,10 @@ class HuggingFaceTokenizer:
         self._special = [token.content for _, token in sorted(added.items()) if token.special]
         self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
         """Can be more than the number of tokens: ids may have gaps."""
+        if self.vocab_size > MOST_TOKENS:
+            raise InputError(
+                f"data.tokenizer: '{origin}' has a token of id {self.vocab_size - 1}: at most {MOST_TOKENS}"
+            )
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(_without_surrogates(text), add_special_tokens=False).ids)
