@@ -143,7 +143,8 @@ def _expected(rest: str) -> str:
     given = re.search(r"(?:Got|Given) value: (.*)", rest)
     if not types or not given or not set(types) <= set(_TYPES):
         return "{key}: " + textwrap.dedent(rest).strip()
-    return f"{{key}} is {'null' if given[1] == 'None' else given[1]}: it has to be {', or '.join(_TYPES[name] for name in types)}"
+    value = "null" if given[1] == "None" else given[1]
+    return f"{{key}} is {value}: it has to be {', or '.join(_TYPES[name] for name in types)}"
 
 
 _UNKNOWN_KEY = re.compile(
