@@ -29,7 +29,10 @@ def is_text(hint: Any) -> bool:
 def _check_text(self: Any, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
     if isinstance(value, str) and is_text(self._typehint):
         return value
-    return _check_type(self, value, append=append, cfg=cfg, mode=mode)
+    try:
+        return _check_type(self, value, append=append, cfg=cfg, mode=mode)
+    except OverflowError as error:  # a whole number where a fraction may stand
+        raise TypeError(f'Parser key "{self.dest}": larger than any floating-point number') from error
 
 
 def _call_with_text(self: Any, *args: Any, **kwargs: Any) -> Any:
