@@ -1,5 +1,6 @@
 """Where the configurations are: the checkout's `conf/` first, else the copy that the wheel carries."""
 
+import os
 from pathlib import Path
 
 from mtp_lightning.errors import InputError, did_you_mean
@@ -23,7 +24,7 @@ def find_config(name: str, relative_to: Path | None = None) -> Path:
     if not given.is_absolute():
         tries.append(CONF_DIR.parent / given)
     for path in tries:
-        if path.is_file():
+        if os.path.isfile(path):  # False too for a name that no file can have, where `is_file` raises
             return path.resolve()
     root = CONF_DIR.parent
     shipped = [p.relative_to(root).as_posix() for room in FOLDERS for p in sorted((root / room).rglob("*.yaml"))]

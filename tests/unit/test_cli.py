@@ -51,6 +51,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--data.vocab_size", "300"], "follows from model.backbone.vocab_size"),
         (["--model.heads.n_future", "many"], "model.heads.n_future is many: it has to be a whole number (on the"),
         (["-c", "conf/model/tny.yaml"], "did you mean 'conf/model/tiny.yaml'?"),
+        (["-c", "x" * 300], "is not there"),
         (["--trainer.default_root_dir", "/proc/runs"], "trainer.default_root_dir: '/proc/runs' cannot be written to"),
     ],
 )
