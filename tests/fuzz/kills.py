@@ -42,7 +42,7 @@ seeds: [0, 1]
 baseline: {model.heads.n_future: 1}
 compare: [val/loss/head_1]
 """
-ATTEMPTS = 60
+ATTEMPTS = 20
 """Of one run, at most: a run that has not ended by then never gets on."""
 
 
@@ -93,7 +93,8 @@ def killed_until_done(
         if status == 0:
             return kills
         _end_group(process.pid)
-    raise AssertionError(f"not done after {ATTEMPTS} attempts: see {folder / 'log'}")
+    end = (folder / "log").read_text(errors="replace")[-3000:]
+    raise AssertionError(f"not done after {ATTEMPTS} attempts, the last with status {status}: {end}")
 
 
 def _end_group(group: int) -> None:
