@@ -85,7 +85,7 @@ def card(title: str, heads: HeadsConfig, exported: Exported, proof: Proof | None
         "## Use",
         _use(exported),
         "## What was compared",
-        "Nothing: it was exported with `--verify false`." if proof is None else proven(proof),
+        "Nothing: `--verify false`." if proof is None else proven(proof),
         "## What was changed",
         "\n".join(f"- {change}" for change in exported.changes) or "Only names.",
     ]
@@ -103,13 +103,8 @@ def proven(proof: Proof) -> str:
         for number, head in enumerate(proof.heads, start=1)
     ]
     header = ["head", "from the weights as written", "from the model as trained", "largest logit"]
-    return "\n\n".join(
-        [
-            f"Largest differences of logits, computed by transformers {proof.version} in float32:",
-            table(header, rows),
-            "\n".join(f"- {text}." for text in proof.texts),
-        ]
-    )
+    said = [f"Largest differences of logits, computed by {proof.by} in float32:", table(header, rows)]
+    return "\n\n".join([*said, "\n".join(f"- {text}." for text in proof.texts)]).rstrip()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mtp_lightning.checkpoints.files import LoadedModel
 
 ShardSize = Annotated[float, Range(least=1e-6, most=1e6)]
+UNPROVEN = "Nothing was compared: --verify false."
 CONTEXT = 2048
 """Positions that a configuration names where the checkpoint does not say."""
 
@@ -83,7 +84,10 @@ def _export_folder(
             )
         keep = 1 if heads == 1 else None
         precision = None if dtype == "keep" else getattr(torch, dtype)
-        said = write_hf(loaded, folder, out, keep, precision, int(shard_gb * 1e9), verify)
+        if to == "hf":
+            said = write_hf(loaded, folder, out, keep, precision, int(shard_gb * 1e9), verify)
+        else:
+            said = write_meta(loaded, folder, keep, precision, verify)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{said}\n{out}: {size / 2**20:.1f} MiB, of step {loaded.step}")
 
@@ -114,4 +118,28 @@ def write_hf(
     proof = prove(folder, loaded.model, exported, tokenizer) if verify else None
     source = read_source(loaded.path, loaded.step)
     write_text(folder / "README.md", card(out.absolute().name, loaded.model.heads_config, exported, proof, source))
-    return "not compared with anything: --verify false" if proof is None else proven(proof)
+    return UNPROVEN if proof is None else proven(proof)
+
+
+def write_meta(loaded: "LoadedModel", folder: Path, keep: int | None, dtype: Any, verify: bool) -> str:
+    """Fill `folder` with the layout of the paper's release; what was compared.
+
+    Raises:
+        InputError: it does not hold these heads.
+        UnprovenError: a difference beyond rounding.
+    """
+    from mtp_lightning.files import write_text
+    from mtp_lightning.interop.export_card import proven
+    from mtp_lightning.interop.export_folder import write_tokenizer
+    from mtp_lightning.interop.export_gate import Proof
+    from mtp_lightning.interop.export_meta import export_release, prove_release, write_release
+
+    release, tokenizer = export_release(loaded.model, keep, dtype), loaded.text_tokenizer
+    write_release(folder, release)
+    if tokenizer is not None:
+        context = loaded.context or CONTEXT
+        write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context)
+    heads = prove_release(folder, loaded.model, release) if verify else None
+    said = UNPROVEN if heads is None else proven(Proof("the formulas of Meta's Llama", heads, []))
+    write_text(folder / "README.md", f"# Layout of facebook/multi-token-prediction, without its weights\n\n{said}\n")
+    return said

@@ -53,7 +53,8 @@ class Head(NamedTuple):
 class Proof(NamedTuple):
     """What was compared, and how closely."""
 
-    version: str
+    by: str
+    """Whose code computed the logits of what was written."""
     heads: list[Head]
     texts: list[str]
     """What was found of texts, in sentences."""
@@ -94,7 +95,10 @@ def prove(folder: Path, model: MTPModel, exported: Exported, tokenizer: TextToke
     tokens = torch.randint(0, model.config.vocab_size, (1, context + exported.heads), generator=generator)
     with loaded(folder) as theirs:
         found = their_logits(theirs, exported, tokens)
-        written, trained = our_logits(as_written(model, exported), exported, tokens), _logits(model, tokens, exported)
+        written, trained = (
+            our_logits(as_written(model, exported), exported, tokens),
+            trained_logits(model, exported, tokens),
+        )
         heads = [
             Head(float((a - b).abs().max()), float((a - c).abs().max()), float(b.abs().max()))
             for a, b, c in zip(found, written, trained)
@@ -108,7 +112,9 @@ def prove(folder: Path, model: MTPModel, exported: Exported, tokenizer: TextToke
         texts = [] if tokenizer is None else [compare_tokenizer(folder, tokenizer)]
         prompt = tokens[:, :PROMPT] if tokenizer is None else torch.tensor([tokenizer.encode(TEXTS[0])])
         return Proof(
-            version, heads, texts + compare_texts(folder, theirs, as_written(model, exported), exported, prompt)
+            f"transformers {version}",
+            heads,
+            texts + compare_texts(folder, theirs, as_written(model, exported), exported, prompt),
         )
 
 
@@ -192,7 +198,7 @@ def as_written(model: MTPModel, exported: Exported) -> MTPModel:
 def our_logits(model: MTPModel, exported: Exported, tokens_BL: Int[Tensor, "B L"]) -> Float[Tensor, "N B T V"]:
     """Of every head. In the standard a further head gets the state before it after the norm, and norms it again."""
     if exported.layout != "standard":
-        return _logits(model, tokens_BL, exported)
+        return trained_logits(model, exported, tokens_BL)
     n = exported.heads
     T = tokens_BL.shape[1] - n
     rotary = model.rotary(torch.arange(T))
@@ -205,8 +211,8 @@ def our_logits(model: MTPModel, exported: Exported, tokens_BL: Int[Tensor, "B L"
     return F.linear(torch.stack(states), model.unembedding.weight)
 
 
-def _logits(model: MTPModel, tokens_BL: Int[Tensor, "B L"], exported: Exported) -> Float[Tensor, "N B T V"]:
-    """As the model was trained."""
+def trained_logits(model: MTPModel, exported: Exported, tokens_BL: Int[Tensor, "B L"]) -> Float[Tensor, "N B T V"]:
+    """Of every head that is exported, as the model was trained."""
     T = tokens_BL.shape[1] - exported.heads
     if exported.heads == 1:
         return model.unembedding(model.next_token_states(tokens_BL[:, :T]))[None]  # type: ignore[no-any-return]

@@ -201,7 +201,7 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.Ca
     (out / "config.json").write_text("{}")
     assert main([*command, "--force", "true"]) == 0
     assert not (out / "precious").exists()
-    assert "not compared with anything" in capsys.readouterr().out
+    assert "Nothing was compared" in capsys.readouterr().out
     assert "`--verify false`" in (out / "README.md").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "out"]
 
