@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 ShardSize = Annotated[float, Range(least=1e-6, most=1e6)]
 UNPROVEN = "Nothing was compared: --verify false."
-CONTEXT = 2048
-"""Positions that a configuration names where the checkpoint does not say."""
 
 
 def export_command(
@@ -105,16 +103,16 @@ def write_hf(
     from mtp_lightning.interop.export_card import card, proven, read_source
     from mtp_lightning.interop.export_folder import write_code, write_config, write_tensors, write_tokenizer
     from mtp_lightning.interop.export_gate import prove
-    from mtp_lightning.interop.export_hf import code_files, export_model
+    from mtp_lightning.interop.export_hf import code_files, context_of, export_model
 
     exported = export_model(loaded.model, keep, dtype)
-    tokenizer, context = loaded.text_tokenizer, loaded.context or CONTEXT
+    tokenizer, context = loaded.text_tokenizer, context_of(loaded.model.config, loaded.context)
     exported.config["max_position_embeddings"] = context
     write_tensors(folder, exported.tensors, shard_bytes)
     write_config(folder, exported.config, None if tokenizer is None else tokenizer.eos_id)
     if tokenizer is not None:
         write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context)
-    write_code(folder, code_files(exported))
+    write_code(folder, code_files(exported), exported.family)
     proof = prove(folder, loaded.model, exported, tokenizer) if verify else None
     source = read_source(loaded.path, loaded.step)
     write_text(folder / "README.md", card(out.absolute().name, loaded.model.heads_config, exported, proof, source))
@@ -132,12 +130,13 @@ def write_meta(loaded: "LoadedModel", folder: Path, keep: int | None, dtype: Any
     from mtp_lightning.interop.export_card import proven
     from mtp_lightning.interop.export_folder import write_tokenizer
     from mtp_lightning.interop.export_gate import Proof
+    from mtp_lightning.interop.export_hf import context_of
     from mtp_lightning.interop.export_meta import export_release, prove_release, write_release
 
     release, tokenizer = export_release(loaded.model, keep, dtype), loaded.text_tokenizer
     write_release(folder, release)
     if tokenizer is not None:
-        context = loaded.context or CONTEXT
+        context = context_of(loaded.model.config, loaded.context)
         write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context)
     heads = prove_release(folder, loaded.model, release) if verify else None
     said = UNPROVEN if heads is None else proven(Proof("the formulas of Meta's Llama", heads, []))

@@ -122,12 +122,14 @@ def write_config(folder: Path, config: Mapping[str, Any], eos_id: int | None) ->
     write_json(folder / "generation_config.json", {"do_sample": False, **tokens, "pad_token_id": eos_id})
 
 
-def write_code(folder: Path, files: Mapping[str, str]) -> None:
-    """Files of `remote_code`, by their path in the folder, without the line for our type checker."""
+def write_code(folder: Path, files: Mapping[str, str], family: str) -> None:
+    """Files of `remote_code`, by their path in the folder, for layers of this family, without the line for our type
+    checker."""
     for path, name in files.items():
         text = (resources.files(__package__) / "remote_code" / name).read_text(encoding="utf-8")
+        text = text.removeprefix("# mypy: ignore-errors\n")
         (folder / path).parent.mkdir(exist_ok=True)
-        write_text(folder / path, text.removeprefix("# mypy: ignore-errors\n"))
+        write_text(folder / path, text.replace("Llama", family).replace("llama", family.lower()))
 
 
 def write_tokenizer(folder: Path, state: Mapping[str, str], end_token: str | None, context: int) -> None:

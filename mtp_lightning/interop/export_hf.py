@@ -26,13 +26,15 @@ from mtp_lightning.interop.hf_names import (
     swap_halves,
     weight_names,
 )
-from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig, RopeScaling
 from mtp_lightning.model.counts import trunk_widths
 from mtp_lightning.model.mtp import MTPModel
 
 Layout = Literal["llama", "standard", "own"]
 OWN_CODE: tuple[str, ...] = ("parallel", "causal", "linear")
 """Kinds whose heads `remote_code/modeling_mtp_lightning.py` computes."""
+FAMILIES = {("none", False): "Llama", ("qkv", False): "Qwen2", ("none", True): "Qwen3"}
+"""(model.backbone.attention_bias, .qk_norm) -> the classes of `transformers` that compute such layers."""
 INSTEAD = "`--heads 1` exports head 1 as an ordinary Llama, `--to safetensors` all of it for `mtp` itself"
 
 
@@ -40,6 +42,8 @@ class Exported(NamedTuple):
     """What a folder for `transformers` holds of a model."""
 
     layout: Layout
+    family: str
+    """Whose classes compute its layers: Llama, Qwen2, Qwen3."""
     heads: int
     """Prediction heads that are in it."""
     config: dict[str, Any]
@@ -89,6 +93,7 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
     """
     backbone, heads = model.config, model.heads_config
     layout = choose_layout(heads, keep)
+    family = choose_family(backbone)
     count = 1 if keep == 1 else heads.n_future
     names = _names(backbone, heads, layout, count)
     weights, changes = model.state_dict(), []
@@ -115,8 +120,9 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
         if heads.kind == "recurrent" and count > 2:
             changes.append(f"The one module of heads 2 to {count} is written {count - 1} times.")
     tensors = {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in tensors.items()}
-    config = _config(backbone, heads, layout, count, width, tied) | {"dtype": _dtype_name(tensors)}
-    return Exported(layout, count, config, tensors, changes)
+    config = _config(backbone, family, path_layers(backbone, heads), width, tied)
+    config |= _heads_config(backbone, heads, layout, family, count) | {"dtype": _dtype_name(tensors)}
+    return Exported(layout, family, count, config, tensors, changes)
 
 
 def swiglu_width(backbone: BackboneConfig, heads: HeadsConfig) -> int:
@@ -181,40 +187,85 @@ def _converted(name: str, weight: Tensor, width: int) -> Tensor:
     return weight
 
 
-def _config(
-    backbone: BackboneConfig, heads: HeadsConfig, layout: Layout, count: int, width: int, tied: bool
-) -> dict[str, Any]:
-    """config.json, without the tokens of the tokenizer and the length of the context."""
-    config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+def choose_family(backbone: BackboneConfig) -> str:
+    """
+    Raises:
+        InputError: no class of `transformers` computes such layers.
+    """
+    family = FAMILIES.get((backbone.attention_bias, backbone.qk_norm))
+    if family is None:
+        raise InputError(
+            "model.backbone.attention_bias is 'qkv' and qk_norm true: no family has both; `--to safetensors` keeps them"
+        )
+    if backbone.dim % backbone.n_heads:
+        raise InputError(
+            f"model.backbone.dim is {backbone.dim}: `transformers` wants a multiple of n_heads = {backbone.n_heads}, "
+            "whatever head_dim is; `--to safetensors` does not"
+        )
+    return family
+
+
+def _config(backbone: BackboneConfig, family: str, n_layers: int, width: int, tied: bool) -> dict[str, Any]:
+    """config.json of the model itself, without the tokens of the tokenizer and the length of the context."""
+    config = {
+        "architectures": [f"{family}ForCausalLM"],
+        "model_type": family.lower(),
         "vocab_size": backbone.vocab_size,
         "hidden_size": backbone.dim,
         "intermediate_size": width,
-        "num_hidden_layers": path_layers(backbone, heads),
+        "num_hidden_layers": n_layers,
         "num_attention_heads": backbone.n_heads,
         "num_key_value_heads": backbone.kv_heads,
-        "head_dim": backbone.head_dim,
+        "head_dim": backbone.head_size,
         "hidden_act": "silu",
         "rms_norm_eps": backbone.norm_eps,
         "rope_theta": backbone.rope_theta,
+        "rope_scaling": _rope_scaling(backbone.rope_scaling),
         "tie_word_embeddings": tied,
-        "attention_bias": False,
-        "mlp_bias": False,
         "initializer_range": backbone.init_std,
     }
+    if family != "Qwen2":
+        config["attention_bias"] = False
+    return config | ({"mlp_bias": False} if family == "Llama" else {"use_sliding_window": False})
+
+
+def _rope_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
+    if scaling.kind == "default":
+        return None
+    found: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.original_context is not None:
+        found["original_max_position_embeddings"] = scaling.original_context
+    own = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_fast", "beta_slow", "truncate")}
+    found |= {name: getattr(scaling, name) for name in own.get(scaling.kind, ())}
+    return found | ({"attention_factor": scaling.attention} if scaling.kind == "yarn" else {})
+
+
+def context_of(backbone: BackboneConfig, trained: int | None) -> int:
+    """Positions that the configuration names: those it was trained on, or for which its rotary positions were slowed;
+    2048, as in Llama, where neither is known."""
+    scaling = backbone.rope_scaling
+    return trained or int((scaling.original_context or 2048) * scaling.factor)
+
+
+def _heads_config(
+    backbone: BackboneConfig, heads: HeadsConfig, layout: Layout, family: str, count: int
+) -> dict[str, Any]:
+    """What config.json says of the heads, and of the code that they need."""
+    if layout == "llama":
+        return {}
     if layout == "standard":
-        config |= {"num_nextn_predict_layers": count - 1, "num_mtp_layers": count - 1}
-        config |= _code("modeling_mtp_llama", "MtpLlamaForCausalLM")
-    if layout == "own":
-        config |= {
-            "mtp_kind": heads.kind,
-            "mtp_n_future": count,
-            "mtp_trunk_layers": len(trunk_widths(backbone, heads)),
-            "mtp_head_layers": heads.layers,
-            "mtp_unembeddings": heads.replicate_unembedding and count > 1,
-        }
-        config |= _code("modeling_mtp_lightning", "MtpLightningForCausalLM")
+        config: dict[str, Any] = {"num_nextn_predict_layers": count - 1, "num_mtp_layers": count - 1}
+        if family != "Llama":
+            config["mtp_layer_types"] = ["full_attention"] * (count - 1)
+        return config | _code(f"modeling_mtp_{family.lower()}", f"Mtp{family}ForCausalLM")
+    config = {
+        "mtp_kind": heads.kind,
+        "mtp_n_future": count,
+        "mtp_trunk_layers": len(trunk_widths(backbone, heads)),
+        "mtp_head_layers": heads.layers,
+        "mtp_unembeddings": heads.replicate_unembedding and count > 1,
+        **_code("modeling_mtp_lightning", "MtpLightningForCausalLM"),
+    }
     if heads.kind == "linear":
         config |= _code("modeling_mtp_lightning", "MtpLinearForCausalLM") | {"model_type": "mtp_linear"}
         config["auto_map"]["AutoConfig"] = "modeling_mtp_lightning.MtpLinearConfig"
@@ -230,7 +281,7 @@ def code_files(exported: Exported) -> dict[str, str]:
     if exported.layout == "llama":
         return {}
     module = exported.config["auto_map"]["AutoModelForCausalLM"].split(".")[0]
-    files = {f"{module}.py": f"{module}.py"}
+    files = {f"{module}.py": "modeling_mtp_llama.py" if exported.layout == "standard" else f"{module}.py"}
     return files | ({"custom_generate/generate.py": "generate.py"} if exported.layout == "own" else {})
 
 

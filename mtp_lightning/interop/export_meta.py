@@ -19,6 +19,7 @@ from mtp_lightning.errors import InputError, UnprovenError
 from mtp_lightning.files import write_json
 from mtp_lightning.interop.export_gate import POSITIONS, ROUNDING, Head, as_written, trained_logits
 from mtp_lightning.interop.export_hf import INSTEAD, Exported, export_model
+from mtp_lightning.model.config import RopeScaling
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.shapes import Float, Int
 
@@ -63,9 +64,13 @@ def export_release(model: MTPModel, keep: int | None = None, dtype: torch.dtype 
             )
     elif heads.kind == "linear":
         raise InputError(f"model.heads.kind is 'linear': its head 1 is no Llama; {INSTEAD}")
-    exported = export_model(model, keep, dtype)
     backbone = model.config
-    tensors = {_renamed(name): _permuted(name, tensor, backbone.head_dim) for name, tensor in exported.tensors.items()}
+    plain = {"attention_bias": "none", "qk_norm": False, "head_dim": None, "rope_scaling": RopeScaling()}
+    for key, usual in plain.items():
+        if getattr(backbone, key) not in (usual, backbone.dim // backbone.n_heads):
+            raise InputError(f"model.backbone.{key} is {getattr(backbone, key)}: Meta's layout has no place for it")
+    exported = export_model(model, keep, dtype)
+    tensors = {_renamed(name): _permuted(name, tensor, backbone.head_size) for name, tensor in exported.tensors.items()}
     tensors.setdefault("output.weight", tensors["tok_embeddings.weight"].clone())  # a tied one, which it has no key for
     params = {
         "dim": backbone.dim,

@@ -21,7 +21,7 @@ from mtp_lightning.decoding.reference import decode_plainly, decode_speculativel
 from mtp_lightning.interop import export_gate, export_hf
 from mtp_lightning.interop.export_folder import byte_tokenizer, write_tokenizer
 from mtp_lightning.interop.export_gate import loaded, their_logits
-from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.config import HeadsConfig, RopeScaling
 from mtp_lightning.model.mtp import MTPModel
 
 pytest.importorskip("transformers")
@@ -35,6 +35,9 @@ def trained(heads: HeadsConfig, **backbone: object) -> MTPModel:
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight * 10 if weight.dim() > 1 else 1 + 0.2 * torch.randn_like(weight))
+        for name, bias in model.named_parameters():
+            if name.endswith("bias"):
+                bias -= 1
     return model
 
 
@@ -68,6 +71,19 @@ CASES = {
     "parallel, two layers a head": (HeadsConfig(n_future=2, layers=2), {}),
     "causal": (HeadsConfig(n_future=3, kind="causal"), {}),
     "linear": (HeadsConfig(n_future=3, kind="linear"), {}),
+    "sequential Qwen3": (HeadsConfig(n_future=3, kind="sequential"), {"qk_norm": True, "head_dim": 6, "n_kv_heads": 2}),
+    "recurrent Qwen2, yarn": (
+        HeadsConfig(n_future=3, kind="recurrent"),
+        {"attention_bias": "qkv", "tie_embeddings": True, "rope_scaling": RopeScaling("yarn", 4.0, 16)},
+    ),
+    "parallel Qwen3": (HeadsConfig(n_future=3), {"qk_norm": True}),
+    "causal Qwen2, llama3": (
+        HeadsConfig(n_future=3, kind="causal"),
+        {"attention_bias": "qkv", "rope_scaling": RopeScaling("llama3", 8.0, 16)},
+    ),
+    "linear Qwen3, linear": (
+        HeadsConfig(n_future=2, kind="linear"), {"qk_norm": True, "rope_scaling": RopeScaling("linear", 2.0)},
+    ),
     "one": (HeadsConfig(), {"n_kv_heads": 2, "tie_embeddings": True}),
     "one linear": (HeadsConfig(kind="linear"), {}),
 }  # fmt: skip
@@ -117,7 +133,7 @@ def _write(folder: Path, exported: export_hf.Exported) -> Path:
     folder.mkdir()
     write_tensors(folder, exported.tensors, 10**9)
     write_config(folder, exported.config | {"max_position_embeddings": 64}, None)
-    write_code(folder, export_hf.code_files(exported))
+    write_code(folder, export_hf.code_files(exported), exported.family)
     return folder
 
 
