@@ -137,8 +137,8 @@ def compare_tensors(folder: Path, exported: Exported) -> None:
 
 
 @contextmanager
-def loaded(folder: Path) -> Iterator[Any]:
-    """The folder's model in float32, as `transformers` loads it. What that library copies of the folder's code into its
+def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[Any]:
+    """The folder's model, as `transformers` loads it. What that library copies of the folder's code into its
     cache is gone afterwards."""
     import transformers
     from transformers.utils import logging as their_logging
@@ -150,7 +150,7 @@ def loaded(folder: Path) -> Iterator[Any]:
     logging.disable_progress_bar()
     before = set(sys.modules)
     try:
-        yield auto.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32, local_files_only=True).eval()
+        yield auto.from_pretrained(folder, trust_remote_code=True, dtype=dtype, local_files_only=True).eval()
     finally:
         logging.set_verbosity(level)
         if bars:
