@@ -116,11 +116,6 @@ class TokenStore:
     def __len__(self) -> int:
         return self.split_meta.n_tokens
 
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of text per token, ends of documents counted as tokens: nats per token become bits per byte."""
-        return self.split_meta.n_bytes / self.split_meta.n_tokens
-
     def read(self, start: int, length: int) -> Int[np.ndarray, "{length}"]:
         """int64 ids of the tokens at `start` ... `start + length - 1`."""
         assert 0 <= start <= len(self) - length, (start, length, len(self))
