@@ -63,7 +63,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "self-speculative decoding against plain and peers",
     ),
     "completion": ("mtp_lightning.completion:completion_command", "completion of commands and flags, for the shell"),
-    "ui": ("mtp_lightning.tracking.command:ui_command", "the MLflow UI on this project's runs, on 127.0.0.1"),
+    "ui": ("mtp_lightning.tracking.ui:ui_command", "the MLflow UI on this project's runs, on 127.0.0.1"),
 }
 FROM_YAML = ("fit", "validate")
 """Commands that LightningCLI parses itself."""

@@ -109,7 +109,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from mtp_lightning.cli import main; main(['--help']); main(['grid', '--help'])\n"
         "import mtp_lightning.grid.commands, mtp_lightning.interop.command, mtp_lightning.data.command\n"
-        "import mtp_lightning.tracking.command\n"
+        "import mtp_lightning.tracking.ui\n"
         "print(sorted({'torch', 'lightning', 'mlflow', 'datasets', 'transformers'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
