@@ -45,6 +45,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "grid report": (f"{_GRID}.report", "a grid's table, figure and verdict"),
     "generate": ("mtp_lightning.decoding.command:generate_command", "continue a prompt with a checkpoint's model"),
     "export": ("mtp_lightning.interop.command:export_command", "write a checkpoint's model to one safetensors file"),
+    "import": (
+        "mtp_lightning.interop.importing.import_command:import_command",
+        "read a model of Hugging Face's or Meta's layout into one safetensors file",
+    ),
+    "mix": ("mtp_lightning.interop.mix:mix_command", "average checkpoints of one shape"),
     "evaluate induction": (
         "mtp_lightning.probes.command:induction_command",
         "does a model copy names and repeated tokens, and which attention heads do it",

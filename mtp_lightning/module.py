@@ -302,9 +302,14 @@ class MTPModule(pl.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get(CHECKPOINT_KEY, {})
-        for part, mine in (("backbone", asdict(self.model.config)), ("heads", asdict(self.model.heads_config))):
-            for key, value in saved.get(part, {}).items():
+        if CHECKPOINT_KEY not in checkpoint:
+            return
+        for part, config in (("backbone", self.model.config), ("heads", self.model.heads_config)):
+            mine = asdict(config)
+            before = (
+                asdict(type(config)()) | checkpoint[CHECKPOINT_KEY][part]
+            )  # of earlier versions, which had fewer keys
+            for key, value in before.items():
                 if mine[key] != value:
                     raise InputError(
                         f"ckpt_path: the checkpoint was made with model.{part}.{key} = {value!r}, "

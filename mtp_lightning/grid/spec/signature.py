@@ -7,11 +7,13 @@ default would silently pass old results off as new ones. What cannot change a re
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
 from mtp_lightning.config.keys.linked_keys import SEED_KEY
+from mtp_lightning.model.config import RopeScaling
 
 SCHEMA = 1
 """Part of every hash. Raise it when the meaning of a configuration changes without its text changing."""
@@ -52,7 +54,14 @@ OBSERVERS: tuple[tuple[str, str], ...] = (
 """(pattern of a class path, reason): entries of `trainer.callbacks` that are no part of the identity. Probes are:
 they add metrics to a result, and a result without the metrics asked for is not that cell's result."""
 
-LATER: tuple[tuple[str, Any], ...] = (("data.end_token", None), ("data.init_args.end_token", None))
+LATER: tuple[tuple[str, Any], ...] = (
+    ("data.end_token", None),
+    ("data.init_args.end_token", None),
+    ("model.backbone.head_dim", None),
+    ("model.backbone.attention_bias", "none"),
+    ("model.backbone.qk_norm", False),
+    ("model.backbone.rope_scaling", asdict(RopeScaling())),
+)
 """(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
 cells keep their names."""
 
