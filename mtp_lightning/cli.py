@@ -18,7 +18,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_lightning import __version__
-from mtp_lightning.errors import DivergedError, InputError, UnavailableError, did_you_mean, printable
+from mtp_lightning.errors import DivergedError, InputError, UnavailableError, UnprovenError, did_you_mean, printable
 from mtp_lightning.own_code import put_working_directory_last
 from mtp_lightning.secrets import MaskedStream, mask
 
@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "grid cancel": (f"{_GRID}.cancel", "take a grid's cells out of Slurm's queue"),
     "grid report": (f"{_GRID}.report", "a grid's table, figure and verdict"),
     "generate": ("mtp_lightning.decoding.command:generate_command", "continue a prompt with a checkpoint's model"),
-    "export": ("mtp_lightning.interop.command:export_command", "write a checkpoint's model to one safetensors file"),
+    "export": ("mtp_lightning.interop.export_command:export_command", "write a checkpoint's model for others to serve"),
     "import": (
         "mtp_lightning.interop.importing.import_command:import_command",
         "read a model of Hugging Face's or Meta's layout into one safetensors file",
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(mask(f"mtp: error: {printable(str(error))}"), file=sys.stderr)
         return 2
-    except (UnavailableError, DivergedError) as error:
+    except (UnavailableError, DivergedError, UnprovenError) as error:
         if debug:
             raise
         print(mask(f"mtp: error: {printable(str(error))}"), file=sys.stderr)

@@ -34,7 +34,7 @@ NOT_CONFIG = {"grid", "bench", "cli"}
 """What `config` may not import: it turns files and flags into objects of all the other rooms."""
 EDGES = {
     "decoding/command.py": {"checkpoints", "data"},
-    "interop/command.py": {"checkpoints"},
+    "interop/export_command.py": {"checkpoints"},
     "probes/command.py": {"checkpoints"},
 }
 """Command functions at a room's edge, and what more they may import inside a function."""
@@ -108,7 +108,7 @@ def test_callbacks_do_not_import_each_other() -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from mtp_lightning.cli import main; main(['--help']); main(['grid', '--help'])\n"
-        "import mtp_lightning.grid.commands, mtp_lightning.interop.command, mtp_lightning.data.command\n"
+        "import mtp_lightning.grid.commands, mtp_lightning.interop.export_command, mtp_lightning.data.command\n"
         "import mtp_lightning.tracking.ui\n"
         "print(sorted({'torch', 'lightning', 'mlflow', 'datasets', 'transformers'} & set(sys.modules)))"
     )
