@@ -33,6 +33,7 @@ SMALL_DATA = {
     "python_stdlib": ["--data.val_windows=2", "--data.source.max_documents=40", "--data.context=64"],
     "stories": ["--data.val_windows=2", "--data.source.max_documents=200", "--data.context=64"],
     "text": ["--data.val_windows=2", "--data.context=64"],
+    "pairs": ["--data.val_windows=2", "--data.context=64"],
     "polynomial": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
     "star_graph": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
 }
@@ -124,6 +125,7 @@ def test_the_quick_ones_run_in_order(
     (tmp_path / "corpus").mkdir()
     for i in range(8):
         (tmp_path / "corpus" / f"{i}.txt").write_text(f"story number {i}, of Ann and Ben, " * 40)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "Who is there? ", "completion": "Ann."}\n' * 40)
     for command in ALL:
         words = shrunk(command) if command.manual in manuals else None
         assert words is None or cli.main(words) == 0, f"{command.name}\n{capsys.readouterr().err}"

@@ -52,7 +52,12 @@ OBSERVERS: tuple[tuple[str, str], ...] = (
 """(pattern of a class path, reason): entries of `trainer.callbacks` that are no part of the identity. Probes are:
 they add metrics to a result, and a result without the metrics asked for is not that cell's result."""
 
-LATER: tuple[tuple[str, Any], ...] = (("data.end_token", None), ("data.init_args.end_token", None))
+LATER: tuple[tuple[str, Any], ...] = (
+    ("data.end_token", None),
+    ("data.init_args.end_token", None),
+    ("data.source.chat_template", None),
+    ("data.init_args.source.chat_template", None),
+)
 """(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
 cells keep their names."""
 
