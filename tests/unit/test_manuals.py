@@ -109,6 +109,8 @@ def shrunk(command: Command) -> list[str] | None:
         words += ["--max_new_tokens", "4"]
     if words[0] == "evaluate":
         words += ["--count", "4", "--length", "8"] if words[1] == "induction" else ["--test_size", "4"]
+    if words[:2] == ["data", "sample"]:
+        words += ["--max_new_tokens", "4", "--limit", "4"]
     return ["300" if word == "4096" else word for word in words]
 
 
@@ -125,7 +127,8 @@ def test_the_quick_ones_run_in_order(
     (tmp_path / "corpus").mkdir()
     for i in range(8):
         (tmp_path / "corpus" / f"{i}.txt").write_text(f"story number {i}, of Ann and Ben, " * 40)
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "Who is there? ", "completion": "Ann."}\n' * 40)
+    rows = (f'{{"prompt": "Who is number {i}? ", "completion": "Ann {i}."}}\n' for i in range(40))
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
     for command in ALL:
         words = shrunk(command) if command.manual in manuals else None
         assert words is None or cli.main(words) == 0, f"{command.name}\n{capsys.readouterr().err}"

@@ -28,7 +28,7 @@ from mtp_lightning.data.corpora.local_files import local_files
 from mtp_lightning.data.corpora.source import PAIRS, SourceConfig
 from mtp_lightning.data.tokens.store import FORMAT, META_FILE, SPLITS, ShardsMeta, Split, SplitMeta, read_meta
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
-from mtp_lightning.data.tokens.tokenizing import tokenize
+from mtp_lightning.data.tokens.tokenizing import Tokenized, tokenize
 from mtp_lightning.data.tokens.writer import SplitWriter
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Fraction, Range, Seed, check_ranges
@@ -131,6 +131,29 @@ def prepare_shards(
     account: Account | None = None,
     answers: bool = False,
 ) -> ShardsMeta:
+    """Tokenizes the documents of `corpus()`, which may be called twice, and writes them to `directory`.
+
+    Args:
+        account: what `corpus()` fills while it is read.
+        answers: whether its documents are pairs, of which the answer alone is trained on.
+
+    Raises:
+        InputError: as of `write_shards`.
+    """
+    return write_shards(
+        directory, lambda: tokenize(corpus(), tokenizer), tokenizer, description, settings, account, answers
+    )
+
+
+def write_shards(
+    directory: Path,
+    corpus: Callable[[], Iterable[Tokenized]],
+    tokenizer: Tokenizer,
+    description: dict[str, Any],
+    settings: ShardSettings,
+    account: Account | None = None,
+    answers: bool = False,
+) -> ShardsMeta:
     """Writes the documents of `corpus()`, which may be called twice, to `directory`.
 
     Several processes may do this at once: the first one to finish wins, the others take what it made.
@@ -193,7 +216,7 @@ class _Written(NamedTuple):
 
 def _write_splits(
     directory: Path,
-    corpus: Iterable[Document],
+    corpus: Iterable[Tokenized],
     tokenizer: Tokenizer,
     settings: ShardSettings,
     threshold: float,
@@ -205,13 +228,13 @@ def _write_splits(
         writers = {split: SplitWriter(directory, split, dtype, settings.shard_tokens, answers) for split in SPLITS}
     try:
         with _progress() as report:
-            for document, tokens, answer in tokenize(corpus, tokenizer):
+            for document in corpus:
                 position = split_position(document.name, settings.split_seed)
                 lowest, highest = min(lowest, position), max(highest, position)
                 split: Split = "validation" if position < threshold else "train"
                 with _writing_to(directory):
-                    writers[split].add(tokens, len(document.text.encode("utf-8", errors="replace")), answer)
-                report(len(tokens))
+                    writers[split].add(document.tokens, document.n_bytes, document.answer)
+                report(len(document.tokens))
         with _writing_to(directory):
             splits = {split: writer.finish() for split, writer in writers.items()}
     finally:

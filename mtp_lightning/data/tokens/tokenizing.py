@@ -1,7 +1,7 @@
 """Documents to token ids, some at a time."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from mtp_lightning.data.corpora.documents import Document
@@ -12,10 +12,15 @@ _BATCH_DOCUMENTS = 1024
 
 
 class Tokenized(NamedTuple):
-    document: Document
-    tokens: list[int]
+    """A document as shards keep it."""
+
+    name: str
+    """Decides on which side of the split it falls."""
+    tokens: Sequence[int]
     """The end-of-document id is the last."""
-    answer: int
+    n_bytes: int
+    """Of its text."""
+    answer: int = 0
     """Tokens before its answer."""
 
 
@@ -44,4 +49,5 @@ def _tokenize_batch(batch: list[Document], tokenizer: Tokenizer) -> Iterator[Tok
             before = [token for part in question for token in part]
             if not (rendered and last[-1:] == [tokenizer.eos_id]):  # which some templates write
                 last = [*last, tokenizer.eos_id]
-            yield Tokenized(document, before + last, len(before))
+            n_bytes = len(document.text.encode("utf-8", errors="replace"))
+            yield Tokenized(document.name, before + last, n_bytes, len(before))
