@@ -51,6 +51,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate polynomial": ("mtp_lightning.probes.command:polynomial_command", "polynomial arithmetic, by operations"),
     "evaluate star-graph": ("mtp_lightning.probes.command:star_graph_command", "path finding in star graphs"),
+    "evaluate execution": (
+        "mtp_lightning.probes.command:execution_command",
+        "what random programs give, by operations",
+    ),
+    "evaluate pairs": ("mtp_lightning.probes.command:pairs_command", "whole answers of pairs, and their loss"),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
     "data sample": (
         "mtp_lightning.data.sample_command:sample_command",

@@ -92,9 +92,7 @@ def sample_command(
             "that the model was trained on: take fewer, or shorter prompts"
         )
     if len(kept) == 1:
-        raise InputError(
-            "prompts: there is one prompt only, and its samples are all on one side of the split: give two"
-        )
+        raise InputError("prompts: there is one prompt only, and its samples are all on one side of a split: give two")
     engine = Engine(loaded.model, heads_used)
     asked = batches(kept, samples, batch_size)
     made_with = {

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from small_runs import fit, make_folder
+from test_checkpoints import save
+from tiny import tiny_backbone
 
 from mtp_lightning.checkpoints.files import load_model
 from mtp_lightning.checkpoints.select import find_checkpoint
@@ -16,13 +19,18 @@ from mtp_lightning.data.command import prepare_command, train_bpe
 from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.documents import Document, documents
 from mtp_lightning.data.loader import ValidationWindows
+from mtp_lightning.data.stories.generator import stories, tell
+from mtp_lightning.data.stories.questions import SEED
+from mtp_lightning.data.tokens.heldout import heldout_pairs
 from mtp_lightning.data.tokens.packing import PackedOrder, pack, read_packed
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_shards
 from mtp_lightning.data.tokens.store import TokenStore, read_meta
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.targets import make_targets
+from mtp_lightning.probes.exact_match import written
 
 PAIRS = [(f"What is {i} and {i}?" + "?" * (i % 4), f"{2 * i}!" * (1 + i % 3)) for i in range(40)]
 
@@ -336,3 +344,55 @@ def test_a_run_is_scored_on_answers_alone(
             nll, n_tokens, n_bytes = nll + nlls.sum().item(), n_tokens + len(nlls), n_bytes + len(answer.encode())
     assert found["val/loss/head_1"] == pytest.approx(nll / n_tokens, rel=1e-5)
     assert found["val/bits_per_byte"] == pytest.approx(nll / n_bytes / np.log(2), rel=1e-5)
+
+
+def test_story_pairs_are_answered_by_their_stories_and_kept_apart() -> None:
+    """Names and the last sentence, found again in the text; the name of a pair is its story's alone."""
+    found = list(documents(SourceConfig(kind="story_pairs", max_documents=300)))
+    told = {story.text: story for story in (tell(i, SEED) for i in range(300))}
+    asked: dict[str, int] = {}
+    for document in found:
+        question, answer = document.parts
+        story, line = question.rsplit("\n\n", 1)
+        asked[line] = asked.get(line, 0) + 1
+        if line == "Who is in the story?\n":
+            assert sorted(answer.split(", ")) == sorted(character.name for character in told[story].characters)
+            first = [story.index(name) for name in answer.split(", ")]
+            assert first == sorted(first)
+        else:
+            assert line == "How does the story end?\n"
+            assert story.endswith(answer)
+            assert answer[0].isupper() or answer[0] == '"'
+            assert story.removesuffix(answer)[-1] in " \n"
+        assert document.name == hashlib.sha256(story.encode()).hexdigest()[:16]
+    assert min(asked.values()) > 100
+    assert found[:20] == list(documents(SourceConfig(kind="story_pairs", max_documents=20)))
+    assert not set(told) & set(stories(300)), "others than those that are pretrained on"
+
+
+def test_whole_answers_and_their_loss(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`mtp evaluate pairs`, against decoding one question after the other."""
+    data = module(file)
+    torch.manual_seed(0)
+    model = MTPModel(tiny_backbone(vocab_size=256, n_layers=3), HeadsConfig(n_future=2)).eval()
+    save(tmp_path / "a.ckpt", model)
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    content["mtp_lightning"]["context"] = 40
+    torch.save(content, tmp_path / "a.ckpt")
+    examples = heldout_pairs(data.validation_store, 5, 40)
+    assert examples.lengths.tolist() == [len(q) + len(a) + 1 for q, a in stored(data.validation_store)[:5]]
+    said = written(model, examples)
+    right = [tokens == [*answer.encode(), 255] for tokens, (_, answer) in zip(said, stored(data.validation_store))]
+    arguments = ["evaluate", "pairs", str(tmp_path / "a.ckpt"), "--shards", str(data.shards), "--count", "5"]
+    assert main([*arguments, "--json", str(tmp_path / "out.json")]) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "out.json").read_text())["metrics"]
+    assert found["exact"] == sum(right) / 5
+    losses = []
+    for question, answer in stored(data.validation_store)[:5]:
+        ids = torch.tensor([*question.encode(), *answer.encode(), 255])
+        logits = model.unembedding(model.next_token_states(ids[None, :-1]))[0].log_softmax(-1)
+        losses += [-logits[i - 1, ids[i]].item() for i in range(len(question.encode()), len(ids))]
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert main(["evaluate", "pairs", str(tmp_path / "a.ckpt")]) == 2
+    with pytest.raises(InputError, match=r"no pair of the validation split .* fits into 3 tokens"):
+        heldout_pairs(data.validation_store, 5, 3)

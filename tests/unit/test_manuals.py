@@ -35,6 +35,7 @@ SMALL_DATA = {
     "text": ["--data.val_windows=2", "--data.context=64"],
     "pairs": ["--data.val_windows=2", "--data.context=64"],
     "polynomial": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
+    "execution": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
     "star_graph": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
 }
 SMALL_PROBE = [f"--trainer.callbacks.{key}=2" for key in ("stories", "quick_stories", "rows", "length")]
@@ -108,7 +109,8 @@ def shrunk(command: Command) -> list[str] | None:
     if words[0] == "generate":
         words += ["--max_new_tokens", "4"]
     if words[0] == "evaluate":
-        words += ["--count", "4", "--length", "8"] if words[1] == "induction" else ["--test_size", "4"]
+        small = {"induction": ["--count", "4", "--length", "8"], "pairs": ["--count", "4"]}
+        words += small.get(words[1], ["--test_size", "4"])
     if words[:2] == ["data", "sample"]:
         words += ["--max_new_tokens", "4", "--limit", "4"]
     return ["300" if word == "4096" else word for word in words]
