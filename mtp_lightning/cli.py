@@ -56,7 +56,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate polynomial": ("mtp_lightning.probes.command:polynomial_command", "polynomial arithmetic, by operations"),
     "evaluate star-graph": ("mtp_lightning.probes.command:star_graph_command", "path finding in star graphs"),
+    "evaluate execution": (
+        "mtp_lightning.probes.command:execution_command",
+        "what random programs give, by operations",
+    ),
+    "evaluate pairs": ("mtp_lightning.probes.command:pairs_command", "whole answers of pairs, and their loss"),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
+    "data sample": (
+        "mtp_lightning.data.sample_command:sample_command",
+        "a model's own continuations as training data",
+    ),
     "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),
     "bench train": (

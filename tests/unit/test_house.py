@@ -33,6 +33,7 @@ may import everything."""
 NOT_CONFIG = {"grid", "bench", "cli"}
 """What `config` may not import: it turns files and flags into objects of all the other rooms."""
 EDGES = {
+    "data/sample_command.py": {"checkpoints", "decoding", "model"},
     "decoding/command.py": {"checkpoints", "data"},
     "interop/export_command.py": {"checkpoints"},
     "probes/command.py": {"checkpoints"},

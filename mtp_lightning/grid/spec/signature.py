@@ -61,6 +61,8 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("model.backbone.attention_bias", "none"),
     ("model.backbone.qk_norm", False),
     ("model.backbone.rope_scaling", asdict(RopeScaling())),
+    ("data.source.chat_template", None),
+    ("data.init_args.source.chat_template", None),
 )
 """(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
 cells keep their names."""
