@@ -7,13 +7,11 @@ default would silently pass old results off as new ones. What cannot change a re
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
 from mtp_lightning.config.keys.linked_keys import SEED_KEY
-from mtp_lightning.model.config import RopeScaling
 
 SCHEMA = 1
 """Part of every hash. Raise it when the meaning of a configuration changes without its text changing."""
@@ -60,7 +58,22 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("model.backbone.head_dim", None),
     ("model.backbone.attention_bias", "none"),
     ("model.backbone.qk_norm", False),
-    ("model.backbone.rope_scaling", asdict(RopeScaling())),
+    (
+        "model.backbone.rope_scaling",
+        {
+            "kind": "default",
+            "factor": 1.0,
+            "original_context": None,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": True,
+            "attention_factor": None,
+        },
+    ),
+    ("data.source.chat_template", None),
+    ("data.init_args.source.chat_template", None),
 )
 """(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
 cells keep their names."""
