@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ CASES = {
         HeadsConfig(n_future=3, kind="recurrent"),
         {"attention_bias": "qkv", "tie_embeddings": True, "rope_scaling": RopeScaling("yarn", 4.0, 16)},
     ),
+    "sequential Mistral": (HeadsConfig(n_future=2, kind="sequential"), {"n_heads": 3, "head_dim": 10}),
     "parallel Qwen3": (HeadsConfig(n_future=3), {"qk_norm": True}),
     "causal Qwen2, llama3": (
         HeadsConfig(n_future=3, kind="causal"),
@@ -88,9 +90,16 @@ CASES = {
     "one": (HeadsConfig(), {"n_kv_heads": 2, "tie_embeddings": True}),
     "one linear": (HeadsConfig(kind="linear"), {}),
 }  # fmt: skip
+QUICK = (
+    "sequential 3", "recurrent 4", "sequential Qwen3", "recurrent Qwen2, yarn", "sequential Mistral",
+    "recurrent, grouped, tied", "parallel, grouped", "parallel, unembeddings", "causal Qwen2, llama3", "linear",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_every_head_is_the_same_there_and_decodes_the_same_text(case: str, tmp_path: Path) -> None:
     heads, backbone = CASES[case]
     model, n = trained(heads, **backbone), heads.n_future
@@ -190,6 +199,7 @@ REFUSED: dict[str, tuple[HeadsConfig, list[str], str]] = {
     "unembeddings": (
         HeadsConfig(n_future=2, kind="recurrent", replicate_unembedding=True), [], "model.heads.replicate_unembedding",
     ),
+    "biases and norms": (HeadsConfig(), [], "model.backbone.attention_bias 'qkv' together with qk_norm"),
     "two of three": (HeadsConfig(n_future=3), ["--heads", "2"], "heads is 2: this model has 3"),
     "shards": (HeadsConfig(), ["--shard_gb", "0"], "shard_gb is 0"),
 }  # fmt: skip
@@ -200,11 +210,12 @@ def test_what_a_format_cannot_hold_is_refused_by_name(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     heads, arguments, says = REFUSED[case]
-    source = save(tmp_path / "m.safetensors", trained(heads))
+    features = {"attention_bias": "qkv", "qk_norm": True} if case == "biases and norms" else {}
+    source = save(tmp_path / "m.safetensors", trained(heads, **features))
     assert main(["export", str(source), str(tmp_path / "out"), "--to", "hf", *arguments]) == 2
     error = capsys.readouterr().err
     assert says in error
-    assert arguments or "--heads 1" in error
+    assert arguments or features or "--heads 1" in error
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
@@ -388,3 +399,34 @@ def test_the_code_of_a_folder_is_in_the_wheel(tmp_path: Path) -> None:
     for name in ("modeling_mtp_llama.py", "modeling_mtp_lightning.py", "generate.py"):
         assert f"mtp_lightning/interop/remote_code/{name}" in files
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_in_and_out_and_in_again_is_the_identity(name: str, tmp_path: Path) -> None:
+    features: dict[str, Any] = {
+        "llama": {"n_kv_heads": 2, "rope_scaling": RopeScaling("llama3", 8.0, 16)},
+        "qwen2": {"attention_bias": "qkv", "tie_embeddings": True},
+        "qwen3": {"qk_norm": True, "head_dim": 6},
+    }[name]
+    model = trained(HeadsConfig(n_future=3, kind="sequential", match="none"), **features)
+    model.norm.weight.data.fill_(1.0)  # as in a file of the standard, so that nothing is folded
+    source, out, back = save(tmp_path / "m.safetensors", model), tmp_path / "out", tmp_path / "back.safetensors"
+    assert main(["export", str(source), str(out), "--to", "hf", "--verify", "false"]) == 0
+    assert main(["import", str(out), str(back)]) == 0
+    found = load_model(back)
+    assert (found.model.config, found.model.heads_config) == (replace(model.config, init_std=0.02), model.heads_config)
+    assert found.context == 64
+    for key, weight in model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[key], weight), key
+
+
+def test_what_was_folded_comes_back_with_the_same_logits(tmp_path: Path) -> None:
+    model = trained(HeadsConfig(n_future=3, kind="recurrent"), tie_embeddings=True)
+    source, out, back = save(tmp_path / "m.safetensors", model), tmp_path / "out", tmp_path / "back.safetensors"
+    assert main(["export", str(source), str(out), "--to", "hf"]) == 0
+    assert main(["import", str(out), str(back)]) == 0
+    found = load_model(back).model
+    assert (found.heads_config.kind, found.config.tie_embeddings) == ("sequential", False)
+    tokens = torch.randint(0, 256, (1, 33))
+    with torch.no_grad():
+        torch.testing.assert_close(true_logits(found, tokens, 3), true_logits(model, tokens, 3), atol=2e-5, rtol=1e-5)
