@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtp_lightning.errors import InputError, UnprovenError
+from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_json
 from mtp_lightning.interop import hf_names
-from mtp_lightning.interop.export_gate import POSITIONS, ROUNDING, Head, as_written, trained_logits
+from mtp_lightning.interop.export_gate import POSITIONS, Head, as_written, compare_heads, trained_logits
 from mtp_lightning.interop.export_hf import INSTEAD, Exported, export_model
 from mtp_lightning.interop.importing.import_meta import BLOCK, PARAMS, TOP, ffn_width, read_params, to_neighbours
 from mtp_lightning.model.config import RopeScaling
@@ -27,6 +27,7 @@ from mtp_lightning.model.rope import rope_frequencies
 from mtp_lightning.shapes import Float, Int
 
 WEIGHTS = "consolidated.00.pth"
+FORMULAS = "the formulas of Meta's Llama"
 _TOP = {theirs: TOP[ours] for ours, theirs in hf_names.TOP.items()}
 _BLOCK = {theirs: BLOCK[ours] for ours, theirs in hf_names.BLOCK.items() if ours in BLOCK}
 """Hugging Face's names -> Meta's."""
@@ -121,16 +122,7 @@ def prove_release(folder: Path, model: MTPModel, release: Release) -> list[Head]
     tokens = torch.randint(0, params["vocab_size"], (1, POSITIONS + n), generator=torch.Generator().manual_seed(0))
     found = meta_logits(params, {name: weight.float() for name, weight in weights.items()}, tokens[:, :-n])
     written = trained_logits(as_written(model, release.exported), release.exported, tokens)
-    trained = trained_logits(model, release.exported, tokens)
-    heads = []
-    for number, (a, b, c) in enumerate(zip(found, written, trained), start=1):
-        heads.append(Head(float((a - b).abs().max()), float((a - c).abs().max()), float(b.abs().max())))
-        if not heads[-1].written <= ROUNDING * heads[-1].largest:
-            raise UnprovenError(
-                f"the logits of head {number} differ by {heads[-1].written:.2g}, of at most {heads[-1].largest:.3g}, "
-                "when Meta's formulas compute them: nothing was exported"
-            )
-    return heads
+    return compare_heads(FORMULAS, found, written, trained_logits(model, release.exported, tokens))
 
 
 def meta_logits(
