@@ -43,7 +43,12 @@ class Weights(Mapping[str, Tensor]):
         self.specs, self._read = dict(specs), read
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self.specs:
+            raise KeyError(name)
         return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs  # the default would read it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)

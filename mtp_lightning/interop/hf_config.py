@@ -226,6 +226,9 @@ def _sharpen(given: dict[str, Any]) -> None:
     if mscale and over and "attention_factor" not in given:
         more = 0.1 * math.log(max(float(given.get("factor", 1)), 1.0))
         given["attention_factor"] = (more * mscale + 1) / (more * over + 1)
+    usual = 0.1 * math.log(max(float(given.get("factor", 1)), 1.0)) + 1
+    if "attention_factor" in given and math.isclose(given["attention_factor"], usual, rel_tol=1e-12):
+        del given["attention_factor"]  # one way to say it
 
 
 def hf_config(backbone: BackboneConfig, n_layers: int, context: int = 2048) -> dict[str, Any]:

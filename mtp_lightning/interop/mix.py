@@ -29,7 +29,7 @@ class Parent(NamedTuple):
 
 def mix_command(
     runs: list[str],
-    out: str,
+    out: str | None = None,
     average: Literal["all"] = "all",
     weights: str | None = None,
     force: bool = False,
@@ -43,6 +43,8 @@ def mix_command(
         weights: A weight of each, as '[0.75, 0.25]'; they are divided by their sum. By default all weigh the same.
         force: Overwrite `out`.
     """
+    if out is None:
+        raise InputError("mix: where to? Give the file to write by --out FILE.safetensors")
     target = check_target(out, force)
     if len(runs) < 2:
         raise InputError(f"mix: {len(runs)} checkpoints; an average takes two or more: `mtp mix A B --out FILE`")

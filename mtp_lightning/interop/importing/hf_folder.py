@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"'{path.parent}' is no model of Hugging Face's: it has no {path.name}") from error
+        raise InputError(f"'{path.parent}' is no model: it has no {path.name}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"'{path}' cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
