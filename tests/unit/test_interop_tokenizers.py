@@ -32,7 +32,7 @@ def test_it_does_what_sentencepiece_does(tmp_path: Path) -> None:
     assert (ours.vocab_size, ours.eos_id) == (400, theirs.eos_id())
     for text in [*TEXTS, *TEXT[:20]]:
         assert ours.encode(text) == theirs.encode(text), text
-        if not {"<s>", "▁"} & {text[:3], text[:1]}:
+        if "<s>" not in text and "▁" not in text:
             assert ours.decode(ours.encode(text)) == text
     assert tokenizer_from_state(ours.state()).encode(TEXTS[0]) == theirs.encode(TEXTS[0])
 

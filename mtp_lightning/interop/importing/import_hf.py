@@ -7,13 +7,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mtp_lightning.checkpoints.streaming import Spec, Weights
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_config import read_hf_config
 from mtp_lightning.interop.hf_names import SHARED_HEAD_NORM, standard_names, swap_halves
 from mtp_lightning.interop.importing.hf_folder import CONFIG, open_folder, read_json, require
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.weights import Spec, Weights
 
 KeptHeads = Literal["keep", "first"]
 _UNUSED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtp_lightning.checkpoints.streaming import Spec, Weights
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.importing.hf_folder import read_json, require
 from mtp_lightning.interop.importing.import_hf import Imported, KeptHeads, model_shapes
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig, RopeScaling
+from mtp_lightning.model.weights import Spec, Weights
 
 PARAMS = "params.json"
 BLOCK = {
