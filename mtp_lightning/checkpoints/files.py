@@ -1,7 +1,7 @@
 """Checkpoints as files, and how a model comes back out of one. Nothing is unpickled."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +34,8 @@ class LoadedModel(NamedTuple):
     """Positions of a window it was trained on; None where the file does not say."""
     task: Mapping[str, Any] | None
     """State of the synthetic task it was trained on, if that is what it was."""
+    begin_ids: Sequence[int] = ()
+    """Tokens that go before a prompt: of an imported model, which has never seen a text without."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -117,7 +119,14 @@ def load_model(path: Path) -> LoadedModel:
         if not isinstance(context, int | None) or not isinstance(task, Mapping | None):
             raise InputError("its 'context' is no number, or its 'task' no mapping")
         tokenizer = None if state is None else tokenizer_from_state(state)
-        return LoadedModel(path, model.eval(), tokenizer, step, context, task)
+        return LoadedModel(path, model.eval(), tokenizer, step, context, task, _begin_ids(described, backbone))
+
+
+def _begin_ids(described: Mapping[str, Any], backbone: BackboneConfig) -> list[int]:
+    ids = described.get("begin_ids", [])
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < backbone.vocab_size for i in ids):
+        raise InputError("its 'begin_ids' are no list of tokens")
+    return ids
 
 
 def _check_weights(backbone: BackboneConfig, heads: HeadsConfig, weights: Mapping[str, torch.Tensor]) -> None:
@@ -151,6 +160,7 @@ def save_safetensors(loaded: LoadedModel, path: Path) -> None:
         "tokenizer": None if loaded.text_tokenizer is None else loaded.text_tokenizer.state(),
         "context": loaded.context,
         "task": None if loaded.task is None else dict(loaded.task),
+        **({"begin_ids": list(loaded.begin_ids)} if loaded.begin_ids else {}),
     }
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     partial = path.with_name(path.name + ".partial")

@@ -99,7 +99,8 @@ def _described(loaded: LoadedModel) -> dict[str, Any]:
     model, text = loaded.model, loaded.text_tokenizer
     state = None if text is None else text.state()
     described = describe(model.config, model.heads_config, state, loaded.context)
-    return {**described, "task": None if loaded.task is None else dict(loaded.task)}
+    begins = {"begin_ids": list(loaded.begin_ids)} if loaded.begin_ids else {}
+    return {**described, **begins, "task": None if loaded.task is None else dict(loaded.task)}
 
 
 def _weights(loaded: LoadedModel) -> Weights:

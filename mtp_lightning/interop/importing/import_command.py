@@ -37,7 +37,7 @@ def import_command(
     from mtp_lightning.checkpoints.streaming import describe, write_model
     from mtp_lightning.interop.importing.import_hf import open_hf
     from mtp_lightning.interop.importing.import_meta import open_meta
-    from mtp_lightning.interop.importing.tokenizers import find_tokenizer
+    from mtp_lightning.interop.importing.tokenizers import begin_ids, find_tokenizer
 
     source, target = Path(folder), check_target(out, force)
     if not source.is_dir():
@@ -53,7 +53,8 @@ def import_command(
         found = open_hf(source, heads, context)
     text = find_tokenizer(source, tokenizer, end_token, found.backbone.vocab_size)
     state = None if text is None else text.state()
-    described = describe(found.backbone, found.heads, state, found.context, imported=found.origin)
+    begins = {} if text is None else {"begin_ids": begin_ids(text)}
+    described = describe(found.backbone, found.heads, state, found.context, imported=found.origin, **begins)
     write_model(target, described, found.weights)
     for note in found.notes:
         print(note)
