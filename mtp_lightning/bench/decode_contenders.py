@@ -25,8 +25,9 @@ class Arm(NamedTuple):
     """One contender of the table."""
 
     name: str
-    """`ours`, `huggingface` on the layers that our plain decoding runs, `huggingface n=1` on all layers of the
-    next-token model with as many parameters (with random weights: speed does not depend on them)."""
+    """`ours`; `huggingface` on the layers that our plain decoding runs; `huggingface n=1` on all layers of the
+    next-token model with as many parameters (with random weights: speed does not depend on them); `use_mtp`, which is
+    Hugging Face's with the further heads."""
     heads_used: HeadsUsed = 1
 
     @property
@@ -44,6 +45,8 @@ class Run:
     """Ours alone."""
     seconds_per_forward: float = float("nan")
     """Of forwards with all rows, without the prompts' and the first one after it; ours alone."""
+    forwards: int = 0
+    """Of a peer that drafts, the prompt's included."""
 
 
 Decode = Callable[[Sequence[Tensor]], Run]

@@ -131,7 +131,7 @@ def write_meta(loaded: "LoadedModel", folder: Path, keep: int | None, dtype: Any
     from mtp_lightning.interop.export_folder import write_tokenizer
     from mtp_lightning.interop.export_gate import Proof
     from mtp_lightning.interop.export_hf import context_of
-    from mtp_lightning.interop.export_meta import export_release, prove_release, write_release
+    from mtp_lightning.interop.export_meta import FORMULAS, export_release, prove_release, write_release
 
     release, tokenizer = export_release(loaded.model, keep, dtype), loaded.text_tokenizer
     write_release(folder, release)
@@ -139,6 +139,6 @@ def write_meta(loaded: "LoadedModel", folder: Path, keep: int | None, dtype: Any
         context = context_of(loaded.model.config, loaded.context)
         write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context)
     heads = prove_release(folder, loaded.model, release) if verify else None
-    said = UNPROVEN if heads is None else proven(Proof("the formulas of Meta's Llama", heads, []))
+    said = UNPROVEN if heads is None else proven(Proof(FORMULAS, heads, []))
     write_text(folder / "README.md", f"# Layout of facebook/multi-token-prediction, without its weights\n\n{said}\n")
     return said

@@ -93,29 +93,35 @@ def prove(folder: Path, model: MTPModel, exported: Exported, tokenizer: TextToke
     generator = torch.Generator().manual_seed(0)
     context = min(POSITIONS, exported.config.get("max_position_embeddings", POSITIONS))
     tokens = torch.randint(0, model.config.vocab_size, (1, context + exported.heads), generator=generator)
+    by, ours = f"transformers {version}", as_written(model, exported)
     with loaded(folder) as theirs:
         found = their_logits(theirs, exported, tokens)
-        written, trained = (
-            our_logits(as_written(model, exported), exported, tokens),
-            trained_logits(model, exported, tokens),
-        )
-        heads = [
-            Head(float((a - b).abs().max()), float((a - c).abs().max()), float(b.abs().max()))
-            for a, b, c in zip(found, written, trained)
-        ]
-        for number, head in enumerate(heads, start=1):
-            if not head.written <= ROUNDING * head.largest:  # NaN too
-                raise UnprovenError(
-                    f"the logits of head {number} differ by {head.written:.2g}, of at most {head.largest:.3g}, when "
-                    f"transformers {version} computes them: nothing was exported"
-                )
+        heads = compare_heads(by, found, our_logits(ours, exported, tokens), trained_logits(model, exported, tokens))
         texts = [] if tokenizer is None else [compare_tokenizer(folder, tokenizer)]
         prompt = tokens[:, :PROMPT] if tokenizer is None else torch.tensor([tokenizer.encode(TEXTS[0])])
-        return Proof(
-            f"transformers {version}",
-            heads,
-            texts + compare_texts(folder, theirs, as_written(model, exported), exported, prompt),
-        )
+        return Proof(by, heads, texts + compare_texts(folder, theirs, ours, exported, prompt))
+
+
+def compare_heads(
+    by: str,
+    found: Float[Tensor, "N B T V"],
+    written: Float[Tensor, "N B T V"],
+    trained: Float[Tensor, "N B T V"],
+) -> list[Head]:
+    """Logits of what was written, as others compute them, beside ours from the same weights and from those trained.
+
+    Raises:
+        UnprovenError: a difference beyond rounding, or a NaN.
+    """
+    heads = []
+    for number, (a, b, c) in enumerate(zip(found, written, trained), start=1):
+        heads.append(Head(float((a - b).abs().max()), float((a - c).abs().max()), float(b.abs().max())))
+        if not heads[-1].written <= ROUNDING * heads[-1].largest:  # NaN too
+            raise UnprovenError(
+                f"the logits of head {number} differ by {heads[-1].written:.2g}, of at most {heads[-1].largest:.3g}, "
+                f"when {by} computes them: nothing was exported"
+            )
+    return heads
 
 
 def compare_tensors(folder: Path, exported: Exported) -> None:
@@ -137,8 +143,8 @@ def compare_tensors(folder: Path, exported: Exported) -> None:
 
 
 @contextmanager
-def loaded(folder: Path) -> Iterator[Any]:
-    """The folder's model in float32, as `transformers` loads it. What that library copies of the folder's code into its
+def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> Iterator[Any]:
+    """The folder's model, as `transformers` loads it. What that library copies of the folder's code into its
     cache is gone afterwards."""
     import transformers
     from transformers.utils import logging as their_logging
@@ -150,7 +156,7 @@ def loaded(folder: Path) -> Iterator[Any]:
     logging.disable_progress_bar()
     before = set(sys.modules)
     try:
-        yield auto.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32, local_files_only=True).eval()
+        yield auto.from_pretrained(folder, trust_remote_code=True, dtype=dtype, local_files_only=True).eval()
     finally:
         logging.set_verbosity(level)
         if bars:

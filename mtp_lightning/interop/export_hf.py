@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.interop.hf_config import hf_config
 from mtp_lightning.interop.hf_names import (
     BLOCK,
     SHARED_HEAD_NORM,
@@ -26,15 +27,13 @@ from mtp_lightning.interop.hf_names import (
     swap_halves,
     weight_names,
 )
-from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig, RopeScaling
+from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import trunk_widths
 from mtp_lightning.model.mtp import MTPModel
 
 Layout = Literal["llama", "standard", "own"]
 OWN_CODE: tuple[str, ...] = ("parallel", "causal", "linear")
 """Kinds whose heads `remote_code/modeling_mtp_lightning.py` computes."""
-FAMILIES = {("none", False): "Llama", ("qkv", False): "Qwen2", ("none", True): "Qwen3"}
-"""(model.backbone.attention_bias, .qk_norm) -> the classes of `transformers` that compute such layers."""
 INSTEAD = "`--heads 1` exports head 1 as an ordinary Llama, `--to safetensors` all of it for `mtp` itself"
 
 
@@ -43,7 +42,7 @@ class Exported(NamedTuple):
 
     layout: Layout
     family: str
-    """Whose classes compute its layers: Llama, Qwen2, Qwen3."""
+    """Whose classes compute its layers: Llama, Mistral, Qwen2, Qwen3."""
     heads: int
     """Prediction heads that are in it."""
     config: dict[str, Any]
@@ -93,7 +92,6 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
     """
     backbone, heads = model.config, model.heads_config
     layout = choose_layout(heads, keep)
-    family = choose_family(backbone)
     count = 1 if keep == 1 else heads.n_future
     names = _names(backbone, heads, layout, count)
     weights, changes = model.state_dict(), []
@@ -120,7 +118,9 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
         if heads.kind == "recurrent" and count > 2:
             changes.append(f"The one module of heads 2 to {count} is written {count - 1} times.")
     tensors = {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in tensors.items()}
-    config = _config(backbone, family, path_layers(backbone, heads), width, tied)
+    config = hf_config(backbone, path_layers(backbone, heads))
+    config |= {"intermediate_size": width, "tie_word_embeddings": tied, "initializer_range": backbone.init_std}
+    family = config["architectures"][0].removesuffix("ForCausalLM")
     config |= _heads_config(backbone, heads, layout, family, count) | {"dtype": _dtype_name(tensors)}
     return Exported(layout, family, count, config, tensors, changes)
 
@@ -187,59 +187,6 @@ def _converted(name: str, weight: Tensor, width: int) -> Tensor:
     return weight
 
 
-def choose_family(backbone: BackboneConfig) -> str:
-    """
-    Raises:
-        InputError: no class of `transformers` computes such layers.
-    """
-    family = FAMILIES.get((backbone.attention_bias, backbone.qk_norm))
-    if family is None:
-        raise InputError(
-            "model.backbone.attention_bias is 'qkv' and qk_norm true: no family has both; `--to safetensors` keeps them"
-        )
-    if backbone.dim % backbone.n_heads:
-        raise InputError(
-            f"model.backbone.dim is {backbone.dim}: `transformers` wants a multiple of n_heads = {backbone.n_heads}, "
-            "whatever head_dim is; `--to safetensors` does not"
-        )
-    return family
-
-
-def _config(backbone: BackboneConfig, family: str, n_layers: int, width: int, tied: bool) -> dict[str, Any]:
-    """config.json of the model itself, without the tokens of the tokenizer and the length of the context."""
-    config = {
-        "architectures": [f"{family}ForCausalLM"],
-        "model_type": family.lower(),
-        "vocab_size": backbone.vocab_size,
-        "hidden_size": backbone.dim,
-        "intermediate_size": width,
-        "num_hidden_layers": n_layers,
-        "num_attention_heads": backbone.n_heads,
-        "num_key_value_heads": backbone.kv_heads,
-        "head_dim": backbone.head_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": backbone.norm_eps,
-        "rope_theta": backbone.rope_theta,
-        "rope_scaling": _rope_scaling(backbone.rope_scaling),
-        "tie_word_embeddings": tied,
-        "initializer_range": backbone.init_std,
-    }
-    if family != "Qwen2":
-        config["attention_bias"] = False
-    return config | ({"mlp_bias": False} if family == "Llama" else {"use_sliding_window": False})
-
-
-def _rope_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
-    if scaling.kind == "default":
-        return None
-    found: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.original_context is not None:
-        found["original_max_position_embeddings"] = scaling.original_context
-    own = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_fast", "beta_slow", "truncate")}
-    found |= {name: getattr(scaling, name) for name in own.get(scaling.kind, ())}
-    return found | ({"attention_factor": scaling.attention} if scaling.kind == "yarn" else {})
-
-
 def context_of(backbone: BackboneConfig, trained: int | None) -> int:
     """Positions that the configuration names: those it was trained on, or for which its rotary positions were slowed;
     2048, as in Llama, where neither is known."""
@@ -255,7 +202,7 @@ def _heads_config(
         return {}
     if layout == "standard":
         config: dict[str, Any] = {"num_nextn_predict_layers": count - 1, "num_mtp_layers": count - 1}
-        if family != "Llama":
+        if family.startswith("Qwen"):  # whose layers have types
             config["mtp_layer_types"] = ["full_attention"] * (count - 1)
         return config | _code(f"modeling_mtp_{family.lower()}", f"Mtp{family}ForCausalLM")
     config = {

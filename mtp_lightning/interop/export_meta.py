@@ -15,27 +15,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtp_lightning.errors import InputError, UnprovenError
+from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_json
-from mtp_lightning.interop.export_gate import POSITIONS, ROUNDING, Head, as_written, trained_logits
+from mtp_lightning.interop import hf_names
+from mtp_lightning.interop.export_gate import POSITIONS, Head, as_written, compare_heads, trained_logits
 from mtp_lightning.interop.export_hf import INSTEAD, Exported, export_model
+from mtp_lightning.interop.importing.import_meta import BLOCK, PARAMS, TOP, ffn_width, read_params, to_neighbours
 from mtp_lightning.model.config import RopeScaling
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.rope import rope_frequencies
 from mtp_lightning.shapes import Float, Int
 
-WEIGHTS, PARAMS = "consolidated.00.pth", "params.json"
-_TOP = {"model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output"}
-_BLOCK = {
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.down_proj": "feed_forward.w2",
-    "mlp.up_proj": "feed_forward.w3",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
+WEIGHTS = "consolidated.00.pth"
+FORMULAS = "the formulas of Meta's Llama"
+_TOP = {theirs: TOP[ours] for ours, theirs in hf_names.TOP.items()}
+_BLOCK = {theirs: BLOCK[ours] for ours, theirs in hf_names.BLOCK.items() if ours in BLOCK}
+"""Hugging Face's names -> Meta's."""
+SCALED = RopeScaling("llama3", factor=8.0, original_context=8192)
+"""`use_scaled_rope`: Llama 3.1's rotary positions, the only slower ones that the layout has a key for."""
 
 
 class Release(NamedTuple):
@@ -65,10 +62,14 @@ def export_release(model: MTPModel, keep: int | None = None, dtype: torch.dtype 
     elif heads.kind == "linear":
         raise InputError(f"model.heads.kind is 'linear': its head 1 is no Llama; {INSTEAD}")
     backbone = model.config
-    plain = {"attention_bias": "none", "qk_norm": False, "head_dim": None, "rope_scaling": RopeScaling()}
-    for key, usual in plain.items():
-        if getattr(backbone, key) not in (usual, backbone.dim // backbone.n_heads):
-            raise InputError(f"model.backbone.{key} is {getattr(backbone, key)}: Meta's layout has no place for it")
+    fits = {
+        "attention_bias": backbone.attention_bias == "none",
+        "qk_norm": not backbone.qk_norm,
+        "head_dim": backbone.head_size * backbone.n_heads == backbone.dim,
+        "rope_scaling": backbone.rope_scaling in (RopeScaling(), SCALED),
+    }
+    for key in (key for key, does in fits.items() if not does):
+        raise InputError(f"model.backbone.{key} is {getattr(backbone, key)}: the release layout has no place for it")
     exported = export_model(model, keep, dtype)
     tensors = {_renamed(name): _permuted(name, tensor, backbone.head_size) for name, tensor in exported.tensors.items()}
     tensors.setdefault("output.weight", tensors["tok_embeddings.weight"].clone())  # a tied one, which it has no key for
@@ -81,25 +82,19 @@ def export_release(model: MTPModel, keep: int | None = None, dtype: torch.dtype 
         "norm_eps": backbone.norm_eps,
         "rope_theta": backbone.rope_theta,
         "n_future_tokens": exported.heads,
+        **({"use_scaled_rope": True} if backbone.rope_scaling == SCALED else {}),
         **ffn_params(backbone.dim, exported.config["intermediate_size"]),
     }
     return Release(params, tensors, exported)
 
 
 def ffn_params(dim: int, width: int) -> dict[str, Any]:
-    """`multiple_of` and `ffn_dim_multiplier` from which Llama's formula (`ffn_width`) makes this width."""
+    """`multiple_of` and `ffn_dim_multiplier` from which Llama's rule (`ffn_width`) makes this width."""
     multiple = math.gcd(width, 256)
-    plain = {"multiple_of": multiple}
-    if ffn_width(dim, multiple, None) == width:
+    plain = {"dim": dim, "multiple_of": multiple}
+    if ffn_width(plain) == width:
         return plain
     return plain | {"ffn_dim_multiplier": (width - multiple // 2 + 0.5) / (8 * dim // 3)}
-
-
-def ffn_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
-    """Llama's: 8/3 dim, by the multiplier, up to a multiple."""
-    hidden = int(2 * (4 * dim) / 3)
-    hidden = hidden if multiplier is None else int(multiplier * hidden)
-    return multiple_of * -(-hidden // multiple_of)
 
 
 def write_release(folder: Path, release: Release) -> None:
@@ -127,16 +122,7 @@ def prove_release(folder: Path, model: MTPModel, release: Release) -> list[Head]
     tokens = torch.randint(0, params["vocab_size"], (1, POSITIONS + n), generator=torch.Generator().manual_seed(0))
     found = meta_logits(params, {name: weight.float() for name, weight in weights.items()}, tokens[:, :-n])
     written = trained_logits(as_written(model, release.exported), release.exported, tokens)
-    trained = trained_logits(model, release.exported, tokens)
-    heads = []
-    for number, (a, b, c) in enumerate(zip(found, written, trained), start=1):
-        heads.append(Head(float((a - b).abs().max()), float((a - c).abs().max()), float(b.abs().max())))
-        if not heads[-1].written <= ROUNDING * heads[-1].largest:
-            raise UnprovenError(
-                f"the logits of head {number} differ by {heads[-1].written:.2g}, of at most {heads[-1].largest:.3g}, "
-                "when Meta's formulas compute them: nothing was exported"
-            )
-    return heads
+    return compare_heads(FORMULAS, found, written, trained_logits(model, release.exported, tokens))
 
 
 def meta_logits(
@@ -144,7 +130,7 @@ def meta_logits(
 ) -> Float[Tensor, "N B T V"]:
     """Logits of every head from files in this layout: rotation as a product of complex numbers, as Meta writes it."""
     T, E = tokens_BT.shape[1], params["dim"] // params["n_heads"]
-    frequencies = params["rope_theta"] ** -(torch.arange(0, E, 2).double() / E)
+    frequencies = rope_frequencies(read_params(params, params["vocab_size"])[0], tokens_BT.device).double()
     turns = torch.polar(torch.ones(T, E // 2).double(), torch.outer(torch.arange(T).double(), frequencies))
 
     def norm(x: Tensor, name: str) -> Tensor:
@@ -185,7 +171,5 @@ def _renamed(name: str) -> str:
 
 
 def _permuted(name: str, weight: Tensor, head_dim: int) -> Tensor:
-    """Rows j and j + E/2 of an attention head become rows 2j and 2j + 1."""
-    if not name.endswith(("q_proj.weight", "k_proj.weight")):
-        return weight.clone()
-    return weight.view(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    """Of Hugging Face's names too; always a copy."""
+    return to_neighbours(weight, head_dim) if name.endswith(("q_proj.weight", "k_proj.weight")) else weight.clone()

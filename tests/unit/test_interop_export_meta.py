@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_interop_export import save, trained
 
+from mtp_lightning.checkpoints.files import load_model
 from mtp_lightning.cli import main
+from mtp_lightning.errors import InputError
 from mtp_lightning.interop import export_meta
-from mtp_lightning.interop.export_meta import ffn_params, ffn_width, meta_logits
-from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.interop.export_meta import SCALED, ffn_params, meta_logits
+from mtp_lightning.interop.importing.import_meta import ffn_width
+from mtp_lightning.model.config import HeadsConfig, RopeScaling
 
 
 @pytest.mark.parametrize(
@@ -21,9 +24,9 @@ from mtp_lightning.model.config import HeadsConfig
     [
         (HeadsConfig(n_future=4), {"n_kv_heads": 2}),
         (HeadsConfig(n_future=2, match="none"), {"tie_embeddings": True, "ffn_dim": 53}),
-        (HeadsConfig(), {}),
+        (HeadsConfig(), {"rope_scaling": SCALED}),
     ],
-    ids=["four", "tied", "one"],
+    ids=["four", "tied", "one, scaled"],
 )
 def test_the_release_layout_holds_every_head(
     heads: HeadsConfig, backbone: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -35,12 +38,15 @@ def test_the_release_layout_holds_every_head(
     weights = torch.load(out / "consolidated.00.pth", weights_only=True)
     assert params["n_layers"] == len(model.trunk) + n
     assert params["n_future_tokens"] == n
-    width = ffn_width(params["dim"], params["multiple_of"], params.get("ffn_dim_multiplier"))
-    assert weights["layers.0.feed_forward.w1.weight"].shape == (width, params["dim"])
+    assert weights["layers.0.feed_forward.w1.weight"].shape == (ffn_width(params), params["dim"])
     assert {name.split(".")[1] for name in weights if name.startswith("extra_heads")} == set(map(str, range(n - 1)))
     tokens = torch.randint(0, 256, (2, 30))
     with torch.no_grad():
         torch.testing.assert_close(meta_logits(params, weights, tokens), model.logits(tokens), atol=2e-5, rtol=1e-5)
+    assert main(["import", str(out), str(tmp_path / "back.safetensors")]) == 0
+    back = load_model(tmp_path / "back.safetensors").model
+    for name, weight in model.state_dict().items():
+        assert torch.equal(back.state_dict()[name], weight), name
 
 
 def test_head_1_of_a_deeper_kind(tmp_path: Path) -> None:
@@ -81,5 +87,13 @@ def test_rows_in_the_wrong_order_are_seen(
 
 @given(dim=st.integers(1, 1024).map(lambda i: 8 * i), width=st.integers(1, 40_000))
 def test_every_width_has_its_numbers(dim: int, width: int) -> None:
-    numbers = ffn_params(dim, width)
-    assert ffn_width(dim, numbers["multiple_of"], numbers.get("ffn_dim_multiplier")) == width
+    assert ffn_width(ffn_params(dim, width)) == width
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attention_bias", "qkv"), ("qk_norm", True), ("head_dim", 6), ("rope_scaling", RopeScaling("linear", 2.0))],
+)
+def test_other_backbones_are_refused(key: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"model.backbone.{key} is .*: the release layout has no place for it"):
+        export_meta.export_release(trained(HeadsConfig(), **{key: value}))
