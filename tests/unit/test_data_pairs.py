@@ -89,6 +89,15 @@ def test_exactly_the_answers_and_their_ends_are_targets(file: Path, horizon: int
         assert sorted(b"".join(joined).split(b"\xff")[:-1]) == answers
 
 
+def test_prompts_are_questions(file: Path) -> None:
+    data = module(file)
+    questions = [question for question, _ in stored(data.validation_store)]
+    assert [bytes(prompt.tolist()).decode() for prompt in data.heldout_prompts(100, 64)] == questions
+    assert [bytes(prompt.tolist()).decode() for prompt in data.heldout_prompts(2, 5)] == [
+        questions[0][-5:], questions[-1][-5:],
+    ]  # fmt: skip
+
+
 def brute_mask(store: TokenStore, first: int, after: int, length: int) -> list[bool]:
     """Token by token."""
     assert store.answer_starts is not None
