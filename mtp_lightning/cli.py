@@ -62,6 +62,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate pairs": ("mtp_lightning.probes.command:pairs_command", "whole answers of pairs, and their loss"),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
+    "data pairs": ("mtp_lightning.data.command:pairs_command", "questions about generated stories, as JSON lines"),
     "data sample": (
         "mtp_lightning.data.sample_command:sample_command",
         "a model's own continuations as training data",
