@@ -18,10 +18,10 @@ from mtp_lightning.metrics import HeadMetrics, mean_over_ranks, training_means, 
 from mtp_lightning.model.config import CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import describe_size
 from mtp_lightning.model.freezing import freeze_model
+from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.own_kind import import_kind
 from mtp_lightning.model.sharding import shard_model
-from mtp_lightning.model.transfer import InitConfig
 from mtp_lightning.objective.heads import check_options, model_loss, model_scores
 from mtp_lightning.objective.loss import LossOptions, LossOutput
 from mtp_lightning.objective.targets import STEP_REST, Targets, count_valid, make_targets

@@ -7,8 +7,8 @@ from typing import Any
 from mtp_lightning.checkpoints.initial import Parent
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import CHECKPOINT_FORMAT
+from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.model.transfer import InitConfig
 
 NO_RESUME = (
     "ckpt_path continues a run as it was; to begin a new one with its weights, in a new folder, give model.init.path "

@@ -14,8 +14,9 @@ from mtp_lightning.checkpoints.files import SAFETENSORS, read_weights, verify_ch
 from mtp_lightning.checkpoints.select import CHECKPOINTS, find_checkpoint, find_checkpoints
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_state
+from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.model.transfer import InitConfig, Source, fill, make_plan, summary
+from mtp_lightning.model.transfer import Source, fill, make_plan, summary
 
 CELL_TAG, PARENT_TAG, PARENT_WEIGHTS_TAG = "mtp.cell", "mtp.parent", "mtp.parent_weights"
 

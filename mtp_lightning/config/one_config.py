@@ -17,7 +17,7 @@ from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.model.counts import count_parameters, flops_per_token, training_memory
-from mtp_lightning.model.transfer import CELL
+from mtp_lightning.model.initial import CELL
 from mtp_lightning.module import MTPModule
 from mtp_lightning.yaml_lines import read_value
 

@@ -27,8 +27,8 @@ from mtp_lightning.checkpoints.initial import load_initial
 from mtp_lightning.data.loader import whole_steps
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.freezing import Freeze
+from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.model.transfer import InitConfig
 from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import model_loss
 from mtp_lightning.objective.loss import LossOptions, LossOutput, multi_token_loss
@@ -69,7 +69,8 @@ class ParityCell:
 
     def __str__(self) -> str:
         heads = [f"{k}={v}" for k, v in vars(self.heads).items() if v != getattr(HeadsConfig, k)]
-        return f"{self.strategy} {' '.join(heads)} accumulate={self.accumulate} tied={self.tied} {self.freeze} {self.source or ''}"
+        rest = f"accumulate={self.accumulate} tied={self.tied} freeze={self.freeze} from {self.source}"
+        return f"{self.strategy} {' '.join(heads)} {rest}"
 
     def module(self) -> MTPModule:
         torch.manual_seed(0)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.model.transfer import InitConfig, Source, fill, make_plan, summary
+from mtp_lightning.model.transfer import Source, fill, make_plan, summary
 
 TOKENS = torch.arange(24).view(2, 12) * 7 % 16
 STACKED = [kind for kind in KINDS if kind != "linear"]
