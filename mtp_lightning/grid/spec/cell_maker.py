@@ -92,7 +92,8 @@ class CellMaker:
 
     def parent(self, values: Mapping[str, Any], seed: int) -> Cell | None:
         """The cell whose weights one of this stage begins with."""
-        return self.parents.get((canonical(parents_values(values, self.spec.ancestors)), seed))
+        stages = self.spec.ancestors
+        return self.parents.get((canonical(parents_values(values, stages)), seed)) if stages else None
 
     def cells(self, setting: Setting) -> list[Cell]:
         values, spec = setting.values, self.spec

@@ -91,7 +91,9 @@ def _stage(raw: Mapping[Any, Any], item: Mapping[str, Any], lines: Lines, index:
     merged = {**common, "axes": {}, **own, "name": f"{raw.get('name')}.{item['name']}"}
     front = ("stages", str(index))
     here = {key[2:]: line for key, line in lines.items() if key[:2] == front}
-    shared = {key: line for key, line in lines.items() if key[0] not in own or key[0] == "overrides"}
+    shared = {
+        key: line for key, line in lines.items() if key[:1] not in {(name,) for name in own if name != "overrides"}
+    }
     configs = raw.get("configs")
     if "configs" in own and isinstance(configs, list) and isinstance(own["configs"], list):
         merged["configs"] = [*configs, *own["configs"]]
@@ -111,7 +113,7 @@ def _stage(raw: Mapping[Any, Any], item: Mapping[str, Any], lines: Lines, index:
 
 def _moved(key: tuple[str, ...], by: int) -> tuple[str, ...]:
     """The path of an item of `configs` after those that all stages share."""
-    return (key[0], str(int(key[1]) + by), *key[2:]) if key[0] == "configs" and len(key) > 1 else key
+    return (key[0], str(int(key[1]) + by), *key[2:]) if key[:1] == ("configs",) and len(key) > 1 else key
 
 
 def prefixed(key: str, ancestors: Sequence[str]) -> str:
