@@ -17,6 +17,20 @@ from mtp_lightning.model.initial import CELL
 _CHECKPOINTS = ("checkpoints/*.ckpt", "*.ckpt")
 
 
+def cell_path(signature: str = "") -> str:
+    """`model.init.path` of what begins with the weights of another cell of its grid."""
+    return CELL + signature
+
+
+def weights_identity(path: str) -> str:
+    """What stands for `model.init.path` in a signature: another cell's, or a digest of the weights.
+
+    Raises:
+        InputError: there are none, or they are damaged.
+    """
+    return path if path.startswith(CELL) else f"weights:{weights_content(path)}"
+
+
 def weights_content(path: str) -> str:
     """A digest of the weights that `model.init.path` names. It is remembered by name, size and time of change of the
     file, or of the checkpoints in a run's folder, so that they are read once.

@@ -101,8 +101,10 @@ def test_a_stage_takes_over_its_parents_values_where_it_sets_none(tmp_path: Path
 
 
 def test_signatures_follow_the_parents_and_groups_have_all_seeds(tmp_path: Path) -> None:
-    cells, other = chain(tmp_path), chain(tmp_path, CHAIN.replace("lr: [0.1, 0.2]", "lr: [0.1, 0.2], trainer.devices: [1]")
-                                          .replace("trainer.devices: [1]", "model.width: [64]"))  # fmt: skip
+    cells, other = (
+        chain(tmp_path),
+        chain(tmp_path, CHAIN.replace("lr: [0.1, 0.2]", "lr: [0.1, 0.2], model.width: [64]")),
+    )
     assert not {cell.signature for cell in cells} & {cell.signature for cell in other}
     groups = {cell.group: [] for cell in cells}  # type: ignore[var-annotated]
     for cell in cells:
@@ -161,11 +163,11 @@ WRONG = {
     "twice": ("name: finetune", "name: pretrain", "stages.name: 'pretrain' is given twice"),
     "later": ("from: pretrain", "from: frozen", "grid.yaml:10: stages.from: 'frozen' is no earlier stage"),
     "own typo": ("    exclude: [n_future != 1", "    exclud: [n_future != 1", "unknown key; did you mean 'exclude'?"),
-    "path": ("trainer.max_steps: 3,", "model.init.path: x,", "overrides.model.init.path: follows from the stage's `from`"),
+    "path": ("trainer.max_steps: 3,", "model.init.path: x,", "model.init.path: follows from the stage's `from`"),
     "name of an axis": ("pretrain.n_future]", "pretrain.n_futur]", "unknown name 'pretrain.n_futur'"),
-    "value of no parent": ("[0.1]}\n    exclude", "[0.3]}\n    exclude", "no cell of stage 'pretrain' has any of these"),
-    "seed": ("    from: finetune", "    from: finetune\n    seeds: [7]", "grid.yaml:18: seeds: stage 'finetune', whose weights"),
-    "unknown key": ("{model.heads.n_future: 2,", "{model.heads.n_futur: 2,", "grid.yaml:18: overrides.model.heads.n_futur"),
+    "value of no parent": ("[0.1]}\n    exclude", "[0.3]}\n    exclude", "no cell of stage 'pretrain' has any"),
+    "seed": ("    from: finetune", "    from: finetune\n    seeds: [7]", "grid.yaml:18: seeds: stage 'finetune', whose"),
+    "unknown key": ("{model.heads.n_future: 2,", "{model.heads.n_futur: 2,", "grid.yaml:18: overrides.model.heads"),
     "no stages": (CHAIN[CHAIN.index("stages:"):], "stages: []\n", "stages: must be a list of stages"),
 }  # fmt: skip
 

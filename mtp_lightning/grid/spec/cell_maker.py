@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mtp_lightning.config.initial_weights import check_chained, weights_content
+from mtp_lightning.config.initial_weights import cell_path, check_chained, weights_identity
 from mtp_lightning.config.keys.linked_keys import SEED_KEY
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError
@@ -16,7 +16,6 @@ from mtp_lightning.grid.spec.settings import Setting, is_baseline
 from mtp_lightning.grid.spec.signature import canonical, signature
 from mtp_lightning.grid.spec.stages import parents_values, taken_over, without_stage
 from mtp_lightning.grid.spec.values import is_file, look_up, short_names, shown, value_names
-from mtp_lightning.model.initial import CELL
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class CellMaker:
                     retry=spec.retry,
                     parent=path if parent is None else parent.signature,
                     follows=parent is not None,
-                    parent_label=path if parent is None else f"{spec.ancestors[0]} {parent.group_label}",
+                    parent_label=path if parent is None else parent.label.removesuffix(f" seed={seed}"),
                 )
             )
         return cells
@@ -155,7 +154,7 @@ class CellMaker:
         values = taken_over(values, self.spec.ancestors, common)
         files = {key: self.spec.files[value] for key, value in values.items() if is_file(value)}
         plain = {key: value for key, value in values.items() if key not in files}
-        begun = {"model.init.path": CELL} if self.spec.ancestors else {}
+        begun = {"model.init.path": cell_path()} if self.spec.ancestors else {}
         return [*self.spec.configs, *files.values()], {**begun, **common, **plain, SEED_KEY: seed}
 
     def resolve(self, configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,7 +239,7 @@ def _begun(config: dict[str, Any], parent: str | None) -> dict[str, Any]:
     if parent is None:
         return config
     model = config["model"]
-    return {**config, "model": {**model, "init": {**model["init"], "path": CELL + parent}}}
+    return {**config, "model": {**model, "init": {**model["init"], "path": cell_path(parent)}}}
 
 
 def _begins_with(config: Mapping[str, Any]) -> str | None:
@@ -254,8 +253,8 @@ def _begins_with(config: Mapping[str, Any]) -> str | None:
 def _identity(config: Mapping[str, Any], *, without_seed: bool = False) -> str:
     """The weights that a cell begins with are part of it by their content, and not by their place."""
     path = _begins_with(config)
-    if path is not None and not path.startswith(CELL):
-        init = {**config["model"]["init"], "path": f"weights:{weights_content(path)}"}
+    if path is not None:
+        init = {**config["model"]["init"], "path": weights_identity(path)}
         config = {**config, "model": {**config["model"], "init": init}}
     try:
         return signature(config, without_seed=without_seed)
