@@ -89,5 +89,7 @@ def _check_chained(there: str, their_heads: str, here: str, our_heads: str, init
     for heads in (theirs, ours):
         import_kind(heads)
     with torch.device("meta"):
-        model = MTPModel(BackboneConfig(**json.loads(here)), ours)
-    make_plan(described(name, BackboneConfig(**json.loads(there)), theirs), model, InitConfig(**json.loads(init)))
+        model = MTPModel(BackboneConfig.from_dict(json.loads(here)), ours)
+    make_plan(
+        described(name, BackboneConfig.from_dict(json.loads(there)), theirs), model, InitConfig(**json.loads(init))
+    )

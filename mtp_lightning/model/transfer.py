@@ -237,7 +237,7 @@ def _check_shapes(source: Source, own: Mapping[str, Tensor], plan: Plan, backbon
 def _why(source: Source, backbone: BackboneConfig, taken: str) -> str:
     """What to set, as the end of a message."""
     there, here = asdict(source.backbone), asdict(backbone)
-    differing = [key for key in ("dim", "n_heads", "n_kv_heads") if there[key] != here[key]]
+    differing = [key for key in ("dim", "n_heads", "n_kv_heads", "head_dim") if there[key] != here[key]]
     if differing:
         return "; set " + " and ".join(f"model.backbone.{key}: {there[key]}" for key in differing)
     widths = {*trunk_widths(source.backbone, source.heads)}
@@ -259,7 +259,8 @@ MAY_DIFFER = ("vocab_size", "n_layers", "ffn_dim", "tie_embeddings", "init_std",
 def _check_function(source: Source, backbone: BackboneConfig) -> None:
     """What shapes do not show: with other attention heads the same weights are another function."""
     there, here = asdict(source.backbone), asdict(backbone)
-    there["n_kv_heads"], here["n_kv_heads"] = source.backbone.kv_heads, backbone.kv_heads
+    for keys, config in ((there, source.backbone), (here, backbone)):
+        keys |= {"n_kv_heads": config.kv_heads, "head_dim": config.head_size}  # whether written down or by default
     for key, value in here.items():
         if not key.startswith("rope_") and key not in MAY_DIFFER and there[key] != value:
             raise InputError(

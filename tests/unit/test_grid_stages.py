@@ -166,7 +166,7 @@ WRONG = {
     "path": ("trainer.max_steps: 3,", "model.init.path: x,", "model.init.path: follows from the stage's `from`"),
     "name of an axis": ("pretrain.n_future]", "pretrain.n_futur]", "unknown name 'pretrain.n_futur'"),
     "value of no parent": ("[0.1]}\n    exclude", "[0.3]}\n    exclude", "no cell of stage 'pretrain' has any"),
-    "seed": ("    from: finetune", "    from: finetune\n    seeds: [7]", "grid.yaml:18: seeds: stage 'finetune', whose"),
+    "seed": ("    from: finetune", "    from: finetune\n    seeds: [7]", "grid.yaml:18: seeds: stage 'finetune'"),
     "unknown key": ("{model.heads.n_future: 2,", "{model.heads.n_futur: 2,", "grid.yaml:18: overrides.model.heads"),
     "no stages": (CHAIN[CHAIN.index("stages:"):], "stages: []\n", "stages: must be a list of stages"),
 }  # fmt: skip

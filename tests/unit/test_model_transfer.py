@@ -110,7 +110,7 @@ def test_keep_is_the_very_model(heads: HeadsConfig) -> None:
     _, source = source_of(heads, n_layers=7)
     ours = begun(source, replace(source.backbone, rope_theta=5e5, init_std=0.1), heads)
     assert {n: w.tolist() for n, w in ours.state_dict().items()} == {n: w.tolist() for n, w in source.weights.items()}
-    assert ours.rotary.theta == 5e5
+    assert ours.config.rope_theta == 5e5
 
 
 def test_another_vocabulary_keeps_all_but_the_two_matrices() -> None:
