@@ -22,7 +22,7 @@ ALLOWED = {
     "interop": {"model", "data", "checkpoints", "interop"},
     "checkpoints": {"model", "data", "checkpoints"},
     "metrics": {"objective"},
-    "module": {"divergence", "metrics", "model", "objective", "optimization"},
+    "module": {"checkpoints", "divergence", "metrics", "model", "objective", "optimization"},
     "divergence": set(),
     "strategies": {"model", "checkpoints", "strategies"},
     "tracking": {"tracking"},
