@@ -86,11 +86,11 @@ def enter_namespaces() -> bool:
     _mount(None, "/", None, _RECURSIVE | _PRIVATE)  # nothing that is mounted from here on is seen outside
     if not user:
         for prefix in interpreter():
-            _uncover(Path(prefix))
+            uncover(Path(prefix))
     return True
 
 
-def _uncover(folder: Path) -> None:
+def uncover(folder: Path) -> None:
     """Where a folder above, as /root, lets nobody in: in this mount namespace, hold nothing in it but `folder`."""
     closed = next((above for above in reversed(folder.parents) if not above.stat().st_mode & 1), None)
     if closed is None:

@@ -52,17 +52,18 @@ class Sandbox:
     Args:
         limits: of each program that has none of its own.
         workers: programs that run at once.
-        unsafe: run them with this user's rights where they cannot be confined, and limit only their resources.
+        unsafe: run them with all of this user's rights, and limit only their resources.
+        namespaces: make some in addition, where the kernel lets this user.
 
     Raises:
         SandboxError: on entering: this machine cannot confine a program; says what is missing.
     """
 
-    def __init__(self, limits: Limits = Limits(), workers: int = 1, unsafe: bool = False) -> None:
+    def __init__(self, limits: Limits = Limits(), workers: int = 1, unsafe: bool = False, namespaces: bool = True) -> None:
         self.limits, self.unsafe = limits, unsafe
         self.level = ""
         """What confines the programs: `landlock 7, seccomp, namespaces`; known once entered."""
-        self._servers = [_Server(index, unsafe) for index in range(workers)]
+        self._servers = [_Server(index, unsafe, namespaces) for index in range(workers)]
 
     def __enter__(self) -> Self:
         try:
@@ -128,15 +129,15 @@ class Sandbox:
 class _Server:
     """One process of `server.py`."""
 
-    def __init__(self, index: int, unsafe: bool) -> None:
-        self.index, self.unsafe = index, unsafe
+    def __init__(self, index: int, unsafe: bool, namespaces: bool) -> None:
+        self.index, self.unsafe, self.namespaces = index, unsafe, namespaces
         self.level = ""
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         prefix, landlock = ([], False) if self.unsafe else confinement()
         settings = {
-            "unsafe": self.unsafe, "landlock": landlock, "namespaces": landlock,
+            "unsafe": self.unsafe, "landlock": landlock, "namespaces": landlock and self.namespaces,
             "first_id": (os.getpid() * 64 + self.index) * 4096,
         }  # fmt: skip
         python = [sys.executable, "-s", "-S", "-B", "-P"]
