@@ -3,12 +3,14 @@ own in a private mount namespace, so that one that escapes mounts over nothing o
 
     sandbox_hostile.py MOUNT_NAMESPACE_OF_THE_CALLER USER_ID namespaces|alone|unsafe
 
-prints {name: why it escaped, or ""}; `unsafe`, which is no sandbox, shows that the oracles see what escapes. Every program does harm to what this script made for it, and to nothing else.
+prints {name: why it escaped, or ""}; `unsafe`, which is no sandbox, shows that the oracles see what escapes. Every
+program does harm to what this script made for it, and to nothing else.
 """
 
 import ctypes
 import json
 import os
+import platform
 import resource
 import secrets
 import shutil
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.evaluation.sandbox import Limits, Outcome, Program, Sandbox, SandboxError, confine
+from mtp_lightning.evaluation.sandbox.filters import AUDIT, NUMBERS
 
 MARK = secrets.token_hex(6)
 """In names."""
@@ -32,7 +35,9 @@ KEY = 0x6D7470
 PRELUDE = """
 import ctypes, os, signal, socket, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
-D, VICTIM, ADDRESS, TCP, UDP, MARK, KEY = {settings!r}
+D, VICTIM, ADDRESS, TCP, UDP, MARK, KEY, NUMBERS = {settings!r}
+def call(name, *args):
+    return libc.syscall(NUMBERS[name], *args)
 def attempts(*calls):
     for call in calls:
         try:
@@ -45,11 +50,13 @@ PROGRAMS: dict[str, str] = {
     "async def f(): return sqlite3.connect(':memory:').execute('select 40 + 2').fetchone()[0]\n"
     "print(asyncio.run(f()), open('/dev/null', 'w').write('x'))",
     "fork bomb": "for _ in range(6): attempts(os.fork)\ntime.sleep(0.3)",
-    "fork by vfork and clone3": "attempts(*[lambda n=n: libc.syscall(n, 17, 0, 0, 0, 0) for n in (56, 57)],"
+    "fork by other calls": "attempts(*[lambda n=n: call(n, 17, 0, 0, 0, 0) for n in ('clone', 'fork')],"
     "lambda: os.posix_spawn('/bin/sleep', ['sleep', '1'], {}))\ntime.sleep(0.3)",
-    "threads": "import threading\nattempts(*[threading.Thread(target=time.sleep, args=(0.3,)).start for _ in range(8)])",
+    "threads": "import threading\n"
+    "attempts(*[threading.Thread(target=time.sleep, args=(0.3,)).start for _ in range(8)])",
     "much memory": "x = [bytearray(b'x' * (64 << 20)) for _ in range(12)]\nprint('had it')",
-    "memory in children": "for _ in range(4):\n  if not os.fork():\n    x = b'x' * (100 << 20); time.sleep(0.3); os._exit(0)",
+    "memory in children": "for _ in range(4):\n  if not os.fork():\n"
+    "    x = b'x' * (100 << 20); time.sleep(0.3); os._exit(0)",
     "raise the limits": "import resource\nattempts(*[lambda kind=kind: resource.setrlimit(kind, (1 << 40, 1 << 40))"
     " for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_NPROC)])\n"
     "x = [bytearray(b'x' * (64 << 20)) for _ in range(12)]\nprint('had it')",
@@ -62,7 +69,8 @@ PROGRAMS: dict[str, str] = {
     "write through a shell": "os.execv('/bin/sh', ['sh', '-c', f'echo x > {D}/{MARK}; echo x > /tmp/{MARK}'])",
     "many files": "attempts(*[lambda i=i: open(f'{D}/{MARK}{i}', 'wb').write(b'x' * 99999) for i in range(60)])",
     "delete": "import shutil\nshutil.rmtree(D + '/tree', ignore_errors=True)\nattempts(lambda: os.unlink(D + '/mine'))",
-    "rename and link": "attempts(lambda: os.rename(D + '/mine', D + '/' + MARK), lambda: os.link(D + '/mine', D + '/' + MARK),"
+    "rename and link": "attempts(lambda: os.rename(D + '/mine', D + '/' + MARK), "
+    "lambda: os.link(D + '/mine', D + '/' + MARK),"
     "lambda: os.symlink('/etc', D + '/' + MARK), lambda: os.mkfifo(D + '/' + MARK), lambda: os.mkdir(D + '/' + MARK))",
     "change a mode": "attempts(lambda: os.chmod(D + '/mine', 0o777), lambda: os.chown(D + '/mine', 1, 1),"
     "lambda: libc.syscall(452, -100, (D + '/mine').encode(), 0o777, 0))",
@@ -77,12 +85,14 @@ PROGRAMS: dict[str, str] = {
     "datagram from a pair": "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
     "attempts(lambda: a.sendto(b'x', D + '/datagram'), lambda: a.sendmsg([b'x'], [], 0, D + '/datagram'),"
     "lambda: a.connect(D + '/datagram'), lambda: a.send(b'x'))",
-    "kill by number": "attempts(lambda: os.kill(VICTIM, 9), lambda: libc.syscall(234, VICTIM, VICTIM, 9),"
-    "lambda: libc.syscall(200, VICTIM, 9), lambda: signal.pidfd_send_signal(os.pidfd_open(VICTIM), 9))",
+    "kill by number": "attempts(lambda: os.kill(VICTIM, 9), lambda: call('tgkill', VICTIM, VICTIM, 9),"
+    "lambda: call('tkill', VICTIM, 9), lambda: signal.pidfd_send_signal(os.pidfd_open(VICTIM), 9))",
     "kill by search": "for p in os.listdir('/proc') if os.path.isdir('/proc/1') else ():\n"
     "  attempts(lambda: p.isdigit() and MARK in open(f'/proc/{p}/cmdline').read() and os.kill(int(p), 9))",
-    "kill by a queued signal": "info = ctypes.create_string_buffer(128)\nctypes.memmove(info, (ctypes.c_int * 3)(9, 0, -1), 12)\n"
-    "attempts(lambda: libc.syscall(129, VICTIM, 9, info), lambda: libc.syscall(297, VICTIM, VICTIM, 9, info))",
+    "kill by a queued signal": "info = ctypes.create_string_buffer(128)\n"
+    "ctypes.memmove(info, (ctypes.c_int * 3)(9, 0, -1), 12)\n"
+    "attempts(lambda: call('rt_sigqueueinfo', VICTIM, 9, info),"
+    "lambda: call('rt_tgsigqueueinfo', VICTIM, VICTIM, 9, info))",
     "kill by its limits": "import resource\nattempts(lambda: resource.prlimit(VICTIM, resource.RLIMIT_CPU, (0, 0)))",
     "kill by ownership": "import fcntl\na, b = socket.socketpair()\n"
     "attempts(lambda: fcntl.fcntl(a, 8, VICTIM), lambda: fcntl.fcntl(a, 10, 9),"
@@ -94,7 +104,8 @@ PROGRAMS: dict[str, str] = {
     "own = ctypes.create_string_buffer(12)\n"
     "libc.process_vm_readv(VICTIM, ctypes.byref(V(ctypes.addressof(own), 12)), 1, ctypes.byref(V(ADDRESS, 12)), 1, 0)\n"
     "attempts(lambda: own.value, lambda: os.pread(os.open(f'/proc/{VICTIM}/mem', 0), 12, ADDRESS))",
-    "daemon": "if not os.fork():\n  os.setsid()\n  if not os.fork():\n    libc.prctl(15, MARK.encode()); time.sleep(3)\n  os._exit(0)",
+    "daemon": "if not os.fork():\n  os.setsid()\n  if not os.fork():\n"
+    "    libc.prctl(15, MARK.encode()); time.sleep(3)\n  os._exit(0)",
     "loop for ever": "for s in range(1, 32):\n  attempts(lambda: signal.signal(s, signal.SIG_IGN))\nwhile True: pass",
     "sleep for ever": "while True: time.sleep(9)",
     "stop itself": "attempts(lambda: signal.raise_signal(signal.SIGSTOP))\nwhile True: time.sleep(9)",
@@ -102,9 +113,10 @@ PROGRAMS: dict[str, str] = {
     "errors for ever": "while True: print('x' * 999, file=sys.stderr)",
     "kill itself": "attempts(lambda: signal.raise_signal(signal.SIGKILL), lambda: os.kill(os.getpid(), 9))",
     "user namespace": "attempts(lambda: 'done' if libc.unshare(0x10000000) == 0 else 'refused')",
-    "io_uring": "attempts(lambda: 'done' if libc.syscall(425, 4, bytes(120)) >= 0 else 'refused')",
-    "keyring": "attempts(lambda: 'done' if libc.syscall(248, b'user', MARK.encode(), b'x', 1, -1) >= 0 else 'refused')",
-    "watch a folder": "attempts(lambda: 'done' if libc.inotify_add_watch(libc.inotify_init(), D.encode(), 0x100) >= 0 else 'refused')",
+    "io_uring": "attempts(lambda: 'done' if call('io_uring_setup', 4, bytes(120)) >= 0 else 'refused')",
+    "keyring": "attempts(lambda: 'done' if call('add_key', b'user', MARK.encode(), b'x', 1, -1) >= 0 else 'refused')",
+    "watch a folder": "attempts("
+    "lambda: 'done' if libc.inotify_add_watch(libc.inotify_init(), D.encode(), 0x100) >= 0 else 'refused')",
     "mount": "attempts(lambda: libc.mount(b'none', (D + '/tree').encode(), b'tmpfs', 0, None))",
     "become root": "attempts(lambda: os.setuid(0), lambda: 'done' if os.getuid() == 0 else 'refused')",
     "shared memory": "attempts(lambda: libc.shmget(KEY, 4096, 0o1666))",
@@ -112,7 +124,7 @@ PROGRAMS: dict[str, str] = {
     "attempts(lambda: ctypes.string_at(libc.shmat(libc.shmget(KEY + 1, 0, 0), None, 0), 12))",
     "message queue": "attempts(lambda: libc.msgget(KEY, 0o1666))",
     "semaphores": "attempts(lambda: libc.semget(KEY, 1, 0o1666))",
-    "POSIX queue": "attempts(lambda: 'done' if libc.syscall(240, MARK.encode(), 0o102, 0o666, None) >= 0 else 'refused')",
+    "POSIX queue": "attempts(lambda: 'done' if call('mq_open', MARK.encode(), 0o102, 0o666, None) >= 0 else 'refused')",
     "x32 calls": "libc.syscall(0x40000000 + 39)\nprint('done')",
 }  # fmt: skip
 
@@ -151,7 +163,9 @@ class Scene:
         for listener in self.listeners.values():
             listener.setblocking(False)
         tcp, udp = (self.listeners[name].getsockname()[1] for name in ("TCP", "UDP"))
-        self.settings = (str(self.folder), self.victim.pid, address, tcp, udp, MARK, KEY)
+        column = list(AUDIT).index(platform.machine())
+        numbers = {name: values[column] for name, values in NUMBERS.items() if values[column] is not None}
+        self.settings = (str(self.folder), self.victim.pid, address, tcp, udp, MARK, KEY, numbers)
         self.shared = LIBC.shmget(KEY + 1, 4096, 0o1666)
         LIBC.shmat.restype = ctypes.c_void_p
         ctypes.memmove(LIBC.shmat(self.shared, None, 0), SECRET.encode(), len(SECRET))
@@ -258,8 +272,8 @@ class Peaks:
         self._thread.join()
 
 
-LIMITS = Limits(cpu_seconds=1, memory_mb=256, output_kb=64, wall_factor=20)
-ASLEEP = Limits(cpu_seconds=1, wall_factor=1)
+LIMITS = Limits(cpu_seconds=1.0, memory_mb=256, output_kb=64, wall_factor=20.0)
+ASLEEP = Limits(cpu_seconds=1.0, wall_factor=1.0)
 
 
 def why_escaped(name: str, scene: Scene, outcome: Outcome, peaks: Peaks, quiet: int) -> str:
@@ -276,7 +290,13 @@ def why_escaped(name: str, scene: Scene, outcome: Outcome, peaks: Peaks, quiet: 
         except BlockingIOError:
             continue
         return f"{kind}: the listener heard it"
-    if peaks.processes > quiet + 1 or peaks.memory > 300 or peaks.threads > 1 or peaks.traced or outcome.verdict == "infrastructure":
+    if (
+        peaks.processes > quiet + 1
+        or peaks.memory > 300
+        or peaks.threads > 1
+        or peaks.traced
+        or outcome.verdict == "infrastructure"
+    ):
         return f"{vars(peaks)}, {outcome.verdict}"
     expected: dict[str, Callable[[], bool]] = {
         "benign": lambda: outcome.verdict == "passed" and outcome.stdout == "42 1\n",
@@ -284,7 +304,7 @@ def why_escaped(name: str, scene: Scene, outcome: Outcome, peaks: Peaks, quiet: 
         "raise the limits": lambda: outcome.verdict == "out_of_memory",
         "write for ever": lambda: outcome.verdict == "too_much_output" and len(said) <= 64 << 11,
         "errors for ever": lambda: outcome.verdict == "too_much_output" and len(said) <= 64 << 11,
-        "x32 calls": lambda: "SIGSYS" in outcome.stderr,
+        "x32 calls": lambda: "done" not in outcome.stdout,
         "loop for ever": lambda: (outcome.verdict, outcome.limit) == ("timed_out", "cpu"),
         "sleep for ever": lambda: (outcome.verdict, outcome.limit) == ("timed_out", "wall"),
         "stop itself": lambda: outcome.verdict == "timed_out",

@@ -22,7 +22,7 @@ UNSAID = 81
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 
 
-class Pretence(AssertionError):
+class PretenceError(AssertionError):
     """A result that is equal to what it cannot be equal to."""
 
 
@@ -86,7 +86,7 @@ def _check(space: dict[str, Any], request: Mapping[str, Any], restore: Callable[
             restore()
             if _pretends(value, others):
                 found.append(function.__name__)
-                raise Pretence(f"{function.__name__} returned what is equal to everything")
+                raise PretenceError(f"{function.__name__} returned what is equal to everything")
             last[0] = value
             return value
 
@@ -98,7 +98,7 @@ def _check(space: dict[str, Any], request: Mapping[str, Any], restore: Callable[
     }
     exec(compile(request["check"], "<tests>", "exec", dont_inherit=True), tests)
     if found:
-        raise Pretence(f"{found[0]} returned what is equal to everything")
+        raise PretenceError(f"{found[0]} returned what is equal to everything")
     tests["__last__"] = last[0]
     for statement in filter(None, ("assert __last__ is __other__", request["canary"])):
         for other in others:  # tests that can fail, fail here
@@ -107,7 +107,7 @@ def _check(space: dict[str, Any], request: Mapping[str, Any], restore: Callable[
                 exec(compile(statement, "<canary>", "exec", dont_inherit=True), tests)
             except AssertionError:
                 continue
-            raise Pretence("the tests would hold for any result")
+            raise PretenceError("the tests would hold for any result")
 
 
 def _pretends(value: Any, others: list[Any]) -> bool:
@@ -145,13 +145,14 @@ def _restorer() -> Callable[[], None]:
 
 def _fresh_streams() -> Callable[[str], None]:
     """Standard streams of this process's own; returns what ends them, after a last word on standard error."""
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="replace", closefd=False)
-    streams = [open(i, "w", encoding="utf-8", errors="replace", closefd=False) for i in (1, 2)]
-    sys.stdout = sys.__stdout__ = streams[0]
-    sys.stderr = sys.__stderr__ = streams[1]
+    options = {"encoding": "utf-8", "errors": "replace", "closefd": False}
+    streams: list[Any] = [open(i, mode, **options) for i, mode in enumerate("rww")]  # type: ignore[call-overload] # noqa: SIM115
+    for name, stream in zip(("stdin", "stdout", "stderr"), streams):
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
     def flush(last: str) -> None:
-        for stream in (sys.stdout, sys.stderr, *streams):
+        for stream in (sys.stdout, sys.stderr, *streams[1:]):
             try:
                 stream.flush()
             except (OSError, ValueError, AttributeError):  # closed or replaced by the program

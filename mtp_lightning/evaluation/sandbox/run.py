@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from mtp_lightning.errors import UnavailableError
 from mtp_lightning.evaluation.sandbox import confine
@@ -24,6 +24,7 @@ _START = "import sys; sys.path.insert(0, sys.argv[1]); from mtp_lightning.evalua
     "main(sys.argv[2])"
 )
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
+LIMITS = Limits()
 PATIENCE = 60.0
 """Seconds on top of a program's own wall limit, after which a server counts as hung."""
 _NOTHING_ALLOWED = """
@@ -59,18 +60,20 @@ class Sandbox:
         SandboxError: on entering: this machine cannot confine a program; says what is missing.
     """
 
-    def __init__(self, limits: Limits = Limits(), workers: int = 1, unsafe: bool = False, namespaces: bool = True) -> None:
+    def __init__(
+        self, limits: Limits = LIMITS, workers: int = 1, unsafe: bool = False, namespaces: bool = True
+    ) -> None:
         self.limits, self.unsafe = limits, unsafe
         self.level = ""
         """What confines the programs: `landlock 7, seccomp, namespaces`; known once entered."""
         self._servers = [_Server(index, unsafe, namespaces) for index in range(workers)]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Sandbox":
         try:
             self._servers[0].start()
             self.level = self._servers[0].level
             check = Program(_NOTHING_ALLOWED, check="" if self.unsafe else "assert not open_, open_")
-            outcome = self._servers[0].ask(check, Limits(cpu_seconds=10))
+            outcome = self._servers[0].ask(check, Limits(cpu_seconds=10.0))
             if outcome.verdict != "passed":
                 raise SandboxError(f"the sandbox does not hold here ({self.level}): {outcome.stderr.strip()}")
         except BaseException:
@@ -154,7 +157,8 @@ class _Server:
             self.start()
         used = program.limits or limits
         text = json.dumps(program.request(limits)).encode()
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         try:
             self._process.stdin.write(struct.pack("=I", len(text)))
             while text:
@@ -184,7 +188,8 @@ class _Server:
             self._process = None
 
     def _receive(self, seconds: float) -> dict[str, Any]:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         pipe, content, wanted = self._process.stdout.fileno(), b"", 4
         while len(content) < wanted:
             if not select.select([pipe], [], [], seconds)[0]:
@@ -214,12 +219,16 @@ def confinement() -> tuple[list[str], bool]:
     """
     here = f"{platform.system()} {platform.release()} on {platform.machine()}"
     if platform.system() != "Linux" or platform.machine() not in AUDIT:
-        raise SandboxError(f"programs are confined on Linux, on {' and '.join(AUDIT)}, alone: this is {here}. {_UNSAFE}")
+        raise SandboxError(
+            f"programs are confined on Linux, on {' and '.join(AUDIT)}, alone: this is {here}. {_UNSAFE}"
+        )
     if confine.landlock_abi():
         return [], True
     found = shutil.which("bwrap")
     if found is None:
-        raise SandboxError(f"programs cannot be confined: {here} has no Landlock, and bwrap is not installed. {_UNSAFE}")
+        raise SandboxError(
+            f"programs cannot be confined: {here} has no Landlock, and bwrap is not installed. {_UNSAFE}"
+        )
     return bubblewrap(found), False
 
 

@@ -23,9 +23,10 @@ from mtp_lightning.evaluation.sandbox import confine
 from mtp_lightning.evaluation.sandbox.driver import UNSAID, run_program
 
 WARM = (
-    "typing collections collections.abc itertools functools math cmath re heapq bisect operator string random copy "
-    "datetime statistics fractions decimal hashlib json dataclasses enum sys os queue calendar time textwrap array"
-).split()
+    "typing", "collections.abc", "itertools", "functools", "math", "cmath", "re", "heapq", "bisect", "operator",
+    "string", "random", "copy", "datetime", "statistics", "fractions", "decimal", "hashlib", "json", "dataclasses",
+    "enum", "queue", "calendar", "textwrap", "array",
+)  # fmt: skip
 """Modules that programs of the benchmarks import."""
 REPORT_BYTES = 16 << 20
 """Most that the results of calls may have."""
@@ -169,9 +170,7 @@ def _watch(
     }  # fmt: skip
 
 
-def judge(
-    report: bytes, nonce: str, status: int, cpu: float, most_cpu: float, limit: str
-) -> tuple[str, str, str]:
+def judge(report: bytes, nonce: str, status: int, cpu: float, most_cpu: float, limit: str) -> tuple[str, str, str]:
     """(verdict, detail, limit) by what a child reported, and how it ended.
 
     Args:

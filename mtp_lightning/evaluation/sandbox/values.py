@@ -79,7 +79,10 @@ def decode(value: Any) -> Any:
         return bytes.fromhex(content)
     if kind == "dict":
         return {_hashable(decode(key)): decode(item) for key, item in content}
-    return {"list": list, "tuple": tuple, "set": lambda items: set(map(_hashable, items))}[kind](map(decode, content))
+    items = map(decode, content)
+    if kind == "set":
+        return {_hashable(item) for item in items}
+    return tuple(items) if kind == "tuple" else [*items]
 
 
 def _hashable(value: Any) -> Any:
