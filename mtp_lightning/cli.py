@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate polynomial": ("mtp_lightning.probes.command:polynomial_command", "polynomial arithmetic, by operations"),
     "evaluate star-graph": ("mtp_lightning.probes.command:star_graph_command", "path finding in star graphs"),
+    "evaluate score": ("mtp_lightning.evaluation.score_command:score_command", "run and score programs from anywhere"),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
     "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),
