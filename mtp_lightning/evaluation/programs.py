@@ -88,7 +88,7 @@ def score(
         SandboxError: one could not be run; nothing is scored.
     """
     task.prepare(sandbox)
-    results = [Scored({name: True for name in task.scores}) for _ in sources]
+    results = [Scored(dict.fromkeys(task.scores, True)) for _ in sources]
     waiting: dict[int, tuple[int, Job, int]] = {}
     firsts: dict[int, int] = {}  # sample -> the place of its first wrong job
 
@@ -98,7 +98,7 @@ def score(
             progress(sample, len(sources))
             jobs = task.jobs(task_id, source)
             if not jobs:
-                results[sample] = Scored({name: False for name in task.scores}, "failed", detail="no program")
+                results[sample] = Scored(dict.fromkeys(task.scores, False), "failed", detail="no program")
             for place, job in enumerate(jobs):
                 if any(results[sample].passed[name] for name in job.scores):
                     waiting[number] = (sample, job, place)
@@ -110,7 +110,7 @@ def score(
         if job.right(outcome):
             continue
         before = results[sample]
-        passed = before.passed | {name: False for name in job.scores}
+        passed = before.passed | dict.fromkeys(job.scores, False)
         if place <= firsts.get(sample, place):
             firsts[sample] = place
             verdict: Verdict = "failed" if outcome.verdict == "passed" else outcome.verdict

@@ -49,11 +49,9 @@ def score_command(
 
     check_json(json)
     check_json(details)
-    for name, value in (("task", task), ("data", data)):
-        if value is None:
-            raise InputError(f"--{name} is needed: `mtp evaluate score FILE.jsonl --task humaneval --data FILE`")
-    assert task is not None
-    assert data is not None
+    if task is None or data is None:
+        missing = "task" if task is None else "data"
+        raise InputError(f"--{missing} is needed: `mtp evaluate score FILE.jsonl --task humaneval --data FILE`")
     check_value("workers", workers, Kept)
     limits = Limits(cpu_seconds=cpu_seconds, memory_mb=memory_mb)
     found = code_task(task, data)

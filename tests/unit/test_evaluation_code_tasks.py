@@ -94,10 +94,10 @@ def test_humaneval(tmp_path: Path, sandbox: Sandbox) -> None:
 def test_humaneval_plus(tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     task = humaneval(write(tmp_path / "plus.jsonl", ADD_PLUS))
-    found = scores(
-        task, sandbox, "    return a + b\n", "    return int(a + b)\n", "    return a + b + 1e-9\n", "    return None\n",
-        "    return a + b if b else x\n", "    import time\n    while a > 5: pass\n    return a + b\n",
-    )  # fmt: skip
+    endless = "a + b if a < 5 else [x for x in iter(int, 1)]"
+    bodies = ("a + b", "int(a + b)", "a + b + 1e-9", "None", "a + b if b else x", endless)
+    with Sandbox(Limits(cpu_seconds=1.0, wall_factor=50.0)) as short:
+        found = scores(task, short, *(f"    return {body}\n" for body in bodies))
     passed = [(one.passed[""], one.passed["plus"]) for one in found]
     assert passed == [(True, True), (True, False), (False, False), (False, False), (True, True), (True, False)]
     assert found[-1].verdict == "timed_out"
@@ -126,15 +126,15 @@ def test_what_evalplus_takes_as_equal() -> None:
     assert is_right("similar_elements", [], (4, 5), (5, 4), 0)
     assert is_right("check_str", [], 0, True, 0)
     assert not is_right("check_str", [], None, True, 0)
-    assert is_right("surface_Area", [3, 4], 33.95751, 33, 1e-3)
+    assert is_right("surface_Area", [3, 4], 34.63201, 33, 1e-3)
     assert not is_right("surface_Area", [3, 4], 34.0, 33, 1e-3)
     assert is_right("digit_distance_nums", [123, 256], 7, 0, 0)
 
 
 def mbpp_row(number: int, **more: Any) -> dict[str, Any]:
     return {
-        "task_id": number, "text": f"Write f{number}.", "code": f"def f{number}(x):\r\n  return x", "test_setup_code": "",
-        "test_list": [f"assert f{number}({i}) == {i}" for i in (1, 2, 3)], "challenge_test_list": [],
+        "task_id": number, "text": f"Write f{number}.", "code": f"def f{number}(x):\r\n  return x",
+        "test_setup_code": "", "test_list": [f"assert f{number}({i}) == {i}" for i in (1, 2, 3)], "challenge_test_list": [],
     } | more  # fmt: skip
 
 
@@ -216,12 +216,13 @@ def test_cruxeval(tmp_path: Path, sandbox: Sandbox) -> None:
         assert text.count("[PYTHON]") == 3
         assert "\\" not in text
     found = scores(
-        output, sandbox, "assert f('x', 'y') == 'xy'\n[/ANSWER] == 3", "'x' + 'y'", "f('x', 'y')", "'xz'", "'xy' == 'xy'",
-        "1 or True", "type('E', (), {'__eq__': lambda a, b: True})()", "'xy'; import os; os._exit(0)",
+        output, sandbox, "assert f('x', 'y') == 'xy'\n[/ANSWER] == 3", "'x' + 'y'", "f('x', 'y')", "'xz'",
+        "'xy' == 'xy'", "1 or True", "type('E', (), {'__eq__': lambda a, b: True})()", "'xy'; import os; os._exit(0)",
     )  # fmt: skip
     assert [one.passed[""] for one in found] == [True, True, False, False, True, False, False, False]
     found = scores(
-        given, sandbox, "assert f('', 'xy') == 'xy'\n[/ANSWER]", "f('xy', '')", "'xy'", "f('y', 'x')", "f(1, 2) or True",
+        given, sandbox, "assert f('', 'xy') == 'xy'\n[/ANSWER]", "f('xy', '')", "'xy'", "f('y', 'x')",
+        "f(1, 2) or True",
     )  # fmt: skip
     assert [one.passed[""] for one in found] == [True, True, False, False, False]
     assert (answered_output("a == b == c"), answered_input("assert f(1) == 2")) == ("b", "f(1)")
@@ -262,7 +263,8 @@ def test_apps_and_codecontests(tmp_path: Path, sandbox: Sandbox) -> None:
     )
     assert task.prompts == {"stdin/0": f"\nQUESTION:\nQ\n{starter}\nUse Call-Based format\n\nANSWER:\n"}
     found = scores(
-        task, sandbox, starter + "\n        return (a, *b)", "def join(a, b): return [a] + b", "def join(a, b): return [3]",
+        task, sandbox, starter + "\n        return (a, *b)", "def join(a, b): return [a] + b",
+        "def join(a, b): return [3]",
     )  # fmt: skip
     assert [one.passed[""] for one in found] == [True, True, False]
     contests = {

@@ -258,7 +258,7 @@ def test_a_server_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(run, "_START", "raise OSError(28, 'No space left on device')")
         assert sandbox._servers[0]._process is not None
         sandbox._servers[0]._process.kill()
-        with pytest.raises(SandboxError, match="server ended: OSError: .*No space left"):
+        with pytest.raises(SandboxError, match=r"server ended: OSError: .*No space left"):
             list(sandbox.run([Program(GOOD, check=CHECK)]))
 
 

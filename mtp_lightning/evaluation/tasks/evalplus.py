@@ -132,7 +132,7 @@ def is_right(entry: str, arguments: Sequence[Any], result: Any, expected: Any, a
     """Whether a result counts as the expected one; by EvalPlus's rules, with its exceptions by function."""
     try:
         if entry == "find_zero":
-            return abs(sum(c * math.pow(result, i) for i, c in enumerate(arguments[0]))) <= atol
+            return bool(abs(sum(c * math.pow(result, i) for i, c in enumerate(arguments[0]))) <= atol)
         if entry in AS_SETS:
             return set(result) == set(expected)
         if entry in NOT_NONE:

@@ -24,7 +24,7 @@ def humaneval(path: str | Path) -> CodeTask:
     rows = read_rows(path, FIELDS | more, "HumanEval+" if is_plus else "HumanEval")
     check_distinct(path, [row["task_id"] for row in rows])
     by_id = {row["task_id"]: row for row in rows}
-    prompts = {task_id: row["prompt"] for task_id, row in by_id.items()}
+    prompts: dict[str, str] = {task_id: row["prompt"] for task_id, row in by_id.items()}
     canonical = {task_id: row["canonical_solution"] for task_id, row in by_id.items()}
 
     def assemble(task_id: str, completion: str) -> str:
