@@ -61,6 +61,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "what random programs give, by operations",
     ),
     "evaluate pairs": ("mtp_lightning.probes.command:pairs_command", "whole answers of pairs, and their loss"),
+    "evaluate score": ("mtp_lightning.evaluation.score_command:score_command", "run and score programs from anywhere"),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
     "data pairs": ("mtp_lightning.data.command:pairs_command", "questions about generated stories, as JSON lines"),
     "data sample": (
