@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 _GRID = "mtp_lightning.grid.commands:Grid"
+_EVALUATE = "mtp_lightning.evaluation.command:Evaluate"
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": (
         "mtp_lightning.config.commands:fit",
@@ -51,6 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate polynomial": ("mtp_lightning.probes.command:polynomial_command", "polynomial arithmetic, by operations"),
     "evaluate star-graph": ("mtp_lightning.probes.command:star_graph_command", "path finding in star graphs"),
+    "evaluate gsm8k": (f"{_EVALUATE}.gsm8k", "word problems: exact match and majority vote"),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
     "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),

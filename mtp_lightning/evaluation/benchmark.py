@@ -1,0 +1,85 @@
+"""What a benchmark is: prompts, where an answer ends, and how answers are judged."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.evaluation.samples import Sample
+
+Domain = Literal["code", "prose", "maths"]
+
+
+@dataclass
+class Judged:
+    """What became of the samples of one temperature."""
+
+    scores: dict[str, list[float]]
+    """Name (`pass_at_1`, `plus/pass_at_10`, `majority_at_8`, `rouge_l`) -> a score of every problem, in order."""
+    verdicts: Counter[str] = field(default_factory=Counter)
+    """How many samples passed, failed, ran out of time ..."""
+    passed: dict[tuple[str, int], bool] = field(default_factory=dict)
+    """(task_id, number of the sample) -> whether it passed, where that is asked."""
+
+
+class Benchmark(ABC):
+    """
+    Args:
+        prompts: task_id -> prompt, in order.
+    """
+
+    name: str
+    """Part of the names of metrics: `eval/<name>/pass_at_1`."""
+    domain: Domain
+    stops: tuple[str, ...] = ()
+    max_new_tokens: int = 512
+    """Of an answer, where the command is not given another number."""
+    shots: str = ""
+    """Worked examples at the beginning of every prompt. A prompt that has lost some of them is another task."""
+
+    def __init__(self, prompts: Mapping[str, str]) -> None:
+        self.prompts = dict(prompts)
+        self.order = list(prompts)
+        """All problems, also those that are not asked."""
+
+    def limit(self, count: int | None) -> None:
+        """Ask the first `count` problems only."""
+        self.prompts = dict(list(self.prompts.items())[:count])
+
+    def encode(self, tokenizer: Tokenizer, task_id: str) -> list[int]:
+        return tokenizer.encode(self.prompts[task_id])
+
+    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Tokens that end an answer, besides the end-of-document token."""
+        return ()
+
+    @abstractmethod
+    def judge(self, samples: Sequence[Sample], ks: Sequence[int]) -> Judged:
+        """
+        Args:
+            samples: as many of every problem.
+            ks: none above that number.
+        """
+
+
+def by_problem(prompts: Mapping[str, str], samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """task_id -> its samples in order of their numbers, for the problems asked."""
+    found: dict[str, list[Sample]] = {task_id: [] for task_id in prompts}
+    for sample in sorted(samples, key=lambda sample: sample.sample):
+        if sample.task_id in found:
+            found[sample.task_id].append(sample)
+    return found
+
+
+def pass_scores(passed: Mapping[str, Sequence[bool]], ks: Sequence[int]) -> dict[str, list[float]]:
+    """`pass_at_k` of every problem, from whether its samples passed."""
+    return {f"pass_at_{k}": [pass_at_k(len(found), sum(found), k) for found in passed.values()] for k in ks}
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """TODO: w-sand's"""
+    import math
+
+    return 1 - math.comb(n - c, k) / math.comb(n, k)

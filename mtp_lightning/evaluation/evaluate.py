@@ -1,0 +1,286 @@
+"""A benchmark asked of a model: what can be refused is refused first, then samples are written, then judged."""
+
+import hashlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+
+from mtp_lightning.checkpoints.verify import digest
+from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.errors import InputError
+from mtp_lightning.evaluation.benchmark import Benchmark, Judged
+from mtp_lightning.evaluation.samples import SampleFile
+from mtp_lightning.evaluation.temperatures import Chosen, Select, choose, fixed_temperatures
+from mtp_lightning.evaluation.write_samples import Prompt, Writing, fit_prompt, prompt_room, write_samples
+from mtp_lightning.files import try_writing
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.ranges import Kept, Range, Seed, check_value, declared
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_SECONDS_BETWEEN_REPORTS = 10.0
+
+
+class Subject(NamedTuple):
+    """The model that is asked."""
+
+    model: MTPModel
+    tokenizer: Tokenizer
+    context: int | None
+    """Positions of a window it was trained on; None where nobody knows."""
+    step: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a benchmark is asked.
+
+    Raises:
+        InputError: numbers that cannot be, or that do not go together.
+    """
+
+    samples: Kept = 20
+    temperatures: tuple[Annotated[float, Range(least=0, most=100)], ...] = (0.2, 0.8)
+    k: tuple[Kept, ...] = (1, 10)
+    select: Select = "oracle"
+    top_p: Annotated[float, Range(above=0, most=1)] | None = 0.95
+    seed: Seed = 0
+    limit: Kept | None = None
+    """The first problems only."""
+    max_new_tokens: Kept | None = None
+    """By default the benchmark's own number, or half of the context, if that is less."""
+    heads_used: Kept | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Range(least=1, most=4096)] = 16
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        for name, hint in declared(Plan).items():
+            check_value(name, getattr(self, name), hint)
+        for name in ("temperatures", "k"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise InputError(f"{name} is {[*values]}: it has a number twice")
+        if max(self.k) > self.samples:
+            raise InputError(f"k is {max(self.k)}, and pass@k needs at least k samples: samples is {self.samples}")
+        if not any(self.temperatures) and max(self.k) > 1:
+            raise InputError("k is above 1 at temperature 0, where all samples are the same: give --k '[1]'")
+        fixed_temperatures(self.select, self.temperatures, self.k)
+
+    def samples_at(self, temperature: float) -> int:
+        """Greedy samples would all be the same."""
+        return 1 if temperature == 0 else self.samples
+
+    def ks_at(self, temperature: float) -> list[int]:
+        return [k for k in self.k if k <= self.samples_at(temperature)]
+
+
+class AtTemperature(NamedTuple):
+    """What was found at one temperature."""
+
+    judged: Judged
+    counts: dict[str, int]
+    """Over everything that the file holds, as `write_batch` counts."""
+    ended: Counter[str]
+    cut: int
+    """Problems whose prompt was longer than the context has room for."""
+    file: Path
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return _ratio(self.counts.get("accepted", 0), self.counts.get("forwards", 0))
+
+    @property
+    def acceptance(self) -> dict[int, float]:
+        """Head -> share of its drafts that were right, of those whose turn came."""
+        return acceptance(self.counts)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a benchmark found out."""
+
+    benchmark: Benchmark
+    chosen: dict[str, Chosen]
+    """Name of a score -> its value, at which temperature, and how sure."""
+    at: dict[float, AtTemperature]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Over all temperatures."""
+        total: Counter[str] = Counter()
+        for found in self.at.values():
+            total.update(found.counts)
+        return dict(total)
+
+    def metrics(self) -> dict[str, float]:
+        """As MLflow has them: `eval/<task>/pass_at_k`, `.../temperature_at_k`, `.../tokens_per_forward`,
+        `.../acceptance/head_i`."""
+        found: dict[str, float] = {}
+        for name, chosen in self.chosen.items():
+            found |= {name: chosen.value, temperature_name(name): chosen.temperature}
+        counts = self.counts
+        if counts.get("forwards"):
+            found["tokens_per_forward"] = _ratio(counts["accepted"], counts["forwards"])
+        found |= {f"acceptance/head_{head}": share for head, share in acceptance(counts).items()}
+        return {f"eval/{self.benchmark.name}/{name}": value for name, value in found.items()}
+
+
+def temperature_name(score: str) -> str:
+    """`pass_at_10` -> `temperature_at_10`; of other scores `rouge_l` -> `rouge_l/temperature`."""
+    if "pass_at_" in score:
+        return score.replace("pass_at_", "temperature_at_")
+    return f"{score}/temperature"
+
+
+def acceptance(counts: Mapping[str, int]) -> dict[int, float]:
+    heads = sorted(int(name.removeprefix("turns_")) for name in counts if name.startswith("turns_"))
+    return {head: counts[f"right_{head}"] / counts[f"turns_{head}"] for head in heads if counts[f"turns_{head}"]}
+
+
+def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data: str) -> Results:
+    """
+    Args:
+        out: folder for the samples, a file for each temperature.
+        data: hash of the benchmark's file.
+
+    Raises:
+        InputError: before anything is written.
+    """
+    benchmark.limit(plan.limit)
+    max_new_tokens = plan.max_new_tokens or min(benchmark.max_new_tokens, max((subject.context or 10**9) // 2, 1))
+    prompts = make_prompts(subject, benchmark, max_new_tokens)
+    most = subject.model.heads_config.max_heads_used
+    engine = Engine(subject.model, most if plan.heads_used == "auto" else plan.heads_used, DTYPES[plan.dtype])
+    model = model_digest(subject)
+    files: dict[float, tuple[SampleFile, Writing]] = {}
+    for temperature in plan.temperatures:
+        writing = Writing(
+            temperature, plan.top_p if temperature else None, plan.seed if temperature else 0, max_new_tokens,
+            benchmark.stops, benchmark.stop_ids(subject.tokenizer), plan.heads_used, plan.batch_size,
+        )  # fmt: skip
+        made_with = {"task": benchmark.name, "data": data, "model": model, **described(writing, engine, plan, subject)}
+        name = f"{benchmark.name}_step_{subject.step}_temperature_{temperature:g}.jsonl"
+        files[temperature] = SampleFile(out / name, made_with), writing
+    check_out(out)
+    for file, _ in files.values():
+        file.check()
+    at: dict[float, AtTemperature] = {}
+    with ExitStack() as stack:
+        for file, _ in files.values():
+            stack.enter_context(file)
+        for temperature, (file, writing) in files.items():
+            report = _Reporter(f"{benchmark.name}, temperature {temperature:g}")
+            samples = plan.samples_at(temperature)
+            write_samples(file, engine, subject.tokenizer, prompts, samples, writing, report)
+            file.put_in_order(benchmark.order)
+    for temperature, (file, _) in files.items():
+        at[temperature] = judge(benchmark, file, plan, temperature, prompts)
+    return Results(benchmark, choose_all(at, plan), at)
+
+
+def make_prompts(subject: Subject, benchmark: Benchmark, max_new_tokens: int) -> list[Prompt]:
+    """
+    Raises:
+        InputError: the context has no room for the worked examples.
+    """
+    room = prompt_room(subject.context, max_new_tokens)
+    shots = len(subject.tokenizer.encode(benchmark.shots)) if benchmark.shots else 0
+    if room is not None and shots >= room:
+        raise InputError(
+            f"{benchmark.name} begins with worked examples of {shots} tokens, and of the {subject.context} tokens that "
+            f"the model was trained on {max_new_tokens} are for the answer (max_new_tokens): they do not fit"
+        )
+    tokenizer = subject.tokenizer
+    return [fit_prompt(i, benchmark.encode(tokenizer, i), tokenizer, room) for i in benchmark.prompts]
+
+
+def judge(
+    benchmark: Benchmark, file: SampleFile, plan: Plan, temperature: float, prompts: Sequence[Prompt]
+) -> AtTemperature:
+    asked = {prompt.task_id for prompt in prompts}
+    most = plan.samples_at(temperature)
+    samples = [s for s in file.samples.values() if s.task_id in asked and s.sample < most]
+    judged = benchmark.judge(samples, plan.ks_at(temperature))
+    ended = Counter[str](sample.ended for sample in samples)
+    return AtTemperature(judged, file.counts, ended, sum(prompt.cut for prompt in prompts), file.path)
+
+
+def choose_all(at: Mapping[float, AtTemperature], plan: Plan) -> dict[str, Chosen]:
+    """Of every score, the temperature that it is reported at. A temperature that was fixed for a k holds for all scores
+    of that k (`majority_at_10` too); those without a k take the first one."""
+    fixed = fixed_temperatures(plan.select, plan.temperatures, plan.k)
+    chosen: dict[str, Chosen] = {}
+    for name in dict.fromkeys(name for found in at.values() for name in found.judged.scores):
+        values = {t: found.judged.scores[name] for t, found in at.items() if name in found.judged.scores}
+        k = name.rpartition("_at_")[2]
+        only = fixed.get(int(k) if k.isdigit() else 0, plan.temperatures[0]) if fixed else None
+        if only is None or only in values:
+            chosen[name] = choose(values, only)
+    return chosen
+
+
+def model_digest(subject: Subject) -> str:
+    """Of the weights, and of what else makes one model another."""
+    model = subject.model
+    settings = {"backbone": repr(model.config), "heads": repr(model.heads_config)}
+    return digest(model.state_dict(), settings | {"tokenizer": subject.tokenizer.fingerprint})
+
+
+def described(writing: Writing, engine: Engine, plan: Plan, subject: Subject) -> dict[str, Any]:
+    """What decides the samples, beside task, data and model. Heads and batch do not: in float32 the texts are the
+    same."""
+    return {
+        "temperature": writing.temperature,
+        "top_p": writing.top_p,
+        "seed": writing.seed,
+        "max_new_tokens": writing.max_new_tokens,
+        "stops": [*writing.stops, *writing.stop_ids],
+        "context": subject.context,
+        "dtype": plan.dtype,
+        "device": engine.device.type,
+    } | ({"heads_used": plan.heads_used} if plan.dtype != "fp32" else {})
+
+
+def file_hash(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def check_out(out: Path) -> None:
+    """
+    Raises:
+        InputError: nothing can be written there.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"out: '{out}' is a file, and has to be a folder, or a new name")
+        try_writing(out)
+    except OSError as error:
+        raise InputError(f"out: '{out}' cannot be written to: {error.strerror}") from error
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+class _Reporter:
+    """A line on standard error now and then."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.begun, self.last, self.first = what, time.monotonic(), 0.0, -1
+
+    def __call__(self, done: int, all_: int) -> None:
+        now = time.monotonic() - self.begun
+        self.first = done if self.first < 0 else self.first
+        if done == self.first or (done < all_ and now - self.last < _SECONDS_BETWEEN_REPORTS):
+            return
+        self.last = now
+        left = now / (done - self.first) * (all_ - done)
+        rest = f", about {left:.0f} s left" if done < all_ else ""
+        print(f"{self.what}: {done:,} of {all_:,} samples after {now:.0f} s{rest}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""One benchmark a file: rows -> prompts, answer -> score."""
