@@ -94,4 +94,6 @@ def load(ckpt: Path) -> "LoadedModel":
 
 
 def evaluation_folder(ckpt: Path) -> Path:
-    return (ckpt if ckpt.is_dir() else ckpt.parent) / "evaluation"
+    """In the folder of the run, or of a file that belongs to none."""
+    folder = ckpt if ckpt.is_dir() else ckpt.parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation"
