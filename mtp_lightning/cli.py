@@ -53,6 +53,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate polynomial": ("mtp_lightning.probes.command:polynomial_command", "polynomial arithmetic, by operations"),
     "evaluate star-graph": ("mtp_lightning.probes.command:star_graph_command", "path finding in star graphs"),
     "evaluate gsm8k": (f"{_EVALUATE}.gsm8k", "word problems: exact match and majority vote"),
+    "evaluate lm-eval": (
+        "mtp_lightning.evaluation.lm_eval_command:lm_eval_command",
+        "tasks of lm-eval: log-likelihoods by head 1, texts by self-speculative decoding",
+    ),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
     "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),
