@@ -80,7 +80,8 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subject: Subject) -> 
         data = tmp_path / f"{name}.json"
         data.write_text("\n".join(map(json.dumps, rows[name])))
         (folder / f"{name}.yaml").write_text(
-            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n{task}"
+            f"task: {name}\ntest_split: test\ndataset_path: json\n"
+            f"dataset_kwargs: {{data_files: {{test: {data}}}}}\n{task}"
         )
     return folder
 
