@@ -1,1 +1,1 @@
-"""What a model can do: benchmarks, samples on disk, code that runs in a sandbox."""
+"""What models can do: benchmarks, the sandbox in which their programs run, and the figures made of the outcomes."""

@@ -1,1 +1,1 @@
-"""One benchmark a file: rows -> prompts, answer -> score."""
+"""The benchmarks, one file each: rows -> prompts, completion -> program, outcome -> score. No torch."""
