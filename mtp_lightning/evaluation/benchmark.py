@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
-from mtp_lightning.evaluation.samples import Sample
+from mtp_lightning.evaluation.passk import pass_at_k
+from mtp_lightning.evaluation.samples import Prompt, Sample
 
 Domain = Literal["code", "prose", "maths"]
 
@@ -48,8 +49,20 @@ class Benchmark(ABC):
         """Ask the first `count` problems only."""
         self.prompts = dict(list(self.prompts.items())[:count])
 
-    def encode(self, tokenizer: Tokenizer, task_id: str) -> list[int]:
-        return tokenizer.encode(self.prompts[task_id])
+    def prompt(self, tokenizer: Tokenizer, task_id: str, room: int | None) -> Prompt:
+        """
+        Args:
+            room: the most tokens that it may have.
+        """
+        return fit_prompt(task_id, tokenizer.encode(self.prompts[task_id]), tokenizer, room)
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Called before anything is written.
+
+        Raises:
+            InputError: the model cannot be asked.
+            UnavailableError: its answers cannot be judged on this machine.
+        """
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Tokens that end an answer, besides the end-of-document token."""
@@ -78,8 +91,10 @@ def pass_scores(passed: Mapping[str, Sequence[bool]], ks: Sequence[int]) -> dict
     return {f"pass_at_{k}": [pass_at_k(len(found), sum(found), k) for found in passed.values()] for k in ks}
 
 
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """TODO: w-sand's"""
-    import math
-
-    return 1 - math.comb(n - c, k) / math.comb(n, k)
+def fit_prompt(task_id: str, ids: Sequence[int], tokenizer: Tokenizer, room: int | None) -> Prompt:
+    """The last `room` tokens of a prompt, where it is longer; a model has to be given at least one token, so an empty
+    prompt is the end of a document, after which another begins."""
+    whole = list(ids) or [tokenizer.eos_id]
+    if room is None or len(whole) <= room:
+        return Prompt(task_id, whole)
+    return Prompt(task_id, whole[-room:], cut=True)

@@ -17,9 +17,9 @@ from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.benchmark import Benchmark, Judged
-from mtp_lightning.evaluation.samples import SampleFile
+from mtp_lightning.evaluation.samples import Prompt, SampleFile
 from mtp_lightning.evaluation.temperatures import Chosen, Select, choose, fixed_temperatures
-from mtp_lightning.evaluation.write_samples import Prompt, Writing, fit_prompt, prompt_room, write_samples
+from mtp_lightning.evaluation.write_samples import Writing, prompt_room, write_samples
 from mtp_lightning.files import try_writing
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.ranges import Kept, Range, Seed, check_value, declared
@@ -154,6 +154,7 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
         InputError: before anything is written.
     """
     benchmark.limit(plan.limit)
+    benchmark.check(subject.tokenizer)
     max_new_tokens = plan.max_new_tokens or min(benchmark.max_new_tokens, max((subject.context or 10**9) // 2, 1))
     prompts = make_prompts(subject, benchmark, max_new_tokens)
     most = subject.model.heads_config.max_heads_used
@@ -197,8 +198,7 @@ def make_prompts(subject: Subject, benchmark: Benchmark, max_new_tokens: int) ->
             f"{benchmark.name} begins with worked examples of {shots} tokens, and of the {subject.context} tokens that "
             f"the model was trained on {max_new_tokens} are for the answer (max_new_tokens): they do not fit"
         )
-    tokenizer = subject.tokenizer
-    return [fit_prompt(i, benchmark.encode(tokenizer, i), tokenizer, room) for i in benchmark.prompts]
+    return [benchmark.prompt(subject.tokenizer, task_id, room) for task_id in benchmark.prompts]
 
 
 def judge(

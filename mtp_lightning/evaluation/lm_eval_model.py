@@ -18,8 +18,10 @@ from typing_extensions import override
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import HeadsUsed
 from mtp_lightning.errors import InputError
+from mtp_lightning.evaluation.benchmark import fit_prompt
 from mtp_lightning.evaluation.evaluate import Subject
-from mtp_lightning.evaluation.write_samples import Prompt, Writing, fit_prompt, prompt_room, write_batch
+from mtp_lightning.evaluation.samples import Prompt
+from mtp_lightning.evaluation.write_samples import Writing, prompt_room, write_batch
 from mtp_lightning.shapes import Int
 
 NO_CONTEXT = 2048

@@ -41,6 +41,15 @@ class Sample(NamedTuple):
         return {"sample": self.sample, "ended": self.ended} | ({"cut": True} if self.cut else {})
 
 
+class Prompt(NamedTuple):
+    """A problem as the model sees it."""
+
+    task_id: str
+    ids: list[int]
+    cut: bool = False
+    """Whether its beginning was cut off."""
+
+
 def sample_seed(seed: int, task_id: str, sample: int) -> int:
     """Below 2^32, since torch's generator on the CPU takes no more. By the problem's name, so that neither its place in
     the data nor how many problems are asked matters."""

@@ -7,7 +7,6 @@ stop begins.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
@@ -17,20 +16,11 @@ from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, HeadsUsed, Step, stream
 from mtp_lightning.decoding.measure import acceptance_counts
 from mtp_lightning.errors import InputError
-from mtp_lightning.evaluation.samples import Ended, Sample, SampleFile, sample_seed
+from mtp_lightning.evaluation.samples import Ended, Prompt, Sample, SampleFile, sample_seed
 
 _BROKEN = "\ufffd"
 _LEAD = 8
 """Tokens of a prompt, at most, of which its last characters are made."""
-
-
-class Prompt(NamedTuple):
-    """A problem as the model sees it."""
-
-    task_id: str
-    ids: list[int]
-    cut: bool = False
-    """Whether its beginning was cut off."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +43,6 @@ class Writing:
             return Sampling()
         seeds = tuple(sample_seed(self.seed, prompt.task_id, number) for prompt, number in asked)
         return Sampling(self.temperature, top_p=self.top_p, seeds=seeds)
-
-
-def fit_prompt(task_id: str, ids: Sequence[int], tokenizer: Tokenizer, room: int | None) -> Prompt:
-    """The last `room` tokens of a prompt, where it is longer; a model has to be given at least one token, so an empty
-    prompt is the end of a document, after which another begins."""
-    whole = list(ids) or [tokenizer.eos_id]
-    if room is None or len(whole) <= room:
-        return Prompt(task_id, whole)
-    return Prompt(task_id, whole[-room:], cut=True)
 
 
 def prompt_room(context: int | None, max_new_tokens: int) -> int | None:

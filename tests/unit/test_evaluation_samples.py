@@ -15,8 +15,9 @@ from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, ByteTokenizer, Hugg
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import generate
 from mtp_lightning.errors import InputError
+from mtp_lightning.evaluation.benchmark import fit_prompt
 from mtp_lightning.evaluation.samples import Sample, SampleFile, read_samples, sample_seed
-from mtp_lightning.evaluation.write_samples import Writing, _Text, fit_prompt, prompt_room, write_batch, write_samples
+from mtp_lightning.evaluation.write_samples import Writing, _Text, prompt_room, write_batch, write_samples
 from mtp_lightning.model.mtp import MTPModel
 
 BYTES = ByteTokenizer()
