@@ -56,7 +56,7 @@ class Benchmark(ABC):
         """
         return fit_prompt(task_id, tokenizer.encode(self.prompts[task_id]), tokenizer, room)
 
-    def check(self, tokenizer: Tokenizer) -> None:
+    def check(self, tokenizer: Tokenizer) -> None:  # noqa: B027 - most have nothing to check
         """Called before anything is written.
 
         Raises:

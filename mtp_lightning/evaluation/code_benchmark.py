@@ -1,16 +1,18 @@
-"""What benchmarks share whose answers are programs: they are run in the sandbox."""
+"""Benchmarks whose answers are programs, which are run in the sandbox."""
 
-from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from typing_extensions import override
 
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.evaluation.benchmark import Benchmark, Judged, by_problem, pass_scores
+from mtp_lightning.evaluation.programs import CodeTask, Scored, score
 from mtp_lightning.evaluation.samples import Sample
-from mtp_lightning.evaluation.sandbox import Limits, Outcome, Program, Sandbox
+from mtp_lightning.evaluation.sandbox import Limits, Sandbox
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -20,49 +22,49 @@ class Running:
     workers: int = 2
     unsafe: bool = False
     """With all of this user's rights."""
-    limits: Limits = Limits()
+    limits: Limits = LIMITS
 
 
 class CodeBenchmark(Benchmark):
-    """
-    Args:
-        running: how its programs are run.
-    """
+    """Its worked examples are what all prompts begin with."""
 
     domain = "code"
 
-    def __init__(self, prompts: Mapping[str, str], running: Running) -> None:
-        super().__init__(prompts)
-        self.running = running
-
-    @abstractmethod
-    def program(self, task_id: str, completion: str) -> Program:
-        """What a completion is tested by."""
+    def __init__(self, task: CodeTask, running: Running, max_new_tokens: int = 512) -> None:
+        super().__init__(task.prompts)
+        self.task, self.running = task, running
+        self.name, self.stops, self.max_new_tokens = task.name, task.stops, max_new_tokens
+        self.shots = common_beginning([*task.prompts.values()]) if len(task.prompts) > 1 else ""
 
     @override
     def check(self, tokenizer: Tokenizer) -> None:
-        with self.sandbox(1):
-            pass
+        with self.sandbox(1) as sandbox:
+            self.task.prepare(sandbox)
 
     def sandbox(self, workers: int | None = None) -> Sandbox:
         return Sandbox(self.running.limits, workers or self.running.workers, self.running.unsafe)
 
     @override
     def judge(self, samples: Sequence[Sample], ks: Sequence[int]) -> Judged:
-        outcomes = self.run({(sample.task_id, sample.completion) for sample in samples})
-        passed: dict[str, list[bool]] = {}
-        verdicts: Counter[str] = Counter()
-        by_sample: dict[tuple[str, int], bool] = {}
-        for task_id, own in by_problem(self.prompts, samples).items():
-            found = [outcomes[task_id, sample.completion] for sample in own]
-            passed[task_id] = [outcome.verdict == "passed" for outcome in found]
-            verdicts.update(outcome.verdict for outcome in found)
-            by_sample |= {(task_id, sample.sample): ok for sample, ok in zip(own, passed[task_id])}
-        return Judged(pass_scores(passed, ks), verdicts, by_sample)
+        scored = self.run(samples)
+        own = by_problem(self.prompts, samples)
+        scores: dict[str, list[float]] = {}
+        for name in self.task.scores:
+            passed = {i: [scored[i, s.completion].passed[name] for s in found] for i, found in own.items()}
+            prefix = f"{name}/" if name else ""
+            scores |= {prefix + score: values for score, values in pass_scores(passed, ks).items()}
+        each = {(s.task_id, s.sample): scored[s.task_id, s.completion] for found in own.values() for s in found}
+        verdicts = Counter[str](found.verdict for found in each.values())
+        return Judged(scores, verdicts, {at: found.passed[self.task.scores[0]] for at, found in each.items()})
 
-    def run(self, asked: set[tuple[str, str]]) -> dict[tuple[str, str], Outcome]:
-        """(task_id, completion) -> what became of its program; equal ones are run once."""
-        order = sorted(asked)
+    def run(self, samples: Sequence[Sample]) -> dict[tuple[str, str], Scored]:
+        """(task_id, completion) -> how it did; equal ones are run once."""
+        order = sorted({(sample.task_id, sample.completion) for sample in samples})
+        sources = [(task_id, self.task.source(task_id, completion)) for task_id, completion in order]
         with self.sandbox() as sandbox:
-            found = sandbox.run(self.program(task_id, completion) for task_id, completion in order)
-            return {order[index]: outcome for index, outcome in found}
+            return dict(zip(order, score(self.task, sources, sandbox)))
+
+
+def common_beginning(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)  # in their order nothing else can differ sooner
+    return first[: next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), len(first))]

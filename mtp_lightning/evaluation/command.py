@@ -1,10 +1,12 @@
 """`mtp evaluate humaneval | mbpp | ...`: benchmarks on any checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
+from mtp_lightning.ranges import Kept, check_value
 
 if TYPE_CHECKING:
     from mtp_lightning.checkpoints.files import LoadedModel
@@ -29,6 +31,10 @@ class Evaluate:
         batch_size: int = 16,
         dtype: Literal["fp32", "bf16"] = "fp32",
         device: Literal["cpu", "cuda"] = "cpu",
+        workers: int = 2,
+        cpu_seconds: float = 4.0,
+        memory_mb: int = 1024,
+        unsafe_execution: bool = False,
         out: str | None = None,
         json: str | None = None,
     ) -> None:
@@ -50,21 +56,66 @@ class Evaluate:
             batch_size: Texts that are written together.
             dtype: Precision.
             device: Where the model runs.
+            workers: Programs that run at once.
+            cpu_seconds: CPU time that a program may take, where its problem does not say.
+            memory_mb: Address space that a program may take, in MiB.
+            unsafe_execution: Run the programs with all your rights, outside of the sandbox; recorded as a tag.
             out: Folder for the samples; `evaluation` in the run's folder, or beside the file, without it.
             json: File to write the numbers to as well.
         """
+        from mtp_lightning.evaluation.code_benchmark import Running
         from mtp_lightning.evaluation.evaluate import Plan
+        from mtp_lightning.evaluation.sandbox import Limits
 
         check_json(json)
+        check_value("workers", workers, Kept)
         self.ckpt, self.json, self.device = Path(ckpt), json, device
+        self.running = Running(workers, unsafe_execution, Limits(cpu_seconds, memory_mb))
         if data is None:
             raise InputError("--data is missing: the file of the benchmark, in its published format")
-        self.data = Path(data)
+        self.data, self.temperatures_given = Path(data), temperatures is not None
         self.out = Path(out) if out is not None else evaluation_folder(self.ckpt)
         self.plan = Plan(
             samples, tuple(temperatures or (0.2, 0.8)), tuple(k or (1, 10)), select, top_p, seed, limit,
             max_new_tokens, heads_used, batch_size, dtype,
         )  # fmt: skip
+
+    def humaneval(self) -> None:
+        """Functions to complete (HumanEval; HumanEval+ in EvalPlus's format)."""
+        self._ask_code("humaneval")
+
+    def mbpp(self) -> None:
+        """Functions from a sentence and three tests, after three worked examples (MBPP, sanitized MBPP; MBPP+)."""
+        self._ask_code("mbpp")
+
+    def cruxeval_output(self) -> None:
+        """What a function returns for an input (CRUXEval-O)."""
+        self._ask_code("cruxeval-output")
+
+    def cruxeval_input(self) -> None:
+        """An input for which a function returns what is given (CRUXEval-I)."""
+        self._ask_code("cruxeval-input")
+
+    def stdin(self) -> None:
+        """Programs that read standard input and print (APPS, CodeContests, or one's own rows)."""
+        self._ask_code("stdin")
+
+    def infilling(
+        self,
+        *,
+        spans: Literal["single-line", "multi-line", "random-span"] = "single-line",
+        mode: Literal["psm", "spm", "prefix"] = "psm",
+    ) -> None:
+        """A part of a HumanEval solution, between what comes before and after it.
+
+        Args:
+            spans: What is taken out: each line, each run of lines, or ten random spans of a solution.
+            mode: psm: prefix, suffix, middle; spm: suffix, then prefix and middle; prefix: the baseline of models
+                without infilling tokens, which never see the suffix.
+        """
+        from mtp_lightning.evaluation.tasks.infilling import Infilling
+
+        self._ask(Infilling(self.data, spans, mode, self.running))
 
     def gsm8k(self) -> None:
         """Word problems, after eight worked examples: exact match of the answer, and majority vote."""
@@ -72,10 +123,24 @@ class Evaluate:
 
         self._ask(GSM8K(self.data))
 
+    def rouge(self) -> None:
+        """ROUGE-L of summaries, on pairs: rows with prompt and completion. Greedy, where no temperatures are given."""
+        from mtp_lightning.evaluation.tasks.rouge import Rouge
+
+        if not self.temperatures_given:
+            self.plan = replace(self.plan, temperatures=(0.0,), k=(1,))
+        self._ask(Rouge(self.data))
+
+    def _ask_code(self, name: str) -> None:
+        from mtp_lightning.evaluation.code_benchmark import CodeBenchmark
+        from mtp_lightning.evaluation.tasks.code_tasks import code_task
+
+        self._ask(CodeBenchmark(code_task(name, self.data), self.running))
+
     def _ask(self, benchmark: "Benchmark") -> None:
         from mtp_lightning.evaluation.evaluate import Subject, evaluate, file_hash
-        from mtp_lightning.evaluation.record import record
-        from mtp_lightning.evaluation.show import show, write
+        from mtp_lightning.evaluation.results.record import UNSAFE, record
+        from mtp_lightning.evaluation.results.show import show, write
 
         loaded = load(self.ckpt)
         subject = Subject(loaded.model.to(self.device), loaded.tokenizer, loaded.context, loaded.step)
@@ -83,7 +148,8 @@ class Evaluate:
         show(results, loaded)
         if self.json is not None:
             write(results, loaded, Path(self.json))
-        record(self.ckpt, loaded.step, results.metrics(), [found.file for found in results.at.values()])
+        tags = {UNSAFE: "true"} if self.running.unsafe else {}
+        record(self.ckpt, loaded.step, results.metrics(), [found.file for found in results.at.values()], tags)
 
 
 def load(ckpt: Path) -> "LoadedModel":

@@ -17,8 +17,8 @@ from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.benchmark import Benchmark, Judged
+from mtp_lightning.evaluation.results.temperatures import Chosen, Select, choose, fixed_temperatures
 from mtp_lightning.evaluation.samples import Prompt, SampleFile
-from mtp_lightning.evaluation.temperatures import Chosen, Select, choose, fixed_temperatures
 from mtp_lightning.evaluation.write_samples import Writing, prompt_room, write_samples
 from mtp_lightning.files import try_writing
 from mtp_lightning.model.mtp import MTPModel

@@ -1,16 +1,19 @@
 """GSM8K's prompts and answers, the majority vote, and which temperature a score is reported at."""
 
+import itertools
 import json
 import os
+import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.evaluation.results.temperatures import choose, fixed_temperatures
 from mtp_lightning.evaluation.samples import Sample
-from mtp_lightning.evaluation.tasks.gsm8k import GSM8K, flexible_answer, normal, strict_answer
-from mtp_lightning.evaluation.temperatures import choose, fixed_temperatures
+from mtp_lightning.evaluation.tasks.gsm8k import GSM8K, flexible_answer, majority_at, normal, strict_answer
 
 ROWS = [
     {"question": "Tom has 3 eggs and eats 1. How many are left?", "answer": "3 - 1 = <<3-1=2>>2\n#### 2"},
@@ -75,11 +78,29 @@ def test_judging(benchmark: GSM8K) -> None:
         "pass_at_2": pytest.approx([2 / 3, 2 / 3]),
         "flexible/pass_at_1": pytest.approx([2 / 3, 1 / 3]),
         "flexible/pass_at_2": pytest.approx([1, 2 / 3]),
-        "majority_at_2": pytest.approx([2 / 3, 2 / 3], abs=0.1),  # of random subsets
+        "majority_at_2": pytest.approx([2 / 3, 2 / 3]),
     }
     assert judged.verdicts == {"right": 2, "no answer": 3, "wrong": 1}
     assert judged.passed["GSM8K/0", 0]
     assert not judged.passed["GSM8K/0", 1]
+
+
+def test_majority_votes_against_all_subsets() -> None:
+    chance = random.Random(0)
+    for _ in range(30):
+        answers = [chance.choice(["1", "2", "3", None]) for _ in range(7)]
+        for k in range(1, 8):
+            right = 0
+            subsets = list(itertools.combinations(answers, k))
+            for subset in subsets:
+                counts = Counter(a for a in subset if a is not None)
+                tied = [a for a in counts if counts[a] == max(counts.values())]
+                right += bool(tied) and min(tied, key=subset.index) == "1"
+            assert majority_at(answers, "1", k) == pytest.approx(right / len(subsets))
+    many = ["1"] * 60 + ["2"] * 40
+    assert majority_at(many, "1", 1) == pytest.approx(0.6)
+    assert majority_at(many, "1", 51) == pytest.approx(0.99, abs=0.02)  # of random subsets
+    assert majority_at(many, "1", 51) == majority_at(many, "1", 51)
 
 
 def test_the_temperature_against_brute_force() -> None:

@@ -15,7 +15,7 @@ from mtp_lightning.cli import main
 from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.evaluate import Subject
-from mtp_lightning.evaluation.lm_eval_command import check_tasks, flat
+from mtp_lightning.evaluation.harness.command import check_tasks, flat
 from mtp_lightning.interop.hf_llama import llama_config, to_llama_state_dict
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
@@ -109,7 +109,7 @@ def test_its_numbers_are_those_of_lm_evals_own_model(subject: Subject, tasks: Pa
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from mtp_lightning.evaluation.lm_eval_model import MTPLanguageModel
+    from mtp_lightning.evaluation.harness.model import MTPLanguageModel
 
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     settings: dict[str, Any] = {"tasks": [*TASKS], "task_manager": manager, "bootstrap_iters": 0}
@@ -181,7 +181,7 @@ def test_tasks_that_run_code_are_refused(name: str, ours: str) -> None:
 
 
 def test_requests_that_sample_have_seeds_of_their_own(subject: Subject) -> None:
-    from mtp_lightning.evaluation.lm_eval_model import MTPLanguageModel
+    from mtp_lightning.evaluation.harness.model import MTPLanguageModel
 
     settings = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
     requests = [SimpleNamespace(args=("def f", settings))] * 3 + [SimpleNamespace(args=("x", {"max_gen_toks": 4}))]

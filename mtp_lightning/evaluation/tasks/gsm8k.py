@@ -8,13 +8,15 @@ point are removed.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
+from math import comb
 from pathlib import Path
+from random import Random
 
 from typing_extensions import override
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.benchmark import Benchmark, Judged, by_problem, pass_scores
-from mtp_lightning.evaluation.passk import majority_at_k
 from mtp_lightning.evaluation.rows import read_rows
 from mtp_lightning.evaluation.samples import Sample
 
@@ -72,6 +74,14 @@ _STRICT = re.compile(r"The answer is (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 
+_EXACT_SUBSETS = 2000
+"""Up to so many subsets are gone through one by one; above, so many are drawn."""
+
+
+_EXACT_SUBSETS = 2000
+"""Up to so many subsets are gone through one by one; above, so many are drawn."""
+
+
 class GSM8K(Benchmark):
     """The problems of a file of rows with `question` and `answer`."""
 
@@ -104,7 +114,7 @@ class GSM8K(Benchmark):
         }
         for k in ks:
             if k > 1:
-                scores[f"majority_at_{k}"] = [majority_at_k(strict[i], self.gold[i], k) for i in strict]
+                scores[f"majority_at_{k}"] = [majority_at(strict[i], self.gold[i], k) for i in strict]
         verdicts = Counter(
             "no answer" if answer is None else "right" if answer == self.gold[i] else "wrong"
             for i, answers in strict.items()
@@ -128,3 +138,27 @@ def normal(answer: str) -> str:
     """Without what precedes `#### `, commas, dollar signs and a final point."""
     after = answer.rpartition("#### ")[2]
     return re.sub(r"\.$", "", after.replace(",", "").replace("$", "")).strip().lower()
+
+
+def majority_at(answers: Sequence[str | None], gold: str, k: int, seed: int = 0) -> float:
+    """How often the most frequent answer of k of these samples is right (self-consistency, Wang et al. 2022): the mean
+    over all subsets of size k, or over 2,000 random ones. Of equally frequent ones the first counts; a sample without
+    an answer has no vote.
+
+    Args:
+        answers: as they were sampled.
+    """
+    n = len(answers)
+    assert 1 <= k <= n
+    if comb(n, k) <= _EXACT_SUBSETS:
+        subsets = list(combinations(range(n), k))
+    else:
+        chance = Random(f"{seed} {n} {k}")
+        subsets = [tuple(sorted(chance.sample(range(n), k))) for _ in range(_EXACT_SUBSETS)]
+    right = sum(_most_frequent([answers[i] for i in subset]) == gold for subset in subsets)
+    return right / len(subsets)
+
+
+def _most_frequent(answers: Sequence[str | None]) -> str | None:
+    votes = Counter(answer for answer in answers if answer is not None)  # keeps the order of first sight
+    return max(votes, key=votes.__getitem__, default=None)

@@ -10,7 +10,7 @@ A middle does not include the end of its last line, which the suffix begins with
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple, get_args
@@ -21,6 +21,7 @@ from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.benchmark import Judged, by_problem, fit_prompt
 from mtp_lightning.evaluation.code_benchmark import CodeBenchmark, Running
+from mtp_lightning.evaluation.programs import CodeTask, Job
 from mtp_lightning.evaluation.rows import check_distinct, read_rows
 from mtp_lightning.evaluation.samples import Prompt, Sample
 from mtp_lightning.evaluation.sandbox import Program
@@ -69,21 +70,13 @@ class Infilling(CodeBenchmark):
     """
 
     def __init__(self, path: str | Path, spans: Spans, mode: Mode, running: Running) -> None:
-        fields = dict.fromkeys(("task_id", "prompt", "canonical_solution", "test", "entry_point"), str)
-        rows = read_rows(path, fields, "HumanEval")
-        check_distinct(path, [row["task_id"] for row in rows])
-        self.name = f"infilling_{spans}_{mode}".replace("-", "_")
-        self.mode: Mode = mode
-        self.gaps: dict[str, Gap] = {}
-        self.tests: dict[str, str] = {}
-        for row in rows:
-            for number, gap in gaps(row["task_id"], row["prompt"], row["canonical_solution"], spans):
-                task_id = f"{_TITLES[spans]}Infilling/{row['task_id']}/{number}"
-                self.gaps[task_id] = gap
-                self.tests[task_id] = f"{row['test']}\ncheck({row['entry_point']})\n"
-        super().__init__({task_id: gap.prefix for task_id, gap in self.gaps.items()}, running)
-        self.max_new_tokens = 128 if spans == "single-line" else 512
-        self.stops = ("\n",) if spans == "single-line" else _ENDS if mode == "prefix" else ()
+        self.gaps = read_gaps(path, spans)
+        ends = ("\n",) if spans == "single-line" else _ENDS if mode == "prefix" else ()
+        task = infilling(path, spans, self.gaps, ends)
+        super().__init__(task, running, max_new_tokens=128 if spans == "single-line" else 512)
+        self.mode = mode
+        self.name = f"{self.name}-{mode}"
+        self.shots = ""
 
     @override
     def check(self, tokenizer: Tokenizer) -> None:
@@ -102,7 +95,7 @@ class Infilling(CodeBenchmark):
         if marks is None:
             return fit_prompt(task_id, tokenizer.encode(gap.prefix), tokenizer, room)
         before, after = tokenizer.encode(gap.prefix), tokenizer.encode(gap.suffix)
-        left = max(len(before) + len(after) if room is None else room - 3, 0)
+        left = len(before) + len(after) if room is None else max(room - 3, 0)
         cut = len(before) + len(after) > left
         if cut:
             after = after[: max(left - len(before), left // 2)]
@@ -117,20 +110,54 @@ class Infilling(CodeBenchmark):
         return () if marks is None or marks.end is None else (marks.end,)
 
     @override
-    def program(self, task_id: str, completion: str) -> Program:
-        gap = self.gaps[task_id]
-        return Program(f"{gap.prefix}{completion}{gap.suffix}\n", check=self.tests[task_id])
-
-    @override
     def judge(self, samples: Sequence[Sample], ks: Sequence[int]) -> Judged:
         judged = super().judge(samples, ks)
-        own = by_problem(self.prompts, samples)
-        middles = {task_id: gap.middle for task_id, gap in self.gaps.items()}
         judged.scores["exact_match"] = [
-            sum(sample.completion == middles[task_id] for sample in found) / len(found)
-            for task_id, found in own.items()
+            sum(sample.completion == self.gaps[task_id].middle for sample in found) / len(found)
+            for task_id, found in by_problem(self.prompts, samples).items()
         ]
         return judged
+
+
+def infilling(path: str | Path, spans: Spans, gaps: Mapping[str, Gap], stops: Sequence[str] = ()) -> CodeTask:
+    """
+    Args:
+        gaps: of the same file.
+
+    Raises:
+        InputError: not HumanEval's file.
+    """
+    tests = {row["task_id"]: f"{row['test']}\ncheck({row['entry_point']})" for row in _rows(path)}
+
+    def assemble(task_id: str, completion: str) -> str:
+        return f"{gaps[task_id].prefix}{completion}{gaps[task_id].suffix}\n"
+
+    def jobs(task_id: str, source: str) -> list[Job]:
+        problem = task_id.partition("/")[2].rpartition("/")[0]
+        return [Job(Program(source, check=tests[problem]))]
+
+    prefixes = {task_id: gap.prefix for task_id, gap in gaps.items()}
+    middles = {task_id: gap.middle for task_id, gap in gaps.items()}
+    return CodeTask(f"infilling-{spans}", prefixes, tuple(stops), assemble, jobs, middles)
+
+
+def read_gaps(path: str | Path, spans: Spans) -> dict[str, Gap]:
+    """
+    Raises:
+        InputError: not HumanEval's file.
+    """
+    rows = _rows(path)
+    check_distinct(path, [row["task_id"] for row in rows])
+    return {
+        f"{_TITLES[spans]}Infilling/{row['task_id']}/{number}": gap
+        for row in rows
+        for number, gap in gaps(row["task_id"], row["prompt"], row["canonical_solution"], spans)
+    }
+
+
+def _rows(path: str | Path) -> list[dict[str, Any]]:
+    fields = dict.fromkeys(("task_id", "prompt", "canonical_solution", "test", "entry_point"), str)
+    return read_rows(path, fields, "HumanEval")
 
 
 def gaps(task_id: str, prompt: str, solution: str, spans: Spans) -> Iterator[tuple[str, Gap]]:
@@ -138,9 +165,9 @@ def gaps(task_id: str, prompt: str, solution: str, spans: Spans) -> Iterator[tup
     assert spans in get_args(Spans)
     if spans == "random-span":
         chance = Random(f"random-span {task_id}")
-        for number in range(RANDOM_SPANS):
+        for draw in range(RANDOM_SPANS):
             start, end = sorted((chance.randint(0, len(solution)), chance.randint(0, len(solution))))
-            yield str(number), Gap(prompt + solution[:start], solution[start:end], solution[end:])
+            yield str(draw), Gap(prompt + solution[:start], solution[start:end], solution[end:])
         return
     lines = solution.split("\n")
     starts = [0, *itertools.accumulate(len(line) + 1 for line in lines)]

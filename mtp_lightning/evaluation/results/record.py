@@ -9,9 +9,17 @@ from mtp_lightning.errors import InputError
 
 FOLDER = "evaluation"
 """Of a run's artifacts."""
+UNSAFE = "mtp.unsafe_execution"
+"""Tag of a run whose model's programs ran outside of the sandbox."""
 
 
-def record(ckpt: Path, step: int, metrics: Mapping[str, float], files: Sequence[Path]) -> bool:
+def record(
+    ckpt: Path,
+    step: int,
+    metrics: Mapping[str, float],
+    files: Sequence[Path] = (),
+    tags: Mapping[str, str] | None = None,
+) -> bool:
     """Whether there was a run to record in: the one that the folder of the checkpoint remembers. A run that its store
     does not hold, as of a folder that was copied, is reported and is no failure.
 
@@ -40,6 +48,7 @@ def record(ckpt: Path, step: int, metrics: Mapping[str, float], files: Sequence[
     for file in files:
         writer.log_file(file, FOLDER)
     writer.flush()
+    writer.set_tags(tags or {})
     return True
 
 

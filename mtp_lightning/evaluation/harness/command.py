@@ -48,7 +48,7 @@ def lm_eval_command(
     """
     from mtp_lightning.evaluation.command import load
     from mtp_lightning.evaluation.evaluate import Subject
-    from mtp_lightning.evaluation.record import record
+    from mtp_lightning.evaluation.results.record import record
 
     check_json(json)
     check_value("batch_size", batch_size, Kept)
@@ -58,7 +58,7 @@ def lm_eval_command(
     manager = task_manager(names, include_path)
     loaded = load(Path(ckpt))
     subject = Subject(loaded.model.to(device), loaded.tokenizer, loaded.context, loaded.step)
-    from mtp_lightning.evaluation.lm_eval_model import MTPLanguageModel
+    from mtp_lightning.evaluation.harness.model import MTPLanguageModel
 
     model = MTPLanguageModel(subject, batch_size, heads_used, seed)
     metrics: dict[str, float] = {}
@@ -77,7 +77,7 @@ def lm_eval_command(
     if json is not None:
         content = {"ckpt": str(loaded.path), "step": loaded.step, "metrics": metrics, "results": results}
         write_text(Path(json), json_module.dumps(content, indent=1, default=str) + "\n")
-    record(Path(ckpt), loaded.step, metrics, [])
+    record(Path(ckpt), loaded.step, metrics)
 
 
 def check_tasks(tasks: list[str] | None) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.evaluation.evaluate import AtTemperature, Results
-from mtp_lightning.evaluation.temperatures import COVERAGE
+from mtp_lightning.evaluation.results.temperatures import COVERAGE
 from mtp_lightning.files import write_text
 
 if TYPE_CHECKING:
