@@ -64,6 +64,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mtp_lightning.evaluation.harness.command:lm_eval_command",
         "tasks of lm-eval: log-likelihoods by head 1, texts by self-speculative decoding",
     ),
+    "evaluate score": ("mtp_lightning.evaluation.score_command:score_command", "run and score programs from anywhere"),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
     "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),

@@ -14,7 +14,7 @@ _MOST_BYTES = 4 * 2**30
 """Decompressed: more is no benchmark, and may be a bomb."""
 
 
-def read_rows(path: str | Path, fields: Mapping[str, type], what: str) -> list[dict[str, Any]]:
+def read_rows(path: str | Path, fields: Mapping[str, type], what: str, key: str = "data") -> list[dict[str, Any]]:
     """
     Args:
         fields: that every row has to have, and of which type.

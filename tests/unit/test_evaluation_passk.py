@@ -1,7 +1,6 @@
-"""pass@k, n@k, oracle temperature and majority vote against exact combinatorics and all subsets."""
+"""pass@k and n@k against exact combinatorics and all subsets."""
 
 import math
-import random
 from fractions import Fraction
 from itertools import combinations
 from statistics import mean
@@ -9,7 +8,7 @@ from statistics import mean
 import pytest
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.evaluation.passk import majority, majority_at_k, mean_pass_at_k, n_at_k, oracle, pass_at_k
+from mtp_lightning.evaluation.passk import mean_pass_at_k, n_at_k, pass_at_k
 
 
 def test_pass_at_k_is_the_mean_over_all_subsets() -> None:
@@ -52,40 +51,3 @@ def test_n_at_k_is_the_mean_over_all_choices() -> None:
     assert n_at_k(20, 3, 5, 5) == pytest.approx(pass_at_k(20, 3, 5))
     with pytest.raises(InputError, match="4@3 of 20"):
         n_at_k(20, 3, 4, 3)
-
-
-def test_the_oracle_is_the_best_temperature() -> None:
-    generator = random.Random(0)
-    counts = {t: [(20, generator.randint(0, 20)) for _ in range(30)] for t in (0.8, 0.1, 0.4)}
-    for k in (1, 10):
-        found = oracle(counts, k, resamples=200)
-        means = {t: mean_pass_at_k(problems, k) for t, problems in counts.items()}
-        assert found.value == pytest.approx(max(means.values()))
-        assert means[found.temperature] == max(means.values())
-        assert found.low <= found.value <= found.high
-    assert oracle(counts, 1, fixed=0.4).value == pytest.approx(mean_pass_at_k(counts[0.4], 1))
-    assert oracle({0.2: [(2, 1)], 0.1: [(2, 1)]}, 1).temperature == 0.1
-    with pytest.raises(InputError, match="fixed temperature is 0.3"):
-        oracle(counts, 1, fixed=0.3)
-
-
-def test_the_bootstrap_chooses_anew() -> None:
-    """Two problems, each solved at one temperature alone: the best of a resample is 1 where it drew one problem twice,
-    whichever it is. With the temperature held, half of those would be 0."""
-    counts = {0.2: [(1, 1), (1, 0)], 0.8: [(1, 0), (1, 1)]}
-    found = oracle(counts, 1, resamples=400)
-    assert (found.value, found.low, found.high) == (0.5, 0.5, 1.0)
-    held = oracle(counts, 1, resamples=400, fixed=0.2)
-    assert (held.low, held.high) == (0.0, 1.0)
-
-
-def test_majority() -> None:
-    assert majority(["a", None, "b", "b", None, None, "a"]) == "a"  # the first of equally frequent ones
-    assert majority([None, "7"]) == "7"
-    assert majority([None, None]) is None
-    answers = ["1", "2", "2", None, "3", "2", "1"]
-    exact = mean(float(majority(list(subset)) == "2") for subset in combinations(answers, 3))
-    assert majority_at_k(answers, "2", 3, draws=4000) == pytest.approx(exact, abs=0.03)
-    assert majority_at_k(answers, "2", 7) == 1.0
-    with pytest.raises(InputError, match="at most 7"):
-        majority_at_k(answers, "2", 8)

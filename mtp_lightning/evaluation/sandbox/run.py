@@ -75,7 +75,9 @@ class Sandbox:
             check = Program(_NOTHING_ALLOWED, check="" if self.unsafe else "assert not open_, open_")
             outcome = self._servers[0].ask(check, Limits(cpu_seconds=10.0))
             if outcome.verdict != "passed":
-                raise SandboxError(f"the sandbox does not hold here ({self.level}): {outcome.stderr.strip()}")
+                raise SandboxError(
+                    f"the sandbox does not hold here ({self.level}): {outcome.stderr.strip().splitlines()[-1:]}"
+                )
         except BaseException:
             self.close()
             raise
@@ -156,11 +158,11 @@ class _Server:
         if self._process is None:
             self.start()
         used = program.limits or limits
-        text = json.dumps(program.request(limits)).encode()
+        content = json.dumps(program.request(limits)).encode()
+        text = memoryview(struct.pack("=I", len(content)) + content)
         assert self._process is not None
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(struct.pack("=I", len(text)))
             while text:
                 text = text[self._process.stdin.write(text) or 0 :]
         except BrokenPipeError:
@@ -190,11 +192,11 @@ class _Server:
     def _receive(self, seconds: float) -> dict[str, Any]:
         assert self._process is not None
         assert self._process.stdout is not None
-        pipe, content, wanted = self._process.stdout.fileno(), b"", 4
+        pipe, content, wanted = self._process.stdout.fileno(), bytearray(), 4
         while len(content) < wanted:
             if not select.select([pipe], [], [], seconds)[0]:
                 raise SandboxError(f"the sandbox's server has not answered for {seconds:.0f} s")
-            more = os.read(pipe, 1 << 16)
+            more = os.read(pipe, 1 << 20)
             if not more:
                 raise self._ended()
             content += more
@@ -219,9 +221,7 @@ def confinement() -> tuple[list[str], bool]:
     """
     here = f"{platform.system()} {platform.release()} on {platform.machine()}"
     if platform.system() != "Linux" or platform.machine() not in AUDIT:
-        raise SandboxError(
-            f"programs are confined on Linux, on {' and '.join(AUDIT)}, alone: this is {here}. {_UNSAFE}"
-        )
+        raise SandboxError(f"programs can be confined by Linux on {' or '.join(AUDIT)}, and this is {here}. {_UNSAFE}")
     if confine.landlock_abi():
         return [], True
     found = shutil.which("bwrap")

@@ -28,7 +28,7 @@ WARM = (
     "enum", "queue", "calendar", "textwrap", "array",
 )  # fmt: skip
 """Modules that programs of the benchmarks import."""
-REPORT_BYTES = 16 << 20
+REPORT_BYTES = 128 << 20
 """Most that the results of calls may have."""
 
 
@@ -101,7 +101,7 @@ def _be_the_program(
     write = os.write
 
     def say(verdict: str, detail: str) -> None:
-        content = f"{nonce} {verdict}\n{detail}".encode(errors="replace")
+        content = memoryview(f"{nonce} {verdict}\n{detail}".encode(errors="replace"))
         while content:
             content = content[write(report, content) :]
 
@@ -225,18 +225,18 @@ def _read() -> dict[str, Any] | None:
     return json.loads(_exactly(*struct.unpack("=I", head))) if head else None
 
 
-def _exactly(count: int) -> bytes:
-    content = b""
+def _exactly(count: int) -> bytearray:
+    content = bytearray()
     while len(content) < count:
         more = os.read(0, min(count - len(content), 1 << 20))
         if not more:
-            return b""
+            return bytearray()
         content += more
     return content
 
 
 def _write(answer: Mapping[str, Any]) -> None:
     text = json.dumps(answer).encode()
-    content = struct.pack("=I", len(text)) + text
+    content = memoryview(struct.pack("=I", len(text)) + text)
     while content:
         content = content[os.write(1, content) :]
