@@ -11,6 +11,7 @@ from mtp_lightning.ranges import Kept, check_value
 if TYPE_CHECKING:
     from mtp_lightning.checkpoints.files import LoadedModel
     from mtp_lightning.evaluation.benchmark import Benchmark
+    from mtp_lightning.evaluation.tasks.benchmarks import BenchmarkName
 
 
 class Evaluate:
@@ -82,23 +83,23 @@ class Evaluate:
 
     def humaneval(self) -> None:
         """Functions to complete (HumanEval; HumanEval+ in EvalPlus's format)."""
-        self._ask_code("humaneval")
+        self._ask_named("humaneval")
 
     def mbpp(self) -> None:
         """Functions from a sentence and three tests, after three worked examples (MBPP, sanitized MBPP; MBPP+)."""
-        self._ask_code("mbpp")
+        self._ask_named("mbpp")
 
     def cruxeval_output(self) -> None:
         """What a function returns for an input (CRUXEval-O)."""
-        self._ask_code("cruxeval-output")
+        self._ask_named("cruxeval-output")
 
     def cruxeval_input(self) -> None:
         """An input for which a function returns what is given (CRUXEval-I)."""
-        self._ask_code("cruxeval-input")
+        self._ask_named("cruxeval-input")
 
     def stdin(self) -> None:
         """Programs that read standard input and print (APPS, CodeContests, or one's own rows)."""
-        self._ask_code("stdin")
+        self._ask_named("stdin")
 
     def infilling(
         self,
@@ -119,23 +120,18 @@ class Evaluate:
 
     def gsm8k(self) -> None:
         """Word problems, after eight worked examples: exact match of the answer, and majority vote."""
-        from mtp_lightning.evaluation.tasks.gsm8k import GSM8K
-
-        self._ask(GSM8K(self.data))
+        self._ask_named("gsm8k")
 
     def rouge(self) -> None:
         """ROUGE-L of summaries, on pairs: rows with prompt and completion. Greedy, where no temperatures are given."""
-        from mtp_lightning.evaluation.tasks.rouge import Rouge
-
         if not self.temperatures_given:
             self.plan = replace(self.plan, temperatures=(0.0,), k=(1,))
-        self._ask(Rouge(self.data))
+        self._ask_named("rouge")
 
-    def _ask_code(self, name: str) -> None:
-        from mtp_lightning.evaluation.code_benchmark import CodeBenchmark
-        from mtp_lightning.evaluation.tasks.code_tasks import code_task
+    def _ask_named(self, name: "BenchmarkName") -> None:
+        from mtp_lightning.evaluation.tasks.benchmarks import make_benchmark
 
-        self._ask(CodeBenchmark(code_task(name, self.data), self.running))
+        self._ask(make_benchmark(name, self.data, self.running))
 
     def _ask(self, benchmark: "Benchmark") -> None:
         from mtp_lightning.evaluation.evaluate import Subject, evaluate, file_hash

@@ -153,10 +153,7 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
     Raises:
         InputError: before anything is written.
     """
-    benchmark.limit(plan.limit)
-    benchmark.check(subject.tokenizer)
-    max_new_tokens = plan.max_new_tokens or min(benchmark.max_new_tokens, max((subject.context or 10**9) // 2, 1))
-    prompts = make_prompts(subject, benchmark, max_new_tokens)
+    prompts, max_new_tokens = check_prompts(subject, benchmark, plan)
     most = subject.model.heads_config.max_heads_used
     engine = Engine(subject.model, most if plan.heads_used == "auto" else plan.heads_used, DTYPES[plan.dtype])
     model = model_digest(subject)
@@ -186,11 +183,16 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
     return Results(benchmark, choose_all(at, plan), at)
 
 
-def make_prompts(subject: Subject, benchmark: Benchmark, max_new_tokens: int) -> list[Prompt]:
-    """
+def check_prompts(subject: Subject, benchmark: Benchmark, plan: Plan) -> tuple[list[Prompt], int]:
+    """(the prompts that are asked, the most tokens of an answer).
+
     Raises:
-        InputError: the context has no room for the worked examples.
+        InputError: the model cannot be asked; the context has no room for the worked examples.
+        UnavailableError: answers cannot be judged on this machine.
     """
+    benchmark.limit(plan.limit)
+    benchmark.check(subject.tokenizer)
+    max_new_tokens = plan.max_new_tokens or min(benchmark.max_new_tokens, max((subject.context or 10**9) // 2, 1))
     room = prompt_room(subject.context, max_new_tokens)
     shots = len(subject.tokenizer.encode(benchmark.shots)) if benchmark.shots else 0
     if room is not None and shots >= room:
@@ -198,7 +200,8 @@ def make_prompts(subject: Subject, benchmark: Benchmark, max_new_tokens: int) ->
             f"{benchmark.name} begins with worked examples of {shots} tokens, and of the {subject.context} tokens that "
             f"the model was trained on {max_new_tokens} are for the answer (max_new_tokens): they do not fit"
         )
-    return [benchmark.prompt(subject.tokenizer, task_id, room) for task_id in benchmark.prompts]
+    prompts = [benchmark.prompt(subject.tokenizer, task_id, room) for task_id in benchmark.prompts]
+    return prompts, max_new_tokens
 
 
 def judge(
