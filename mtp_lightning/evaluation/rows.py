@@ -19,20 +19,21 @@ def read_rows(path: str | Path, fields: Mapping[str, type], what: str, key: str 
     Args:
         fields: that every row has to have, and of which type.
         what: the task and its format, for messages.
+        key: the flag that named the file, for messages.
 
     Raises:
         InputError: not there, not JSON, no rows, or rows of something else; names file and row.
     """
     path = Path(path)
-    rows = _parsed(path, _text(path))
+    rows = _parsed(path, _text(path, key), key)
     if not rows:
-        raise InputError(f"data: '{path}' has no rows")
+        raise InputError(f"{key}: '{path}' has no rows")
     for number, row in enumerate(rows, start=1):
         for field, kind in fields.items():
             if not isinstance(row, dict) or not isinstance(row.get(field), kind):
                 had = f"has {', '.join(map(repr, list(row)[:8]))}" if isinstance(row, dict) else "is no mapping"
                 raise InputError(
-                    f"data: '{path}', row {number} {had}, and a row of {what} has '{field}' ({kind.__name__})"
+                    f"{key}: '{path}', row {number} {had}, and a row of {what} has '{field}' ({kind.__name__})"
                 )
     return rows
 
@@ -49,22 +50,22 @@ def check_distinct(path: str | Path, ids: list[str]) -> None:
         seen.add(task_id)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, key: str) -> str:
     try:
         content = path.read_bytes()
         if content.startswith(_GZIP):
             with gzip.open(path) as file:
                 content = file.read(_MOST_BYTES + 1)
             if len(content) > _MOST_BYTES:
-                raise InputError(f"data: '{path}' has more than {_MOST_BYTES >> 30} GiB when decompressed")
+                raise InputError(f"{key}: '{path}' has more than {_MOST_BYTES >> 30} GiB when decompressed")
         return content.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"data: cannot read '{path}': {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"{key}: cannot read '{path}': {getattr(error, 'strerror', None) or error}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"data: '{path}' is not UTF-8 text (byte {error.start})") from error
+        raise InputError(f"{key}: '{path}' is not UTF-8 text (byte {error.start})") from error
 
 
-def _parsed(path: Path, text: str) -> list[Any]:
+def _parsed(path: Path, text: str, key: str) -> list[Any]:
     where, rows = "", []
     try:
         if text.lstrip().startswith("["):
@@ -77,6 +78,6 @@ def _parsed(path: Path, text: str) -> list[Any]:
                 rows.append(json.loads(line))
         return rows
     except RecursionError:
-        raise InputError(f"data: '{path}' is nested too deeply") from None
+        raise InputError(f"{key}: '{path}' is nested too deeply") from None
     except ValueError as error:
-        raise InputError(f"data: '{path}'{where} is not JSON ({error})") from error
+        raise InputError(f"{key}: '{path}'{where} is not JSON ({error})") from error

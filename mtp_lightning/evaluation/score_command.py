@@ -48,7 +48,7 @@ def score_command(
     from mtp_lightning.evaluation.tasks.code_tasks import code_task
 
     check_json(json)
-    check_json(details)
+    check_json(details, "details")
     if task is None or data is None:
         missing = "task" if task is None else "data"
         raise InputError(f"--{missing} is needed: `mtp evaluate score FILE.jsonl --task humaneval --data FILE`")

@@ -134,7 +134,7 @@ def test_what_evalplus_takes_as_equal() -> None:
 def mbpp_row(number: int, **more: Any) -> dict[str, Any]:
     return {
         "task_id": number, "text": f"Write f{number}.", "code": f"def f{number}(x):\r\n  return x",
-        "test_setup_code": "", "test_list": [f"assert f{number}({i}) == {i}" for i in (1, 2, 3)], "challenge_test_list": [],
+        "test_setup_code": "", "test_list": [f"assert f{number}({i}) == {i}" for i in (1, 2, 3)],
     } | more  # fmt: skip
 
 

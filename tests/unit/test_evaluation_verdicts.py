@@ -208,7 +208,7 @@ def test_no_sandbox_is_no_failed_program(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(FileNotFoundError), Sandbox():
         pass
     monkeypatch.undo()
-    monkeypatch.setattr(run, "_NOTHING_ALLOWED", "open_ = ['fork']")
+    monkeypatch.setattr(run, "_NOTHING_ALLOWED", "allowed = ['fork']")
     with pytest.raises(SandboxError, match=r"does not hold here .*fork"), Sandbox():
         pass
 

@@ -165,7 +165,7 @@ def _is_close(result: Any, expected: Any, atol: float | int) -> bool:
     return bool(abs(result - expected) <= atol + _RELATIVE * abs(expected))
 
 
-def _surface(edge: float, height: float) -> float:
+def _surface(edge: float | int, height: float | int) -> float:
     """Of a pyramid on a square."""
     return edge * edge + 2 * edge * math.hypot(edge / 2, height)
 
