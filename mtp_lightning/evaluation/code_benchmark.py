@@ -1,18 +1,24 @@
 """Benchmarks whose answers are programs, which are run in the sandbox."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from typing_extensions import override
 
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.benchmark import Benchmark, Judged, by_problem, pass_scores
+from mtp_lightning.evaluation.passk import n_at_k
 from mtp_lightning.evaluation.programs import CodeTask, Scored, score
 from mtp_lightning.evaluation.samples import Sample
 from mtp_lightning.evaluation.sandbox import Limits, Sandbox
 
 LIMITS = Limits()
+PUBLIC = "public"
+"""Score of the tests that a problem shows."""
+FEEDBACK = "\nYour code failed the following tests:"
+"""How feedback begins (Gehring et al. 2024, arXiv 2410.02089); a model that writes it itself has ended."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,26 @@ class Running:
 
 
 class CodeBenchmark(Benchmark):
-    """Its worked examples are what all prompts begin with."""
+    """Its worked examples are what all prompts begin with.
+
+    Args:
+        turns: programs of a sample at most: one that fails public tests is followed by another (`turns.py`).
+
+    Raises:
+        InputError: turns, and no public tests.
+    """
 
     domain = "code"
 
-    def __init__(self, task: CodeTask, running: Running, max_new_tokens: int = 512) -> None:
+    def __init__(self, task: CodeTask, running: Running, max_new_tokens: int = 512, turns: int = 1) -> None:
         super().__init__(task.prompts)
+        if turns > 1 and PUBLIC not in task.scores:
+            raise InputError(f"turns is {turns}: the problems of {task.name} have no public tests to give feedback on")
+        self.turns = turns
         self.task, self.running = task, running
         self.name, self.stops, self.max_new_tokens = task.name, task.stops, max_new_tokens
+        if turns > 1:
+            self.name, self.stops = f"{self.name}-turns-{turns}", (*self.stops, FEEDBACK)
         self.shots = common_beginning([*task.prompts.values()]) if len(task.prompts) > 1 else ""
 
     @override
@@ -53,9 +71,24 @@ class CodeBenchmark(Benchmark):
             passed = {i: [scored[i, s.completion].passed[name] for s in found] for i, found in own.items()}
             prefix = f"{name}/" if name else ""
             scores |= {prefix + score: values for score, values in pass_scores(passed, ks).items()}
+        if PUBLIC in self.task.scores:
+            scores |= self._filtered(own, scored, ks)
         each = {(s.task_id, s.sample): scored[s.task_id, s.completion] for found in own.values() for s in found}
         verdicts = Counter[str](found.verdict for found in each.values())
         return Judged(scores, verdicts, {at: found.passed[self.task.scores[0]] for at, found in each.items()})
+
+    def _filtered(
+        self, own: Mapping[str, Sequence[Sample]], scored: Mapping[tuple[str, str], Scored], ks: Sequence[int]
+    ) -> dict[str, list[float]]:
+        """`1_at_k`: one program is taken of those among k samples that pass the public tests."""
+        found: dict[str, list[float]] = {f"1_at_{k}": [] for k in ks if k > 1}
+        for task_id, samples in own.items():
+            passed = [scored[task_id, sample.completion].passed for sample in samples]
+            right, public = (sum(one[name] for one in passed) for name in (self.task.scores[0], PUBLIC))
+            for k in ks:
+                if k > 1:
+                    found[f"1_at_{k}"].append(n_at_k(len(samples), right, 1, k, public))
+        return found
 
     def run(self, samples: Sequence[Sample]) -> dict[tuple[str, str], Scored]:
         """(task_id, completion) -> how it did; equal ones are run once."""

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
-from mtp_lightning.ranges import Kept, check_value
+from mtp_lightning.ranges import Kept, Range, check_value
 
 if TYPE_CHECKING:
     from mtp_lightning.checkpoints.files import LoadedModel
@@ -32,6 +32,7 @@ class Evaluate:
         batch_size: int = 16,
         dtype: Literal["fp32", "bf16"] = "fp32",
         device: Literal["cpu", "cuda"] = "cpu",
+        turns: int = 1,
         workers: int = 2,
         cpu_seconds: float = 4.0,
         memory_mb: int = 1024,
@@ -57,6 +58,7 @@ class Evaluate:
             batch_size: Texts that are written together.
             dtype: Precision.
             device: Where the model runs.
+            turns: Programs of a sample, at most 3; one that fails public tests is followed by another, told what failed.
             workers: Programs that run at once.
             cpu_seconds: CPU time that a program may take, where its problem does not say.
             memory_mb: Address space that a program may take, in MiB.
@@ -70,7 +72,9 @@ class Evaluate:
 
         check_json(json)
         check_value("workers", workers, Kept)
+        check_value("turns", turns, Annotated[int, Range(least=1, most=3)])
         self.ckpt, self.json, self.device = Path(ckpt), json, device
+        self.turns = turns
         self.running = Running(workers, unsafe_execution, Limits(cpu_seconds, memory_mb))
         if data is None:
             raise InputError("--data is missing: the file of the benchmark, in its published format")
@@ -131,7 +135,7 @@ class Evaluate:
     def _ask_named(self, name: "BenchmarkName") -> None:
         from mtp_lightning.evaluation.tasks.benchmarks import make_benchmark
 
-        self._ask(make_benchmark(name, self.data, self.running))
+        self._ask(make_benchmark(name, self.data, self.running, self.turns))
 
     def _ask(self, benchmark: "Benchmark") -> None:
         from mtp_lightning.evaluation.evaluate import Subject, evaluate, file_hash

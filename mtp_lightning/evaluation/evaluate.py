@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -17,9 +18,11 @@ from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.benchmark import Benchmark, Judged
+from mtp_lightning.evaluation.code_benchmark import CodeBenchmark
 from mtp_lightning.evaluation.results.temperatures import Chosen, Select, choose, fixed_temperatures
 from mtp_lightning.evaluation.samples import Prompt, SampleFile
-from mtp_lightning.evaluation.write_samples import Writing, prompt_room, write_samples
+from mtp_lightning.evaluation.turns import in_turns
+from mtp_lightning.evaluation.write_samples import Write, Writing, prompt_room, write_batch, write_samples
 from mtp_lightning.files import try_writing
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.ranges import Kept, Range, Seed, check_value, declared
@@ -175,8 +178,11 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
             stack.enter_context(file)
         for temperature, (file, writing) in files.items():
             report = _Reporter(f"{benchmark.name}, temperature {temperature:g}")
-            samples = plan.samples_at(temperature)
-            write_samples(file, engine, subject.tokenizer, prompts, samples, writing, report)
+            write: Write = partial(write_batch, engine, subject.tokenizer, writing)
+            if isinstance(benchmark, CodeBenchmark) and benchmark.turns > 1:
+                room = prompt_room(subject.context, max_new_tokens)
+                write = stack.enter_context(in_turns(benchmark, subject.tokenizer, write, room))
+            write_samples(file, write, prompts, plan.samples_at(temperature), plan.batch_size, report)
             file.put_in_order(benchmark.order)
     for temperature, (file, _) in files.items():
         at[temperature] = judge(benchmark, file, plan, temperature, prompts)

@@ -32,13 +32,16 @@ class Sample(NamedTuple):
     ended: Ended
     cut: bool = False
     """Whether the beginning of the prompt was cut off, as the context had no room for it."""
+    earlier: tuple[str, ...] = ()
+    """With turns: programs before this one, which failed public tests."""
 
     def line(self) -> str:
         """As it stands in the file; the first two fields are EvalPlus's, which ignores the others."""
         return json.dumps({"task_id": self.task_id, "completion": self.completion} | self._others()) + "\n"
 
     def _others(self) -> dict[str, Any]:
-        return {"sample": self.sample, "ended": self.ended} | ({"cut": True} if self.cut else {})
+        more = {"cut": True} if self.cut else {}
+        return {"sample": self.sample, "ended": self.ended} | more | ({"earlier": self.earlier} if self.earlier else {})
 
 
 class Prompt(NamedTuple):
@@ -183,7 +186,10 @@ def read_samples(path: Path) -> Iterable[Sample]:
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             row = json.loads(line)
-            yield Sample(row["task_id"], row["sample"], row["completion"], row["ended"], row.get("cut", False))
+            yield Sample(
+                row["task_id"], row["sample"], row["completion"], row["ended"], row.get("cut", False),
+                tuple(row.get("earlier", ())),
+            )  # fmt: skip
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"'{path}', line {number}: no sample of ours ({error!r}): move it away") from error
 

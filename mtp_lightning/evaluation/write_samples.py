@@ -61,13 +61,18 @@ def prompt_room(context: int | None, max_new_tokens: int) -> int | None:
     return context - max_new_tokens
 
 
+Asked = Sequence[tuple[Prompt, int]]
+"""(prompt, number of the sample) of each text that is asked for."""
+Write = Callable[[Asked], tuple[list[Sample], dict[str, int]]]
+"""What makes a batch of samples, and counts over them."""
+
+
 def write_samples(
     file: SampleFile,
-    engine: Engine,
-    tokenizer: Tokenizer,
+    write: Write,
     prompts: Sequence[Prompt],
     samples: int,
-    writing: Writing,
+    batch_size: int,
     report: Callable[[int, int], None] = lambda done, all_: None,
 ) -> None:
     """Add to the file what it lacks of `samples` of every prompt, sample 0 of all of them first.
@@ -78,15 +83,14 @@ def write_samples(
     asked = [(p, s) for s in range(samples) for p in prompts if (p.task_id, s) not in file.samples]
     all_ = samples * len(prompts)
     report(all_ - len(asked), all_)
-    for start in range(0, len(asked), writing.batch_size):
-        batch = asked[start : start + writing.batch_size]
-        written, counts = write_batch(engine, tokenizer, batch, writing)
-        file.append(written, counts)
+    for start in range(0, len(asked), batch_size):
+        batch = asked[start : start + batch_size]
+        file.append(*write(batch))
         report(all_ - len(asked) + start + len(batch), all_)
 
 
 def write_batch(
-    engine: Engine, tokenizer: Tokenizer, asked: Sequence[tuple[Prompt, int]], writing: Writing
+    engine: Engine, tokenizer: Tokenizer, writing: Writing, asked: Asked
 ) -> tuple[list[Sample], dict[str, int]]:
     """A sample for each (prompt, number), and counts over them: `tokens`; `accepted` of them in `forwards` after the
     prompts'; and of every drafting head i how many drafts had their `turns_i` and were `right_i`."""

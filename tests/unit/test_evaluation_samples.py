@@ -5,6 +5,7 @@ import random
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def engine() -> Engine:
 def make(path: Path, engine: Engine, samples: int = 3, prompts: Any = None, **changes: Any) -> bytes:
     settings = {"temperature": 0.8, "top_p": 0.95, "seed": 0, "max_new_tokens": 12, "stops": ("e", "9")} | changes
     with SampleFile(path, MADE_WITH) as file:
-        write_samples(file, engine, BYTES, prompts or PROMPTS, samples, Writing(**settings))
+        writing = Writing(**settings)
+        write_samples(
+            file, partial(write_batch, engine, BYTES, writing), prompts or PROMPTS, samples, writing.batch_size
+        )
         file.put_in_order([prompt.task_id for prompt in PROMPTS])
     return path.read_bytes()
 
@@ -138,8 +142,8 @@ def test_a_sample_depends_on_seed_problem_and_number_alone() -> None:
 
 def test_tokens_and_forwards_are_counted(engine: Engine) -> None:
     asked = [(prompt, 0) for prompt in PROMPTS]
-    drafted, counts = write_batch(engine, BYTES, asked, Writing(0.2, None, 0, 40, heads_used=3))
-    plain, of_plain = write_batch(engine, BYTES, asked, Writing(0.2, None, 0, 40, heads_used=1))
+    drafted, counts = write_batch(engine, BYTES, Writing(0.2, None, 0, 40, heads_used=3), asked)
+    plain, of_plain = write_batch(engine, BYTES, Writing(0.2, None, 0, 40, heads_used=1), asked)
     assert drafted == plain
     sampling = Writing(0.2, None, 0, 40).sampling(asked)
     texts = generate(engine, [torch.tensor(p.ids) for p in PROMPTS], 40, 3, (BYTES.eos_id,), sampling)

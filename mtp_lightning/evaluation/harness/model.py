@@ -119,9 +119,8 @@ class MTPLanguageModel(TemplateLM):  # type: ignore[misc]
             room = prompt_room(self.max_length, writing.max_new_tokens)
             asked = [self._ask(requests[number].args[0], room) for number in numbers]
             for start in range(0, len(asked), self.batch_size):
-                samples, counts = write_batch(
-                    self.engine, self.subject.tokenizer, asked[start : start + self.batch_size], writing
-                )
+                batch = asked[start : start + self.batch_size]
+                samples, counts = write_batch(self.engine, self.subject.tokenizer, writing, batch)
                 self.counts.update(counts)
                 for number, sample in zip(numbers[start:], samples):
                     written[number] = sample.completion

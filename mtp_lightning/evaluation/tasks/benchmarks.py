@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.benchmark import Benchmark
 from mtp_lightning.evaluation.code_benchmark import CodeBenchmark, Running
 from mtp_lightning.evaluation.tasks.code_tasks import code_task
@@ -15,16 +16,18 @@ BenchmarkName = Literal[
 ]
 
 
-def make_benchmark(name: BenchmarkName, data: str | Path, running: Running) -> Benchmark:
+def make_benchmark(name: BenchmarkName, data: str | Path, running: Running, turns: int = 1) -> Benchmark:
     """`infilling` takes out single lines, and asks in the order prefix, suffix, middle.
 
     Raises:
         InputError: not a file of this benchmark.
     """
+    if turns > 1 and name in ("gsm8k", "rouge", "infilling"):
+        raise InputError(f"turns is {turns}: {name} has no public tests to give feedback on")
     if name == "gsm8k":
         return GSM8K(data)
     if name == "rouge":
         return Rouge(data)
     if name == "infilling":
         return Infilling(data, "single-line", "psm", running)
-    return CodeBenchmark(code_task(name, data), running)
+    return CodeBenchmark(code_task(name, data), running, turns=turns)
