@@ -10,7 +10,8 @@ from callbacks.base import ProbeCallback, When
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.code_benchmark import Running
-from mtp_lightning.evaluation.evaluate import Plan, Subject, check_prompts, evaluate, file_hash
+from mtp_lightning.evaluation.evaluate import Subject, check_prompts, evaluate, file_hash
+from mtp_lightning.evaluation.plan import Plan
 from mtp_lightning.evaluation.tasks.benchmarks import BenchmarkName, make_benchmark
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.ranges import Kept, Range, Seed, check_ranges

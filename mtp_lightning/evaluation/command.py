@@ -58,7 +58,7 @@ class Evaluate:
             batch_size: Texts that are written together.
             dtype: Precision.
             device: Where the model runs.
-            turns: Programs of a sample, at most 3; one that fails public tests is followed by another, told what failed.
+            turns: Programs of a sample, at most 3; one that fails public tests is followed by another, with feedback.
             workers: Programs that run at once.
             cpu_seconds: CPU time that a program may take, where its problem does not say.
             memory_mb: Address space that a program may take, in MiB.
@@ -67,7 +67,7 @@ class Evaluate:
             json: File to write the numbers to as well.
         """
         from mtp_lightning.evaluation.code_benchmark import Running
-        from mtp_lightning.evaluation.evaluate import Plan
+        from mtp_lightning.evaluation.plan import Plan
         from mtp_lightning.evaluation.sandbox import Limits
 
         check_json(json)

@@ -4,12 +4,11 @@ import hashlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,15 +16,15 @@ from mtp_lightning.checkpoints.verify import digest
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
-from mtp_lightning.evaluation.benchmark import Benchmark, Judged
+from mtp_lightning.evaluation.benchmark import Benchmark
 from mtp_lightning.evaluation.code_benchmark import CodeBenchmark
-from mtp_lightning.evaluation.results.temperatures import Chosen, Select, choose, fixed_temperatures
+from mtp_lightning.evaluation.plan import Plan
+from mtp_lightning.evaluation.results.results import AtTemperature, Results, choose_all
 from mtp_lightning.evaluation.samples import Prompt, SampleFile
 from mtp_lightning.evaluation.turns import in_turns
 from mtp_lightning.evaluation.write_samples import Write, Writing, prompt_room, write_batch, write_samples
 from mtp_lightning.files import try_writing
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.ranges import Kept, Range, Seed, check_value, declared
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SECONDS_BETWEEN_REPORTS = 10.0
@@ -39,112 +38,6 @@ class Subject(NamedTuple):
     context: int | None
     """Positions of a window it was trained on; None where nobody knows."""
     step: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a benchmark is asked.
-
-    Raises:
-        InputError: numbers that cannot be, or that do not go together.
-    """
-
-    samples: Kept = 20
-    temperatures: tuple[Annotated[float, Range(least=0, most=100)], ...] = (0.2, 0.8)
-    k: tuple[Kept, ...] = (1, 10)
-    select: Select = "oracle"
-    top_p: Annotated[float, Range(above=0, most=1)] | None = 0.95
-    seed: Seed = 0
-    limit: Kept | None = None
-    """The first problems only."""
-    max_new_tokens: Kept | None = None
-    """By default the benchmark's own number, or half of the context, if that is less."""
-    heads_used: Kept | Literal["auto"] = "auto"
-    batch_size: Annotated[int, Range(least=1, most=4096)] = 16
-    dtype: Literal["fp32", "bf16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        for name, hint in declared(Plan).items():
-            check_value(name, getattr(self, name), hint)
-        for name in ("temperatures", "k"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise InputError(f"{name} is {[*values]}: it has a number twice")
-        if max(self.k) > self.samples:
-            raise InputError(f"k is {max(self.k)}, and pass@k needs at least k samples: samples is {self.samples}")
-        if not any(self.temperatures) and max(self.k) > 1:
-            raise InputError("k is above 1 at temperature 0, where all samples are the same: give --k '[1]'")
-        fixed_temperatures(self.select, self.temperatures, self.k)
-
-    def samples_at(self, temperature: float) -> int:
-        """Greedy samples would all be the same."""
-        return 1 if temperature == 0 else self.samples
-
-    def ks_at(self, temperature: float) -> list[int]:
-        return [k for k in self.k if k <= self.samples_at(temperature)]
-
-
-class AtTemperature(NamedTuple):
-    """What was found at one temperature."""
-
-    judged: Judged
-    counts: dict[str, int]
-    """Over everything that the file holds, as `write_batch` counts."""
-    ended: Counter[str]
-    cut: int
-    """Problems whose prompt was longer than the context has room for."""
-    file: Path
-
-    @property
-    def tokens_per_forward(self) -> float:
-        return _ratio(self.counts.get("accepted", 0), self.counts.get("forwards", 0))
-
-    @property
-    def acceptance(self) -> dict[int, float]:
-        """Head -> share of its drafts that were right, of those whose turn came."""
-        return acceptance(self.counts)
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a benchmark found out."""
-
-    benchmark: Benchmark
-    chosen: dict[str, Chosen]
-    """Name of a score -> its value, at which temperature, and how sure."""
-    at: dict[float, AtTemperature]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Over all temperatures."""
-        total: Counter[str] = Counter()
-        for found in self.at.values():
-            total.update(found.counts)
-        return dict(total)
-
-    def metrics(self) -> dict[str, float]:
-        """As MLflow has them: `eval/<task>/pass_at_k`, `.../temperature_at_k`, `.../tokens_per_forward`,
-        `.../acceptance/head_i`."""
-        found: dict[str, float] = {}
-        for name, chosen in self.chosen.items():
-            found |= {name: chosen.value, temperature_name(name): chosen.temperature}
-        counts = self.counts
-        if counts.get("forwards"):
-            found["tokens_per_forward"] = _ratio(counts["accepted"], counts["forwards"])
-        found |= {f"acceptance/head_{head}": share for head, share in acceptance(counts).items()}
-        return {f"eval/{self.benchmark.name}/{name}": value for name, value in found.items()}
-
-
-def temperature_name(score: str) -> str:
-    """`pass_at_10` -> `temperature_at_10`; of other scores `rouge_l` -> `rouge_l/temperature`."""
-    if "pass_at_" in score:
-        return score.replace("pass_at_", "temperature_at_")
-    return f"{score}/temperature"
-
-
-def acceptance(counts: Mapping[str, int]) -> dict[int, float]:
-    heads = sorted(int(name.removeprefix("turns_")) for name in counts if name.startswith("turns_"))
-    return {head: counts[f"right_{head}"] / counts[f"turns_{head}"] for head in heads if counts[f"turns_{head}"]}
 
 
 def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data: str) -> Results:
@@ -221,20 +114,6 @@ def judge(
     return AtTemperature(judged, file.counts, ended, sum(prompt.cut for prompt in prompts), file.path)
 
 
-def choose_all(at: Mapping[float, AtTemperature], plan: Plan) -> dict[str, Chosen]:
-    """Of every score, the temperature that it is reported at. A temperature that was fixed for a k holds for all scores
-    of that k (`majority_at_10` too); those without a k take the first one."""
-    fixed = fixed_temperatures(plan.select, plan.temperatures, plan.k)
-    chosen: dict[str, Chosen] = {}
-    for name in dict.fromkeys(name for found in at.values() for name in found.judged.scores):
-        values = {t: found.judged.scores[name] for t, found in at.items() if name in found.judged.scores}
-        k = name.rpartition("_at_")[2]
-        only = fixed.get(int(k) if k.isdigit() else 0, plan.temperatures[0]) if fixed else None
-        if only is None or only in values:
-            chosen[name] = choose(values, only)
-    return chosen
-
-
 def model_digest(subject: Subject) -> str:
     """Of the weights, and of what else makes one model another."""
     model = subject.model
@@ -272,10 +151,6 @@ def check_out(out: Path) -> None:
         try_writing(out)
     except OSError as error:
         raise InputError(f"out: '{out}' cannot be written to: {error.strerror}") from error
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
 
 
 class _Reporter:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtp_lightning.evaluation.evaluate import AtTemperature, Results
+from mtp_lightning.evaluation.results.results import AtTemperature, Results
 from mtp_lightning.evaluation.results.temperatures import COVERAGE
 from mtp_lightning.files import write_text
 
