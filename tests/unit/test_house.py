@@ -34,6 +34,7 @@ NOT_CONFIG = {"grid", "bench", "cli"}
 """What `config` may not import: it turns files and flags into objects of all the other rooms."""
 EDGES = {
     "decoding/command.py": {"checkpoints", "data"},
+    "evaluation/results/record.py": {"tracking"},
     "interop/command.py": {"checkpoints"},
     "probes/command.py": {"checkpoints"},
 }
