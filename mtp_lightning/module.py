@@ -138,13 +138,25 @@ class MTPModule(pl.LightningModule):
         Lightning averages the gradients of both, so that losses divided by it are means over all targets of the step.
         """
         k, following = self.trainer.accumulate_grad_batches, batch.get(STEP_REST, [])
-        if len(following) != k - 1:
+        assert len(following) == k - 1
+        count_M = count_valid(targets) + sum(count_valid(self.make_targets(other)[0]) for other in following)
+        return mean_over_ranks(count_M) / k
+
+    def check_loader(self) -> None:
+        """
+        Raises:
+            InputError: gradients are accumulated, and the loader does not know of steps.
+        """
+        k = self.trainer.accumulate_grad_batches
+        if k > 1 and getattr(self.trainer.train_dataloader, "step_batches", 1) != k:
             raise InputError(
                 f"trainer.accumulate_grad_batches is {k}: the data module's train_dataloader has to return what its "
                 "training_loader makes, so that the targets of a whole step are counted before its first gradient"
             )
-        count_M = count_valid(targets) + sum(count_valid(self.make_targets(other)[0]) for other in following)
-        return mean_over_ranks(count_M) / k
+
+    @override
+    def on_train_start(self) -> None:
+        self.check_loader()
 
     @override
     def configure_gradient_clipping(
@@ -290,9 +302,14 @@ class MTPModule(pl.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get(CHECKPOINT_KEY, {})
-        for part, mine in (("backbone", asdict(self.model.config)), ("heads", asdict(self.model.heads_config))):
-            for key, value in saved.get(part, {}).items():
+        if CHECKPOINT_KEY not in checkpoint:
+            return
+        for part, config in (("backbone", self.model.config), ("heads", self.model.heads_config)):
+            mine = asdict(config)
+            before = (
+                asdict(type(config)()) | checkpoint[CHECKPOINT_KEY][part]
+            )  # of earlier versions, which had fewer keys
+            for key, value in before.items():
                 if mine[key] != value:
                     raise InputError(
                         f"ckpt_path: the checkpoint was made with model.{part}.{key} = {value!r}, "

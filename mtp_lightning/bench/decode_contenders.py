@@ -13,7 +13,8 @@ from mtp_lightning.bench.train_contenders import HOW_TO_INSTALL
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, HeadsUsed, stream
 from mtp_lightning.errors import InputError
-from mtp_lightning.interop.hf_llama import llama_config, to_llama_state_dict
+from mtp_lightning.interop.hf_llama import llama_config
+from mtp_lightning.interop.hf_names import to_llama_state_dict
 from mtp_lightning.model.config import BackboneConfig
 from mtp_lightning.model.mtp import MTPModel
 

@@ -109,7 +109,7 @@ def load_model(path: Path) -> LoadedModel:
             described, step = content[CHECKPOINT_KEY], content["global_step"]
             prefix = "model."
             weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-        backbone, heads = BackboneConfig(**described["backbone"]), HeadsConfig(**described["heads"])
+        backbone, heads = BackboneConfig.from_dict(described["backbone"]), HeadsConfig(**described["heads"])
         _check_weights(backbone, heads, weights)
         model = MTPModel(backbone, heads)
         model.load_state_dict(weights)

@@ -25,7 +25,7 @@ def check_memory(config: Mapping[str, Any], memory: int | None = None) -> None:
         InputError: weights, optimizer and batch need more; says how much.
     """
     trainer, data = config["trainer"], config["data"].get("init_args") or {}
-    backbone, heads = BackboneConfig(**config["model"]["backbone"]), HeadsConfig(**config["model"]["heads"])
+    backbone, heads = BackboneConfig.from_dict(config["model"]["backbone"]), HeadsConfig(**config["model"]["heads"])
     strategy = trainer["strategy"] if isinstance(trainer["strategy"], Mapping) else {}
     if (strategy.get("init_args") or {}).get("offload"):
         return

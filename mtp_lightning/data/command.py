@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtp_lightning.data.corpora.account import Account
+from mtp_lightning.data.corpora.chat import with_template
 from mtp_lightning.data.corpora.documents import documents
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_text
 
-CorpusKind = Literal["python_stdlib", "stories", "text", "json", "parquet", "hub"]
+CorpusKind = Literal["python_stdlib", "stories", "text", "json", "parquet", "hub", "pairs", "story_pairs"]
 
 
 def prepare_command(
@@ -29,6 +30,7 @@ def prepare_command(
     split: str = "train",
     revision: str | None = None,
     max_documents: int | None = None,
+    chat_template: str | None = None,
     strict: bool = False,
     tokenizer: str = "bytes",
     end_token: str | None = None,
@@ -50,6 +52,7 @@ def prepare_command(
         split: split of a hub data set.
         revision: commit of a hub data set.
         max_documents: read only so many documents.
+        chat_template: file with the template of pairs with messages; by default the one beside the tokenizer.json.
         strict: refuse a corpus of which anything is left out.
         tokenizer: "bytes", or the path of a tokenizer.json.
         end_token: the token that ends a document; by default one with a usual name, special tokens first.
@@ -60,7 +63,7 @@ def prepare_command(
     """
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
-        revision=revision, max_documents=max_documents, strict=strict,
+        revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
     )  # fmt: skip
     directory = Path(out)
     if directory.exists():
@@ -70,6 +73,7 @@ def prepare_command(
     from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source, summary
 
     settings = ShardSettings(validation_fraction, split_seed, shard_tokens)
+    source = with_template(source, tokenizer)
     meta = prepare_source(directory, source, load_tokenizer(tokenizer, end_token), settings)
     rows = [
         {
@@ -106,6 +110,7 @@ def train_tokenizer_command(
     split: str = "train",
     revision: str | None = None,
     max_documents: int | None = None,
+    chat_template: str | None = None,
     strict: bool = False,
     json: str | None = None,
 ) -> None:
@@ -123,12 +128,13 @@ def train_tokenizer_command(
         split: split of a hub data set.
         revision: commit of a hub data set.
         max_documents: read only so many documents.
+        chat_template: file with the template of pairs with messages; by default the one beside the tokenizer.json.
         strict: refuse a corpus of which anything is left out.
         json: file to write the printed table to as well.
     """
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
-        revision=revision, max_documents=max_documents, strict=strict,
+        revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
     )  # fmt: skip
     if vocab_size < 257:
         raise InputError(f"--vocab_size is {vocab_size}: the 256 bytes and the end of a document make 257 at least")

@@ -22,14 +22,16 @@ class ModelCounts(NamedTuple):
 
 
 def layer_matmul_parameters(backbone: BackboneConfig, ffn: int | None = None) -> int:
-    """Weights of one layer that take part in a matrix product: 2 d^2 + 2 d d_kv + 3 d d_ffn."""
-    d, kv = backbone.dim, backbone.kv_heads * backbone.head_dim
-    return 2 * d * d + 2 * d * kv + 3 * d * (backbone.ffn if ffn is None else ffn)
+    """Weights of one layer that take part in a matrix product: 2 d d_q + 2 d d_kv + 3 d d_ffn."""
+    d, q, kv = backbone.dim, backbone.q_dim, backbone.kv_dim
+    return 2 * d * q + 2 * d * kv + 3 * d * (backbone.ffn if ffn is None else ffn)
 
 
 def layer_parameters(backbone: BackboneConfig, ffn: int | None = None) -> int:
-    """A layer with its two norms."""
-    return layer_matmul_parameters(backbone, ffn) + 2 * backbone.dim
+    """A layer with its norms and biases."""
+    biases = backbone.q_dim + 2 * backbone.kv_dim if backbone.attention_bias == "qkv" else 0
+    head_norms = 2 * backbone.head_size if backbone.qk_norm else 0
+    return layer_matmul_parameters(backbone, ffn) + 2 * backbone.dim + biases + head_norms
 
 
 class HeadCounts(NamedTuple):
@@ -122,15 +124,15 @@ def count_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> ModelCount
 
 def flops_per_token(backbone: BackboneConfig, heads: HeadsConfig, context: int) -> int:
     """Training FLOPs per input token: 6 per weight of a matrix product and time it is used (the unembedding once per
-    hidden state that goes through it), plus causal attention's 6 T d per layer (forward 2 T d, half of the 4 T d of
-    full attention; backward twice)."""
+    hidden state that goes through it), plus causal attention's 6 T d_q per layer (forward 2 T d_q, half of the 4 T
+    d_q of full attention; backward twice)."""
     d, counts, widths = backbone.dim, count_heads(heads), trunk_widths(backbone, heads)
     matmuls = sum(layer_matmul_parameters(backbone, ffn) for ffn in widths)
     matmuls += counts.layers_run * layer_matmul_parameters(backbone)
     matmuls += counts.joins_run * 2 * d * d + counts.linears * d * d
     matmuls += counts.unembeddings_run * backbone.vocab_size * d
     own = 3 * count_own(backbone, heads, context).forward_flops if heads.is_own else 0
-    return own + 6 * matmuls + 6 * (len(widths) + counts.layers_run) * context * d
+    return own + 6 * matmuls + 6 * (len(widths) + counts.layers_run) * context * backbone.q_dim
 
 
 STATE_BYTES = 16
@@ -144,11 +146,11 @@ def training_memory(backbone: BackboneConfig, heads: HeadsConfig, rows: int, con
     Args:
         width: bytes of an activation: 4, or 2 under bfloat16 autocast, where the residual stream keeps 4.
     """
-    d, kv = backbone.dim, backbone.kv_heads * backbone.head_dim
+    d, q, kv = backbone.dim, backbone.q_dim, backbone.kv_dim
     run = count_own(backbone, heads, context).layers_run if heads.is_own else count_heads(heads).layers_run
     widths = [*trunk_widths(backbone, heads), *[backbone.ffn] * run]
     # inputs of two norms; normed twice, q, attention's output twice, k and v; gate, its silu, up, their product
-    kept = sum(2 * d * 4 + (5 * d + 2 * kv + 4 * ffn) * width for ffn in widths)
+    kept = sum(2 * d * 4 + (2 * d + 3 * q + 2 * kv + 4 * ffn) * width for ffn in widths)
     streams = 1 + (1 if heads.kind in ("none", "order") else heads.n_future)
     kept += streams * 3 * d * 4  # after the trunk and each head: the stream, normed, and its gradient
     return STATE_BYTES * count_parameters(backbone, heads).total + rows * context * kept

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtp_lightning.model.attention import Rotary, causal_mask
+from mtp_lightning.model.attention import causal_mask
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_heads, trunk_widths
 from mtp_lightning.model.heads import make_heads
+from mtp_lightning.model.rope import Rotary
 from mtp_lightning.shapes import Bool, Float, Int
 
 
@@ -56,7 +57,7 @@ class MTPModel(nn.Module):
             backbone.dim,
             _weight=torch.empty(backbone.vocab_size, backbone.dim).normal_(std=backbone.init_std),
         )
-        self.rotary = Rotary(backbone.head_dim, backbone.rope_theta)
+        self.rotary = Rotary(backbone)
         self.trunk = nn.ModuleList(Block(backbone, ffn) for ffn in trunk_widths(backbone, heads))
         self.heads = make_heads(backbone, heads)
         self.norm = nn.RMSNorm(backbone.dim, eps=backbone.norm_eps)

@@ -33,14 +33,16 @@ SMALL_DATA = {
     "python_stdlib": ["--data.val_windows=2", "--data.source.max_documents=40", "--data.context=64"],
     "stories": ["--data.val_windows=2", "--data.source.max_documents=200", "--data.context=64"],
     "text": ["--data.val_windows=2", "--data.context=64"],
+    "pairs": ["--data.val_windows=2", "--data.context=64"],
     "polynomial": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
+    "execution": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
     "star_graph": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
 }
 SMALL_PROBE = [f"--trainer.callbacks.{key}=2" for key in ("stories", "quick_stories", "rows", "length")]
 QUICK = ("fit", "validate", "generate", "evaluate", "export", "data", "grid plan", "grid status", "completion")
 """Commands that run here; the others are parsed, and have tests of their own."""
-PROBES = ("induction", "polynomial", "star-graph")
-"""Of `mtp evaluate`, those that need no file."""
+PROBES = ("induction", "polynomial", "star-graph", "execution", "pairs")
+"""Of `mtp evaluate`, those that need no file of a benchmark."""
 
 
 @pytest.fixture
@@ -111,7 +113,10 @@ def shrunk(command: Command) -> list[str] | None:
     if words[0] == "evaluate" and words[1] not in PROBES:
         return None  # needs a file of the benchmark, and has tests of its own
     if words[0] == "evaluate":
-        words += ["--count", "4", "--length", "8"] if words[1] == "induction" else ["--test_size", "4"]
+        small = {"induction": ["--count", "4", "--length", "8"], "pairs": ["--count", "4"]}
+        words += small.get(words[1], ["--test_size", "4"])
+    if words[:2] == ["data", "sample"]:
+        words += ["--max_new_tokens", "4", "--limit", "4"]
     return ["300" if word == "4096" else word for word in words]
 
 
@@ -128,6 +133,8 @@ def test_the_quick_ones_run_in_order(
     (tmp_path / "corpus").mkdir()
     for i in range(8):
         (tmp_path / "corpus" / f"{i}.txt").write_text(f"story number {i}, of Ann and Ben, " * 40)
+    rows = (f'{{"prompt": "Who is number {i}? ", "completion": "Ann {i}."}}\n' for i in range(40))
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
     for command in ALL:
         words = shrunk(command) if command.manual in manuals else None
         assert words is None or cli.main(words) == 0, f"{command.name}\n{capsys.readouterr().err}"

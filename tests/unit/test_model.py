@@ -7,7 +7,8 @@ import torch
 from tiny import tiny_backbone
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.interop.hf_llama import llama_config, to_llama_state_dict
+from mtp_lightning.interop.hf_llama import llama_config
+from mtp_lightning.interop.hf_names import to_llama_state_dict
 from mtp_lightning.model.attention import (
     CAUSAL_BLOCK,
     block_causal_attention,
