@@ -23,6 +23,8 @@ class Job(NamedTuple):
     program: Program
     right: Callable[[Outcome], bool] = has_passed
     scores: tuple[str, ...] = ("",)
+    expected: str = ""
+    """What should have come out, as a model may be told of a public test."""
 
 
 @dataclass(frozen=True)

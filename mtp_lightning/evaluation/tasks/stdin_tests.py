@@ -96,7 +96,7 @@ def _job(problem: Problem, source: str, given: Any, expected: Any, public: bool)
                 return False
             return len(results) == 1 and _as_lists(expected) in (_as_lists(results[0]), [_as_lists(results[0])])
 
-    return Job(program, right, scores)
+    return Job(program, right, scores, expected if problem.entry is None else repr(expected))
 
 
 def same_output(printed: str, expected: str) -> bool:
