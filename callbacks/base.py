@@ -18,8 +18,8 @@ from mtp_lightning.ranges import Count, check_ranges
 from mtp_lightning.strategies.gather import full_model
 from mtp_lightning.tracking.logger import MLflowRunLogger
 
-When = Count | Literal["log", "validation"]
-"""Every so many steps; at steps spaced evenly on a logarithmic scale; or at every validation."""
+When = Count | Literal["log", "validation", "end"]
+"""Every so many steps; at steps spaced evenly on a logarithmic scale; at every validation; or at the end alone."""
 PER_DECADE = 8
 """Log-spaced steps between 100 and 1000, about."""
 PICTURES = "pictures"
@@ -33,7 +33,8 @@ def log_spaced(step: int) -> bool:
 
 
 class ProbeCallback(pl.Callback):
-    """Measures the model `when` it is due, before the first step and at the end, and records the results.
+    """Measures the model `when` it is due and at the end, and records the results; also before the first step, where
+    `when` is about steps.
 
     Training does not notice: weights, gradients, mode, random states and the order of the data stay as they were. Every
     rank takes part in gathering sharded weights, and rank zero alone measures. Compiled layers run uncompiled.
@@ -45,7 +46,7 @@ class ProbeCallback(pl.Callback):
     its seconds over those of training (of this attempt, where a run was continued).
 
     Args:
-        when: every so many steps, "log" (spaced) or at every "validation".
+        when: every so many steps, "log" (spaced), at every "validation", or at the "end" alone.
 
     Raises:
         InputError: a number of steps below 1.
@@ -78,7 +79,7 @@ class ProbeCallback(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
-        if trainer.global_step == 0 and self.when != "validation":
+        if trainer.global_step == 0 and self.when not in ("validation", "end"):
             self._measure_now(trainer, pl_module)
 
     @override

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 _GRID = "mtp_lightning.grid.commands:Grid"
+_EVALUATE = "mtp_lightning.evaluation.command:Evaluate"
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": (
         "mtp_lightning.config.commands:fit",
@@ -61,7 +62,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "what random programs give, by operations",
     ),
     "evaluate pairs": ("mtp_lightning.probes.command:pairs_command", "whole answers of pairs, and their loss"),
+    "evaluate humaneval": (f"{_EVALUATE}.humaneval", "functions to complete, run in the sandbox: pass@k"),
+    "evaluate mbpp": (f"{_EVALUATE}.mbpp", "functions from a sentence and three tests: pass@k"),
+    "evaluate cruxeval-output": (f"{_EVALUATE}.cruxeval_output", "what a function returns for an input"),
+    "evaluate cruxeval-input": (f"{_EVALUATE}.cruxeval_input", "an input for which a function returns a value"),
+    "evaluate stdin": (f"{_EVALUATE}.stdin", "programs that read and print, as of APPS and CodeContests"),
+    "evaluate infilling": (f"{_EVALUATE}.infilling", "parts of HumanEval's solutions, between what is around them"),
+    "evaluate gsm8k": (f"{_EVALUATE}.gsm8k", "word problems: exact match and majority vote"),
+    "evaluate rouge": (f"{_EVALUATE}.rouge", "ROUGE-L of summaries"),
+    "evaluate lm-eval": (
+        "mtp_lightning.evaluation.harness.command:lm_eval_command",
+        "tasks of lm-eval: log-likelihoods by head 1, texts by self-speculative decoding",
+    ),
+    "evaluate score": ("mtp_lightning.evaluation.score_command:score_command", "run and score programs from anywhere"),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
+    "data pairs": ("mtp_lightning.data.command:pairs_command", "questions about generated stories, as JSON lines"),
     "data sample": (
         "mtp_lightning.data.sample_command:sample_command",
         "a model's own continuations as training data",

@@ -140,14 +140,14 @@ class FileLock:
             self._descriptor = None
 
 
-def check_json(path: str | None) -> None:
+def check_json(path: str | None, key: str = "json") -> None:
     """Found out before hours of work, not after."""
     try:
         wrong = path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir())
     except OSError as error:  # a name that is too long
-        raise InputError(f"json: {path} cannot be written: {error.strerror}") from error
+        raise InputError(f"{key}: {path} cannot be written: {error.strerror}") from error
     if wrong:
-        raise InputError(f"json: {path} cannot be written: it is a folder, or its folder is not there")
+        raise InputError(f"{key}: {path} cannot be written: it is a folder, or its folder is not there")
 
 
 def try_writing(folder: Path) -> None:

@@ -89,8 +89,13 @@ def stream(
     stop_ids: Collection[int] = (),
     sampling: Sampling = Sampling(),  # noqa: B008
     tree: Sequence[int] | None = None,
+    ended: Collection[int] = (),
 ) -> Iterator[Step]:
-    """`generate`, step by step: after every forward a `Step` of each row that is not finished."""
+    """`generate`, step by step: after every forward a `Step` of each row that is not finished.
+
+    Args:
+        ended: prompts whose text is to end where it is. The caller may add to them while it reads.
+    """
     most = engine.heads_used if heads_used in (None, "auto") else int(heads_used)
     if not prompts or any(prompt.numel() == 0 for prompt in prompts):
         raise InputError("the prompt is empty: a token is predicted from the ones before it, so give at least one")
@@ -112,7 +117,10 @@ def stream(
     rows = [_Row(i, max_new_tokens, stop_ids) for i in range(len(prompts))]
     while True:
         for index in reversed(range(session.batch)):  # from the last: the last row takes the place of one that leaves
-            if (row := rows[index]).ends_with(certain[index]):
+            row = rows[index]
+            if row.number in ended:
+                row.left = 0
+            if row.ends_with(certain[index]):
                 yield Step(row.number, [certain[index]], [])
                 row.left = 0
             if row.left == 0:

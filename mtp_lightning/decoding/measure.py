@@ -82,6 +82,12 @@ def acceptance(generations: Sequence[Generation], offsets: Sequence[int]) -> dic
 
     A text's last forward is left out: what it accepts may have been cut.
     """
+    counts = acceptance_counts(generations, offsets)
+    return {head: right / turns if turns else float("nan") for head, (right, turns) in counts.items()}
+
+
+def acceptance_counts(generations: Sequence[Generation], offsets: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """(drafts that were accepted, those whose turn came) of every head from the second on."""
     reached = dict.fromkeys(range(2, len(offsets) + 1), 0)
     accepted = dict(reached)
     steps: list[Step] = [step for generation in generations for step in generation.steps[:-1]]
@@ -91,7 +97,7 @@ def acceptance(generations: Sequence[Generation], offsets: Sequence[int]) -> dic
             if offset <= len(step.block) and len(step.tokens) >= offset - 1:
                 reached[head] += 1
                 accepted[head] += len(step.tokens) >= offset
-    return {head: accepted[head] / count if count else float("nan") for head, count in reached.items()}
+    return {head: (accepted[head], count) for head, count in reached.items()}
 
 
 @torch.inference_mode()

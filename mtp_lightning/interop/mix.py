@@ -12,10 +12,11 @@ from torch import Tensor
 
 from mtp_lightning.checkpoints.files import SAFETENSORS, LoadedModel, load_model
 from mtp_lightning.checkpoints.select import find_checkpoint
-from mtp_lightning.checkpoints.streaming import Spec, Weights, describe, open_model, write_model
+from mtp_lightning.checkpoints.streaming import describe, write_model
 from mtp_lightning.checkpoints.verify import weights_digest
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.importing.import_command import check_target
+from mtp_lightning.model.weights import Spec, Weights, open_weights
 
 
 class Parent(NamedTuple):
@@ -98,13 +99,14 @@ def _described(loaded: LoadedModel) -> dict[str, Any]:
     model, text = loaded.model, loaded.text_tokenizer
     state = None if text is None else text.state()
     described = describe(model.config, model.heads_config, state, loaded.context)
-    return {**described, "task": None if loaded.task is None else dict(loaded.task)}
+    begins = {"begin_ids": list(loaded.begin_ids)} if loaded.begin_ids else {}
+    return {**described, **begins, "task": None if loaded.task is None else dict(loaded.task)}
 
 
 def _weights(loaded: LoadedModel) -> Weights:
     """In the file's precision: a model in memory has float32."""
     if loaded.path.suffix == SAFETENSORS:
-        return open_model(loaded.path)
+        return open_weights(loaded.path)
     content = torch.load(loaded.path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     own = {name: content[f"model.{name}"] for name, _ in loaded.model.named_parameters()}
     return Weights({name: Spec(w.dtype, tuple(w.shape)) for name, w in own.items()}, own.__getitem__)

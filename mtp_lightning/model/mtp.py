@@ -52,6 +52,8 @@ class MTPModel(nn.Module):
         super().__init__()
         self.config = backbone
         self.heads_config = heads
+        self.trunk_is_frozen = False
+        """Whether the trunk keeps nothing for a backward pass (`mtp_lightning.model.freezing`)."""
         self.embedding = nn.Embedding(
             backbone.vocab_size,
             backbone.dim,
@@ -119,9 +121,10 @@ class MTPModel(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The trunk's output z: what every head reads."""
-        x_BTD = self.embedding(tokens_BT)
-        for block in self.trunk:
-            x_BTD = block(x_BTD, rotary, mask)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.trunk_is_frozen):
+            x_BTD = self.embedding(tokens_BT)
+            for block in self.trunk:
+                x_BTD = block(x_BTD, rotary, mask)
         return x_BTD  # type: ignore[no-any-return]
 
     def logits(

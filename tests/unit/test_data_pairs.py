@@ -89,6 +89,15 @@ def test_exactly_the_answers_and_their_ends_are_targets(file: Path, horizon: int
         assert sorted(b"".join(joined).split(b"\xff")[:-1]) == answers
 
 
+def test_prompts_are_questions(file: Path) -> None:
+    data = module(file)
+    questions = [question for question, _ in stored(data.validation_store)]
+    assert [bytes(prompt.tolist()).decode() for prompt in data.heldout_prompts(100, 64)] == questions
+    assert [bytes(prompt.tolist()).decode() for prompt in data.heldout_prompts(2, 5)] == [
+        questions[0][-5:], questions[-1][-5:],
+    ]  # fmt: skip
+
+
 def brute_mask(store: TokenStore, first: int, after: int, length: int) -> list[bool]:
     """Token by token."""
     assert store.answer_starts is not None
@@ -396,3 +405,20 @@ def test_whole_answers_and_their_loss(file: Path, tmp_path: Path, capsys: pytest
     assert main(["evaluate", "pairs", str(tmp_path / "a.ckpt")]) == 2
     with pytest.raises(InputError, match=r"no pair of the validation split .* fits into 3 tokens"):
         heldout_pairs(data.validation_store, 5, 3)
+
+
+def test_story_pairs_as_a_file_are_those_that_are_trained_on(tmp_path: Path) -> None:
+    sides = []
+    for side in ("train", "validation", "all"):
+        assert main(["data", "pairs", str(tmp_path / f"{side}.jsonl"), "--count", "60", "--side", side]) == 0
+        rows = [json.loads(line) for line in (tmp_path / f"{side}.jsonl").read_text().splitlines()]
+        sides.append({(row["prompt"], row["completion"]) for row in rows})
+    assert sides[0] | sides[1] == sides[2]
+    assert [len(side) for side in sides] == [60 - len(sides[1]), len(sides[1]), 60]
+    source = SourceConfig(kind="story_pairs", max_documents=60)
+    data = TokenDataModule(source=source, context=1152, directory=str(tmp_path / "cache"))
+    data.prepare_data()
+    data.setup("validate")
+    assert set(stored(data.validation_store)) == sides[1]
+    assert main(["data", "pairs", str(tmp_path / "all.jsonl")]) == 2
+    assert main(["data", "pairs", str(tmp_path / "x.jsonl"), "--count", "0"]) == 2

@@ -105,6 +105,7 @@ def test_it_is_refused_and_nothing_is_written(
         (["hf", "there.safetensors"], "'there.safetensors' exists"),
         (["hf", "no/o.safetensors"], "there is no folder 'no'"),
         (["hf", "o.safetensors", "--context", "0"], "--context is 0"),
+        (["hf", "o.safetensors", "--heads", "2"], "--heads is 2"),
         (["hf", "o.safetensors", "--layout", "meta"], "is no model: it has no params.json"),
         (["hf", "o.safetensors"], "holds neither tokenizer.json nor tokenizer.model"),
         (["hf", "o.safetensors", "--tokenizer", "big.json"], "has ids up to"),

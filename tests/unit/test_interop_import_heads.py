@@ -73,7 +73,7 @@ def test_norms_that_heads_would_read_through_are_refused_and_the_model_comes_wit
         assert main(["import", str(tmp_path / "hf"), str(out), "--tokenizer", "none"]) == 2
         assert f"'{name}' is not all ones" in capsys.readouterr().err
         assert not out.exists()
-    loaded = imported(tmp_path / "hf", heads="first")
+    loaded = imported(tmp_path / "hf", heads=1)
     assert loaded.model.n_future == 1
     assert "2 further heads are left out" in capsys.readouterr().out
     tokens = torch.randint(0, 37, (1, 12))

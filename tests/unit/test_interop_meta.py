@@ -98,7 +98,7 @@ def test_every_head_of_the_release_computes_what_it_does_there(n: int, tmp_path:
 
 def test_head_1_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = release(3)
-    assert run(write(tmp_path / "meta", weights, n_future_tokens=3), "--heads", "first") == 0
+    assert run(write(tmp_path / "meta", weights, n_future_tokens=3), "--heads", "1") == 0
     assert "2 further heads are left out" in capsys.readouterr().out
     model, tokens = load_model(tmp_path / "out.safetensors").model, torch.randint(0, V, (9,))
     with torch.no_grad():

@@ -2,6 +2,7 @@
 size, and every file that they name is there."""
 
 import functools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,8 @@ SMALL_DATA = {
 SMALL_PROBE = [f"--trainer.callbacks.{key}=2" for key in ("stories", "quick_stories", "rows", "length")]
 QUICK = ("fit", "validate", "generate", "evaluate", "export", "data", "grid plan", "grid status", "completion")
 """Commands that run here; the others are parsed, and have tests of their own."""
+PROBES = ("induction", "polynomial", "star-graph", "execution", "pairs")
+"""Of `mtp evaluate`, those that need no file of a benchmark."""
 
 
 @pytest.fixture
@@ -108,6 +111,8 @@ def shrunk(command: Command) -> list[str] | None:
         words += SMALL_PROBE if "conf/probes/induction.yaml" in words else []
     if words[0] == "generate":
         words += ["--max_new_tokens", "4"]
+    if words[0] == "evaluate" and words[1] not in PROBES:
+        return None  # needs a file of the benchmark, and has tests of its own
     if words[0] == "evaluate":
         small = {"induction": ["--count", "4", "--length", "8"], "pairs": ["--count", "4"]}
         words += small.get(words[1], ["--test_size", "4"])
@@ -147,6 +152,13 @@ def test_the_grid_of_the_manual_is_a_grid(
     )
     assert cli.main(["grid", "plan", "grid.yaml"]) == 0
     assert "12 cells: 12 missing; 12 to run" in capsys.readouterr().out
+    (tmp_path / "chain.yaml").write_text(
+        [body for language, body in blocks(ROOT / "mtp_lightning/grid/README.md") if language == "yaml"][1]
+    )
+    assert cli.main(["grid", "plan", "chain.yaml", "--json", "plan.json"]) == 0
+    assert "12 cells: 12 missing; 12 to run" in capsys.readouterr().out
+    labels = [row["label"] for row in json.loads((tmp_path / "plan.json").read_text())["cells"]]
+    assert labels[4:7:2] == ["finetune seed=0", "heads heads=copy seed=0"]
 
 
 @pytest.mark.parametrize("manual", MANUALS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -12,6 +12,7 @@ import pytest
 from callbacks.base import ProbeCallback
 from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.decoding import DecodingProbe
+from callbacks.evaluation import EvaluationProbe
 from callbacks.exact_match import ExactMatchProbe
 from callbacks.heartbeat import Heartbeat
 from callbacks.induction import InductionProbe
@@ -45,6 +46,7 @@ CLASSES: Mapping[type, Callable[..., Any]] = {
         MTPModule,
     )
 } | {
+    EvaluationProbe: lambda **given: EvaluationProbe(**{"task": "gsm8k", "data": "x", "samples": 10**6} | given),
     ScheduleConfig: lambda **given: ScheduleConfig(**{"kind": "wsd", "decay_steps": 5} | given),
     TaskDataModule: lambda **given: TaskDataModule(**{"task": StarGraph()} | given),
 }  # fmt: skip

@@ -69,6 +69,9 @@ class StartRun(SaveConfigCallback):
             if isinstance(logger, MLflowRunLogger):
                 logger.log_hyperparams(self.parameters)
                 logger.log_text_artifact(text, CONFIG)
+                parent: Any = getattr(pl_module, "parent", None)
+                if parent is not None:
+                    logger.set_tags(parent.tags)
         write_config(Path(trainer.default_root_dir), text)
 
     @override

@@ -195,7 +195,7 @@ class TokenDataModule(MTPDataModule):
     def heldout_prompts(self, count: int, length: int) -> list[Tensor]:
         """`count` pieces, (length,) int64 each, of validation documents: always the same, spread over the documents.
 
-        Each lies inside one document where documents are long enough.
+        Each lies inside one document where documents are long enough; of pairs, questions (`heldout.heldout_prompts`).
 
         Raises:
             InputError: the validation split is shorter than a prompt.

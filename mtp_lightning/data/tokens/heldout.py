@@ -20,11 +20,17 @@ _PIECE = 1 << 24
 def heldout_prompts(store: TokenStore, count: int, length: int) -> list[Tensor]:
     """`count` pieces, (length,) int64 each, of the split's documents: always the same, spread over the documents.
 
-    Each lies inside one document where documents are long enough.
+    Each lies inside one document where documents are long enough. Of pairs: at most so many questions, or the last
+    `length` tokens of these.
 
     Raises:
         InputError: the split is shorter than a prompt.
     """
+    if store.answer_starts is not None:
+        chosen = np.unique(np.linspace(0, store.split_meta.n_documents - 1, count).astype(np.int64))
+        ends, starts = store.answer_starts[chosen].tolist(), store.document_starts[chosen].tolist()
+        questions = [store.read(max(start, end - length), min(length, end - start)) for start, end in zip(starts, ends)]
+        return [torch.from_numpy(question) for question in questions if len(question)]
     if len(store) < length:
         raise InputError(f"a prompt of {length} tokens is longer than the {store.split} split ({len(store)} tokens)")
     starts = prompt_starts(np.asarray(store.document_starts), len(store), count, length)

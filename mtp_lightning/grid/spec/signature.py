@@ -74,6 +74,8 @@ LATER: tuple[tuple[str, Any], ...] = (
     ),
     ("data.source.chat_template", None),
     ("data.init_args.source.chat_template", None),
+    ("model.init", {"path": None, "heads": "keep", "unembedding": "keep"}),
+    ("model.freeze", "none"),
 )
 """(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
 cells keep their names."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mtp_lightning.checkpoints.streaming import Spec, Weights, open_model
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_config import names_of
+from mtp_lightning.model.weights import Spec, Weights, open_weights
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -68,7 +68,7 @@ def _opened(path: Path) -> Weights:
     from safetensors import SafetensorError
 
     try:
-        return open_model(path)
+        return open_weights(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"'{path}' is no safetensors file, or a truncated or damaged one ({error})") from error
 

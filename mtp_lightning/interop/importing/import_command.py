@@ -12,7 +12,7 @@ def import_command(
     folder: str,
     out: str,
     layout: Layout = "auto",
-    heads: Literal["keep", "first"] = "keep",
+    heads: int | None = None,
     context: int | None = None,
     tokenizer: str | None = None,
     end_token: str | None = None,
@@ -28,7 +28,7 @@ def import_command(
         out: File to write, *.safetensors. `mtp generate`, `mtp evaluate` and `mtp export` read it like a checkpoint.
         layout: hf: Hugging Face's; meta: Meta's, also with the further heads of the multi-token prediction paper's
             release; auto: meta where there is a params.json and no config.json.
-        heads: keep: all of them; first: without the further ones.
+        heads: 1 imports head 1 alone; by default all.
         context: Positions that the model will be used with, where they are fewer than it is made for.
         tokenizer: A tokenizer.json or SentencePiece tokenizer.model instead of the folder's own; none: without.
         end_token: The token that ends a document, where it is not the one that the tokenizer's configuration names.
@@ -37,13 +37,15 @@ def import_command(
     from mtp_lightning.checkpoints.streaming import describe, write_model
     from mtp_lightning.interop.importing.import_hf import open_hf
     from mtp_lightning.interop.importing.import_meta import open_meta
-    from mtp_lightning.interop.importing.tokenizers import find_tokenizer
+    from mtp_lightning.interop.importing.tokenizers import begin_ids, find_tokenizer
 
     source, target = Path(folder), check_target(out, force)
     if not source.is_dir():
         raise InputError(f"there is no folder '{folder}'")
     if context is not None and context < 1:
         raise InputError(f"--context is {context}: it has to be at least 1")
+    if heads not in (None, 1):
+        raise InputError(f"--heads is {heads}: 1 imports head 1 alone, and without it all heads are imported")
     is_meta = (source / "params.json").is_file() and not (source / "config.json").is_file()
     if layout == "meta" or (layout == "auto" and is_meta):
         found = open_meta(source, heads, context)
@@ -51,7 +53,8 @@ def import_command(
         found = open_hf(source, heads, context)
     text = find_tokenizer(source, tokenizer, end_token, found.backbone.vocab_size)
     state = None if text is None else text.state()
-    described = describe(found.backbone, found.heads, state, found.context, imported=found.origin)
+    begins = {} if text is None else {"begin_ids": begin_ids(text)}
+    described = describe(found.backbone, found.heads, state, found.context, imported=found.origin, **begins)
     write_model(target, described, found.weights)
     for note in found.notes:
         print(note)

@@ -2,20 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mtp_lightning.checkpoints.streaming import Spec, Weights
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_config import read_hf_config
 from mtp_lightning.interop.hf_names import SHARED_HEAD_NORM, standard_names, swap_halves
 from mtp_lightning.interop.importing.hf_folder import CONFIG, open_folder, read_json, require
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.weights import Spec, Weights
 
-KeptHeads = Literal["keep", "first"]
 _UNUSED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """Tensors of old files that follow from the configuration."""
 _COPY = re.compile(r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight")
@@ -35,10 +34,10 @@ class Imported(NamedTuple):
     """What the user has to know."""
 
 
-def open_hf(folder: Path, kept: KeptHeads = "keep", context: int | None = None) -> Imported:
+def open_hf(folder: Path, keep: int | None = None, context: int | None = None) -> Imported:
     """
     Args:
-        kept: the heads; `first` leaves out further ones.
+        keep: 1: head 1 alone; None: all heads.
         context: positions that the model will be used with, where they are fewer than it is made for.
 
     Raises:
@@ -50,7 +49,7 @@ def open_hf(folder: Path, kept: KeptHeads = "keep", context: int | None = None) 
     except InputError as error:
         raise InputError(f"'{folder / CONFIG}': {error}") from error
     notes, described_heads = [], heads
-    if heads.n_future > 1 and kept == "first":
+    if heads.n_future > 1 and keep == 1:
         notes.append(f"{heads.n_future - 1} further heads are left out")
         heads = HeadsConfig()
     if config.get("auto_map"):
@@ -58,7 +57,7 @@ def open_hf(folder: Path, kept: KeptHeads = "keep", context: int | None = None) 
     names = standard_names(backbone, heads)
     shapes = model_shapes(backbone, heads)
     source = open_folder(folder)
-    specs = _without_copies(folder, source, backbone, described_heads, kept)
+    specs = _without_copies(folder, source, backbone, described_heads, keep)
     if backbone.tie_embeddings:
         del names["lm_head.weight"]
     wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
@@ -84,7 +83,7 @@ def model_shapes(backbone: BackboneConfig, heads: HeadsConfig) -> dict[str, tupl
 
 
 def _without_copies(
-    folder: Path, source: Weights, backbone: BackboneConfig, heads: HeadsConfig, kept: KeptHeads
+    folder: Path, source: Weights, backbone: BackboneConfig, heads: HeadsConfig, keep: int | None
 ) -> dict[str, Spec]:
     """The tensors less those that say nothing of their own, and less further heads that are not wanted.
 
@@ -102,7 +101,7 @@ def _without_copies(
             copied = head if name.endswith("head.weight") else "model.embed_tokens.weight"
         if copied is not None and copied in source and not torch.equal(source[name], source[copied]):
             raise InputError(f"'{folder}': the tensor '{name}' has to be a copy of '{copied}', and differs")
-        if copied or _UNUSED.fullmatch(name) or (kept == "first" and any(map(name.startswith, further))):
+        if copied or _UNUSED.fullmatch(name) or (keep == 1 and any(map(name.startswith, further))):
             del specs[name]
     return specs
 
@@ -117,5 +116,5 @@ def _require_ones(folder: Path, source: Weights, norms: list[str]) -> None:
             raise InputError(
                 f"'{folder}': the tensor '{name}' is not all ones. Further heads of the MTP standard read the states "
                 "after this norm, and heads here those before it, which is the same for a norm of ones alone (as "
-                "`mtp export` writes it). `--heads first` imports the model without its further heads"
+                "`mtp export` writes it). `--heads 1` imports the model without its further heads"
             )

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtp_lightning.checkpoints.streaming import Spec, Weights
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.importing.hf_folder import read_json, require
-from mtp_lightning.interop.importing.import_hf import Imported, KeptHeads, model_shapes
+from mtp_lightning.interop.importing.import_hf import Imported, model_shapes
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig, RopeScaling
+from mtp_lightning.model.weights import Spec, Weights
 
 PARAMS = "params.json"
 BLOCK = {
@@ -103,7 +103,7 @@ def ffn_width(params: Mapping[str, Any]) -> int:
     return int(multiple * math.ceil(width / multiple))
 
 
-def open_meta(folder: Path, kept: KeptHeads = "keep", context: int | None = None) -> Imported:
+def open_meta(folder: Path, keep: int | None = None, context: int | None = None) -> Imported:
     """
     Raises:
         InputError: not such a folder, or one whose files do not fit together.
@@ -122,7 +122,7 @@ def open_meta(folder: Path, kept: KeptHeads = "keep", context: int | None = None
     unused = {name for name in source if name == "rope.freqs"}
     specs = {name: spec for name, spec in source.specs.items() if name not in unused}
     require(folder, specs, {theirs: shapes[ours] for theirs, ours in names.items()})
-    if heads.n_future > 1 and kept == "first":
+    if heads.n_future > 1 and keep == 1:
         notes.append(f"{heads.n_future - 1} further heads are left out")
         heads = HeadsConfig()
         names = meta_names(heads, backbone.n_layers - 1)

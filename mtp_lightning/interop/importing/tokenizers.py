@@ -69,6 +69,19 @@ def _end_token(folder: Path) -> str | None:
     return named if isinstance(named, str) else None
 
 
+def begin_ids(tokenizer: Tokenizer) -> list[int]:
+    """Ids that the file itself puts before every text (Llama's <s>): the model has never seen a text without. Ours are
+    texts alone, so they go before a prompt."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return []
+    from tokenizers import Tokenizer as Fast
+
+    whole: list[int] = Fast.from_str(tokenizer.state()["json"]).encode("a").ids
+    plain = tokenizer.encode("a")
+    start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    return whole[:start]
+
+
 def converted(path: Path) -> str:
     """A SentencePiece model (BPE with bytes for what it does not know, as Llama 1 and 2 and Mistral have) as the text
     of a tokenizer.json.
@@ -100,7 +113,7 @@ def converted(path: Path) -> str:
 
 def _bpe(pieces: Any) -> Any:
     """SentencePiece merges the pair that makes the piece of the best score; `tokenizers` the pair listed first."""
-    from tokenizers import AddedToken, decoders, normalizers
+    from tokenizers import AddedToken, decoders, normalizers, processors
     from tokenizers import Tokenizer as Fast
     from tokenizers.models import BPE
 
@@ -123,4 +136,9 @@ def _bpe(pieces: Any) -> Any:
     )
     tokenizer.add_special_tokens([AddedToken(pieces.IdToPiece(i), normalized=False) for i in control])
     tokenizer.encode_special_tokens = True
+    if pieces.bos_id() >= 0:  # as Llama's tokenizers do
+        begin = pieces.IdToPiece(pieces.bos_id())
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, pieces.bos_id())]
+        )
     return tokenizer

@@ -1,0 +1,1 @@
+"""What an evaluation found: at which temperature, shown, and recorded."""

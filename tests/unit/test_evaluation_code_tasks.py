@@ -1,0 +1,373 @@
+"""The code benchmarks: prompts against text written by hand, completions to programs, canonical solutions and stubs."""
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.evaluation.programs import CodeTask, Scored, cut, score
+from mtp_lightning.evaluation.sandbox import Limits, Sandbox, SandboxError
+from mtp_lightning.evaluation.tasks import evalplus
+from mtp_lightning.evaluation.tasks.code_tasks import code_task
+from mtp_lightning.evaluation.tasks.cruxeval import answered_input, answered_output, cruxeval
+from mtp_lightning.evaluation.tasks.evalplus import is_right
+from mtp_lightning.evaluation.tasks.humaneval import humaneval
+from mtp_lightning.evaluation.tasks.mbpp import mbpp
+from mtp_lightning.evaluation.tasks.stdin_tests import same_output, stdin_tests
+
+ADD = {
+    "task_id": "HumanEval/0", "entry_point": "add", "prompt": 'def add(a, b):\n    """Sum."""\n',
+    "canonical_solution": "    return a + b\n",
+    "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(-1, 1) == 0\n",
+}  # fmt: skip
+ADD_PLUS = {key: value for key, value in ADD.items() if key != "test"} | {
+    "base_input": [[1, 2], [-1, 1]], "plus_input": [[0.1, 0.2], [10**30, 1]], "atol": 0, "contract": "",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    try:
+        with Sandbox(Limits(cpu_seconds=20.0), workers=2) as opened:
+            yield opened
+    except SandboxError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def bench() -> Path:
+    folder = Path(os.environ.get("MTP_DATA_DIR", "/nowhere")) / "bench"
+    if not folder.is_dir():
+        pytest.skip("MTP_DATA_DIR does not name a folder with bench/")
+    return folder
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def scores(task: CodeTask, sandbox: Sandbox, *completions: str) -> list[Scored]:
+    """Of completions of the first problem."""
+    first = next(iter(task.prompts))
+    return score(task, [(first, task.source(first, completion)) for completion in completions], sandbox)
+
+
+def canonical(task: CodeTask, sandbox: Sandbox, every: int = 1) -> tuple[dict[str, int], int]:
+    """Score -> how many canonical solutions have it, and their number."""
+    ids = list(task.canonical)[::every]
+    found = score(task, [(i, task.source(i, task.canonical[i])) for i in ids], sandbox)
+    wrong = [(i, one.verdict, one.detail[-200:]) for i, one in zip(ids, found) if not all(one.passed.values())]
+    assert wrong == []
+    return {name: sum(one.passed[name] for one in found) for name in task.scores}, len(ids)
+
+
+def test_stops() -> None:
+    assert cut("a\nb\ndef c", ("\ndef", "\nclass")) == "a\nb"
+    assert cut("a\nclass x\ndef c", ("\ndef", "\nclass")) == "a"
+    assert cut("abc", ()) == cut("abc", ("d",)) == "abc"
+    assert cut("def f", ("\ndef",)) == "def f"
+
+
+def test_humaneval(tmp_path: Path, sandbox: Sandbox) -> None:
+    path = tmp_path / "HumanEval.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(ADD).encode()))
+    task = humaneval(path)
+    assert task.prompts == {"HumanEval/0": 'def add(a, b):\n    """Sum."""\n'}
+    assert task.source("HumanEval/0", "    return a\nprint(1)") == 'def add(a, b):\n    """Sum."""\n    return a'
+    [job] = task.jobs("HumanEval/0", "x = 1")
+    assert job.program.source == "x = 1\n"
+    assert job.program.check == ADD["test"] + "\ncheck(add)"
+    found = scores(
+        task, sandbox, "    return a + b\n\ndef more(", "    return None\n", "    return a +", "    exit()\n"
+    )
+    assert [(one.passed[""], one.verdict) for one in found] == [
+        (True, "passed"), (False, "failed"), (False, "failed"), (False, "exited"),
+    ]  # fmt: skip
+
+
+def test_humaneval_plus(tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    task = humaneval(write(tmp_path / "plus.jsonl", ADD_PLUS))
+    endless = "a + b if a < 5 else [x for x in iter(int, 1)]"
+    bodies = ("a + b", "int(a + b)", "a + b + 1e-9", "None", "a + b if b else x", endless)
+    with Sandbox(Limits(cpu_seconds=1.0, wall_factor=50.0)) as short:
+        found = scores(task, short, *(f"    return {body}\n" for body in bodies))
+    passed = [(one.passed[""], one.passed["plus"]) for one in found]
+    assert passed == [(True, True), (True, False), (False, False), (False, False), (True, True), (True, False)]
+    assert found[-1].verdict == "timed_out"
+    [cache] = (tmp_path / "cache/mtp_lightning").iterdir()
+    cache.write_bytes(cache.read_bytes()[:-9])  # damaged: made again
+    again = humaneval(tmp_path / "plus.jsonl")
+    assert scores(again, sandbox, "    return a + b\n")[0].passed == {"": True, "plus": True}
+    assert json.loads(gzip.decompress(cache.read_bytes()))["HumanEval/0"].keys() == {"base", "plus", "seconds"}
+    with pytest.raises(InputError, match="canonical solution of HumanEval/0 fails on its plus inputs"):
+        scores(humaneval(write(tmp_path / "x.jsonl", ADD_PLUS | {"plus_input": [["a", 1]]})), sandbox, "")
+
+
+def test_what_evalplus_takes_as_equal() -> None:
+    assert is_right("f", [], 0.1 + 0.2, 0.3, 0)
+    assert not is_right("f", [], 0.30001, 0.3, 0)
+    assert is_right("f", [], 0.30001, 0.3, 1e-4)
+    assert is_right("f", [], [1.0, 2.0 + 1e-8], [1.0, 2.0], 0)
+    assert not is_right("f", [], (1.0, 2.0 + 1e-8), [1.0, 2.0], 0)
+    assert not is_right("f", [], [1.0], [1.0, 2.0], 0)
+    assert not is_right("f", [], [1, 2 + 1e-8], [1, 2], 0)
+    assert is_right("f", [], float("nan"), float("nan"), 0)
+    assert not is_right("f", [], None, 0.5, 0)
+    assert is_right("f", [], True, 1, 0)
+    assert is_right("find_zero", [[-6, 11, -6, 1]], 1.00000001, 2.0, 1e-4)
+    assert not is_right("find_zero", [[-6, 11, -6, 1]], 1.5, 1.5, 1e-4)
+    assert is_right("similar_elements", [], (4, 5), (5, 4), 0)
+    assert is_right("check_str", [], 0, True, 0)
+    assert not is_right("check_str", [], None, True, 0)
+    assert is_right("surface_Area", [3, 4], 34.63201, 33, 1e-3)
+    assert not is_right("surface_Area", [3, 4], 34.0, 33, 1e-3)
+    assert is_right("digit_distance_nums", [123, 256], 7, 0, 0)
+
+
+def mbpp_row(number: int, **more: Any) -> dict[str, Any]:
+    return {
+        "task_id": number, "text": f"Write f{number}.", "code": f"def f{number}(x):\r\n  return x",
+        "test_setup_code": "", "test_list": [f"assert f{number}({i}) == {i}" for i in (1, 2, 3)],
+    } | more  # fmt: skip
+
+
+MBPP_PROMPT = (
+    "You are an expert Python programmer, and here is your task: Write f2. Your code should pass these tests:\n\n"
+    "assert f2(1) == 1\nassert f2(2) == 2\nassert f2(3) == 3\n[BEGIN]\ndef f2(x):\r\n  return x\n[DONE]\n\n"
+    "You are an expert Python programmer, and here is your task: Write f3. Your code should pass these tests:\n\n"
+    "assert f3(1) == 1\nassert f3(2) == 2\nassert f3(3) == 3\n[BEGIN]\ndef f3(x):\r\n  return x\n[DONE]\n\n"
+    "You are an expert Python programmer, and here is your task: Write f4. Your code should pass these tests:\n\n"
+    "assert f4(1) == 1\nassert f4(2) == 2\nassert f4(3) == 3\n[BEGIN]\ndef f4(x):\r\n  return x\n[DONE]\n\n"
+    "You are an expert Python programmer, and here is your task: Write f11. Your code should pass these tests:\n\n"
+    "assert f11(root) == root\n[BEGIN]\n"
+)
+
+
+def test_mbpp(tmp_path: Path, sandbox: Sandbox) -> None:
+    asked = mbpp_row(11, test_list=["assert f11(root) == root"], test_setup_code="root = Node()")
+    task = mbpp(write(tmp_path / "mbpp.jsonl", *map(mbpp_row, (2, 3, 4)), asked, mbpp_row(600)))
+    assert task.prompts == {"Mbpp/11": MBPP_PROMPT}
+    assert task.stops == ("[DONE]",)
+    found = scores(task, sandbox, "class Node: pass\ndef f11(x): return x\n[DONE]\nx(", "def f11(x): return x")
+    assert [one.passed[""] for one in found] == [True, False]
+    assert "Node" in found[1].detail
+    assert list(mbpp(tmp_path / "mbpp.jsonl", whole=True).prompts) == [f"Mbpp/{i}" for i in (2, 3, 4, 11, 600)]
+    with pytest.raises(InputError, match="no problem 3, and 2, 3 and 4 are MBPP's worked examples"):
+        mbpp(write(tmp_path / "few.jsonl", mbpp_row(2), mbpp_row(4)))
+
+
+def test_mbpp_sanitized(tmp_path: Path, sandbox: Sandbox) -> None:
+    rows = [mbpp_row(i, prompt=f"Do {i}.", test_imports=["import math"]) for i in (2, 3, 4, 12)]
+    rows[3]["test_list"] = ["assert math.isclose(f12(1.0), 1)"]
+    path = tmp_path / "sanitized.json"
+    path.write_text(json.dumps(rows))
+    task = mbpp(path)
+    assert "task: Do 2. Your code" in task.prompts["Mbpp/12"]
+    assert task.prompts["Mbpp/12"].endswith("task: Do 12. Your code should pass these tests:\n\n"
+                                            "assert math.isclose(f12(1.0), 1)\n[BEGIN]\n")  # fmt: skip
+    assert [one.passed[""] for one in scores(task, sandbox, "def f12(x): return x", "def f12(x): 0")] == [True, False]
+
+
+def test_mbpp_plus_calls_with_tuples(tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shared = {"entry_point": "f", "prompt": '"""\nWhat is it?\n"""\n', "atol": 0}
+    solution = "def f(*args): return repr(args)\n"
+    cases = {
+        "Mbpp/2": ([[1, 2], [3]], "((1, 2), (3,))"), "Mbpp/63": ([[[1], [2]]], "([(1,), (2,)],)"),
+        "Mbpp/75": ([[[1], [2]], 5], "([(1,), (2,)], 5)"), "Mbpp/106": ([[1], [2]], "([1], (2,))"),
+        "Mbpp/115": ([[[1], []]], "([{1}, {}],)"), "Mbpp/124": (["0", "1j"], "(0.0, 1j)"),
+        "Mbpp/252": (["2"], "((2+0j),)"), "Mbpp/307": ([[1, [2]], 3, 4], "((1, [2]), 3, 4)"),
+        "Mbpp/278": ([[1, [2]]], "((1, (2,)),)"), "Mbpp/722": ([{"a": [1]}, 2], "({'a': (1,)}, 2)"),
+        "Mbpp/580": ([[1, [2, [3]]]], "((1, (2, (3,))),)"), "Mbpp/9": ([[1]], "([1],)"),
+    }  # fmt: skip
+    rows = [
+        shared | {"task_id": i, "canonical_solution": solution, "base_input": [given], "plus_input": []}
+        for i, (given, _) in cases.items()
+    ]
+    task = mbpp(write(tmp_path / "MbppPlus.jsonl", *rows))
+    sources = [(i, f"def f(*args): return {wanted!r}") for i, (_, wanted) in cases.items()]
+    assert [i for (i, _), one in zip(sources, score(task, sources, sandbox)) if not one.passed["plus"]] == []
+
+
+CRUX = {"id": "sample_0", "code": "def f(a, b):\n    return a + b", "input": "'x', 'y'", "output": "'xy'"}
+
+
+def test_cruxeval(tmp_path: Path, sandbox: Sandbox) -> None:
+    path = write(tmp_path / "cruxeval.jsonl", CRUX)
+    output, given = cruxeval(path, "output"), cruxeval(path, "input")
+    assert output.prompts["sample_0"].startswith("You are given a Python function and an assertion containing an input")
+    assert output.prompts["sample_0"].endswith(
+        '[ANSWER]\nassert f("x9j") == "x9ja"\n[/ANSWER]\n\n'
+        "[PYTHON]\ndef f(a, b):\n    return a + b\nassert f('x', 'y') == ??\n[/PYTHON]\n[ANSWER]\n"
+    )
+    assert given.prompts["sample_0"].startswith("You will be given a function f and an output in the form f(??) ==")
+    assert given.prompts["sample_0"].endswith(
+        '[ANSWER]\nassert f("ba", "nana") == "banana"\n[/ANSWER]\n\n'
+        "[PYTHON]\ndef f(a, b):\n    return a + b\nassert f(??) == 'xy'\n[/PYTHON]\n[ANSWER]\n"
+    )
+    for text in (*output.prompts.values(), *given.prompts.values()):
+        assert text.count("[PYTHON]") == 3
+        assert "\\" not in text
+    found = scores(
+        output, sandbox, "assert f('x', 'y') == 'xy'\n[/ANSWER] == 3", "'x' + 'y'", "f('x', 'y')", "'xz'",
+        "'xy' == 'xy'", "1 or True", "type('E', (), {'__eq__': lambda a, b: True})()", "'xy'; import os; os._exit(0)",
+    )  # fmt: skip
+    assert [one.passed[""] for one in found] == [True, True, False, False, True, False, False, False]
+    found = scores(
+        given, sandbox, "assert f('', 'xy') == 'xy'\n[/ANSWER]", "f('xy', '')", "'xy'", "f('y', 'x')",
+        "f(1, 2) or True",
+    )  # fmt: skip
+    assert [one.passed[""] for one in found] == [True, True, False, False, False]
+    assert (answered_output("a == b == c"), answered_input("assert f(1) == 2")) == ("b", "f(1)")
+
+
+def test_stdin_problems(tmp_path: Path, sandbox: Sandbox) -> None:
+    neutral = {
+        "task_id": "sum", "prompt": "Add.\n", "time_limit": 1, "memory_limit": 16,
+        "tests": [{"input": "1 2\n", "output": "3\n", "public": True}, {"input": "5 6", "output": "11"}],
+    }  # fmt: skip
+    task = stdin_tests(write(tmp_path / "neutral.jsonl", neutral))
+    assert task.prompts == {"sum": "Add.\n"}
+    assert [job.program.limits for job in task.jobs("sum", "")] == [Limits(cpu_seconds=1.0, memory_mb=128)] * 2
+    right = "print(sum(map(int, input().split())))"
+    found = scores(
+        task, sandbox, right, "print(3)", "print('3 ')\nexit()", "print(4)", "while True: pass", right + "\n1/0"
+    )
+    assert [(one.passed[""], one.passed["public"]) for one in found] == [
+        (True, True), (False, True), (False, True), (False, False), (False, False), (False, False),
+    ]  # fmt: skip
+    assert [one.verdict for one in found] == ["passed", "failed", "failed", "failed", "timed_out", "failed"]
+
+
+def test_apps_and_codecontests(tmp_path: Path, sandbox: Sandbox) -> None:
+    tests = {"inputs": ["1\n2\n", ["3", "4"]], "outputs": ["3\n", ["7"]]}
+    program = "print(int(input()) + int(input()))"
+    apps = {
+        "problem_id": 7, "question": "Add.", "input_output": json.dumps(tests), "difficulty": "introductory",
+        "starter_code": "", "solutions": json.dumps([program]),
+    }  # fmt: skip
+    task = stdin_tests(write(tmp_path / "apps.jsonl", apps))
+    assert task.prompts == {"7": "\nQUESTION:\nAdd.\n\nUse Standard Input format\n\nANSWER:\n"}
+    assert canonical(task, sandbox) == ({"": 1}, 1)
+    called = {"inputs": [[1, [2]], [3, []]], "outputs": [[[1, 2]], [3]], "fn_name": "join"}
+    starter = "class Solution:\n    def join(self, a, b):"
+    task = stdin_tests(
+        write(tmp_path / "f.jsonl", {"question": "Q", "starter_code": starter, "input_output": json.dumps(called)})
+    )
+    assert task.prompts == {"stdin/0": f"\nQUESTION:\nQ\n{starter}\nUse Call-Based format\n\nANSWER:\n"}
+    found = scores(
+        task, sandbox, starter + "\n        return (a, *b)", "def join(a, b): return [a] + b",
+        "def join(a, b): return [3]",
+    )  # fmt: skip
+    assert [one.passed[""] for one in found] == [True, True, False]
+    contests = {
+        "name": "1_A", "description": "Add.", "public_tests": {"input": ["1\n2\n"], "output": ["3\n"]},
+        "private_tests": {"input": ["5\n6\n"], "output": ["11\n"]}, "generated_tests": {"input": [], "output": []},
+        "solutions": {"language": [2, 3], "solution": ["int main", program]},
+        "time_limit": {"seconds": 1, "nanos": 500_000_000}, "memory_limit_bytes": 256 << 20,
+    }  # fmt: skip
+    task = stdin_tests(write(tmp_path / "contests.jsonl", contests))
+    assert task.jobs("1_A", "")[0].program.limits == Limits(cpu_seconds=1.5, memory_mb=256)
+    assert canonical(task, sandbox) == ({"": 1, "public": 1}, 1)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "same"),
+    [
+        ("1 2\n3\n", "1 2\n3", True), ("1  2 \r\n 3\n\n", "1 2\n3", True), ("1 2 3", "1 2\n3", False), ("", "1", False),
+        ("0.333333", "0.33333333", True), ("0.34", "0.33", False), ("10000001", "10000002", False), ("1.0", "1", True),
+        ("yes 1.0", "yes 1.00", False), ("nan", "1.0", False), ("1.0 2.0", "1.0", False), ("Yes", "YES", False),
+    ],
+)  # fmt: skip
+def test_what_is_printed_is_compared_by_lines(printed: str, expected: str, same: bool) -> None:
+    assert same_output(printed, expected) == same
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        ("humaneval", CRUX, "a row of HumanEval has 'task_id'"), ("mbpp", ADD, "a row of MBPP has 'task_id' .int"),
+        ("humaneval", {k: v for k, v in ADD.items() if k != "test"}, "a row of HumanEval has 'test'"),
+        ("cruxeval-output", ADD, "a row of CRUXEval has 'id'"), ("stdin", ADD, "a problem has 'tests', or APPS's"),
+        ("stdin", {"prompt": "", "tests": []}, "row 1 has no tests, so any program would pass"),
+        ("stdin", {"prompt": "", "tests": [{"input": "1"}]}, "row 1: its tests cannot be read .KeyError"),
+        ("stdin", {"prompt": "", "tests": [{"input": 1, "output": ""}]}, "row 1: its tests cannot be read .*no text"),
+        ("humanevil", ADD, "it has to be one of .*did you mean 'humaneval'"),
+    ],
+)  # fmt: skip
+def test_another_tasks_file_is_refused(tmp_path: Path, task: str, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        code_task(task, write(tmp_path / "data.jsonl", row))
+
+
+@pytest.mark.parametrize(("task", "row"), [("humaneval", ADD), ("humaneval", ADD_PLUS), ("cruxeval-input", CRUX)])
+def test_a_problem_that_is_there_twice_is_refused(tmp_path: Path, task: str, row: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="twice"):
+        code_task(task, write(tmp_path / "data.jsonl", row, row))
+
+
+# Real files
+
+
+def test_canonical_solutions_pass_quickly(bench: Path, sandbox: Sandbox) -> None:
+    assert canonical(humaneval(bench / "HumanEval.jsonl.gz"), sandbox, every=4) == ({"": 41}, 41)
+    assert canonical(mbpp(bench / "mbpp.jsonl"), sandbox, every=20) == ({"": 25}, 25)
+    assert canonical(cruxeval(bench / "cruxeval.jsonl", "output"), sandbox, every=20) == ({"": 40}, 40)
+
+
+def test_stubs_fail_quickly(bench: Path, sandbox: Sandbox) -> None:
+    task = humaneval(bench / "HumanEval.jsonl.gz")
+    ids = list(task.prompts)[::4]
+    found = score(task, [(i, task.source(i, "    return None\n")) for i in ids], sandbox)
+    assert sum(one.passed[""] for one in found) == 0
+
+
+@pytest.mark.slow
+def test_all_canonical_solutions_pass(bench: Path, sandbox: Sandbox) -> None:
+    assert canonical(humaneval(bench / "HumanEval.jsonl.gz"), sandbox) == ({"": 164}, 164)
+    assert canonical(mbpp(bench / "mbpp.jsonl"), sandbox) == ({"": 500}, 500)
+    assert canonical(mbpp(bench / "sanitized-mbpp.json", whole=True), sandbox) == ({"": 427}, 427)
+    assert canonical(cruxeval(bench / "cruxeval.jsonl", "output"), sandbox) == ({"": 800}, 800)
+    assert canonical(cruxeval(bench / "cruxeval.jsonl", "input"), sandbox) == ({"": 800}, 800)
+
+
+@pytest.mark.slow
+def test_all_canonical_solutions_pass_evalplus(
+    bench: Path, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plus = humaneval(bench / "HumanEvalPlus-Mini.jsonl")
+    assert canonical(plus, sandbox) == ({"": 164, "plus": 164}, 164)
+    assert evalplus.cache_file(bench / "HumanEvalPlus-Mini.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_all_stubs_fail(bench: Path, sandbox: Sandbox) -> None:
+    task = humaneval(bench / "HumanEval.jsonl.gz")
+    found = score(task, [(i, task.source(i, "    return None\n")) for i in task.prompts], sandbox)
+    assert sum(one.passed[""] for one in found) == 0
+    for path, whole in (("mbpp.jsonl", False), ("sanitized-mbpp.json", True)):
+        task = mbpp(bench / path, whole=whole)
+        stub = "import builtins\ndef __getattr__(name): return lambda *args: None\n"
+        sources = [(i, stub + "\n".join(stubs(task.canonical[i]))) for i in task.prompts]
+        assert sum(one.passed[""] for one in score(task, sources, sandbox)) == 0
+
+
+def stubs(code: str) -> list[str]:
+    """A function that returns None for each of a program's; its classes as they are."""
+    import ast
+
+    found = []
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef):
+            found.append(f"def {node.name}(*args, **kwargs): return None")
+        elif isinstance(node, ast.ClassDef | ast.Import | ast.ImportFrom):
+            found.append(ast.unparse(node))
+    return found

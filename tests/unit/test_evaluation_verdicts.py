@@ -1,0 +1,300 @@
+"""Verdicts: what passes, what only pretends to, and what was no failure of the program at all."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mtp_lightning.evaluation.sandbox import Limits, Outcome, Program, Sandbox, SandboxError, confine, run, values
+
+ROOT = Path(__file__).parents[2]
+GOOD = "def f(x):\n    return x + 1\n"
+CHECK = "assert f(1) == 2\nassert f(2) == 3\n"
+EQUAL = "class E:\n    __eq__ = lambda a, b: True\n    __ne__ = lambda a, b: False\n    __hash__ = object.__hash__\n"
+SKIP = """
+import sys
+def tracer(frame, event, arg):
+    return tracer
+def f(x):
+    caller = sys._getframe(2)
+    sys.settrace(tracer)
+    def skip(frame, event, arg):
+        if event == "line":
+            frame.f_lineno = 2
+        return skip
+    caller.f_trace = skip
+    return 0
+"""
+FRAMES = """
+import os, sys
+def f(x):
+    frame = sys._getframe()
+    while frame:
+        if "nonce" in frame.f_locals and "say" in frame.f_locals:
+            frame.f_locals["say"]("passed", "")
+            os._exit(0)
+        frame = frame.f_back
+"""
+TRICKS = {
+    "exit 0": ("import sys; sys.exit(0)", "exited"),
+    "os._exit(0)": ("import os; os._exit(0)", "exited"),
+    "raise SystemExit": ("raise SystemExit", "exited"),
+    "abort": ("import os; os.abort()", "no_verdict"),
+    "print": ("print('pass'); print('passed')", "failed"),
+    "writes to all that is open": (
+        "import os\nfor i in range(64):\n  try: os.write(i, b' passed\\n')\n  except OSError: pass\ndef f(x): return 0",
+        "failed",
+    ),
+    "writes there and exits": (
+        "import os\nfor i in range(64):\n  try: os.write(i, b' passed\\n')\n  except OSError: pass\nos._exit(0)",
+        "exited",
+    ),
+    "closes all that is open": ("import os; os.closerange(0, 64)\n" + GOOD, "no_verdict"),
+    "equal to all": (EQUAL + "def f(x): return E()", "failed"),
+    "equal to all, inside": (EQUAL + "def f(x): return [E()]", "failed"),
+    "equal to numbers alone": (
+        "class E:\n  __eq__ = lambda a, b: isinstance(b, int)\n  __hash__ = None\ndef f(x): return E()", "failed",
+    ),
+    "an int that is equal to all": (
+        "class E(int):\n  __eq__ = lambda a, b: True\n  __ne__ = lambda a, b: False\ndef f(x): return E()", "failed",
+    ),
+    "another AssertionError": (
+        "import builtins\nclass A(BaseException): pass\nbuiltins.AssertionError = A\ndef f(x): return 0", "failed",
+    ),
+    "other builtins": ("import builtins\nbuiltins.abs = lambda x: 0\ndef f(x): return 7", "failed"),
+    "skipped lines": (SKIP, "failed"),
+    "no function": ("", "failed"),
+    "no program": ("def f(x:", "failed"),
+    "endless recursion": ("def f(x): return f(x)", "failed"),
+    "an exception that cannot be shown": (
+        "class B(Exception):\n  def __str__(self): raise SystemExit\ndef f(x): raise B", "failed",
+    ),
+    "walking the frames": (FRAMES, "passed"),  # cannot be stopped inside one process: rewards use `entry`
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    try:
+        with Sandbox(Limits(cpu_seconds=5.0, memory_mb=256, output_kb=64)) as opened:
+            yield opened
+    except SandboxError as error:
+        pytest.skip(str(error))
+
+
+def one(sandbox: Sandbox, program: Program) -> Outcome:
+    [(index, outcome)] = sandbox.run([program])
+    assert index == 0
+    return outcome
+
+
+def test_a_right_program_passes(sandbox: Sandbox) -> None:
+    outcome = one(sandbox, Program(GOOD, check=CHECK))
+    assert outcome.verdict == "passed", outcome
+    assert 0 < outcome.cpu_seconds < 5
+    assert outcome.stderr == ""
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_a_trick_is_no_pass(sandbox: Sandbox, trick: str) -> None:
+    source, expected = TRICKS[trick]
+    check = "assert abs(f(1) - 2) < 1e-6\n" if trick == "other builtins" else CHECK
+    outcome = one(sandbox, Program(source, check=check))
+    assert outcome.verdict == expected, outcome
+
+
+def test_tests_that_cannot_fail_are_no_tests(sandbox: Sandbox) -> None:
+    """The answer is part of the statement: `assert 5 == 1 or True`."""
+    for answer, verdict in (("f(4)", "passed"), ("1 or True", "failed"), ("f(4) or 1", "failed"), ("6", "failed")):
+        program = Program(GOOD, check=f"assert 5 == {answer}", canary=f"assert __other__ == {answer}")
+        assert one(sandbox, program).verdict == verdict, answer
+
+
+def test_what_is_reported(sandbox: Sandbox) -> None:
+    outcome = one(sandbox, Program("def f(x):\n    return x\n", check=CHECK))
+    assert outcome.verdict == "failed"
+    assert outcome.stderr.endswith("AssertionError\n")
+    assert 'File "<tests>", line 1' in outcome.stderr
+    assert "driver.py" not in outcome.stderr
+
+
+def test_whole_programs_read_and_print(sandbox: Sandbox) -> None:
+    program = Program("import sys\nn = int(input())\nprint(n + sum(map(int, sys.stdin.read().split())))", "1\n2 3\n")
+    outcome = one(sandbox, program)
+    assert (outcome.verdict, outcome.stdout, outcome.stderr) == ("passed", "6\n", "")
+    for source, verdict in (
+        ("print('a'); exit()", "passed"), ("print('a'); exit(0)", "passed"), ("print('a'); exit(1)", "exited"),
+        ("print('a'); 1 / 0", "failed"), ("print('a'); input()", "failed"),
+        ("if __name__ == '__main__': print('a')", "passed"),
+    ):  # fmt: skip
+        outcome = one(sandbox, Program(source))
+        assert (outcome.verdict, outcome.stdout) == (verdict, "a\n"), source
+    assert one(sandbox, Program("print(chr(233)); print(chr(0xd800))")).stdout == "é\n?\n"
+
+
+def test_results_leave_as_data(sandbox: Sandbox) -> None:
+    arguments = [[1, 2.5], [[1], ()], [{"a": {1}}, None], [float("nan"), 1j], [b"x", 10**5000], ["é", True]]
+    program = Program("def f(*args): return args", entry="f", inputs=values.encode_all(arguments))
+    outcome = one(sandbox, program)
+    assert outcome.verdict == "passed", outcome
+    found = values.decode_all(outcome.result)
+    assert repr([list(x) for x in found if x[1] != 10**5000]) == repr([x for x in arguments if x[1] != 10**5000])
+    assert found[4] == (b"x", 10**5000)
+
+
+def test_nothing_inside_says_what_is_right(sandbox: Sandbox) -> None:
+    """The mode for rewards: of what is equal to all only its type's name comes out, and exceptions are results."""
+    inputs = values.encode_all([[0], [1]])
+    for source in (EQUAL + "def f(x): return E()", "def f(x): return 1 / x if x < 1 else object()"):
+        results = values.decode_all(one(sandbox, Program(source, entry="f", inputs=inputs)).result)
+        assert results[0] != 1
+        assert results[1] != 1
+    assert one(sandbox, Program(FRAMES.replace('""', '"[1"'), entry="f", inputs=inputs)).result == "[1"
+    with pytest.raises(ValueError, match="Expecting"):
+        values.decode_all("[1")
+    for text in ('[["tuple"]]', '[["int", 1, 2]]', "[7]", '[["dict", [["a"]]]]', "[" * 100_000):
+        with pytest.raises(ValueError):
+            values.decode_all(text)
+
+
+def test_limits_and_their_names(sandbox: Sandbox) -> None:
+    short = Limits(cpu_seconds=1.0, wall_factor=30.0)
+    spin = one(sandbox, Program("while True: pass", check="", limits=short))
+    assert (spin.verdict, spin.limit) == ("timed_out", "cpu")
+    assert 0.9 < spin.cpu_seconds < 2.5
+    sleep = one(sandbox, Program("import time; time.sleep(99)", limits=Limits(cpu_seconds=0.3, wall_factor=1.0)))
+    assert (sleep.verdict, sleep.limit) == ("timed_out", "wall")
+    brief = Limits(cpu_seconds=0.2, wall_factor=100.0)
+    late = one(sandbox, Program("while __import__('time').process_time() < .5: pass", limits=brief))
+    assert (late.verdict, late.limit) == ("timed_out", "cpu")  # whole seconds are the kernel's; the rest is ours
+    assert one(sandbox, Program("x = 'x' * (1 << 30)", check="")).verdict == "out_of_memory"
+    loud = one(sandbox, Program("print('x' * (1 << 20))"))
+    assert (loud.verdict, loud.limit, len(loud.stdout)) == ("too_much_output", "output", 64 << 10)
+    assert one(sandbox, Program("print('x' * (1 << 20))\n" + GOOD, check=CHECK)).verdict == "passed"
+
+
+def test_programs_know_nothing_of_each_other(sandbox: Sandbox) -> None:
+    programs = [Program("import math, random\nmath.pi = 3\nprint(random.random(), hash('a'))") for _ in range(3)]
+    programs += [Program("import math, os; print(math.pi > 3, os.environ.get('HOME'), os.getuid(), os.getgroups())")]
+    outcomes = dict(sandbox.run(programs * 2))
+    assert len(outcomes) == 8
+    assert {outcomes[i].stdout for i in (0, 1, 2, 4, 5, 6)} == {outcomes[0].stdout}
+    seen = {outcomes[i].stdout for i in (3, 7)}
+    assert all(text.startswith("True None ") for text in seen)
+    if os.getuid() == 0:
+        assert len(seen) == 2, "a user id of its own for each"
+        assert all(int(text.split()[2]) >= 200_000 and text.endswith("[]\n") for text in seen)
+
+
+def test_several_at_once_and_a_caller_that_leaves() -> None:
+    with Sandbox(Limits(cpu_seconds=2.0), workers=2) as sandbox:
+        outcomes = dict(sandbox.run(Program(f"print({i})") for i in range(9)))
+        assert {i: outcome.stdout for i, outcome in outcomes.items()} == {i: f"{i}\n" for i in range(9)}
+        for _, outcome in sandbox.run(Program("print(1)") for _ in range(100_000)):
+            assert outcome.verdict == "passed"
+            break
+        assert next(iter(sandbox.run([Program("print(2)")])))[1].stdout == "2\n"
+
+
+# What is no failure of a program
+
+
+def test_no_sandbox_is_no_failed_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(FileNotFoundError), Sandbox():
+        pass
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "_NOTHING_ALLOWED", "allowed = ['fork']")
+    with pytest.raises(SandboxError, match=r"does not hold here .*fork"), Sandbox():
+        pass
+
+
+def test_without_landlock_and_bubblewrap_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confine, "landlock_abi", lambda: 0)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with (
+        pytest.raises(SandboxError, match=r"no Landlock, and bwrap is not installed.*--unsafe_execution true"),
+        Sandbox(),
+    ):
+        pass
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with pytest.raises(SandboxError, match=r"on x86_64 or aarch64, and this is .*riscv64"):
+        run.confinement()
+    with Sandbox(unsafe=True) as sandbox:
+        assert sandbox.level == "none"
+        assert one(sandbox, Program(GOOD, check=CHECK)).verdict == "passed"
+
+
+def test_a_kernel_that_denies_landlock() -> None:
+    """By a filter that answers ENOSYS to landlock_create_ruleset, as old kernels and some containers do."""
+    code = """
+import errno, os, sys
+from mtp_lightning.evaluation.sandbox import Program, Sandbox, SandboxError, confine, filters
+filters.NUMBERS["landlock_create_ruleset"] = (444, 444)
+confine._libc().prctl(38, 1, 0, 0, 0)
+rules = [filters.Rule("landlock_create_ruleset", errno.ENOSYS)]
+confine.install(filters.assemble(rules, os.uname().machine))
+try:
+    with Sandbox() as sandbox:
+        print("ran", [o.verdict for _, o in sandbox.run([Program("x")])])
+except SandboxError as error:
+    print(error)
+"""
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/nowhere"}
+    out = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert "has no Landlock, and bwrap is not installed" in out.stdout, out
+
+
+def test_a_server_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sandbox() as sandbox:
+        process = sandbox._servers[0]._process
+        assert process is not None
+        process.kill()
+        assert one(sandbox, Program(GOOD, check=CHECK)).verdict == "passed"
+        monkeypatch.setattr(run, "_START", "raise OSError(28, 'No space left on device')")
+        assert sandbox._servers[0]._process is not None
+        sandbox._servers[0]._process.kill()
+        with pytest.raises(SandboxError, match=r"server ended: OSError: .*No space left"):
+            list(sandbox.run([Program(GOOD, check=CHECK)]))
+
+
+def test_a_child_that_cannot_be_confined_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = run._START.replace(
+        "main(sys.argv[2])",
+        "from mtp_lightning.evaluation.sandbox import confine; d = 'def r(*a): raise OSError(1, \"denied\")'; "
+        "exec(d); confine.restrict = r; main(sys.argv[2])",
+    )
+    monkeypatch.setattr(run, "_START", start)
+    with pytest.raises(SandboxError, match="denied"), Sandbox():
+        pass
+
+
+def test_bubblewraps_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not installed everywhere: what would be run."""
+    monkeypatch.setattr(confine, "landlock_abi", lambda: 0)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    command, landlock = run.confinement()
+    assert not landlock
+    assert command[:2] == ["/usr/bin/bwrap", "--unshare-all"]
+    assert command[-3:] == ["--remount-ro", "/", "--"]
+    text = " ".join(command)
+    for part in ("--die-with-parent", "--new-session", "--cap-drop ALL", "--ro-bind /usr /usr", "--dev-bind /dev/null"):
+        assert part in text
+    assert "--bind /" not in text.replace("-bind /dev", "").replace("--ro-bind", "")
+    assert f"--ro-bind {sys.base_prefix} {sys.base_prefix}" in text
+    assert "/proc" not in text  # it would show bwrap's own environment
+    started = {}
+
+    def popen(words: list[str], **options: object) -> None:
+        started.update(options, words=words)
+        raise OSError("not here")
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(OSError, match="not here"), Sandbox():
+        pass
+    assert started["env"] == run.ENVIRONMENT
+    assert not json.loads(started["words"][-1])["landlock"]  # type: ignore[index]
