@@ -68,7 +68,7 @@ def _export_folder(
 
     from mtp_lightning.checkpoints.files import load_model
     from mtp_lightning.checkpoints.select import find_checkpoint
-    from mtp_lightning.interop.export_folder import new_folder
+    from mtp_lightning.interop.export_folder import new_folder, stored_dtype
     from mtp_lightning.interop.export_gate import check_transformers
 
     if verify and to == "hf":
@@ -81,7 +81,7 @@ def _export_folder(
                 "are exported or the first alone"
             )
         keep = 1 if heads == 1 else None
-        precision = None if dtype == "keep" else getattr(torch, dtype)
+        precision = stored_dtype(loaded.path) if dtype == "keep" else getattr(torch, dtype)
         if to == "hf":
             said = write_hf(loaded, folder, out, keep, precision, int(shard_gb * 1e9), verify)
         else:
@@ -109,7 +109,7 @@ def write_hf(
     tokenizer, context = loaded.text_tokenizer, context_of(loaded.model.config, loaded.context)
     exported.config["max_position_embeddings"] = context
     write_tensors(folder, exported.tensors, shard_bytes)
-    write_config(folder, exported.config, None if tokenizer is None else tokenizer.eos_id)
+    write_config(folder, exported.config, None if tokenizer is None else tokenizer.eos_id, loaded.begin_ids)
     if tokenizer is not None:
         write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context)
     write_code(folder, code_files(exported), exported.family)

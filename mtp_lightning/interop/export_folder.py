@@ -4,12 +4,13 @@ not at all."""
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mtp_lightning.errors import InputError
@@ -111,13 +112,24 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def write_config(folder: Path, config: Mapping[str, Any], eos_id: int | None) -> None:
+def stored_dtype(path: Path) -> torch.dtype | None:
+    """Precision of the weights in a safetensors file, which is read into float32; None of other files, and others."""
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as file:
+        return {"BF16": torch.bfloat16, "F16": torch.float16}.get(file.get_slice("embedding.weight").get_dtype())
+
+
+def write_config(folder: Path, config: Mapping[str, Any], eos_id: int | None, begin_ids: Sequence[int] = ()) -> None:
     """config.json and generation_config.json.
 
     Args:
         eos_id: the token that ends a text; None where there is no text.
+        begin_ids: what every text begins with.
     """
-    tokens = {"bos_token_id": None, "eos_token_id": eos_id}
+    tokens = {"bos_token_id": begin_ids[0] if begin_ids else None, "eos_token_id": eos_id}
     write_json(folder / "config.json", {**config, **tokens})
     write_json(folder / "generation_config.json", {"do_sample": False, **tokens, "pad_token_id": eos_id})
 

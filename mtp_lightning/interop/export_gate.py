@@ -194,7 +194,7 @@ def as_written(model: MTPModel, exported: Exported) -> MTPModel:
         return model
     made = copy.deepcopy(model)
     if folded:
-        made.unembedding.weight = torch.nn.Parameter(model.unembedding.weight * model.norm.weight)
+        made.unembedding.weight = torch.nn.Parameter(model.unembedding.weight.float() * model.norm.weight.float())
         made.norm.weight.fill_(1.0)
     for weight in made.parameters():
         weight.data = weight.data.to(dtype).float()
@@ -218,7 +218,9 @@ def our_logits(model: MTPModel, exported: Exported, tokens_BL: Int[Tensor, "B L"
 
 
 def trained_logits(model: MTPModel, exported: Exported, tokens_BL: Int[Tensor, "B L"]) -> Float[Tensor, "N B T V"]:
-    """Of every head that is exported, as the model was trained."""
+    """Of every head that is exported, as the model was trained, in float32."""
+    if model.embedding.weight.dtype != torch.float32:
+        model = copy.deepcopy(model).float()
     T = tokens_BL.shape[1] - exported.heads
     if exported.heads == 1:
         return model.unembedding(model.next_token_states(tokens_BL[:, :T]))[None]  # type: ignore[no-any-return]

@@ -101,7 +101,7 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
             "The norm's weight is folded into the unembedding, whose norms are ones, since the standard hands the "
             "normed state on to the next head."
         )
-        weights["unembedding.weight"] = weights["unembedding.weight"] * weights["norm.weight"]
+        weights["unembedding.weight"] = weights["unembedding.weight"].float() * weights["norm.weight"].float()
         weights["norm.weight"] = torch.ones_like(weights["norm.weight"])
     tied = backbone.tie_embeddings and not fold
     if backbone.tie_embeddings and fold:
@@ -117,7 +117,7 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
         tensors |= {SHARED_HEAD_NORM.format(first + i): weights["norm.weight"] for i in range(count - 1)}
         if heads.kind == "recurrent" and count > 2:
             changes.append(f"The one module of heads 2 to {count} is written {count - 1} times.")
-    tensors = {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().to(dtype or model.embedding.weight.dtype) for name, tensor in tensors.items()}
     config = hf_config(backbone, path_layers(backbone, heads))
     config |= {"intermediate_size": width, "tie_word_embeddings": tied, "initializer_range": backbone.init_std}
     family = config["architectures"][0].removesuffix("ForCausalLM")

@@ -430,3 +430,11 @@ def test_what_was_folded_comes_back_with_the_same_logits(tmp_path: Path) -> None
     tokens = torch.randint(0, 256, (1, 33))
     with torch.no_grad():
         torch.testing.assert_close(true_logits(found, tokens, 3), true_logits(model, tokens, 3), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["keep", "float32"])
+def test_a_model_in_half_precision_goes_out_as_it_is(dtype: str, tmp_path: Path) -> None:
+    out = export(tmp_path, trained(HeadsConfig(n_future=2, kind="sequential")).bfloat16(), "--dtype", dtype)
+    wanted = torch.bfloat16 if dtype == "keep" else torch.float32
+    assert {weight.dtype for weight in load_file(out / "model.safetensors").values()} == {wanted}
+    assert json.loads((out / "config.json").read_text())["dtype"] == str(wanted).removeprefix("torch.")
