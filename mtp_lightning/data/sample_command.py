@@ -68,6 +68,8 @@ def sample_command(
         raise InputError(f"out: '{out}' exists already; remove it, or choose another folder")
     check_json(json)
 
+    import torch
+
     from mtp_lightning.checkpoints.files import load_model
     from mtp_lightning.checkpoints.select import find_checkpoint
     from mtp_lightning.data.corpora.account import Account
@@ -81,7 +83,7 @@ def sample_command(
     loaded = load_model(find_checkpoint(Path(ckpt)))
     account, kept = Account(), list["Ids"]()
     room = None if loaded.context is None else loaded.context - max_new_tokens
-    for prompt in read_prompts(prompts, loaded.tokenizer, prompt_tokens, limit):
+    for prompt in read_prompts(prompts, loaded.tokenizer, prompt_tokens, limit, tuple(loaded.begin_ids)):
         if room is not None and len(prompt) > room:
             account.leave_out(f"prompts longer than {max(room, 0)} tokens", prompt_name(prompt))
         else:
@@ -93,7 +95,7 @@ def sample_command(
         )
     if len(kept) == 1:
         raise InputError("prompts: there is one prompt only, and its samples are all on one side of a split: give two")
-    engine = Engine(loaded.model, heads_used)
+    engine = Engine(loaded.model, heads_used, torch.float32)
     asked = batches(kept, samples, batch_size)
     made_with = {
         "model": _content_hash(loaded.model), "prompts": _hash(map(prompt_name, kept)), "samples": samples,

@@ -140,6 +140,15 @@ def test_prompts_of_shards(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(read_prompts(plain, ByteTokenizer(), 4, 2)) == 2
 
 
+def test_a_model_that_begins_every_text_with_a_token_gets_it(run: Path, tmp_path: Path) -> None:
+    content = torch.load(run, weights_only=True)
+    content["mtp_lightning"]["begin_ids"] = [1]
+    torch.save(content, tmp_path / "b.ckpt")
+    (tmp_path / "prompts.txt").write_text("\x01a\nthe\na\n")
+    sample(tmp_path / "b.ckpt", tmp_path / "out", prompts=str(tmp_path / "prompts.txt"))
+    assert [prompt for prompt, _ in written(tmp_path / "out")] == ["\x01a", "\x01the"]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

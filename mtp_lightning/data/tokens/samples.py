@@ -33,10 +33,13 @@ from mtp_lightning.files import FileLock, read_json, write_json
 Ids = tuple[int, ...]
 
 
-def read_prompts(path: str, tokenizer: Tokenizer, length: int, limit: int | None) -> list[Ids]:
+def read_prompts(path: str, tokenizer: Tokenizer, length: int, limit: int | None, begin: Ids = ()) -> list[Ids]:
     """The different prompts of a file (JSON rows with `prompt`, or a text file with one on each line) or of a folder of
     shards (`shards/pairs` or `shards/pairs:validation`): the question of each pair, or the first `length` tokens of
     each document.
+
+    Args:
+        begin: tokens that the model has before every text (`LoadedModel.begin_ids`).
 
     Raises:
         InputError: nothing there, or no prompts in it.
@@ -49,7 +52,8 @@ def read_prompts(path: str, tokenizer: Tokenizer, length: int, limit: int | None
     else:
         raise InputError(f"prompts: there is no file or folder of shards '{folder}'")
     different: dict[Ids, None] = {}
-    for prompt in found:
+    for bare in found:
+        prompt = bare if not bare or bare[: len(begin)] == begin else begin + bare
         if prompt and (limit is None or len(different) < limit or prompt in different):
             different[prompt] = None
     if not different:
@@ -165,14 +169,16 @@ class SampleLog:
         account: Account,
     ) -> ShardsMeta:
         """The shards, of which the continuations count; the log is gone then."""
-        sizes = np.array(token_bytes(tokenizer))
+        sizes = dict(enumerate(token_bytes(tokenizer)))  # a model may have more rows than its tokenizer has tokens
 
         def documents() -> Iterator[Tokenized]:
             for batch, continuations in zip(asked, self.done, strict=True):
                 for prompt, added in zip(batch.prompts, continuations, strict=True):
                     tokens = prompt + added
                     # All samples of a prompt fall on one side of the split.
-                    yield Tokenized(prompt_name(prompt), tokens, int(sizes[list(tokens)].sum()), len(prompt))
+                    yield Tokenized(
+                        prompt_name(prompt), tokens, sum(sizes.get(token, 0) for token in tokens), len(prompt)
+                    )
 
         self.close()
         meta = write_shards(out, documents, tokenizer, description, settings, account, answers=True)
