@@ -80,7 +80,7 @@ def solved(rows: Sequence[dict[str, Any]], model: MTPModel, *flags: str) -> dict
         "--max_new_tokens",
         "400",
     ]
-    assert main([*command, "--max_new_tokens", "400", *flags]) == 0
+    assert main([*command, *flags]) == 0
     found: dict[str, Any] = json.loads(Path("out.json").read_text())
     return found
 
@@ -93,7 +93,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_model_that_knows_the_solutions_solves_every_problem() -> None:
     rows = humaneval_rows()
-    model = overfit([row["prompt"] + row["canonical_solution"] for row in rows], steps=150, dim=64)
+    model = overfit([row["prompt"] + row["canonical_solution"] for row in rows], steps=120, dim=64)
     found = solved(rows, model, "--temperatures", "[0, 0.2]", "--samples", "3", "--k", "[1, 3]", "--heads_used", "2")
     assert found["metrics"]["eval/humaneval/pass_at_1"] == 1
     assert found["scores"]["pass_at_3"] == {"value": 1.0, "temperature": 0.2, "low": 1.0, "high": 1.0}
@@ -104,7 +104,11 @@ def test_a_model_that_knows_the_solutions_solves_every_problem() -> None:
     assert {row["task_id"]: row["completion"] for row in lines} == {
         row["task_id"]: row["canonical_solution"] for row in rows
     }
-    other = solved([row | {"canonical_solution": ""} for row in rows], overfit(["x"], 1, 32), "--out", "other")
+    score = ["evaluate", "score", found["temperatures"][0]["samples"], "--task", "humaneval", "--data", "rows.jsonl"]
+    assert main([*score, "--json", "score.json"]) == 0
+    assert json.loads(Path("score.json").read_text())["metrics"]["pass_at_1"] == 1
+    flags = ("--temperatures", "[0]", "--k", "[1]", "--max_new_tokens", "8", "--out", "other")
+    other = solved([row | {"canonical_solution": ""} for row in rows], overfit(["x"], 1, 32), *flags)
     assert other["metrics"]["eval/humaneval/pass_at_1"] == 0
 
 
@@ -115,6 +119,6 @@ def test_five_of_humanevals_own_solutions() -> None:
         rows = [json.loads(line) for line in file]
     rows = sorted(rows, key=lambda row: len(row["prompt"] + row["canonical_solution"]))[:5]
     model = overfit([row["prompt"] + row["canonical_solution"] for row in rows], steps=250, dim=96)
-    found = solved(rows, model, "--temperatures", "[0]", "--k", "[1]")
+    found = solved(rows, model, "--temperatures", "[0]", "--k", "[1]", "--max_new_tokens", "400")
     assert found["metrics"]["eval/humaneval/pass_at_1"] == 1
     assert found["metrics"]["eval/humaneval/tokens_per_forward"] > 1
