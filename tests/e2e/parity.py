@@ -74,8 +74,8 @@ class ParityCell:
 
     def __str__(self) -> str:
         heads = [f"{k}={v}" for k, v in vars(self.heads).items() if v != getattr(HeadsConfig, k)]
-        rest = f"accumulate={self.accumulate} tied={self.tied} freeze={self.freeze} from {self.source} later={self.later}"
-        return f"{self.strategy} {' '.join(heads)} {rest}"
+        rest = f"accumulate={self.accumulate} tied={self.tied} freeze={self.freeze} from {self.source}"
+        return f"{self.strategy} {' '.join(heads)} {rest} later={self.later}"
 
     def module(self) -> MTPModule:
         torch.manual_seed(0)
