@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.checkpoints.files import SAFETENSORS, LoadedModel, load_model
+from mtp_lightning.checkpoints.initial import weights_digest
 from mtp_lightning.checkpoints.select import find_checkpoint
 from mtp_lightning.checkpoints.streaming import describe, write_model
-from mtp_lightning.checkpoints.verify import weights_digest
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.importing.import_command import check_target
 from mtp_lightning.model.weights import Spec, Weights, open_weights

@@ -54,6 +54,10 @@ class Uncorrected(ZeroStrategy):
     backward = DeepSpeedStrategy.backward
 
 
+LATER: dict[str, Any] = {"attention_bias": "qkv", "qk_norm": True, "head_dim": 10, "n_kv_heads": 1}
+"""What later Llamas have: vectors, and matrices of odd sizes."""
+
+
 @dataclass(frozen=True)
 class ParityCell:
     """One combination. `wrong`: the paper's loop instead of one loss and one backward; `source`: the file
@@ -66,11 +70,12 @@ class ParityCell:
     wrong: bool = False
     freeze: Freeze = "none"
     source: str | None = None
+    later: bool = False
 
     def __str__(self) -> str:
         heads = [f"{k}={v}" for k, v in vars(self.heads).items() if v != getattr(HeadsConfig, k)]
         rest = f"accumulate={self.accumulate} tied={self.tied} freeze={self.freeze} from {self.source}"
-        return f"{self.strategy} {' '.join(heads)} {rest}"
+        return f"{self.strategy} {' '.join(heads)} {rest} later={self.later}"
 
     def module(self) -> MTPModule:
         torch.manual_seed(0)
@@ -80,8 +85,9 @@ class ParityCell:
     @property
     def backbone(self) -> BackboneConfig:
         return BackboneConfig(
-            vocab_size=16, dim=32, n_layers=8, n_heads=2, ffn_dim=48, tie_embeddings=self.tied, init_std=0.3
-        )
+            vocab_size=16, dim=32, n_layers=8, n_heads=2, ffn_dim=48, tie_embeddings=self.tied, init_std=0.3,
+            **(LATER if self.later else {}),
+        )  # fmt: skip
 
     def write_source(self, path: Path) -> "ParityCell":
         """The same cell begun with a model of one head, written to `path`, in which nothing is what the seed draws."""

@@ -46,7 +46,8 @@ def test_a_slice_of_every_axis(strategy: str) -> None:
     corner = [cell for cell in EVERYTHING if cell.strategy == strategy and cell.heads == PARALLEL]
     variants = list(VARIANTS.values())[list(STRATEGIES).index(strategy) :: len(STRATEGIES)]
     rest = [ParityCell(strategy, heads, accumulate=2, tied=i % 2 == 0) for i, heads in enumerate(variants)]
-    assert "\n".join(failures([*corner, *rest])) == ""
+    later = ParityCell(strategy, HeadsConfig(n_future=3, kind="sequential"), later=True)
+    assert "\n".join(failures([*corner, *rest, later])) == ""
 
 
 ADDED = HeadsConfig(n_future=3, match="none")
