@@ -23,10 +23,11 @@ unit-and-e2e: install
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
-# Mutated input of every kind, then SIGKILLs at random moments; `make fuzz SEED=7` for others. Up to 90 minutes.
+# Mutated input of every kind, SIGKILLs before each write of a run, then at random moments; `make fuzz SEED=7` for others. Up to 90 minutes.
 SEED ?= 0
 fuzz: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --mutations 2000 --seconds 600 --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills_at_writes.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills.py --kills 50 --seed $(SEED)
 
 lint: install

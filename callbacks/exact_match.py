@@ -6,20 +6,26 @@ from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
 from mtp_lightning.data.tasks.datamodule import TaskDataModule
+from mtp_lightning.data.tokens.datamodule import TokenDataModule
+from mtp_lightning.data.tokens.heldout import heldout_pairs
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.probes.exact_match import exact_match
+from mtp_lightning.probes.exact_match import answer, exact_match
 from mtp_lightning.ranges import Kept, check_ranges
+
+MOST_PAIRS = 1000
 
 
 class ExactMatchProbe(ProbeCallback):
     """Exact-match accuracy of greedy decoding on the task's fixed test questions, as `probe/<task>/<test set>` (paper,
-    section 4.2): `probe/polynomial/m_1` ..., `probe/star_graph/path`.
+    section 4.2): `probe/polynomial/m_1` ..., `probe/star_graph/path`, `probe/execution/m_1` ...; on validation pairs,
+    as `probe/pairs/exact`.
 
-    With data that are no synthetic task it measures nothing.
+    With other data it measures nothing.
 
     Args:
         when: every so many steps, "log" (spaced) or at every "validation".
-        questions: of each test set, the first ones, before the end of training; all of them at the end.
+        questions: of each test set, the first ones, before the end of training; all of them at the end (of pairs at
+            most 1,000).
     """
 
     name = "exact_match"
@@ -32,7 +38,9 @@ class ExactMatchProbe(ProbeCallback):
 
     @override
     def is_ready(self, trainer: pl.Trainer) -> bool:
-        return isinstance(_data(trainer), TaskDataModule)
+        data = _data(trainer)
+        has_pairs = isinstance(data, TokenDataModule) and data.validation_store.answer_starts is not None
+        return has_pairs or isinstance(data, TaskDataModule)
 
     @property
     @override
@@ -43,6 +51,10 @@ class ExactMatchProbe(ProbeCallback):
     @override
     def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
         data = _data(trainer)
+        if isinstance(data, TokenDataModule):
+            pairs = heldout_pairs(data.validation_store, MOST_PAIRS if at_end else self.questions, data.context)
+            self._lead = {"probe/pairs/exact": 0.5}
+            return {"probe/pairs/exact": answer(model, pairs).accuracy}
         assert isinstance(data, TaskDataModule)
         test_sets = {
             name: test if at_end else test.take(np.arange(min(self.questions, len(test.lengths))))

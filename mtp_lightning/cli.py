@@ -18,7 +18,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtp_lightning import __version__
-from mtp_lightning.errors import DivergedError, InputError, UnavailableError, did_you_mean, printable
+from mtp_lightning.errors import DivergedError, InputError, UnavailableError, UnprovenError, did_you_mean, printable
 from mtp_lightning.own_code import put_working_directory_last
 from mtp_lightning.secrets import MaskedStream, mask
 
@@ -44,7 +44,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "grid cancel": (f"{_GRID}.cancel", "take a grid's cells out of Slurm's queue"),
     "grid report": (f"{_GRID}.report", "a grid's table, figure and verdict"),
     "generate": ("mtp_lightning.decoding.command:generate_command", "continue a prompt with a checkpoint's model"),
-    "export": ("mtp_lightning.interop.command:export_command", "write a checkpoint's model to one safetensors file"),
+    "export": ("mtp_lightning.interop.export_command:export_command", "write a checkpoint's model for others to serve"),
+    "import": (
+        "mtp_lightning.interop.importing.import_command:import_command",
+        "read a model of Hugging Face's or Meta's layout into one safetensors file",
+    ),
+    "mix": ("mtp_lightning.interop.mix:mix_command", "average checkpoints of one shape"),
     "evaluate induction": (
         "mtp_lightning.probes.command:induction_command",
         "does a model copy names and repeated tokens, and which attention heads do it",
@@ -52,7 +57,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate polynomial": ("mtp_lightning.probes.command:polynomial_command", "polynomial arithmetic, by operations"),
     "evaluate star-graph": ("mtp_lightning.probes.command:star_graph_command", "path finding in star graphs"),
     "evaluate score": ("mtp_lightning.evaluation.score_command:score_command", "run and score programs from anywhere"),
+    "evaluate execution": (
+        "mtp_lightning.probes.command:execution_command",
+        "what random programs give, by operations",
+    ),
+    "evaluate pairs": ("mtp_lightning.probes.command:pairs_command", "whole answers of pairs, and their loss"),
     "data prepare": ("mtp_lightning.data.command:prepare_command", "turn a corpus into memory-mapped token shards"),
+    "data pairs": ("mtp_lightning.data.command:pairs_command", "questions about generated stories, as JSON lines"),
+    "data sample": (
+        "mtp_lightning.data.sample_command:sample_command",
+        "a model's own continuations as training data",
+    ),
     "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),
     "bench train": (
@@ -63,9 +78,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mtp_lightning.bench.decode_command:decode_command",
         "self-speculative decoding against plain and peers",
     ),
-    "bench sandbox": ("mtp_lightning.bench.sandbox:sandbox_command", "time of 164 confined programs"),
+    "bench sandbox": ("mtp_lightning.evaluation.sandbox.bench:sandbox_command", "time of 164 confined programs"),
     "completion": ("mtp_lightning.completion:completion_command", "completion of commands and flags, for the shell"),
-    "ui": ("mtp_lightning.tracking.command:ui_command", "the MLflow UI on this project's runs, on 127.0.0.1"),
+    "ui": ("mtp_lightning.tracking.ui:ui_command", "the MLflow UI on this project's runs, on 127.0.0.1"),
 }
 FROM_YAML = ("fit", "validate")
 """Commands that LightningCLI parses itself."""
@@ -94,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(mask(f"mtp: error: {printable(str(error))}"), file=sys.stderr)
         return 2
-    except (UnavailableError, DivergedError) as error:
+    except (UnavailableError, DivergedError, UnprovenError) as error:
         if debug:
             raise
         print(mask(f"mtp: error: {printable(str(error))}"), file=sys.stderr)

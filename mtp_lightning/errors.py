@@ -42,3 +42,7 @@ class Preempted(SystemExit):
 
 class DivergedError(RuntimeError):
     """A run's loss or weights are no longer finite: the command line prints it and exits with 1."""
+
+
+class UnprovenError(RuntimeError):
+    """What was made is not what it should equal: the command line prints it and exits with 1."""

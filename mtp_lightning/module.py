@@ -11,10 +11,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from mtp_lightning.checkpoints.description import check_same_run, describe
+from mtp_lightning.checkpoints.initial import Parent, load_initial
 from mtp_lightning.errors import DivergedError, InputError
 from mtp_lightning.metrics import HeadMetrics, mean_over_ranks, training_means, validation_means
-from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
-from mtp_lightning.model.counts import count_parameters, flops_per_token
+from mtp_lightning.model.config import CHECKPOINT_KEY, BackboneConfig, HeadsConfig
+from mtp_lightning.model.counts import describe_size
+from mtp_lightning.model.freezing import freeze_model
+from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.own_kind import import_kind
 from mtp_lightning.model.sharding import shard_model
@@ -44,6 +48,9 @@ class MTPModule(pl.LightningModule):
     Args:
         backbone: the trunk's dimensions.
         heads: how many tokens ahead are predicted, and by what.
+        init: weights to begin with, of another run or of an imported model; by default they are drawn.
+        freeze: what has no gradient and no optimizer state: `trunk` (and embedding), `trunk_and_unembedding` (and final
+            norm), or `next_token` (and head 1: what the next token follows from stays, bit for bit).
         compile: compile every transformer layer (they share their code, so once) with torch.compile.
         on_divergence: what becomes of a run whose loss or weights are no longer finite: `stop` ends it as failed, its
             last good checkpoint kept; `go_on` trains to the end.
@@ -60,6 +67,8 @@ class MTPModule(pl.LightningModule):
         loss: LossConfig = LossConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         schedule: ScheduleConfig = ScheduleConfig(),
+        init: InitConfig = InitConfig(),
+        freeze: Literal["none", "trunk", "trunk_and_unembedding", "next_token"] = "none",
         compile: bool = False,
         on_divergence: Literal["stop", "go_on"] = "stop",
     ) -> None:
@@ -69,6 +78,9 @@ class MTPModule(pl.LightningModule):
         check_options(loss, heads)
         self.loss_config, self.optimizer_config, self.schedule_config = loss, optimizer, schedule
         self.model = MTPModel(backbone, heads)
+        freeze_model(self.model, freeze)
+        self.init_config, self.frozen = init, freeze
+        self.parent: Parent | None = None  # known from the run's start on
         self.val_metrics = HeadMetrics(len(heads.loss_names))
         self._since_step: list[LossOutput] = []
         """Losses of the batches whose gradients wait for the next optimizer step."""
@@ -93,13 +105,15 @@ class MTPModule(pl.LightningModule):
 
     def describe(self, context: int) -> dict[str, int]:
         """Parameters and training FLOPs per token at `context` positions, for the log."""
-        counts = count_parameters(self.model.config, self.model.heads_config)
-        flops = flops_per_token(self.model.config, self.model.heads_config, context)
-        return {
-            "model/parameters": counts.total,
-            "model/parameters_non_embedding": counts.non_embedding,
-            "model/flops_per_token": flops,
-        }
+        return describe_size(self.model.config, self.model.heads_config, context, self.frozen)
+
+    @override
+    def setup(self, stage: str) -> None:
+        """A new run begins with the weights of `model.init`; one that goes on from a checkpoint has its own."""
+        if stage != "fit" or self.init_config.path is None or self.trainer.ckpt_path is not None or self.parent:
+            return
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self.parent = load_initial(self.init_config, self.model, getattr(datamodule, "tokenizer", None))
 
     def make_targets(self, batch: dict[str, Tensor]) -> tuple[Targets, Tensor | None]:
         """(inputs and targets, the inputs' document ids)."""
@@ -138,13 +152,25 @@ class MTPModule(pl.LightningModule):
         Lightning averages the gradients of both, so that losses divided by it are means over all targets of the step.
         """
         k, following = self.trainer.accumulate_grad_batches, batch.get(STEP_REST, [])
-        if len(following) != k - 1:
+        assert len(following) == k - 1
+        count_M = count_valid(targets) + sum(count_valid(self.make_targets(other)[0]) for other in following)
+        return mean_over_ranks(count_M) / k
+
+    def check_loader(self) -> None:
+        """
+        Raises:
+            InputError: gradients are accumulated, and the loader does not know of steps.
+        """
+        k = self.trainer.accumulate_grad_batches
+        if k > 1 and getattr(self.trainer.train_dataloader, "step_batches", 1) != k:
             raise InputError(
                 f"trainer.accumulate_grad_batches is {k}: the data module's train_dataloader has to return what its "
                 "training_loader makes, so that the targets of a whole step are counted before its first gradient"
             )
-        count_M = count_valid(targets) + sum(count_valid(self.make_targets(other)[0]) for other in following)
-        return mean_over_ranks(count_M) / k
+
+    @override
+    def on_train_start(self) -> None:
+        self.check_loader()
 
     @override
     def configure_gradient_clipping(
@@ -269,21 +295,14 @@ class MTPModule(pl.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What `load_model` needs beside the weights, as plain values: checkpoints load with weights_only.
-
+        """
         Raises:
             DivergedError: there is nothing to go on from in these weights.
         """
         self._check_weights()
         datamodule = getattr(self.trainer, "datamodule", None)
-        tokenizer, task = getattr(datamodule, "tokenizer", None), getattr(datamodule, "task", None)
         checkpoint[CHECKPOINT_KEY] = {
-            "format": CHECKPOINT_FORMAT,
-            "backbone": asdict(self.model.config),
-            "heads": asdict(self.model.heads_config),
-            "tokenizer": tokenizer.state() if tokenizer is not None else None,
-            "context": getattr(datamodule, "context", None),
-            "task": task.state() if task is not None else None,
+            **describe(self.model, datamodule, self.frozen, self.parent),
             "schedule": asdict(self.schedule_config),
             "max_steps": self.trainer.max_steps,
         }
@@ -291,10 +310,4 @@ class MTPModule(pl.LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get(CHECKPOINT_KEY, {})
-        for part, mine in (("backbone", asdict(self.model.config)), ("heads", asdict(self.model.heads_config))):
-            for key, value in saved.get(part, {}).items():
-                if mine[key] != value:
-                    raise InputError(
-                        f"ckpt_path: the checkpoint was made with model.{part}.{key} = {value!r}, "
-                        f"and this configuration says {mine[key]!r}"
-                    )
+        self.parent = check_same_run(saved, self.model, self.frozen, self.init_config)

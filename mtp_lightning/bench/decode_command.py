@@ -3,13 +3,14 @@
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mtp_lightning.bench.decode_contenders import clock_for
+from mtp_lightning.bench.decode_contenders import Clock, Decode, clock_for
 from mtp_lightning.bench.decode_measure import Row, bench_decode
 from mtp_lightning.bench.decode_report import decode_table, draw, heads_table, markdown
 from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads
@@ -40,6 +41,7 @@ def decode_command(
     vocab_size: int = 256,
     threads: int = 1,
     patience: float = 300.0,
+    peer: Literal["transformers", "transformers_mtp"] = "transformers",
     out: str | None = None,
     json: str | None = None,
 ) -> None:
@@ -65,6 +67,8 @@ def decode_command(
         vocab_size: Its vocabulary.
         threads: Threads; one is judged by CPU time, several by the clock once the machine is idle.
         patience: Seconds to wait for a quiet machine, in all.
+        peer: transformers: its `generate` on head 1. transformers_mtp: also `generate(use_mtp=True)` on the same
+            model, exported, at batch 1, the only one that it takes; the random model then has `sequential` heads.
         out: Folder for decode.json, results.csv, tables.md and figure.png.
         json: File to write the rows to as well.
     """
@@ -81,7 +85,8 @@ def decode_command(
         raise InputError(f"batch is {batches}: every size has to be at least 1")
     backbone = BackboneConfig(vocab_size, dim, n_layers, n_heads, ffn_dim=ffn_dim)
     count = max(batches) * rounds
-    models = _models(ckpts, backbone, n_future, count, prompt_tokens, kind, path, Path(directory))
+    heads = HeadsConfig(n_future=n_future, kind="parallel" if peer == "transformers" else "sequential")
+    models = _models(ckpts, backbone, heads, count, prompt_tokens, kind, path, Path(directory))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pin_threads(threads)
     machine = describe_machine(device, threads)
@@ -94,10 +99,11 @@ def decode_command(
             numbers = _heads_used(heads_used, model)
             clock = clock_for(device, threads)
             prompts = [prompt.to(device) for prompt in prompts]
-            more, missing = bench_decode(
-                label, model.to(device), prompts, batches, numbers, new_tokens, rounds, DTYPES[dtype], clock, wait,
-                status.update,
-            )  # fmt: skip
+            with _peer(peer, model.to(device), DTYPES[dtype], new_tokens, clock) as decode:
+                more, missing = bench_decode(
+                    label, model, prompts, batches, numbers, new_tokens, rounds, DTYPES[dtype], clock, wait,
+                    status.update, decode,
+                )  # fmt: skip
             rows += more
             if missing:
                 console.print(f"{label}: no comparison with Hugging Face: {missing}", highlight=False)
@@ -120,14 +126,14 @@ def decode_command(
 
 
 def _models(
-    ckpts: Sequence[str] | None, backbone: BackboneConfig, n_future: int, count: int, length: int, kind: str,
+    ckpts: Sequence[str] | None, backbone: BackboneConfig, heads: HeadsConfig, count: int, length: int, kind: str,
     path: str | None, directory: Path,
 ) -> Iterator[tuple[str, MTPModel, list[Tensor]]]:  # fmt: skip
     """(label, model, held-out prompts) of every checkpoint, or of one random model."""
     if not ckpts:
         torch.manual_seed(0)
-        model = MTPModel(backbone, HeadsConfig(n_future=n_future)).eval()
-        yield f"random, n = {n_future}", model, list(torch.randint(0, backbone.vocab_size, (count, length)))
+        model = MTPModel(backbone, heads).eval()
+        yield f"random, n = {heads.n_future}", model, list(torch.randint(0, backbone.vocab_size, (count, length)))
         return
     from mtp_lightning.checkpoints.files import load_model
     from mtp_lightning.checkpoints.select import find_checkpoint
@@ -159,6 +165,16 @@ def _models(
         if len(same) > 1:
             label += f", {Path(ckpt).stem}"
         yield label, model, heldout_prompts(store, count, length)
+
+
+def _peer(
+    name: str, model: MTPModel, dtype: torch.dtype, new_tokens: int, clock: Clock
+) -> AbstractContextManager[Decode | None]:
+    if name == "transformers":
+        return nullcontext()
+    from mtp_lightning.bench.decode_mtp_peer import transformers_mtp
+
+    return transformers_mtp(model, dtype, new_tokens, clock)
 
 
 def _heads_used(asked: Sequence[int] | None, model: MTPModel) -> list[int]:

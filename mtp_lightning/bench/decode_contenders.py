@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from mtp_lightning.bench.train_contenders import HOW_TO_INSTALL
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, HeadsUsed, stream
 from mtp_lightning.errors import InputError
-from mtp_lightning.interop.hf_llama import llama_config, to_llama_state_dict
+from mtp_lightning.interop.hf_config import hf_config
+from mtp_lightning.interop.hf_names import to_llama_state_dict
 from mtp_lightning.model.config import BackboneConfig
 from mtp_lightning.model.mtp import MTPModel
 
@@ -24,8 +25,9 @@ class Arm(NamedTuple):
     """One contender of the table."""
 
     name: str
-    """`ours`, `huggingface` on the layers that our plain decoding runs, `huggingface n=1` on all layers of the
-    next-token model with as many parameters (with random weights: speed does not depend on them)."""
+    """`ours`; `huggingface` on the layers that our plain decoding runs; `huggingface n=1` on all layers of the
+    next-token model with as many parameters (with random weights: speed does not depend on them); `use_mtp`, which is
+    Hugging Face's with the further heads."""
     heads_used: HeadsUsed = 1
 
     @property
@@ -43,6 +45,8 @@ class Run:
     """Ours alone."""
     seconds_per_forward: float = float("nan")
     """Of forwards with all rows, without the prompts' and the first one after it; ours alone."""
+    forwards: int = 0
+    """Of a peer that drafts, the prompt's included."""
 
 
 Decode = Callable[[Sequence[Tensor]], Run]
@@ -95,19 +99,20 @@ def huggingface(model: torch.nn.Module, new_tokens: int, clock: Clock) -> Decode
 def llama(
     backbone: BackboneConfig, n_layers: int, dtype: torch.dtype, device: torch.device, weights: MTPModel | None
 ) -> torch.nn.Module:
-    """`LlamaForCausalLM`, with the weights of trunk and head 1 or its own random ones.
+    """`transformers`' class for such layers, Llama's as a rule, with the weights of trunk and head 1 or random ones.
 
     Raises:
         InputError: the model's path to the next token is not a Llama's.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     state = to_llama_state_dict(weights, drop_heads=True) if weights is not None else None
-    made: torch.nn.Module = LlamaForCausalLM(LlamaConfig(**llama_config(backbone, n_layers)))
+    auto: Any = AutoModelForCausalLM
+    made = auto.from_config(AutoConfig.for_model(**hf_config(backbone, n_layers)))
     if state is not None:
         made.load_state_dict(state)
-    made.generation_config.eos_token_id = None  # type: ignore[union-attr]
-    return made.to(device=device, dtype=dtype).eval()
+    made.generation_config.eos_token_id = None
+    return made.to(device=device, dtype=dtype).eval()  # type: ignore[no-any-return]
 
 
 def contenders(

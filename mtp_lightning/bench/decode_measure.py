@@ -7,15 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtp_lightning.bench.decode_contenders import Arm, Run, contenders
+from mtp_lightning.bench.decode_contenders import Arm, Decode, Run, contenders
+from mtp_lightning.bench.decode_report import USE_MTP
 from mtp_lightning.bench.harness import STEADY
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.measure import acceptance, first_difference
 from mtp_lightning.model.mtp import MTPModel
 
 Row = dict[str, Any]
+PEER = Arm(USE_MTP)
 LEAST_ROUNDS = 5
 """With fewer, a row is not to be judged."""
+OVER = {
+    "over_huggingface": "huggingface",
+    "over_huggingface_n1": "huggingface n=1",
+    "over_use_mtp": PEER.name,
+}
+"""Key of a row of ours -> the arm whose time it is divided by."""
 
 
 def bench_decode(
@@ -30,14 +38,19 @@ def bench_decode(
     clock: Callable[[], float],
     gate: Callable[[], None],
     progress: Callable[[str], None],
+    peer: Decode | None = None,
 ) -> tuple[list[Row], str]:
     """Rows of one model: every arm at every batch size; and why Hugging Face is missing where it is.
 
-    Every round decodes the next prompts with all arms, beginning with another one each time.
+    Every round decodes the next prompts with all arms, beginning with another one each time. `peer` decodes batches of
+    one, as it refuses others.
     """
-    engines, arms, missing = contenders(model, heads_used, new_tokens, dtype, clock)
+    engines, all_arms, missing = contenders(model, heads_used, new_tokens, dtype, clock)
+    if peer is not None:
+        all_arms[PEER] = peer
     rows: list[Row] = []
     for batch in batches:
+        arms = {arm: decode for arm, decode in all_arms.items() if arm != PEER or batch == 1}
         for arm, decode in arms.items():
             progress(f"{label}, batch {batch}, {arm.label}: warm-up")
             decode([prompt[: -(-len(prompt) // 2)] for prompt in prompts[:batch]])
@@ -81,9 +94,11 @@ def summarize(arm: Arm, runs: Mapping[Arm, Sequence[Run]], batch: int, new_token
         "best_speedup": max(ratios),
         "steady": len(mine) >= LEAST_ROUNDS and median(paces) / max(paces) >= STEADY,
     }
-    for key, name in (("over_huggingface", "huggingface"), ("over_huggingface_n1", "huggingface n=1")):
+    for key, name in OVER.items():
         if arm.name == "ours" and Arm(name) in runs:
             row[key] = median(a.seconds / b.seconds for a, b in zip(runs[Arm(name)], mine))
+    if arm == PEER:
+        row["tokens_per_forward"] = len(mine) * (new_tokens - 1) / (sum(run.forwards for run in mine) - len(mine))
     generations = [generation for run in mine for generation in run.generations]
     steps = [step for generation in generations for step in generation.steps]
     if steps:

@@ -22,8 +22,11 @@ FIGURES: dict[str, tuple[str, str]] = {
     "share_of_roofline": ("of roofline", "{:.0%}"),
     "over_huggingface": ("/ HF", "{:.2f}"),
     "over_huggingface_n1": ("/ HF n=1", "{:.2f}"),
+    "over_use_mtp": ("/ use_mtp", "{:.2f}"),
 }
 """Key of a row -> heading and format."""
+USE_MTP = "use_mtp"
+"""The arm of `generate(use_mtp=True)`."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 
 
@@ -61,7 +64,7 @@ def texts(row: Row) -> str:
 
 def heads_used_rows(rows: Sequence[Row], batch: int) -> tuple[list[str], list[list[str]]]:
     """Tables S2 and S3 of the paper: by heads used, speed-up and tokens per forward of every model."""
-    mine = [r for r in rows if r["batch"] == batch and isinstance(r["heads_used"], int) and "tokens_per_forward" in r]
+    mine = [r for r in rows if r["batch"] == batch and isinstance(r["heads_used"], int) and _drafts(r)]
     models = list(dict.fromkeys(r["model"] for r in mine if r["n_future"] > 1))
     table = {(r["model"], r["heads_used"]): r for r in mine}
     header = ["heads used"]
@@ -117,7 +120,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(11 if several else 6, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, *others = figure.subplots(1, 1 + several, squeeze=False)[0]
-    mine = [row for row in rows if "tokens_per_forward" in row]
+    mine = [row for row in rows if _drafts(row)]
     models = list(dict.fromkeys(row["model"] for row in mine if row["n_future"] > 1))
     batch = min(row["batch"] for row in rows)
     for colour, model in zip(COLOURS, models):
@@ -141,6 +144,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.set_xscale("log", base=2)
         _finish(axes, [row["batch"] for row in mine])
     figure.savefig(path, dpi=150)
+
+
+def _drafts(row: Row) -> bool:
+    """Whether a row is one of ours."""
+    return "tokens_per_forward" in row and row["arm"] != USE_MTP
 
 
 def _finish(axes: "Axes", values: Sequence[Any]) -> None:

@@ -16,8 +16,7 @@ from mtp_lightning.model.config import BackboneConfig
 class PlainAttention(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        kv_dim = config.kv_heads * config.head_dim
+        self.head_dim, kv_dim = config.head_size, config.kv_dim
         self.wq = nn.Linear(config.dim, config.dim, bias=False)
         self.wk = nn.Linear(config.dim, kv_dim, bias=False)
         self.wv = nn.Linear(config.dim, kv_dim, bias=False)
@@ -73,7 +72,7 @@ class PlainModel(nn.Module):
         self.heads = nn.ModuleList(nn.ModuleList([PlainBlock(config)]) for _ in range(n_future))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.unembedding = nn.Linear(config.dim, config.vocab_size, bias=False)
-        exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+        exponents = torch.arange(0, config.head_size, 2).float() / config.head_size
         angles = torch.arange(context)[:, None] * config.rope_theta**-exponents
         self.register_buffer("cos", torch.cat((angles, angles), 1).cos(), persistent=False)
         self.register_buffer("sin", torch.cat((angles, angles), 1).sin(), persistent=False)

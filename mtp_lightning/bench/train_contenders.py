@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mtp_lightning.bench.plain_model import PlainModel, paper_step
 from mtp_lightning.errors import InputError, did_you_mean
-from mtp_lightning.interop.hf_llama import llama_config
+from mtp_lightning.interop.hf_config import hf_config
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import flops_per_token
 from mtp_lightning.model.mtp import MTPModel
@@ -109,7 +109,7 @@ def huggingface(workload: Workload, n_future: int, compiled: bool) -> Learner:
     """`LlamaForCausalLM` with its own loss; its targets are given shifted, so that no position is lost."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model: nn.Module = LlamaForCausalLM(LlamaConfig(**llama_config(workload.backbone, workload.backbone.n_layers)))
+    model: nn.Module = LlamaForCausalLM(LlamaConfig(**hf_config(workload.backbone, workload.backbone.n_layers)))
     model = model.to(workload.device)
     run = torch.compile(model, dynamic=False) if compiled else model
 

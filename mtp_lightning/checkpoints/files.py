@@ -1,7 +1,7 @@
 """Checkpoints as files, and how a model comes back out of one. Nothing is unpickled."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +34,8 @@ class LoadedModel(NamedTuple):
     """Positions of a window it was trained on; None where the file does not say."""
     task: Mapping[str, Any] | None
     """State of the synthetic task it was trained on, if that is what it was."""
+    begin_ids: Sequence[int] = ()
+    """Tokens that go before a prompt: of an imported model, which has never seen a text without."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -95,6 +97,39 @@ def verify_checkpoint(path: Path) -> None:
         verify_zip(path)
 
 
+class StoredModel(NamedTuple):
+    """What a file holds, and no model made of it."""
+
+    described: dict[str, Any]
+    backbone: BackboneConfig
+    heads: HeadsConfig
+    weights: dict[str, torch.Tensor]
+    """By the model's own names, a tied one under both."""
+    step: int
+
+
+def read_weights(path: Path, lazy: bool = False) -> StoredModel:
+    """A checkpoint of `mtp fit` or a file of `mtp export`, its weights looked at before memory is taken for a model.
+
+    Args:
+        lazy: leave the weights in the file until they are used, unverified, which takes no time.
+
+    Raises:
+        InputError: not such a file, or a damaged one.
+    """
+    with reading(path):
+        if path.suffix == SAFETENSORS:
+            described, weights, step = _read_safetensors(path, lazy)
+        else:
+            content = read_checkpoint(path, lazy)
+            described, step = content[CHECKPOINT_KEY], content["global_step"]
+            prefix = "model."
+            weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+        backbone, heads = BackboneConfig.from_dict(described["backbone"]), HeadsConfig(**described["heads"])
+        _check_weights(backbone, heads, weights)
+        return StoredModel(described, backbone, heads, weights, step)
+
+
 def load_model(path: Path) -> LoadedModel:
     """The model of a checkpoint written by `mtp fit`, or of a file written by `mtp export`.
 
@@ -102,22 +137,22 @@ def load_model(path: Path) -> LoadedModel:
         InputError: not such a file, or a damaged one.
     """
     with reading(path):
-        if path.suffix == SAFETENSORS:
-            described, weights, step = _read_safetensors(path)
-        else:
-            content = read_checkpoint(path)
-            described, step = content[CHECKPOINT_KEY], content["global_step"]
-            prefix = "model."
-            weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-        backbone, heads = BackboneConfig(**described["backbone"]), HeadsConfig(**described["heads"])
-        _check_weights(backbone, heads, weights)
+        stored = read_weights(path)
+        described, backbone, heads, step = stored.described, stored.backbone, stored.heads, stored.step
         model = MTPModel(backbone, heads)
-        model.load_state_dict(weights)
+        model.load_state_dict(stored.weights)
         state, context, task = described["tokenizer"], described.get("context"), described.get("task")
         if not isinstance(context, int | None) or not isinstance(task, Mapping | None):
             raise InputError("its 'context' is no number, or its 'task' no mapping")
         tokenizer = None if state is None else tokenizer_from_state(state)
-        return LoadedModel(path, model.eval(), tokenizer, step, context, task)
+        return LoadedModel(path, model.eval(), tokenizer, step, context, task, _begin_ids(described, backbone))
+
+
+def _begin_ids(described: Mapping[str, Any], backbone: BackboneConfig) -> list[int]:
+    ids = described.get("begin_ids", [])
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < backbone.vocab_size for i in ids):
+        raise InputError("its 'begin_ids' are no list of tokens")
+    return ids
 
 
 def _check_weights(backbone: BackboneConfig, heads: HeadsConfig, weights: Mapping[str, torch.Tensor]) -> None:
@@ -151,6 +186,7 @@ def save_safetensors(loaded: LoadedModel, path: Path) -> None:
         "tokenizer": None if loaded.text_tokenizer is None else loaded.text_tokenizer.state(),
         "context": loaded.context,
         "task": None if loaded.task is None else dict(loaded.task),
+        **({"begin_ids": list(loaded.begin_ids)} if loaded.begin_ids else {}),
     }
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     partial = path.with_name(path.name + ".partial")
@@ -162,7 +198,7 @@ def save_safetensors(loaded: LoadedModel, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], int]:
+def _read_safetensors(path: Path, lazy: bool = False) -> tuple[dict[str, Any], dict[str, torch.Tensor], int]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -171,7 +207,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
     written = header.pop(DIGEST, None)  # not in files of earlier versions
     if CHECKPOINT_KEY not in header:
         raise InputError(f"'{path}' was not written by `mtp export`: its header has no '{CHECKPOINT_KEY}' entry")
-    if header.keys() != {CHECKPOINT_KEY, "step"} or written not in (None, digest(weights, header)):
+    if header.keys() != {CHECKPOINT_KEY, "step"} or not (lazy or written in (None, digest(weights, header))):
         raise ChangedError("its content was changed since it was written")
     described = json.loads(header[CHECKPOINT_KEY])
     _check_format(path, described)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mtp_lightning.model.initial import CELL
 from mtp_lightning.tracking.store import default_tracking_uri
 
 
@@ -22,7 +23,8 @@ def cell_config(
     devices: int = 1,
     nodes: int = 1,
 ) -> dict[str, Any]:
-    """The configuration with the cell's own folder and MLflow run; all cells share the data in the folder above.
+    """The configuration with the cell's own folder and MLflow run; all cells share the data in the folder above, where
+    the cell lies that it may begin from.
 
     Args:
         devices: processes on each node; with 1 the configuration's own setting stays, as with 1 node.
@@ -45,6 +47,9 @@ def cell_config(
             "tags": dict(tags),
         },
     }
+    init = full["model"].get("init") or {}
+    if str(init.get("path")).startswith(CELL):
+        init["path"] = str(runs / init["path"].removeprefix(CELL))
     data = full["data"].get("init_args", {})
     if data.get("directory") == "runs/data":
         data["directory"] = str(runs / "data")

@@ -132,6 +132,8 @@ def checkpoint_to_start_from(ckpt_path: str | None, directory: Path, module: MTP
     """
     newest = latest_checkpoint(directory / CHECKPOINTS)
     path = newest if ckpt_path == "auto" else Path(ckpt_path) if ckpt_path is not None else None
+    if path is not None and not path.is_file():
+        raise InputError(f"ckpt_path: there is no checkpoint file '{path}'")
     if path is not None:
         with reading(path):
             content = read_checkpoint(path, lazy=path == newest)  # the newest was just read

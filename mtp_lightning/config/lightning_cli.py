@@ -33,7 +33,7 @@ from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError
 from mtp_lightning.module import MTPModule
 from mtp_lightning.strategies.slurm import without_requeueing
-from mtp_lightning.tracking.logger import KeepRecord
+from mtp_lightning.tracking.keep_record import KeepRecord
 
 # Lightning 2.6 with torch 2.13; nothing a user could do about it.
 warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)

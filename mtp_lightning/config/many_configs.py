@@ -33,6 +33,7 @@ from mtp_lightning.config.keys.known_keys import check_keys
 from mtp_lightning.config.keys.linked_keys import SEED_KEY
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
+from mtp_lightning.model.initial import CELL
 
 if TYPE_CHECKING:
     from mtp_lightning.config.one_config import Parsed
@@ -225,4 +226,10 @@ def _holds_objects(value: Any) -> bool:
 
 def _without_seeds(config: Mapping[str, Any]) -> str:
     """What checks and sizes depend on."""
-    return exactly([value for path, value in leaves(config) if ".".join(path) not in _SEEDS])
+    found = [(".".join(path), value) for path, value in leaves(config)]
+    return exactly([CELL if _is_cell(*one) else one[1] for one in found if one[0] not in _SEEDS])
+
+
+def _is_cell(key: str, value: Any) -> bool:
+    """A cell of the same grid to begin from, which is not looked into."""
+    return key == "model.init.path" and isinstance(value, str) and value.startswith(CELL)

@@ -8,7 +8,7 @@ import torch
 from mtp_lightning.errors import InputError
 from mtp_lightning.machine import machine_memory
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
-from mtp_lightning.model.counts import STATE_BYTES, count_parameters, training_memory
+from mtp_lightning.model.counts import count_parameters, state_memory, training_memory
 from mtp_lightning.model.own_kind import import_kind
 from mtp_lightning.units import quantity, size
 
@@ -25,7 +25,7 @@ def check_memory(config: Mapping[str, Any], memory: int | None = None) -> None:
         InputError: weights, optimizer and batch need more; says how much.
     """
     trainer, data = config["trainer"], config["data"].get("init_args") or {}
-    backbone, heads = BackboneConfig(**config["model"]["backbone"]), HeadsConfig(**config["model"]["heads"])
+    backbone, heads = BackboneConfig.from_dict(config["model"]["backbone"]), HeadsConfig(**config["model"]["heads"])
     strategy = trainer["strategy"] if isinstance(trainer["strategy"], Mapping) else {}
     if (strategy.get("init_args") or {}).get("offload"):
         return
@@ -39,20 +39,22 @@ def check_memory(config: Mapping[str, Any], memory: int | None = None) -> None:
     processes = _number(trainer["devices"])
     world = processes * trainer["num_nodes"]
     import_kind(heads)  # the user's own configuration names it
-    weights = STATE_BYTES * count_parameters(backbone, heads).total
+    freeze = config["model"].get("freeze", "none")
+    weights = state_memory(backbone, heads, freeze)
     rows, context = data.get("batch_size"), data.get("context")
     has_batch = isinstance(rows, int) and isinstance(context, int)
     width = 2 if "bf16" in str(trainer["precision"]) or "16" in str(trainer["precision"]) else 4
-    step = training_memory(backbone, heads, rows, context, width) - weights if has_batch else 0  # type: ignore[arg-type]
+    step = training_memory(backbone, heads, rows, context, width, freeze) - weights if has_batch else 0  # type: ignore[arg-type]
     here = 1 if on_gpu else processes
     held = here * (weights // (world if str(strategy.get("class_path")).endswith(_SHARDED) else 1) + step // world)
     if held <= memory:
         return
     batch = f" and a batch (data.batch_size {rows:,}, data.context {context:,}) {size(step)}" if has_batch else ""
+    parameters = count_parameters(backbone, heads).total
     raise InputError(
         f"model.backbone (dim {backbone.dim:,}, n_layers {backbone.n_layers:,}, ffn_dim {backbone.ffn:,}, vocab_size "
         f"{backbone.vocab_size:,}), model.heads (n_future {heads.n_future}, layers {heads.layers}): the run needs "
-        f"about {size(held)}, and {where} has {size(memory)}: {quantity(weights // STATE_BYTES)} parameters take "
+        f"about {size(held)}, and {where} has {size(memory)}: {quantity(parameters)} parameters take "
         f"{size(weights)} with gradients and optimizer{batch}"
     )
 

@@ -8,6 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from mtp_lightning.checkpoints.initial import check_initial
 from mtp_lightning.config.cross_checks import check_trainer
 from mtp_lightning.config.keys.key_origins import arguments
 from mtp_lightning.config.keys.linked_keys import LINKS
@@ -16,6 +17,7 @@ from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.model.counts import count_parameters, flops_per_token, training_memory
+from mtp_lightning.model.initial import CELL
 from mtp_lightning.module import MTPModule
 from mtp_lightning.yaml_lines import read_value
 
@@ -76,6 +78,9 @@ def check_config(parsed: Parsed, changes: Mapping[str, Any] | None = None) -> Si
         if refused is None:
             raise
         raise refused from error
+    init = made.model.init_config
+    if init.path is not None and not init.path.startswith(CELL):
+        check_initial(init, made.model.model)
     return _size(made.model, made.data, config.trainer)
 
 
@@ -97,7 +102,7 @@ def _size(module: MTPModule, data: MTPDataModule, trainer: Any) -> Size:
     return Size(
         counts.total,
         counts.non_embedding,
-        flops_per_token(module.model.config, module.heads_config, data.context),
+        flops_per_token(module.model.config, module.heads_config, data.context, module.frozen),
         data.batch_size * data.context * trainer.max_steps * trainer.accumulate_grad_batches,
-        training_memory(module.model.config, module.heads_config, data.batch_size, data.context, width),
+        training_memory(module.model.config, module.heads_config, data.batch_size, data.context, width, module.frozen),
     )

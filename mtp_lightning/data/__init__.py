@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from mtp_lightning.data.datamodule import MTPDataModule
     from mtp_lightning.data.generated import GeneratedDataModule
     from mtp_lightning.data.tasks.datamodule import TaskDataModule
+    from mtp_lightning.data.tasks.execution import Execution
     from mtp_lightning.data.tasks.polynomial import Polynomial
     from mtp_lightning.data.tasks.star_graph import StarGraph
     from mtp_lightning.data.tokens.datamodule import TokenDataModule
 
 __all__ = [
+    "Execution",
     "GeneratedDataModule",
     "MTPDataModule",
     "Polynomial",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Execution": "tasks.execution",
     "GeneratedDataModule": "generated",
     "MTPDataModule": "datamodule",
     "Polynomial": "tasks.polynomial",

@@ -1,4 +1,4 @@
-"""`mtp data prepare` and `mtp data train-tokenizer`.
+"""`mtp data prepare`, `mtp data train-tokenizer` and `mtp data pairs`.
 
 Anything heavy is imported when a command runs, so `--help` is quick.
 """
@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtp_lightning.data.corpora.account import Account
+from mtp_lightning.data.corpora.chat import with_template
 from mtp_lightning.data.corpora.documents import documents
 from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.stories.questions import story_pairs
 from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_text
+from mtp_lightning.ranges import Count, Seed, check_value
 
-CorpusKind = Literal["python_stdlib", "stories", "text", "json", "parquet", "hub"]
+CorpusKind = Literal["python_stdlib", "stories", "text", "json", "parquet", "hub", "pairs", "story_pairs"]
 
 
 def prepare_command(
@@ -29,6 +32,7 @@ def prepare_command(
     split: str = "train",
     revision: str | None = None,
     max_documents: int | None = None,
+    chat_template: str | None = None,
     strict: bool = False,
     tokenizer: str = "bytes",
     end_token: str | None = None,
@@ -50,6 +54,7 @@ def prepare_command(
         split: split of a hub data set.
         revision: commit of a hub data set.
         max_documents: read only so many documents.
+        chat_template: file with the template of pairs with messages; by default the one beside the tokenizer.json.
         strict: refuse a corpus of which anything is left out.
         tokenizer: "bytes", or the path of a tokenizer.json.
         end_token: the token that ends a document; by default one with a usual name, special tokens first.
@@ -60,7 +65,7 @@ def prepare_command(
     """
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
-        revision=revision, max_documents=max_documents, strict=strict,
+        revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
     )  # fmt: skip
     directory = Path(out)
     if directory.exists():
@@ -70,6 +75,7 @@ def prepare_command(
     from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source, summary
 
     settings = ShardSettings(validation_fraction, split_seed, shard_tokens)
+    source = with_template(source, tokenizer)
     meta = prepare_source(directory, source, load_tokenizer(tokenizer, end_token), settings)
     rows = [
         {
@@ -106,6 +112,7 @@ def train_tokenizer_command(
     split: str = "train",
     revision: str | None = None,
     max_documents: int | None = None,
+    chat_template: str | None = None,
     strict: bool = False,
     json: str | None = None,
 ) -> None:
@@ -123,12 +130,13 @@ def train_tokenizer_command(
         split: split of a hub data set.
         revision: commit of a hub data set.
         max_documents: read only so many documents.
+        chat_template: file with the template of pairs with messages; by default the one beside the tokenizer.json.
         strict: refuse a corpus of which anything is left out.
         json: file to write the printed table to as well.
     """
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
-        revision=revision, max_documents=max_documents, strict=strict,
+        revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
     )  # fmt: skip
     if vocab_size < 257:
         raise InputError(f"--vocab_size is {vocab_size}: the 256 bytes and the end of a document make 257 at least")
@@ -145,6 +153,42 @@ def train_tokenizer_command(
     print(f"{path or kind}: {found}; left out: {account.missing() or 'nothing'}")
     if json is not None:
         _write_whole(Path(json), json_module.dumps({"tokenizer": out, **row}, indent=1) + "\n")
+
+
+def pairs_command(
+    out: str,
+    count: int = 20_000,
+    side: Literal["all", "train", "validation"] = "all",
+    seed: int = 2,
+    invented_names: bool = False,
+    validation_fraction: float = 0.05,
+    split_seed: int = 0,
+) -> None:
+    """Write questions about generated stories, with their answers, as JSON lines of `prompt` and `completion`.
+
+    Args:
+        out: the file to make; must not exist.
+        count: stories, each with one question.
+        side: all of them, or those that `data.source.kind: story_pairs` trains on, or validates on.
+        seed: of the stories; that of `story_pairs` by default.
+        invented_names: names out of some two million, which a model can only copy.
+        validation_fraction: as of the data that are split so.
+        split_seed: as of the data that are split so.
+    """
+    from mtp_lightning.data.tokens.prepare import ShardSettings, split_position
+
+    check_value("count", count, Count)
+    check_value("seed", seed, Seed)
+    settings = ShardSettings(validation_fraction, split_seed)
+    if Path(out).exists():
+        raise InputError(f"out: '{out}' exists already; remove it, or choose another file")
+    lines = []
+    for pair in story_pairs(count, seed, invented_names):
+        validates = split_position(pair.name, settings.split_seed) < settings.validation_fraction
+        if side == "all" or validates == (side == "validation"):
+            lines.append(json_module.dumps({"prompt": pair.prompt, "completion": pair.answer}) + "\n")
+    _write_whole(Path(out), "".join(lines))
+    print(f"{out}: {len(lines):,} pairs")
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> str:

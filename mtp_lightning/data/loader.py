@@ -64,7 +64,8 @@ class ValidationWindows(Dataset[Batch]):
         batch = self.read(np.minimum(samples, n_windows - 1))
         if padded > n_rows:
             real_B = torch.from_numpy(samples < n_windows)
-            batch["loss_mask"] = real_B[:, None].expand_as(batch["tokens"]).contiguous()
+            real_BL = real_B[:, None].expand_as(batch["tokens"])
+            batch["loss_mask"] = real_BL & batch.get("loss_mask", real_BL)
         return batch
 
 

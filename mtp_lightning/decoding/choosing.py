@@ -46,6 +46,8 @@ class Sampling:
     seed: int = 0
     accept: Literal["match", "ratio"] = "match"
     """How drafts are accepted when sampling; the distribution is the same."""
+    seeds: tuple[int, ...] | None = None
+    """Of each prompt's own noise, in place of `seed`: then a text does not depend on its place in the batch."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:  # nor NaN
@@ -147,7 +149,7 @@ class Matching(Chooser):
         self.sampling = sampling
 
     def start(self, batch: int, vocab_size: int, most_tokens: int, device: torch.device) -> None:
-        self.generators = _generators(self.sampling.seed, batch, device)
+        self.generators = _generators(self.sampling, batch, device)
         self.kept = 2 * most_tokens + 1  # positions whose noise may still be needed
         self.noise_BRV = torch.empty(batch, self.kept, vocab_size, device=device)
         self.made: list[int | None] = [None] * batch
@@ -178,7 +180,7 @@ class Ratio(Chooser):
         self.sampling = sampling
 
     def start(self, batch: int, vocab_size: int, most_tokens: int, device: torch.device) -> None:
-        self.generators = _generators(self.sampling.seed, batch, device)
+        self.generators = _generators(self.sampling, batch, device)
         self.q_BJV = torch.zeros(batch, most_tokens, vocab_size, device=device)
         self.drafted = 0
 
@@ -225,5 +227,7 @@ def make_chooser(sampling: Sampling) -> Chooser:
     return Matching(sampling) if sampling.accept == "match" else Ratio(sampling)
 
 
-def _generators(seed: int, batch: int, device: torch.device) -> list[torch.Generator]:
-    return [torch.Generator(device).manual_seed((seed << 20) + row) for row in range(batch)]
+def _generators(sampling: Sampling, batch: int, device: torch.device) -> list[torch.Generator]:
+    seeds = sampling.seeds or [(sampling.seed << 20) + row for row in range(batch)]
+    assert len(seeds) == batch, "a seed for every prompt"
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]

@@ -75,7 +75,7 @@ def generate_command(
     from mtp_lightning.decoding.generate import Generation, Step, stream
 
     text = _standard_input() if prompt == "-" else _typed(prompt)
-    ids = torch.tensor(tokenizer.encode(text), dtype=torch.long)
+    ids = torch.tensor([*loaded.begin_ids, *tokenizer.encode(text)], dtype=torch.long)
     _check_length(len(ids), max_new_tokens, loaded.context, beyond_context)
     most = model.heads_config.max_heads_used
     k = 1 if decoding == "greedy" else most if tree and heads_used == "auto" else heads_used

@@ -180,7 +180,7 @@ class SequentialDrafter(Drafter):
         layers = sum(
             len(head.layers) for head in self.heads[: heads_used - 1]
         )  # a shared module keeps what each of its heads saw
-        return KeyValues(layers, batch, size, self.config.kv_heads, like, self.config.head_dim)
+        return KeyValues(layers, batch, size, self.config.kv_heads, like, self.config.head_size)
 
     def nbytes(self, count: int) -> tuple[int, int]:
         parts = [part for head in self.heads[: count - 1] for part in head.layers]

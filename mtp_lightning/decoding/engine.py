@@ -82,7 +82,7 @@ class Engine:
 
     def key_values(self, batch: int, size: int) -> KeyValues:
         """Caches of the path."""
-        return KeyValues(len(self.path), batch, size, self.config.kv_heads, self.embedding, self.config.head_dim)
+        return KeyValues(len(self.path), batch, size, self.config.kv_heads, self.embedding, self.config.head_size)
 
     def forward_bytes(self, heads_used: int, batch: int, length: int) -> int:
         """Bytes that one step of decoding has to read: every weight once, keys and values of every row."""

@@ -9,12 +9,13 @@ alone).
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtp_lightning.decoding.linear import Linear
+from mtp_lightning.decoding.linear import Grouped, Linear, RoundedGrouped
 from mtp_lightning.decoding.positions import NewPositions
 from mtp_lightning.model.block import Block
 from mtp_lightning.shapes import Float
@@ -101,9 +102,54 @@ def folded(linear: nn.Linear, norm: nn.RMSNorm) -> Tensor:
     return linear.weight.detach() * norm.weight.detach() * math.sqrt(linear.in_features)
 
 
-def side_by_side(weight: Float[Tensor, "O I"], head_dim: int) -> Float[Tensor, "O I"]:
+def side_by_side(rows: Float[Tensor, "O *I"], head_dim: int) -> Float[Tensor, "O *I"]:
     """Rows reordered so that RoPE's pairs (j, j + E/2) of each attention head become (2j, 2j + 1)."""
-    return weight.view(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).flatten(0, 2)
+    return rows.view(-1, 2, head_dim // 2, *rows.shape[1:]).transpose(1, 2).flatten(0, 2)
+
+
+class QKV(NamedTuple):
+    """What one layer's queries, keys or values are made with, in the order of `side_by_side` where they are rotated."""
+
+    weight: Tensor
+    """(O, D), of `Norm`'s output."""
+    bias: Tensor | None
+    gains: Tensor | None
+    """(O / E, E), what the normed vectors are multiplied with, where each attention head has a norm."""
+
+
+def qkv_of(block: Block) -> tuple[QKV, QKV, QKV]:
+    """Of queries, keys and values."""
+    attention, E = block.attention, block.attention.head_dim
+
+    def rotated(linear: nn.Linear, norm: nn.RMSNorm | None) -> QKV:
+        plain = unrotated(linear)
+        bias = None if plain.bias is None else side_by_side(plain.bias, E)
+        gains_E = None if norm is None else side_by_side(norm.weight.detach(), E) * math.sqrt(E)
+        gains = None if gains_E is None else gains_E.expand(linear.out_features // E, E)
+        return QKV(side_by_side(plain.weight, E), bias, gains)
+
+    def unrotated(linear: nn.Linear) -> QKV:
+        return QKV(folded(linear, block.attention_norm), None if linear.bias is None else linear.bias.detach(), None)
+
+    return rotated(attention.wq, attention.q_norm), rotated(attention.wk, attention.k_norm), unrotated(attention.wv)
+
+
+class HeadNorm:
+    """RMSNorm of each attention head's queries or keys, with gains of their own."""
+
+    def __init__(self, norm: nn.RMSNorm, parts: Sequence[QKV], dtype: torch.dtype) -> None:
+        self.norm = Norm(norm)
+        gains = [part.gains for part in parts if part.gains is not None]
+        self.gain_HE = torch.cat(gains).to(torch.promote_types(dtype, torch.float32))
+
+    def __call__(self, x_BMHE: Float[Tensor, "B M H E"]) -> Float[Tensor, "B M H E"]:
+        return (self.norm(x_BMHE.to(self.gain_HE.dtype)) * self.gain_HE).to(x_BMHE.dtype)
+
+
+def stacked(parts: Sequence[QKV], dtype: torch.dtype) -> Linear:
+    """One map for several, their outputs side by side."""
+    biases = [part.bias for part in parts if part.bias is not None]
+    return Linear(torch.cat([part.weight for part in parts]), dtype, torch.cat(biases) if biases else None)
 
 
 def rotate(x_BMHE: Float[Tensor, "B M H E"], angles: Tensor) -> Float[Tensor, "B M H E"]:
@@ -120,8 +166,9 @@ class Layer:
         self.head_dim = attention.head_dim
         self.kv_heads = attention.wk.out_features // self.head_dim
         self.attention_norm, self.ffn_norm = Norm(block.attention_norm), Norm(block.ffn_norm)
-        wq, wk, wv = (folded(w, block.attention_norm) for w in (attention.wq, attention.wk, attention.wv))
-        self.qkv = Linear(torch.cat([side_by_side(wq, self.head_dim), side_by_side(wk, self.head_dim), wv]), dtype)
+        parts = qkv_of(block)
+        self.qkv = stacked(parts, dtype)
+        self.qk_norm = None if attention.q_norm is None else HeadNorm(attention.q_norm, parts[:2], dtype)
         self.wo = Linear(attention.wo.weight, dtype)
         self.gate_up = Linear(torch.cat([folded(ffn.gate, block.ffn_norm), folded(ffn.up, block.ffn_norm)]), dtype)
         self.down = Linear(ffn.down.weight, dtype)
@@ -129,7 +176,8 @@ class Layer:
 
     def __call__(self, x_BMD: Float[Tensor, "B M D"], new: NewPositions, cache: LayerCache) -> Float[Tensor, "B M D"]:
         qkv = self.qkv(self.attention_norm(x_BMD)).view(*x_BMD.shape[:2], -1, self.head_dim)
-        turned = rotate(qkv[:, :, : -self.kv_heads], new.angles)
+        qk = qkv[:, :, : -self.kv_heads]
+        turned = rotate(qk if self.qk_norm is None else self.qk_norm(qk), new.angles)
         cache.write(new, turned[:, :, -self.kv_heads :], qkv[:, :, -self.kv_heads :])
         x_BMD = x_BMD + self.wo(cache.attend(new, turned[:, :, : -self.kv_heads]))
         gate, up = self.gate_up(self.ffn_norm(x_BMD)).chunk(2, dim=-1)
@@ -146,35 +194,13 @@ class Layer:
         return 2 * self.kv_heads * self.head_dim * self.itemsize
 
 
-class Grouped:
-    """G linear maps of equal shape, each of rows of its own.
+class _Maps(NamedTuple):
+    """The attention's maps of several layers with the same input."""
 
-    Stacked, one batched product does; two large ones on a CPU with bfloat16 go quicker one by one in that.
-    """
-
-    def __init__(self, weights: Sequence[Tensor], dtype: torch.dtype) -> None:
-        self.weight_GIO = torch.stack([weight.detach().to(dtype).t() for weight in weights]).contiguous()
-
-    def __call__(self, x_GRI: Float[Tensor, "G R I"]) -> Float[Tensor, "G R O"]:
-        return torch.bmm(x_GRI, self.weight_GIO[: len(x_GRI)])
-
-    def nbytes(self, count: int) -> int:
-        """Bytes of the first `count` maps."""
-        return self.weight_GIO[:count].nbytes
-
-
-class RoundedGrouped:
-    """`Grouped` in bfloat16, prepacked: half the bytes to read."""
-
-    def __init__(self, weights: Sequence[Tensor]) -> None:
-        self.maps = [Linear(weight, torch.bfloat16) for weight in weights]
-
-    def __call__(self, x_GRI: Float[Tensor, "G R I"]) -> Float[Tensor, "G R O"]:
-        rounded = x_GRI.bfloat16()
-        return torch.stack([own(x) for own, x in zip(self.maps, rounded)]).to(x_GRI.dtype)
-
-    def nbytes(self, count: int) -> int:
-        return sum(own.nbytes for own in self.maps[:count])
+    to_kv: Linear
+    to_q: Linear
+    q_norm: HeadNorm | None
+    k_norm: HeadNorm | None
 
 
 class SideBySide:
@@ -193,11 +219,9 @@ class SideBySide:
         self.head_dim = E
         self.kv_heads = first.attention.wk.out_features // E
         self.norm, self.dtype = Norm(first.attention_norm), dtype
-        attention = [(block.attention, block.attention_norm) for block in blocks]
-        self.keys = [side_by_side(folded(a.wk, norm), E).to(dtype) for a, norm in attention]
-        self.values = [folded(a.wv, norm).to(dtype) for a, norm in attention]
-        self.queries = [side_by_side(folded(a.wq, norm), E).to(dtype) for a, norm in attention]
-        self._maps: dict[int, tuple[Linear, Linear]] = {}
+        self.queries, self.keys, self.values = zip(*(qkv_of(block) for block in blocks))
+        self.head_norm = first.attention.q_norm
+        self._maps: dict[int, _Maps] = {}
         gate_up = [torch.cat([folded(b.ffn.gate, b.ffn_norm), folded(b.ffn.up, b.ffn_norm)]) for b in blocks]
         down = [block.ffn.down.weight for block in blocks]
         self.wo = Grouped([block.attention.wo.weight for block in blocks], dtype)
@@ -215,26 +239,31 @@ class SideBySide:
         """
         (B, L), Q, E = x_BLD.shape[:2], last.angles.shape[1], self.head_dim
         normed_BLD = self.norm(x_BLD)
-        to_kv, to_q = self._maps_of(count)
-        kv = to_kv(normed_BLD).view(B, L, 2, -1, E)
+        maps = self._maps_of(count)
+        k, v = maps.to_kv(normed_BLD).view(B, L, 2, -1, E).unbind(2)
+        q = maps.to_q(normed_BLD[:, -Q:]).view(B, Q, -1, E)
+        if maps.q_norm is not None and maps.k_norm is not None:
+            q, k = maps.q_norm(q), maps.k_norm(k)
         own = cache.heads(count * self.kv_heads)
-        own.write(new, rotate(kv[:, :, 0], new.angles), kv[:, :, 1])
-        q = rotate(to_q(normed_BLD[:, -Q:]).view(B, Q, -1, E), last.angles)
+        own.write(new, rotate(k, new.angles), v)
+        q = rotate(q, last.angles)
         y_RGD = own.attend(last, q).view(B * Q, count, -1)  # R = B Q rows
         x_GRD = x_BLD[:, -Q:].reshape(B * Q, -1) + self.wo(y_RGD.transpose(0, 1))
         gate, up = self.gate_up(self.norm(x_GRD)).chunk(2, dim=-1)
         return (x_GRD + self.down(F.silu(gate) * up)).view(count, B, Q, -1)
 
-    def _maps_of(self, count: int) -> tuple[Linear, Linear]:
-        """To keys and values and to queries of the first `count` layers; a packed map cannot be cut, so made for each
-        number that is asked for."""
+    def _maps_of(self, count: int) -> "_Maps":
+        """Of the first `count` layers; a packed map cannot be cut, so made for each number that is asked for."""
         if count not in self._maps:
-            kv = torch.cat(self.keys[:count] + self.values[:count])
-            self._maps[count] = Linear(kv, self.dtype), Linear(torch.cat(self.queries[:count]), self.dtype)
+            q, k, v = self.queries[:count], self.keys[:count], self.values[:count]
+            norms = (None if self.head_norm is None else HeadNorm(self.head_norm, of, self.dtype) for of in (q, k))
+            self._maps[count] = _Maps(stacked(k + v, self.dtype), stacked(q, self.dtype), *norms)
         return self._maps[count]
 
     def nbytes(self, count: int) -> tuple[int, int]:
         """(bytes of weights, bytes of keys and values per position) that the first `count` layers read."""
-        weights = sum(w[i].nbytes for w in (self.keys, self.values, self.queries) for i in range(count))
-        weights += sum(w.nbytes(count) for w in (self.wo, self.gate_up, self.down))
+        maps = self._maps_of(count)
+        weights = (
+            maps.to_kv.nbytes + maps.to_q.nbytes + sum(w.nbytes(count) for w in (self.wo, self.gate_up, self.down))
+        )
         return weights, 2 * count * self.kv_heads * self.head_dim * self.wo.weight_GIO.itemsize

@@ -111,8 +111,8 @@ def first_difference(engine: Engine, prompt: Tensor, plain: Sequence[int], other
 @torch.inference_mode()
 def next_logits(engine: Engine, text_T: Tensor) -> Tensor:
     """(V,) float32: head 1's logits after a text, in one forward."""
-    config, T = engine.config, text_T.numel()
-    tables = PositionTables(T, config.head_dim, config.rope_theta, engine.dtype, engine.device)
+    T = text_T.numel()
+    tables = PositionTables(T, engine.config, engine.dtype, engine.device)
     cache = engine.key_values(1, T).layers(slice(0, 1))
     h_BTD, _ = engine.run(text_T[None], tables.block([0], Tree.chain(T)), cache)
     return engine.logits(h_BTD[:, -1:])[0, 0].float()

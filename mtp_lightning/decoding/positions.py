@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import BackboneConfig
+from mtp_lightning.model.rope import rope_frequencies
 
 PerRow = Sequence[int] | Tensor
 """One position of every row of a batch; a tensor on the device stands for numbers that the host does not know."""
@@ -123,11 +125,12 @@ class NewPositions(NamedTuple):
 class PositionTables:
     """Makes `NewPositions` for caches of `size` slots, from tables of rotations and masks that are made once."""
 
-    def __init__(self, size: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, size: int, config: BackboneConfig, dtype: torch.dtype, device: torch.device) -> None:
         self.size, self.dtype, self.device = size, dtype, device
-        exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
-        angles = torch.arange(size, device=device, dtype=torch.float32)[:, None] * theta**-exponents
-        self.angles = torch.polar(torch.ones_like(angles), angles)[:, None]  # (S, 1, E/2)
+        positions = torch.arange(size, device=device, dtype=torch.float32)
+        angles = positions[:, None] * rope_frequencies(config, device)
+        lengths = torch.full_like(angles, config.rope_scaling.attention)
+        self.angles = torch.polar(lengths, angles)[:, None]  # (S, 1, E/2)
         self.slots = torch.arange(size, device=device)
         self._tables: dict[Tree, Tensor] = {}
 

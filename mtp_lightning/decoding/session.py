@@ -51,7 +51,7 @@ class Session:
         B = len(prompts)
         most = max(engine.most_tokens, 0 if tree is None else tree.size)
         size = max(prompt.numel() for prompt in prompts) + room + most
-        self.tables = PositionTables(size, config.head_dim, config.rope_theta, engine.dtype, device)
+        self.tables = PositionTables(size, config, engine.dtype, device)
         self.text_BS = torch.zeros(B, size + most, dtype=torch.long, device=device)
         for row, prompt in enumerate(prompts):
             self.text_BS[row, : prompt.numel()] = prompt

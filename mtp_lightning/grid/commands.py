@@ -3,8 +3,6 @@
 Bad input is an InputError, raised before anything is written; a Slurm that fails is an UnavailableError.
 """
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +13,10 @@ from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
 from mtp_lightning.grid.report import mlflow_page
-from mtp_lightning.grid.report.comparison import Report
-from mtp_lightning.grid.report.equal_training import COMMON, parse_at
-from mtp_lightning.grid.report.publish import publish
-from mtp_lightning.grid.report.tables import notices, report_json, terminal_table
-from mtp_lightning.grid.report.verdict import verdict
+from mtp_lightning.grid.report.equal_training import parse_at
+from mtp_lightning.grid.report.stages import report_stages
 from mtp_lightning.grid.run import logs
-from mtp_lightning.grid.run.display import counts, say, summary, ui_command, writable, write_table
+from mtp_lightning.grid.run.display import counts, say, summary, writable, write_table
 from mtp_lightning.grid.run.launch import run_here
 from mtp_lightning.grid.run.plan import TO_RUN, Cost, Total, check_budget, costs, plan_json, plan_table
 from mtp_lightning.grid.run.settle import settle_dead
@@ -32,7 +27,6 @@ from mtp_lightning.grid.slurm.submissions import Submissions
 from mtp_lightning.grid.slurm.submit import fill_in, resources_text, submit_cells
 from mtp_lightning.grid.spec.cells import Cell, find_cell, load_cells
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
-from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.tracking.store import default_tracking_uri
 
 INTERRUPTED = 130
@@ -257,14 +251,21 @@ class Grid:
             self.submissions.check()
             rows = status_rows(self.cells, self.submissions, self.submissions.update())
             # `row.queued`: while a job is just ending, its cell is not submitted again
-            todo = [fill_in(row.cell, defaults) for row in rows if row.state in wanted and row.queued is None]
+            waiting = [row for row in rows if row.parent is not None and row.parent.state is not State.FINISHED]
+            ready = [row for row in rows if row.state in wanted and row.queued is None and row not in waiting]
+            todo = [fill_in(row.cell, defaults) for row in ready]
             if todo:
                 self._prepare_charts()
             made = submit_cells(self.spec.name, self.submissions, todo, parallel)
         for one in made:
             count = f"{len(one.cells)} cell{'s' if len(one.cells) != 1 else ''}"
             say(f"job {one.job}: {count}, each with {resources_text(one.resources)}")
-        others = [row for row in rows if row.state not in wanted or row.queued is not None]
+        if waiting:
+            say(
+                f"{len(waiting)} begin with the weights of cells that are not finished: the same command submits them "
+                "once these are (a job of Slurm does not wait for another one)"
+            )
+        others = [row for row in rows if row not in ready and row not in waiting]
         rest = f"; {counts([row.state.value for row in others])}" if others else ""
         say(f"{len(todo)} of {len(rows)} cells submitted{rest}")
         if failed := [row.cell.label for row in others if row.state is State.FAILED]:
@@ -287,32 +288,13 @@ class Grid:
     def _prepare_charts(self) -> None:
         """Have the charts in MLflow while the cells run. What goes wrong with it is no reason not to run."""
         try:
-            mlflow_page.record_charts(default_tracking_uri(self.folder), self.spec)
+            for spec in self.spec.parts:
+                mlflow_page.record_charts(default_tracking_uri(self.folder), spec)
         except Exception as error:  # MLflow raises what its store raises
             say(f"warning: MLflow: {type(error).__name__}: {error}", error=True)
 
     def _report(self, out: str | None, json: str | None, again: bool, at: At | None = None) -> bool:
         """Print first, then write: whatever goes wrong with a file or MLflow, the table has been seen."""
-        folder = Path(out) if out is not None else self.folder / "reports" / _report_name(self.spec, at)
-        uri = default_tracking_uri(self.folder)
-        published = publish(uri, self.spec, self.cells, folder, again, _show, at)
-        for problem in published.problems:
-            say(f"warning: {problem}", error=True)
-        write_table(json, report_json(published.report))
-        say(f"files: {os.path.relpath(folder)}")
-        say(f"MLflow: {ui_command(self.runs, self.spec.name)}")
-        return not published.problems
-
-
-def _report_name(spec: GridSpec, at: At | None) -> str:
-    """Reports under other overrides or at a budget do not replace the report of the file as it is."""
-    changed = f"-{hashlib.sha256(canonical(spec.overridden).encode()).hexdigest()[:8]}" if spec.overridden else ""
-    where = "" if at is None else "-common" if at == COMMON else f"-{at.unit}-{at.amount:g}"
-    return f"{spec.name}{changed}{where}"
-
-
-def _show(report: Report) -> None:
-    say(terminal_table(report))
-    for line in notices(report):
-        say(line)
-    say(verdict(report).sentence)
+        tables, well = report_stages(self.spec, self.cells, self.runs, out, again, at)
+        write_table(json, {"grid": self.spec.name, "stages": tables} if self.spec.stages else tables[0])
+        return well

@@ -5,43 +5,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtp_lightning.model.config import BackboneConfig
-from mtp_lightning.shapes import Bool, Float, Int
+from mtp_lightning.shapes import Bool, Float
 
 CAUSAL_BLOCK = 128
 """Rows of a block of `block_causal_attention`."""
 
 
 class Projection(nn.Linear):
-    """A linear map without bias whose constructor draws it from N(0, std^2).
+    """A linear map whose constructor draws it from N(0, std^2), and its bias, where it has one, as zeros.
 
     Drawn inside the constructor on purpose: under ZeRO-3 a later `nn.init` would be a silent no-op.
     """
 
-    def __init__(self, in_features: int, out_features: int, std: float) -> None:
+    def __init__(self, in_features: int, out_features: int, std: float, bias: bool = False) -> None:
         self.std = std
-        super().__init__(in_features, out_features, bias=False)
+        super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.std)
-
-
-class Rotary(nn.Module):
-    """Cosines and sines of RoPE (Su et al. 2021) in the half-split convention of Hugging Face's Llama.
-
-    Coordinate j and j + E/2 of a head are one rotating pair, so weights move to and from Hugging Face unpermuted.
-    """
-
-    def __init__(self, head_dim: int, theta: float) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.theta = theta
-
-    def forward(self, positions: Int[Tensor, "T"]) -> tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]]:
-        """(cos, sin), each (T, E/2), in float32. Made afresh: a table would be a length limit."""
-        exponents = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32)
-        frequencies = self.theta ** (-exponents / self.head_dim)
-        angles = positions[:, None].float() * frequencies
-        return angles.cos(), angles.sin()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 def rotate(
@@ -95,17 +78,40 @@ def causal_attention(
     )
 
 
+def normed(norm: nn.RMSNorm, x: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows E"]:
+    """`norm(x)` computed in float32 at least and returned in x's precision: under autocast, x is in half precision and
+    the norm's weight is not."""
+    wide = torch.promote_types(x.dtype, norm.weight.dtype)
+    return norm(x.to(wide)).to(x.dtype)  # type: ignore[no-any-return]
+
+
 class Attention(nn.Module):
-    """Multi-head or grouped-query causal self-attention with RoPE, without biases."""
+    """Multi-head or grouped-query causal self-attention with RoPE.
+
+    `config.attention_bias` adds biases to queries, keys and values (Qwen2), `config.qk_norm` an RMSNorm over each
+    attention head's query and key, before they are rotated (Qwen3).
+    """
 
     def __init__(self, config: BackboneConfig, out_std: float) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        kv_dim = config.kv_heads * config.head_dim
-        self.wq = Projection(config.dim, config.dim, config.init_std)
-        self.wk = Projection(config.dim, kv_dim, config.init_std)
-        self.wv = Projection(config.dim, kv_dim, config.init_std)
-        self.wo = Projection(config.dim, config.dim, out_std)
+        self.head_dim = config.head_size
+        bias = config.attention_bias == "qkv"
+        self.wq = Projection(config.dim, config.q_dim, config.init_std, bias)
+        self.wk = Projection(config.dim, config.kv_dim, config.init_std, bias)
+        self.wv = Projection(config.dim, config.kv_dim, config.init_std, bias)
+        self.wo = Projection(config.q_dim, config.dim, out_std)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None for _ in range(2)
+        )
+
+    def queries_keys(
+        self, x_BTD: Float[Tensor, "B T D"], rotary: tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]]
+    ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B K T E"]]:
+        """As they are multiplied with each other."""
+        q, k = (w(x_BTD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = normed(self.q_norm, q), normed(self.k_norm, k)
+        return rotate(q.transpose(1, 2), *rotary), rotate(k.transpose(1, 2), *rotary)
 
     def forward(
         self,
@@ -113,6 +119,6 @@ class Attention(nn.Module):
         rotary: tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]],
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        q, k, v = (w(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for w in (self.wq, self.wk, self.wv))
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k = self.queries_keys(x_BTD, rotary)
+        v = self.wv(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         return self.wo(causal_attention(q, k, v, mask).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

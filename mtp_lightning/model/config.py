@@ -1,9 +1,10 @@
 """What a model is: the backbone's dimensions and its prediction heads. Plain frozen dataclasses, checked when made."""
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.ranges import TINY, Range, check_ranges
@@ -14,11 +15,75 @@ CHECKPOINT_FORMAT = 2
 
 Width = Annotated[int, Range(least=1, most=2**24)]
 Layers = Annotated[int, Range(least=1, most=1000)]
+Turns = Annotated[float, Range(least=TINY, most=10**9)]
+
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary positions are slowed for texts longer than a model's first ones; names as in Hugging Face's configs.
+
+    Raises:
+        InputError: a number outside its range, or one that the kind does not have, or lacks.
+    """
+
+    kind: RopeKind = "default"
+    """`default`: as they are; `linear`: all slower by `factor` (position interpolation, arXiv 2306.15595); `llama3`:
+    pairs of few turns in the original context slower, those of many as they are (Llama 3.1); `yarn`: the same by number
+    of pair, and attention sharpened (arXiv 2309.00071)."""
+    factor: Annotated[float, Range(least=1, most=10**6)] = 1.0
+    """How many times longer the texts are."""
+    original_context: Annotated[int, Range(least=1, most=10**9)] | None = None
+    """Positions of the original context, for `llama3` and `yarn`."""
+    low_freq_factor: Turns = 1.0
+    """`llama3`: turns in the original context up to which a pair is slowed fully."""
+    high_freq_factor: Turns = 4.0
+    """`llama3`: turns from which a pair is left as it is."""
+    beta_fast: Turns = 32.0
+    """`yarn`: turns of the last pair that is left as it is."""
+    beta_slow: Turns = 1.0
+    """`yarn`: turns of the first pair that is slowed fully."""
+    truncate: bool = True
+    """`yarn`: whether these pairs are rounded outwards to whole ones."""
+    attention_factor: Annotated[float, Range(least=TINY, most=1000)] | None = None
+    """`yarn`: factor on queries and keys; by default 0.1 ln(factor) + 1."""
+
+    def __post_init__(self) -> None:
+        key = "model.backbone.rope_scaling"
+        check_ranges(key, RopeScaling, vars(self))
+        own = {
+            "factor": ("linear", "llama3", "yarn"),
+            "original_context": ("llama3", "yarn"),
+            "low_freq_factor": ("llama3",),
+            "high_freq_factor": ("llama3",),
+            "beta_fast": ("yarn",),
+            "beta_slow": ("yarn",),
+            "truncate": ("yarn",),
+            "attention_factor": ("yarn",),
+        }
+        for name, kinds in own.items():
+            if self.kind not in kinds and getattr(self, name) != getattr(RopeScaling, name):
+                raise InputError(f"{key}.{name} goes with kind {' or '.join(kinds)}, and kind is '{self.kind}'")
+        if self.original_context is None and self.kind in own["original_context"]:
+            raise InputError(f"{key}.original_context is null: kind '{self.kind}' needs the number of positions")
+        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+            if getattr(self, low) >= getattr(self, high):
+                raise InputError(
+                    f"{key}.{high} is {getattr(self, high)}: it has to be above {low} = {getattr(self, low)}"
+                )
+
+    @property
+    def attention(self) -> float:
+        """Factor on the rotations of queries and of keys."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1 if self.kind == "yarn" else 1.0
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """A Llama-style decoder: pre-norm RMSNorm, RoPE, SwiGLU, no biases. Table S14 of the paper lists sizes.
+    """A Llama-style decoder: pre-norm RMSNorm, RoPE, SwiGLU. Table S14 of the paper lists sizes.
 
     Raises:
         InputError: a dimension that no model can have; the message names the configuration key.
@@ -46,24 +111,53 @@ class BackboneConfig:
     """Standard deviation of the initial weights."""
     attend_across_documents: bool = True
     """Whether a packed document sees the ones before it in its window. Targets never cross a border either way."""
+    head_dim: Width | None = None
+    """Coordinates of each attention head; by default `dim` / `n_heads`."""
+    attention_bias: Literal["none", "qkv"] = "none"
+    """Biases of the attention's projections: none, or of queries, keys and values (Qwen2)."""
+    qk_norm: bool = False
+    """RMSNorm over each attention head's query and key, before RoPE (Qwen3)."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """Rotary positions of a model for longer texts."""
 
     def __post_init__(self) -> None:
         check_ranges("model.backbone", BackboneConfig, vars(self))
-        if self.dim % (2 * self.n_heads):
+        if self.head_dim is None and self.dim % (2 * self.n_heads):
             raise InputError(
                 f"model.backbone.dim is {self.dim}: it has to be a multiple of 2 * n_heads = {2 * self.n_heads}, "
                 "since RoPE rotates pairs of coordinates of each attention head"
             )
+        if self.head_size % 2:
+            raise InputError(f"model.backbone.head_dim is {self.head_dim}: it has to be even, since RoPE rotates pairs")
+        if self.rope_scaling.kind == "yarn" and self.rope_theta == 1:
+            raise InputError("model.backbone.rope_theta is 1: with rope_scaling 'yarn' it has to be above 1")
         if self.n_heads % self.kv_heads:
             raise InputError(f"model.backbone.n_kv_heads is {self.kv_heads}: it has to divide n_heads = {self.n_heads}")
+
+    @classmethod
+    def from_dict(cls, described: Mapping[str, Any]) -> "BackboneConfig":
+        """What `dataclasses.asdict` made, as it stands in checkpoints; fields of later versions have their defaults."""
+        scaling = {"rope_scaling": RopeScaling(**described["rope_scaling"])} if "rope_scaling" in described else {}
+        return cls(**{**described, **scaling})
 
     @property
     def kv_heads(self) -> int:
         return self.n_kv_heads or self.n_heads
 
     @property
-    def head_dim(self) -> int:
-        return self.dim // self.n_heads
+    def head_size(self) -> int:
+        """E, coordinates of an attention head."""
+        return self.head_dim or self.dim // self.n_heads
+
+    @property
+    def q_dim(self) -> int:
+        """Coordinates of all queries of a position."""
+        return self.n_heads * self.head_size
+
+    @property
+    def kv_dim(self) -> int:
+        """Coordinates of all keys of a position, and of all values."""
+        return self.kv_heads * self.head_size
 
     @property
     def ffn(self) -> int:

@@ -5,6 +5,7 @@ Parameter matching is decided here too: `trunk_widths` says how many layers the 
 are, so that every kind of head and every n has the parameters of the n_future = 1 model.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from mtp_lightning.errors import InputError
@@ -22,14 +23,16 @@ class ModelCounts(NamedTuple):
 
 
 def layer_matmul_parameters(backbone: BackboneConfig, ffn: int | None = None) -> int:
-    """Weights of one layer that take part in a matrix product: 2 d^2 + 2 d d_kv + 3 d d_ffn."""
-    d, kv = backbone.dim, backbone.kv_heads * backbone.head_dim
-    return 2 * d * d + 2 * d * kv + 3 * d * (backbone.ffn if ffn is None else ffn)
+    """Weights of one layer that take part in a matrix product: 2 d d_q + 2 d d_kv + 3 d d_ffn."""
+    d, q, kv = backbone.dim, backbone.q_dim, backbone.kv_dim
+    return 2 * d * q + 2 * d * kv + 3 * d * (backbone.ffn if ffn is None else ffn)
 
 
 def layer_parameters(backbone: BackboneConfig, ffn: int | None = None) -> int:
-    """A layer with its two norms."""
-    return layer_matmul_parameters(backbone, ffn) + 2 * backbone.dim
+    """A layer with its norms and biases."""
+    biases = backbone.q_dim + 2 * backbone.kv_dim if backbone.attention_bias == "qkv" else 0
+    head_norms = 2 * backbone.head_size if backbone.qk_norm else 0
+    return layer_matmul_parameters(backbone, ffn) + 2 * backbone.dim + biases + head_norms
 
 
 class HeadCounts(NamedTuple):
@@ -120,35 +123,90 @@ def count_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> ModelCount
     return ModelCounts(non_embedding, embedding, non_embedding + embedding)
 
 
-def flops_per_token(backbone: BackboneConfig, heads: HeadsConfig, context: int) -> int:
+def trainable_parameters(backbone: BackboneConfig, heads: HeadsConfig, freeze: str = "none") -> int:
+    """How many of `count_parameters(...).total` train.
+
+    Args:
+        freeze: one of `freezing.Freeze`.
+    """
+    total, matrix = count_parameters(backbone, heads).total, backbone.vocab_size * backbone.dim
+    if freeze == "none":
+        return total
+    frozen = matrix + sum(layer_parameters(backbone, ffn) for ffn in trunk_widths(backbone, heads))
+    if freeze != "trunk":
+        frozen += backbone.dim + (0 if backbone.tie_embeddings else matrix)
+    if freeze == "next_token":
+        frozen += backbone.dim**2 if heads.kind == "linear" else heads.layers * layer_parameters(backbone)
+    return total - frozen
+
+
+def flops_per_token(backbone: BackboneConfig, heads: HeadsConfig, context: int, freeze: str = "none") -> int:
     """Training FLOPs per input token: 6 per weight of a matrix product and time it is used (the unembedding once per
-    hidden state that goes through it), plus causal attention's 6 T d per layer (forward 2 T d, half of the 4 T d of
-    full attention; backward twice)."""
+    hidden state that goes through it), plus causal attention's 6 T d_q per layer (forward 2 T d_q, half of the 4 T
+    d_q of full attention; backward twice).
+
+    What is frozen and comes before everything that trains (the trunk; head 1 and its unembedding under `next_token`)
+    has its forward alone, a third; a frozen unembedding after heads that train lacks the gradient of its weight.
+    """
     d, counts, widths = backbone.dim, count_heads(heads), trunk_widths(backbone, heads)
-    matmuls = sum(layer_matmul_parameters(backbone, ffn) for ffn in widths)
-    matmuls += counts.layers_run * layer_matmul_parameters(backbone)
-    matmuls += counts.joins_run * 2 * d * d + counts.linears * d * d
-    matmuls += counts.unembeddings_run * backbone.vocab_size * d
     own = 3 * count_own(backbone, heads, context).forward_flops if heads.is_own else 0
-    return own + 6 * matmuls + 6 * (len(widths) + counts.layers_run) * context * d
+
+    def layers(wide: Iterable[int]) -> int:
+        """A third of the FLOPs of transformer layers."""
+        return sum(2 * layer_matmul_parameters(backbone, ffn) + 2 * context * backbone.q_dim for ffn in wide)
+
+    trunk, run, unembedding = layers(widths), layers([backbone.ffn] * counts.layers_run), 2 * backbone.vocab_size * d
+    matrices = 2 * (counts.joins_run * 2 + counts.linears) * d * d
+    whole = own + 3 * (trunk + run + matrices + counts.unembeddings_run * unembedding)
+    if freeze == "none":
+        return whole
+    saved = 2 * trunk
+    if freeze != "trunk":
+        saved += (counts.unembeddings_run - counts.further_unembeddings) * unembedding
+    if freeze == "next_token":
+        head_1 = 2 * d * d if heads.kind == "linear" else layers([backbone.ffn] * heads.layers)
+        saved += 2 * head_1 + unembedding
+    return whole - saved
+
+
+def describe_size(backbone: BackboneConfig, heads: HeadsConfig, context: int, freeze: str = "none") -> dict[str, int]:
+    """Parameters and training FLOPs per token under their metrics' names; those that train where others are frozen."""
+    counts = count_parameters(backbone, heads)
+    described = {
+        "model/parameters": counts.total,
+        "model/parameters_non_embedding": counts.non_embedding,
+        "model/flops_per_token": flops_per_token(backbone, heads, context, freeze),
+    }
+    if freeze != "none":
+        described["model/parameters_trained"] = trainable_parameters(backbone, heads, freeze)
+    return described
 
 
 STATE_BYTES = 16
 """Of a weight in training: itself, its gradient, AdamW's two moments, in float32 (mixed precision keeps them so)."""
 
 
-def training_memory(backbone: BackboneConfig, heads: HeadsConfig, rows: int, context: int, width: int) -> int:
+def state_memory(backbone: BackboneConfig, heads: HeadsConfig, freeze: str = "none") -> int:
+    """Bytes of weights, gradients and optimizer; a weight that is frozen is 4 bytes."""
+    trained = trainable_parameters(backbone, heads, freeze)
+    return STATE_BYTES * trained + 4 * (count_parameters(backbone, heads).total - trained)
+
+
+def training_memory(
+    backbone: BackboneConfig, heads: HeadsConfig, rows: int, context: int, width: int, freeze: str = "none"
+) -> int:
     """Bytes of one process that shards nothing, about: weights and optimizer, and what a step's forward keeps for its
     backward. The loss, which needs O(chunk x V), and the libraries come on top.
 
     Args:
         width: bytes of an activation: 4, or 2 under bfloat16 autocast, where the residual stream keeps 4.
     """
-    d, kv = backbone.dim, backbone.kv_heads * backbone.head_dim
+    d, q, kv = backbone.dim, backbone.q_dim, backbone.kv_dim
     run = count_own(backbone, heads, context).layers_run if heads.is_own else count_heads(heads).layers_run
-    widths = [*trunk_widths(backbone, heads), *[backbone.ffn] * run]
+    run -= heads.layers if freeze == "next_token" and heads.kind != "linear" else 0
+    widths = [*(trunk_widths(backbone, heads) if freeze == "none" else ()), *[backbone.ffn] * run]
     # inputs of two norms; normed twice, q, attention's output twice, k and v; gate, its silu, up, their product
-    kept = sum(2 * d * 4 + (5 * d + 2 * kv + 4 * ffn) * width for ffn in widths)
+    kept = sum(2 * d * 4 + (2 * d + 3 * q + 2 * kv + 4 * ffn) * width for ffn in widths)
     streams = 1 + (1 if heads.kind in ("none", "order") else heads.n_future)
     kept += streams * 3 * d * 4  # after the trunk and each head: the stream, normed, and its gradient
-    return STATE_BYTES * count_parameters(backbone, heads).total + rows * context * kept
+    return state_memory(backbone, heads, freeze) + rows * context * kept

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtp_lightning.model.attention import Rotary, causal_mask
+from mtp_lightning.model.attention import causal_mask
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_heads, trunk_widths
 from mtp_lightning.model.heads import make_heads
+from mtp_lightning.model.rope import Rotary
 from mtp_lightning.shapes import Bool, Float, Int
 
 
@@ -51,12 +52,14 @@ class MTPModel(nn.Module):
         super().__init__()
         self.config = backbone
         self.heads_config = heads
+        self.trunk_is_frozen = False
+        """Whether the trunk keeps nothing for a backward pass (`mtp_lightning.model.freezing`)."""
         self.embedding = nn.Embedding(
             backbone.vocab_size,
             backbone.dim,
             _weight=torch.empty(backbone.vocab_size, backbone.dim).normal_(std=backbone.init_std),
         )
-        self.rotary = Rotary(backbone.head_dim, backbone.rope_theta)
+        self.rotary = Rotary(backbone)
         self.trunk = nn.ModuleList(Block(backbone, ffn) for ffn in trunk_widths(backbone, heads))
         self.heads = make_heads(backbone, heads)
         self.norm = nn.RMSNorm(backbone.dim, eps=backbone.norm_eps)
@@ -118,9 +121,10 @@ class MTPModel(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The trunk's output z: what every head reads."""
-        x_BTD = self.embedding(tokens_BT)
-        for block in self.trunk:
-            x_BTD = block(x_BTD, rotary, mask)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.trunk_is_frozen):
+            x_BTD = self.embedding(tokens_BT)
+            for block in self.trunk:
+                x_BTD = block(x_BTD, rotary, mask)
         return x_BTD  # type: ignore[no-any-return]
 
     def logits(

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import torch
 
 from mtp_lightning.errors import InputError, did_you_mean
-from mtp_lightning.model.attention import Attention, Rotary
+from mtp_lightning.model.attention import Attention
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.heads import Heads, Stack
+from mtp_lightning.model.rope import Rotary
 
 MADE_OF = "it has to be a subclass of mtp_lightning.model.heads.Heads"
 
@@ -115,7 +116,7 @@ def count_own(backbone: BackboneConfig, heads: HeadsConfig, context: int) -> Own
 
 @functools.lru_cache(maxsize=256)
 def _count(own: type[Heads], backbone: BackboneConfig, heads: HeadsConfig, context: int) -> OwnCounts:
-    """FLOPs as torch counts them; but causal attention, 2 T d, costs half of the full attention that it counts."""
+    """FLOPs as torch counts them; but causal attention, 2 T d_q, costs half of the full attention that it counts."""
     from torch.utils.flop_counter import FlopCounterMode
 
     attentions = 0
@@ -131,7 +132,7 @@ def _count(own: type[Heads], backbone: BackboneConfig, heads: HeadsConfig, conte
                 module.register_forward_hook(note)
         z_BTD = torch.empty(1, context, backbone.dim)
         e_MBTD = torch.empty(heads.n_future - 1, 1, context, backbone.dim) if made.teacher_forced else None
-        where = Rotary(backbone.head_dim, backbone.rope_theta)(torch.arange(context)), None
+        where = Rotary(backbone)(torch.arange(context)), None
         with FlopCounterMode(display=False) as counter:
             states = made.states(z_BTD, where, e_MBTD, False)
     wrong = [tuple(h_BTD.shape) for h_BTD in states if h_BTD.shape != z_BTD.shape]
@@ -141,5 +142,5 @@ def _count(own: type[Heads], backbone: BackboneConfig, heads: HeadsConfig, conte
             f"model.heads.kind is '{heads.kind}': `further` gave {found}: it has to give the hidden states of heads "
             f"2 .. n_future = {heads.n_future}, {heads.n_future - 1} in all, each (B, T, D) = {tuple(z_BTD.shape)}"
         )
-    flops = counter.get_total_flops() // context - attentions * 2 * context * backbone.dim
+    flops = counter.get_total_flops() // context - attentions * 2 * context * backbone.q_dim
     return OwnCounts(sum(weight.numel() for weight in made.parameters()), flops, attentions)

@@ -36,6 +36,7 @@ def make_adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> t
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]  # of frozen models one may be empty
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     # Fused optimizers offer to undo float16 loss scaling themselves; Lightning then refuses to clip gradients, in
     # bfloat16 too, where nothing is scaled. Declining the offer leaves scaling to the scaler, before clipping.

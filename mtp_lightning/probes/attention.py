@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtp_lightning.model.attention import Attention, causal_mask, rotate
+from mtp_lightning.model.attention import Attention, causal_mask
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.targets import Targets, make_targets
 from mtp_lightning.shapes import Bool, Float, Int
@@ -100,10 +100,7 @@ def attention_pattern(
 
     Queries and keys are as the module has them; products and softmax are in float32 even under autocast.
     """
-    q, k = (
-        rotate(w(x_BTD).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2), *rotary)
-        for w in (attention.wq, attention.wk)
-    )
+    q, k = attention.queries_keys(x_BTD, rotary)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     visible = causal_mask(x_BTD.shape[1], x_BTD.shape[1], x_BTD.device) if mask is None else mask
     with torch.autocast(x_BTD.device.type, enabled=False):

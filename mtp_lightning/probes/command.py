@@ -1,11 +1,11 @@
-"""`mtp evaluate induction | polynomial | star-graph`: the probes on any checkpoint."""
+"""`mtp evaluate induction | polynomial | star-graph | execution | pairs`: the probes on any checkpoint."""
 
 import json as json_module
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_text
@@ -97,6 +97,49 @@ def star_graph_command(ckpt: str, test_size: int = 2000, json: str | None = None
     _evaluate_task("star_graph", ckpt, test_size, json)
 
 
+def execution_command(ckpt: str, test_size: int = 500, json: str | None = None) -> None:
+    """Exact-match accuracy of predicting what random programs give, or what they were given, by number of operations.
+
+    Args:
+        ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
+        test_size: Questions for each number of operations.
+        json: File to write the numbers to as well.
+    """
+    _evaluate_task("execution", ckpt, test_size, json)
+
+
+def pairs_command(
+    ckpt: str, shards: str | None = None, split: Literal["train", "validation"] = "validation", count: int = 1000,
+    json: str | None = None,
+) -> None:  # fmt: skip
+    """Share of pairs whose whole answer greedy decoding would write, and the loss of the answers.
+
+    Args:
+        ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
+        shards: Folder of shards of pairs, as `mtp data prepare --kind pairs` makes them (needed).
+        split: Which side of it.
+        count: Pairs, the first of the split.
+        json: File to write the numbers to as well.
+    """
+    from mtp_lightning.data.tokens.heldout import heldout_pairs
+    from mtp_lightning.data.tokens.store import TokenStore
+    from mtp_lightning.probes.exact_match import answer, answer_loss
+
+    if shards is None:
+        raise InputError("--shards is missing: a folder of pairs, as `mtp data prepare OUT --kind pairs` makes one")
+    check_json(json)
+    _check_least("count", count)
+    loaded = _load(ckpt)
+    store = TokenStore(Path(shards), split)
+    if store.meta.tokenizer_fingerprint != loaded.tokenizer.fingerprint:
+        raise InputError(f"shards: '{shards}' was made with another tokenizer than the model's")
+    examples = heldout_pairs(store, count, loaded.context)
+    with _timed(loaded, "pairs"):
+        metrics = {"exact": answer(loaded.model, examples).accuracy, "loss": answer_loss(loaded.model, examples)}
+    _show(f"pairs at step {loaded.step:,}, {len(examples.lengths):,} of the {split} split", metrics)
+    _write(json, loaded, metrics)
+
+
 def _evaluate_task(name: str, ckpt: str, test_size: int, json: str | None) -> None:
     import numpy as np
 
@@ -113,6 +156,8 @@ def _evaluate_task(name: str, ckpt: str, test_size: int, json: str | None) -> No
     sets = task.test_sets(test_size)
     with _timed(loaded, name):
         metrics = exact_match(loaded.model, task, sets)
+    for name_of_set, examples in sets.items():
+        metrics |= {f"{name_of_set}/{who}": score for who, score in task.baselines(name_of_set, examples).items()}
     _show(f"{name} at step {loaded.step:,}, {test_size:,} questions a test set", metrics)
     example = next(iter(sets.values())).take(np.array([0]))
     print(f"a question with its answer: {task.text(example.tokens[0, : example.lengths[0]])}")

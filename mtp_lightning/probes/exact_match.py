@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.data.tasks.task import Examples, Task
+from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.decoding.generate import generate
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.shapes import Bool
 
 ROWS = 256
-"""Examples of a forward."""
+"""Examples of a forward, at most."""
+_MOST_TOKENS = 1 << 17
+"""Of a forward, for memory."""
 
 
 class Answers(NamedTuple):
@@ -41,8 +45,9 @@ def answer(model: MTPModel, examples: Examples) -> Answers:
     device = model.embedding.weight.device
     width = int((examples.lengths - examples.answer_starts).max())
     parts = []
-    for first in range(0, len(examples.lengths), ROWS):
-        part = examples.take(np.arange(first, min(first + ROWS, len(examples.lengths))))
+    rows = max(1, min(ROWS, _MOST_TOKENS // examples.tokens.shape[1]))
+    for first in range(0, len(examples.lengths), rows):
+        part = examples.take(np.arange(first, min(first + rows, len(examples.lengths))))
         tokens_BT = torch.from_numpy(part.tokens[:, : part.lengths.max()].astype(np.int64)).to(device)
         places_BA = torch.from_numpy(part.answer_starts[:, None] + np.arange(width)).to(device)
         inside_BA = places_BA < torch.from_numpy(part.lengths).to(device)[:, None]
@@ -54,11 +59,42 @@ def answer(model: MTPModel, examples: Examples) -> Answers:
     return Answers(torch.cat(parts).cpu())
 
 
+@torch.no_grad()
+def answer_loss(model: MTPModel, examples: Examples) -> float:
+    """Nats per token of the right answers, their ends included, by head 1."""
+    nats, count = 0.0, 0
+    for row in range(len(examples.lengths)):
+        start, length = int(examples.answer_starts[row]), int(examples.lengths[row])
+        tokens_T = torch.from_numpy(examples.tokens[row, :length].astype(np.int64)).to(model.embedding.weight.device)
+        h_1TD = model.next_token_states(tokens_T[None, :-1])[:, start - 1 :]
+        logits_AV = model.unembedding(h_1TD)[0].float()
+        nats += torch.nn.functional.cross_entropy(logits_AV, tokens_T[start:], reduction="sum").item()
+        count += length - start
+    return nats / count
+
+
+def written(model: MTPModel, examples: Examples) -> list[list[int]]:
+    """What greedy decoding writes after each question, up to the token that ends the right answer, or as many tokens
+    as the longest right answer has. All answers have to end with the same token."""
+    (end,) = {int(examples.tokens[row, length - 1]) for row, length in enumerate(examples.lengths)}
+    most = int((examples.lengths - examples.answer_starts).max())
+    engine, device, found = Engine(model, 1), model.embedding.weight.device, list[list[int]]()
+    for first in range(0, len(examples.lengths), ROWS):
+        rows = range(first, min(first + ROWS, len(examples.lengths)))
+        questions = [examples.tokens[row, : examples.answer_starts[row]].astype(np.int64) for row in rows]
+        prompts = [torch.from_numpy(question).to(device) for question in questions]
+        found += [out.tokens for out in generate(engine, prompts, most, 1, (end,))]
+    return found
+
+
 def exact_match(model: MTPModel, task: Task, test_sets: Mapping[str, Examples]) -> dict[str, float]:
     """`<test set>`: share of questions answered wholly right; the task's averages of these by their names; and, where
     it names places of the answer, `<place>`: accuracy there over all test sets, the tokens before it given."""
-    answers = {name: answer(model, examples) for name, examples in test_sets.items()}
-    found = {name: given.accuracy for name, given in answers.items()}
+    answers = {name: answer(model, examples) for name, examples in test_sets.items() if name not in task.judged}
+    found = {
+        name: answers[name].accuracy if name in answers else float(task.judge(test, written(model, test)).mean())
+        for name, test in test_sets.items()
+    }
     means = {name: sum(found[part] for part in parts) / len(parts) for name, parts in task.averages.items()}
     places = {
         name: torch.cat([given.right[:, place] for given in answers.values()]).float().mean().item()

@@ -55,6 +55,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         self.config["zero_force_ds_cpu_optimizer"] = False
         self._names: Names = []
+        self._frozen: dict[str, Tensor] = {}
+        """Weights that do not train, on rank zero's CPU: the engine keeps them in the precision that it computes in."""
 
     # -- running without CUDA --------------------------------------------------------------------------------------
 
@@ -111,6 +113,10 @@ class ZeroStrategy(DeepSpeedStrategy):
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
         if optimizer is not None:
             self._names = group_names(model, optimizer)  # DeepSpeed is about to replace them by flat partitions
+            named = model.named_parameters(remove_duplicate=False)
+            frozen = {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
+            zero = self.is_global_zero
+            self._frozen = {n: w.to("cpu", copy=True) if zero else w.new_empty(0) for n, w in frozen.items()}
         return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
 
     @override
@@ -135,6 +141,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         trains = self._optimizer is not None
         state = {}
         for name, parameter in self.lightning_module.named_parameters(remove_duplicate=False):
+            if name in self._frozen:
+                if self.is_global_zero:
+                    state[name] = self._frozen[name]
+                continue
             with self._gathered(parameter):
                 whole = safe_get_full_fp32_param(parameter) if trains else parameter.data
                 if self.is_global_zero:
@@ -155,7 +165,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         for name, parameter in own.items():
             with self._gathered(parameter, modified=True):
                 parameter.data.copy_(saved[name])
-            if self._optimizer is not None:
+            if name in self._frozen:
+                self._frozen[name].copy_(saved[name] if self.is_global_zero else self._frozen[name])
+            elif self._optimizer is not None:
                 safe_set_full_fp32_param(parameter, saved[name].to(self.root_device))
 
     @override

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import lightning.pytorch as pl
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
@@ -300,31 +299,6 @@ class MLflowRunLogger(Logger):
             self._monitor = None
         self.writer.flush(away)
         self.writer.set_status(status, away)
-
-
-class KeepRecord(pl.Callback):
-    """Keeps a logger's record whole: the command line adds it to every run.
-
-    A checkpoint is written only after the metrics of its steps: a run killed right after it goes on from there, and
-    would never come back to steps that were still waiting in memory. Where the store is away, a file beside the
-    checkpoints holds them.
-    """
-
-    @override
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        for logger in _ours(trainer):
-            logger.keep()
-
-    @override
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        for logger in _ours(trainer):
-            logger.interrupted = isinstance(exception, (KeyboardInterrupt, SystemExit))
-
-
-def _ours(trainer: pl.Trainer) -> list[MLflowRunLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, MLflowRunLogger)]
 
 
 def _unwritable(directory: Path, error: OSError) -> InputError:

@@ -2,9 +2,8 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from mtp_lightning.errors import InputError
@@ -55,24 +54,6 @@ def history(uri: str, run_id: str, keys: Sequence[str]) -> dict[str, list[tuple[
 
     found = {key: points(key) for key in keys}
     return {key: sorted(points, key=lambda point: point[0]) for key, points in found.items() if points}
-
-
-def find_runs(uri: str, experiment: str, tags: Mapping[str, str]) -> list[RunRecord]:
-    """The runs of an experiment that carry all of `tags`, oldest first; none where there is no such experiment."""
-    client = connect_existing(uri)
-    found = with_patience(lambda: client.get_experiment_by_name(experiment), uri)
-    runs: list[RunRecord] = []
-    token: str | None = None
-    while found is not None:
-        oldest_first = ["attributes.start_time ASC"]
-        page = with_patience(
-            partial(client.search_runs, [found.experiment_id], order_by=oldest_first, page_token=token), uri
-        )
-        runs += [record for record in map(_record, page) if tags.items() <= record.tags.items()]
-        token = page.token
-        if not token:
-            break
-    return runs
 
 
 def _record(run: "Run") -> RunRecord:

@@ -1,4 +1,4 @@
-"""The MLflow UI on a store, bound to 127.0.0.1, with the links that open the right page."""
+"""`mtp ui`: the MLflow UI on a store, bound to 127.0.0.1, with the links that open the right page."""
 
 import os
 import signal
@@ -11,12 +11,13 @@ import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.patience import with_patience
-from mtp_lightning.tracking.store import artifact_root, connect_existing
+from mtp_lightning.tracking.store import artifact_root, connect_existing, default_tracking_uri, whole_uri
 from mtp_lightning.tracking.views import has_view, view_key
 
 if TYPE_CHECKING:
@@ -24,6 +25,28 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 STORE = "MLFLOW_BACKEND_STORE_URI"
+
+
+def ui_command(
+    experiment: str | None = None, runs: str = "runs", uri: str | None = None, port: int = 5000, open: bool = False
+) -> int:
+    """Start the MLflow UI on this project's runs, on 127.0.0.1, and print the links to an experiment's charts: the
+    comparison that its grid drew, where there is one, and plain ones. Of a store that is a server already, only the
+    links.
+
+    Args:
+        experiment: Experiment to link to, such as mtp/head-count; by default the one made last.
+        runs: Folder of the runs, whose mlflow.db is shown where MLFLOW_TRACKING_URI names no other store.
+        uri: Another MLflow store instead.
+        port: Port on 127.0.0.1.
+        open: Open the first link in a browser.
+    """
+    store = whole_uri(uri or default_tracking_uri(Path(runs)))
+    found = find_experiment(store, experiment)
+    if is_server(store):
+        show(links(store, found), open)
+        return 0
+    return serve(store, found, port, open)
 
 
 def links(server: str, experiment: "Experiment") -> list[str]:

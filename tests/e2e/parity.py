@@ -10,8 +10,9 @@ import socket
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,8 +22,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from mtp_lightning.checkpoints.files import LoadedModel, save_safetensors
+from mtp_lightning.checkpoints.initial import load_initial
 from mtp_lightning.data.loader import whole_steps
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.freezing import Freeze
+from mtp_lightning.model.initial import InitConfig
+from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import model_loss
 from mtp_lightning.objective.loss import LossOptions, LossOutput, multi_token_loss
@@ -50,24 +56,39 @@ class Uncorrected(ZeroStrategy):
 
 @dataclass(frozen=True)
 class ParityCell:
-    """One combination. `wrong`: the paper's loop instead of one loss and one backward."""
+    """One combination. `wrong`: the paper's loop instead of one loss and one backward; `source`: the file
+    whose weights it begins with."""
 
     strategy: str
     heads: HeadsConfig
     accumulate: int = 1
     tied: bool = False
     wrong: bool = False
+    freeze: Freeze = "none"
+    source: str | None = None
 
     def __str__(self) -> str:
         heads = [f"{k}={v}" for k, v in vars(self.heads).items() if v != getattr(HeadsConfig, k)]
-        return f"{self.strategy} {' '.join(heads)} accumulate={self.accumulate} tied={self.tied}"
+        rest = f"accumulate={self.accumulate} tied={self.tied} freeze={self.freeze} from {self.source}"
+        return f"{self.strategy} {' '.join(heads)} {rest}"
 
     def module(self) -> MTPModule:
         torch.manual_seed(0)
-        backbone = BackboneConfig(
+        init = InitConfig(self.source, "copy") if self.source else InitConfig()
+        return (PaperLoop if self.wrong else MTPModule)(self.backbone, self.heads, init=init, freeze=self.freeze)
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        return BackboneConfig(
             vocab_size=16, dim=32, n_layers=8, n_heads=2, ffn_dim=48, tie_embeddings=self.tied, init_std=0.3
         )
-        return (PaperLoop if self.wrong else MTPModule)(backbone, self.heads)
+
+    def write_source(self, path: Path) -> "ParityCell":
+        """The same cell begun with a model of one head, written to `path`, in which nothing is what the seed draws."""
+        torch.manual_seed(7)
+        model = MTPModel(self.backbone, HeadsConfig(n_future=1))
+        save_safetensors(LoadedModel(path, model, None, 0, None, None), path)
+        return replace(self, source=str(path))
 
     def batches(self) -> list[dict[str, Tensor]]:
         """Global batches, one for each backward; borders at random, so that ranks have unequal numbers of targets, and
@@ -111,6 +132,8 @@ class PaperLoop(MTPModule):
 def reference(cell: ParityCell) -> Gradients:
     """One process, all rows of all batches at once, every logit alive, torch's own autograd."""
     module = cell.module()
+    if cell.source:
+        load_initial(module.init_config, module.model)
     batches = cell.batches()
     whole = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
     targets = make_targets(cell.heads, whole["tokens"], whole["documents"], whole.get("loss_mask"))
@@ -124,16 +147,25 @@ class Gather(pl.Callback):
 
     def __init__(self) -> None:
         self.gradients: Gradients = {}
-        self.norm = float("nan")
+        self.weights: Gradients = {}
+        self.states: dict[str, Any] = {}
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         zero = isinstance(trainer.strategy, ZeroStrategy)
         if zero and not trainer.model.is_gradient_accumulation_boundary():
             return
         for name, parameter in pl_module.named_parameters():
+            if not parameter.requires_grad:
+                assert parameter.grad is None, name
+                continue
             gradient = _full_zero_gradient(parameter) if zero else parameter.grad
             gradient = torch.zeros_like(parameter) if gradient is None else gradient
             self.gradients[name] = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What a checkpoint would hold: on rank zero."""
+        self.weights = trainer.strategy.lightning_module_state_dict()
+        self.states = trainer.strategy.optimizer_state(trainer.optimizers[0])
 
 
 def _full_zero_gradient(parameter: torch.nn.Parameter) -> Tensor:
@@ -163,8 +195,22 @@ def run_cell(cell: ParityCell, rank: int) -> tuple[Gradients, float]:
         use_distributed_sampler=False,
     )  # fmt: skip
     steps = list(whole_steps(batches, cell.accumulate))
-    trainer.fit(cell.module(), train_dataloaders=DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
+    module = cell.module()
+    trainer.fit(module, train_dataloaders=DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
+    if rank == 0:
+        check_frozen(cell, gather)
     return gather.gradients, recorder.metrics["train/gradient_norm"]
+
+
+def check_frozen(cell: ParityCell, gather: Gather) -> None:
+    """After a step, what is frozen is, bit for bit, what it was, the rest is not, and only the rest has states."""
+    module = cell.module()
+    if cell.source:
+        load_initial(module.init_config, module.model)
+    for name, before in module.named_parameters():
+        assert torch.equal(gather.weights[name], before) != before.requires_grad, f"{name} moved, or did not"
+    trained = sum(weight.requires_grad for weight in module.parameters())
+    assert len(gather.states["state"]) == trained, f"{len(gather.states['state'])} states for {trained} weights"
 
 
 def run_cells(cells: Sequence[ParityCell]) -> Iterator[tuple[Gradients, float] | str]:

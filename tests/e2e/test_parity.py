@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 from parity import STRATEGIES, ParityCell, reference, run_cells, worst_error
 from tiny import VARIANTS
 
-from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.freezing import Freeze, check_freeze
 
 TOLERANCE = 3e-5
 """Relative, in float32."""
@@ -44,6 +47,39 @@ def test_a_slice_of_every_axis(strategy: str) -> None:
     variants = list(VARIANTS.values())[list(STRATEGIES).index(strategy) :: len(STRATEGIES)]
     rest = [ParityCell(strategy, heads, accumulate=2, tied=i % 2 == 0) for i, heads in enumerate(variants)]
     assert "\n".join(failures([*corner, *rest])) == ""
+
+
+ADDED = HeadsConfig(n_future=3, match="none")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_begun_with_weights_and_frozen(strategy: str, tmp_path: Path) -> None:
+    """Each strategy: heads added to a model that stays; a trunk that stays below what trains; all of it trained."""
+    matched = ParityCell(strategy, HeadsConfig(n_future=3, kind="sequential"), accumulate=2, freeze="trunk")
+    begun = ParityCell(strategy, ADDED, freeze="next_token").write_source(tmp_path / "untied.safetensors")
+    tied = ParityCell(strategy, ADDED, accumulate=2, tied=True).write_source(tmp_path / "tied.safetensors")
+    assert "\n".join(failures([matched, begun, tied])) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_everything_that_can_be_frozen(strategy: str) -> None:
+    cells = [
+        ParityCell(strategy, heads, accumulate, tied, freeze=freeze)
+        for heads, (accumulate, tied), freeze in product(
+            VARIANTS.values(), ((1, True), (2, False)), ("trunk", "trunk_and_unembedding", "next_token")
+        )
+        if can_freeze(freeze, heads, tied)
+    ]
+    assert "\n".join(failures(cells)) == ""
+
+
+def can_freeze(freeze: Freeze, heads: HeadsConfig, tied: bool) -> bool:
+    try:
+        check_freeze(freeze, BackboneConfig(tie_embeddings=tied), heads)
+    except InputError:
+        return False
+    return True
 
 
 @pytest.mark.slow

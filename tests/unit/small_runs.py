@@ -8,6 +8,8 @@ from test_tracking_fakes import fresh_store
 from typing_extensions import override
 
 from mtp_lightning.cli import main
+from mtp_lightning.data import TokenDataModule
+from mtp_lightning.data.loader import BatchLoader
 from mtp_lightning.errors import PREEMPTED, Preempted
 
 SMALL = """
@@ -52,6 +54,14 @@ class StopAt(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
         if trainer.global_step == self.step:
             raise Preempted(PREEMPTED)
+
+
+class WithoutSteps(TokenDataModule):
+    """Data of one's own whose loader gives batches one by one."""
+
+    @override
+    def train_dataloader(self) -> BatchLoader:
+        return BatchLoader(super().train_dataloader().batches, self.n_train_batches)
 
 
 def make_folder(folder: Path) -> None:

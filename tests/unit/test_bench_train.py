@@ -29,7 +29,7 @@ from mtp_lightning.bench.train_measure import bench_train, label, ratios
 from mtp_lightning.bench.train_report import FIGURES, train_table
 from mtp_lightning.cli import main
 from mtp_lightning.errors import InputError
-from mtp_lightning.interop.hf_llama import to_llama_state_dict
+from mtp_lightning.interop.hf_names import to_llama_state_dict
 from mtp_lightning.machine import keep_freed_memory
 from mtp_lightning.model.mtp import MTPModel
 

@@ -52,6 +52,18 @@ def test_sizes_agree_with_table_s14(name: str, n_future: int) -> None:
     assert counts.total == pytest.approx(total, rel=5e-3)
 
 
+@pytest.mark.parametrize("part", ["heads_only", "joint"])
+def test_adopting_takes_a_path(part: str) -> None:
+    files = [
+        CONF_DIR / name for name in ("base.yaml", "model/tiny.yaml", "data/python_stdlib.yaml", f"adopt/{part}.yaml")
+    ]
+    config = resolve_config(files, {"model.init.path": "cell:0"})
+    assert config["model"]["heads"]["match"] == "none"
+    assert (config["model"]["freeze"], config["model"]["init"]["heads"]) == {
+        "heads_only": ("next_token", "copy"), "joint": ("none", "keep"),
+    }[part]  # fmt: skip
+
+
 @pytest.mark.parametrize("file", MODELS, ids=lambda p: p.stem)
 def test_models_resolve(file: Path) -> None:
     byte_level = {"model.backbone.vocab_size": 256}  # the tokenizer of the data file below

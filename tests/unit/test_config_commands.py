@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from small_runs import fit, make_folder
+from test_tracking_fakes import runs_of
 
 from mtp_lightning.cli import main
 from mtp_lightning.config.config_files import find_config
@@ -20,7 +21,6 @@ from mtp_lightning.config.run.quiet import is_news
 from mtp_lightning.config.run.starting import write_config
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
-from mtp_lightning.tracking.read import find_runs
 from mtp_lightning.tracking.store import default_tracking_uri
 
 
@@ -97,7 +97,7 @@ def test_the_configuration_in_the_folder_is_the_runs(folder: Path, capsys: pytes
     again = yaml.safe_load((folder / "runs/two/config.yaml").read_text())
     again["trainer"]["default_root_dir"] = again["trainer"]["logger"]["init_args"]["directory"] = "runs/one"
     assert again == config
-    names = [run.name for run in find_runs(default_tracking_uri(folder / "runs"), "mtp/fit", {})]
+    names = [run.name for run in runs_of(default_tracking_uri(folder / "runs"), "mtp/fit")]
     assert sorted(names) == ["one", "two"], "each is called as its folder is, though their seed is the same"
 
 

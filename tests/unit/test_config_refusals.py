@@ -124,7 +124,7 @@ def test_what_a_configuration_alone_says(
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--ckpt_path=nothing.ckpt",), "checkpoint 'nothing.ckpt' is not a file"),
+        (("--ckpt_path=nothing.ckpt",), "ckpt_path: there is no checkpoint file 'nothing.ckpt'"),
         (("--ckpt_path=text.ckpt",), "'text.ckpt' is not a checkpoint"),
         (("--ckpt_path=weights.ckpt",), "'weights.ckpt' is not a checkpoint of `mtp fit`"),
         ((AUTO, NO_LOGGER, "--data.source.path=nowhere"), "there is no file or folder 'nowhere'"),
@@ -172,6 +172,13 @@ def test_a_probe_without_room_in_the_data(folder: Path, run: str, capsys: pytest
     """Found out in `on_fit_start`, the last of the hooks that may refuse."""
     probe = ("--trainer.callbacks+=callbacks.decoding.DecodingProbe", "--trainer.callbacks.prompt_tokens=100000")
     check(folder, run, probe, "100000", capsys)
+
+
+@pytest.mark.parametrize("run", [EMPTY, ABSENT])
+def test_a_loader_that_knows_no_steps(folder: Path, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found out when the loader has been made, before anything is written."""
+    flags = ("--data.class_path=small_runs.WithoutSteps", "--trainer.accumulate_grad_batches=3")
+    check(folder, run, flags, "has to return what its training_loader makes", capsys)
 
 
 @pytest.mark.parametrize("run", ["/proc/runs", "file", "file/run"])

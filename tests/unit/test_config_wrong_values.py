@@ -51,6 +51,7 @@ def wrong(parsed: Parsed, files: list[Path], key: str, value: Any) -> str | None
     return None
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")  # what torch.compile loads
 @pytest.mark.parametrize("part", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 10))])
 def test_every_key_with_every_wrong_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
     """A tenth at a time: each key gets other values than the one before it."""

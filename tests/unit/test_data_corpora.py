@@ -65,20 +65,20 @@ def test_stories_of_another_generator_are_another_corpus(tmp_path: Path, monkeyp
 
 
 def test_text_folder_file_and_glob(folder: Path) -> None:
-    expected = [("a.txt", "ay"), ("b.txt", "bee"), ("sub/c.txt", "see")]
+    expected = [Document("a.txt", "ay"), Document("b.txt", "bee"), Document("sub/c.txt", "see")]
     assert read(kind="text", path=str(folder)) == expected
     assert read(kind="text", path=str(folder / "**" / "*.txt")) == expected
-    assert read(kind="text", path=str(folder), glob="*.md") == [("d.md", "dee")]
-    assert read(kind="text", path=str(folder / "d.md")) == [("d.md", "dee")]
+    assert read(kind="text", path=str(folder), glob="*.md") == [Document("d.md", "dee")]
+    assert read(kind="text", path=str(folder / "d.md")) == [Document("d.md", "dee")]
 
 
 @pytest.mark.parametrize("separator", ["\n", "\\n"])
 def test_separator_splits_a_file(tmp_path: Path, separator: str) -> None:
     (tmp_path / "lines.txt").write_text("one\n\ntwo\nthree", encoding="utf-8")
     assert read(kind="text", path=str(tmp_path / "lines.txt"), separator=separator) == [
-        ("lines.txt#0", "one"),
-        ("lines.txt#2", "two"),
-        ("lines.txt#3", "three"),
+        Document("lines.txt#0", "one"),
+        Document("lines.txt#2", "two"),
+        Document("lines.txt#3", "three"),
     ]
 
 
@@ -112,7 +112,7 @@ def test_json_and_parquet(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for kind, name in (("json", "a.jsonl"), ("parquet", "a.parquet")):
-        expected = [(f"{name}#0", "one"), (f"{name}#2", "three")]
+        expected = [Document(f"{name}#0", "one"), Document(f"{name}#2", "three")]
         assert read(kind=kind, path=str(tmp_path), text_column="body") == expected
     with pytest.raises(InputError, match=r"data\.source\.text_column: .*no column 'bodi'.*\(it has body, id\).*'body'"):
         read(kind="parquet", path=str(tmp_path), text_column="bodi")
@@ -122,7 +122,7 @@ def test_json_and_parquet(tmp_path: Path) -> None:
 
 def test_hub_reads_a_data_set_by_name(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert read(kind="hub", path=str(tmp_path)) == [("train#0", "one"), ("train#1", "two")]
+    assert read(kind="hub", path=str(tmp_path)) == [Document("train#0", "one"), Document("train#1", "two")]
     with pytest.raises(InputError, match=r"data\.source\.path.*Bad split: nope. Available splits: \['train'\]"):
         read(kind="hub", path=str(tmp_path), split="nope")
     with pytest.raises(InputError, match=r"data\.source\.path: '.*nowhere' was not found"):

@@ -51,7 +51,6 @@ def test_shards_read_like_one_long_array(tmp_path: Path, shard_tokens: int) -> N
             assert tokens.dtype == np.int64
             assert tokens.tolist() == whole[start : start + length]
         assert store.split_meta.n_bytes == len(whole) - store.split_meta.n_documents
-        assert store.bytes_per_token == store.split_meta.n_bytes / len(whole)
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.data())

@@ -32,7 +32,7 @@ def test_stories_come_back_out_of_their_shards(stories: Path, tmp_path: Path) ->
     meta = prepare_source(tmp_path / "shards", source, tokenizer, ShardSettings(validation_fraction=0.1))
     assert meta.vocab_size == 1024
     store = TokenStore(tmp_path / "shards", "validation")
-    assert 2.0 < store.bytes_per_token < 5.0
+    assert 2.0 < store.split_meta.n_bytes / len(store) < 5.0
     starts = [*store.document_starts.tolist(), len(store)]
     for start, end in islice(pairwise(starts), 50):
         tokens = store.read(start, end - start).tolist()

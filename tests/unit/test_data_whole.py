@@ -34,7 +34,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read(path: str, kind: str = "json", **source: Any) -> tuple[dict[str, str], dict[str, int]]:
     """Texts by name, and how much is left out for which reason."""
     account = Account()
-    found = dict(documents(SourceConfig(kind=kind, path=path, **source), account))  # type: ignore[arg-type]
+    read_documents = documents(SourceConfig(kind=kind, path=path, **source), account)  # type: ignore[arg-type]
+    found = {document.name: document.text for document in read_documents}
     return found, dict(account.left_out)
 
 

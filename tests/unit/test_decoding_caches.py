@@ -121,7 +121,7 @@ class Remembering(Chooser):
 def path_logits(engine: Engine, text_T: Tensor) -> Tensor:
     """(T, V): head 1's, at every position."""
     T = text_T.numel()
-    tables = PositionTables(T, engine.config.head_dim, engine.config.rope_theta, engine.dtype, engine.device)
+    tables = PositionTables(T, engine.config, engine.dtype, engine.device)
     h_1TD, _ = engine.run(text_T[None], tables.block([0], Tree.chain(T)), engine.key_values(1, T).layers(slice(0, 1)))
     return engine.logits(h_1TD)[0]
 

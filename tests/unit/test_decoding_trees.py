@@ -206,7 +206,7 @@ def check_positions(
 
 
 def make_tables(size: int) -> PositionTables:
-    return PositionTables(size, head_dim=8, theta=100.0, dtype=torch.float32, device=torch.device("cpu"))
+    return PositionTables(size, tiny_backbone(head_dim=8, rope_theta=100.0), torch.float32, torch.device("cpu"))
 
 
 @settings(deadline=None)

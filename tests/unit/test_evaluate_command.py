@@ -10,6 +10,7 @@ from test_checkpoints import save
 from tiny import tiny_backbone
 
 from mtp_lightning.cli import main
+from mtp_lightning.data.tasks.execution import Execution
 from mtp_lightning.data.tasks.known_tasks import TASKS, task_from_state
 from mtp_lightning.data.tasks.polynomial import Polynomial
 from mtp_lightning.data.tasks.star_graph import StarGraph
@@ -42,13 +43,18 @@ def checkpoint(vocab_size: int, task: Task | None = None, name: str = "a.ckpt") 
     [
         ("polynomial", Polynomial(modulus=3, degree=2, train_operations=2, test_operations=3, pause_tokens=1)),
         ("star-graph", StarGraph(2, 2, 8)),
+        ("execution", Execution(2, 3, "both")),
     ],
 )
 def test_tasks(command: str, task: Task, capsys: Capture) -> None:
     model = checkpoint(task.vocab_size, task)
     assert main(["evaluate", command, "a.ckpt", "--test_size", "20", "--json", "out.json"]) == 0
     found: dict[str, Any] = json.loads(Path("out.json").read_text())
-    assert found["metrics"] == exact_match(model, task, task.test_sets(20))
+    sets = task.test_sets(20)
+    scores = [(name, task.baselines(name, test).items()) for name, test in sets.items()]
+    baselines = {f"{name}/{who}": score for name, of_set in scores for who, score in of_set}
+    assert found["metrics"] == exact_match(model, task, sets) | baselines
+    assert len(baselines) == (12 if command == "execution" else 0)
     assert found["step"] == 7
     shown = capsys.readouterr().out
     assert all(name in shown for name in found["metrics"])

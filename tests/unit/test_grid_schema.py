@@ -14,6 +14,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.spec.reader import DIRECTIONS, KEYS, REQUIRED, UNITS
 from mtp_lightning.grid.spec.resources import BUDGET, Resources
+from mtp_lightning.grid.spec.stages import COMMON, OWN
 from mtp_lightning.yaml_lines import read_yaml
 
 SCHEMA: dict[str, Any] = json.loads((CONF_DIR / "grid.schema.json").read_text())
@@ -74,7 +75,11 @@ def test_it_is_a_schema_that_explains_every_key() -> None:
     for properties in (SCHEMA["properties"], SCHEMA["properties"]["budget"]["properties"], resources["properties"]):
         assert all(described.get("description") for described in properties.values())
     assert set(SCHEMA["properties"]) == set(KEYS)
-    assert tuple(SCHEMA["required"]) == REQUIRED
+    assert tuple(SCHEMA["else"]["required"]) == REQUIRED
+    stage = SCHEMA["properties"]["stages"]["items"]["properties"]
+    assert set(stage) == {"name", "from", *OWN}
+    besides = set(KEYS) - {*COMMON, "stages"}
+    assert {key for part in SCHEMA["then"]["not"]["anyOf"] for key in part["required"]} == besides
     assert set(SCHEMA["properties"]["budget"]["properties"]) == set(BUDGET)
     assert tuple(comparison["better"]["enum"]) == DIRECTIONS
     assert set(comparison["at"]["properties"]) == set(UNITS)

@@ -2,13 +2,15 @@
 
 import copy
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_lightning.grid.spec.signature import NON_SEMANTIC, canonical, non_semantic, signature
+from mtp_lightning.grid.spec.signature import LATER, NON_SEMANTIC, canonical, non_semantic, signature
+from mtp_lightning.model.config import BackboneConfig
 
 KEYS = st.text("abcdefgh_", min_size=1, max_size=5)
 LEAVES = st.none() | st.booleans() | st.integers(-100, 100) | st.floats(allow_nan=False) | st.text(max_size=5)
@@ -120,3 +122,10 @@ def test_one_batch_is_not_all_of_them() -> None:
     assert of(1) != of(1.0)
     assert of(2) == of(2.0)
     assert signature({"a": {"rate": 1}}) == signature({"a": {"rate": 1.0}})
+
+
+def test_what_is_left_out_of_a_signature_is_the_default() -> None:
+    defaults = asdict(BackboneConfig())
+    later = {key.rpartition(".")[2]: value for key, value in LATER if key.startswith("model.backbone.")}
+    assert later
+    assert later == {key: defaults[key] for key in later}

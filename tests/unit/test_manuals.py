@@ -2,6 +2,7 @@
 size, and every file that they name is there."""
 
 import functools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -33,13 +34,15 @@ SMALL_DATA = {
     "python_stdlib": ["--data.val_windows=2", "--data.source.max_documents=40", "--data.context=64"],
     "stories": ["--data.val_windows=2", "--data.source.max_documents=200", "--data.context=64"],
     "text": ["--data.val_windows=2", "--data.context=64"],
+    "pairs": ["--data.val_windows=2", "--data.context=64"],
     "polynomial": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
+    "execution": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
     "star_graph": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
 }
 SMALL_PROBE = [f"--trainer.callbacks.{key}=2" for key in ("stories", "quick_stories", "rows", "length")]
 QUICK = ("fit", "validate", "generate", "evaluate", "export", "data", "grid plan", "grid status", "completion")
 """Commands that run here; the others are parsed, and have tests of their own."""
-PROBES = ("induction", "polynomial", "star-graph")
+PROBES = ("induction", "polynomial", "star-graph", "execution", "pairs")
 """Of `mtp evaluate`, those that need no file."""
 
 
@@ -111,7 +114,10 @@ def shrunk(command: Command) -> list[str] | None:
     if words[0] == "evaluate" and words[1] not in PROBES:
         return None  # needs a file of the benchmark, and has tests of its own
     if words[0] == "evaluate":
-        words += ["--count", "4", "--length", "8"] if words[1] == "induction" else ["--test_size", "4"]
+        small = {"induction": ["--count", "4", "--length", "8"], "pairs": ["--count", "4"]}
+        words += small.get(words[1], ["--test_size", "4"])
+    if words[:2] == ["data", "sample"]:
+        words += ["--max_new_tokens", "4", "--limit", "4"]
     return ["300" if word == "4096" else word for word in words]
 
 
@@ -128,6 +134,8 @@ def test_the_quick_ones_run_in_order(
     (tmp_path / "corpus").mkdir()
     for i in range(8):
         (tmp_path / "corpus" / f"{i}.txt").write_text(f"story number {i}, of Ann and Ben, " * 40)
+    rows = (f'{{"prompt": "Who is number {i}? ", "completion": "Ann {i}."}}\n' for i in range(40))
+    (tmp_path / "pairs.jsonl").write_text("".join(rows))
     for command in ALL:
         words = shrunk(command) if command.manual in manuals else None
         assert words is None or cli.main(words) == 0, f"{command.name}\n{capsys.readouterr().err}"
@@ -144,6 +152,13 @@ def test_the_grid_of_the_manual_is_a_grid(
     )
     assert cli.main(["grid", "plan", "grid.yaml"]) == 0
     assert "12 cells: 12 missing; 12 to run" in capsys.readouterr().out
+    (tmp_path / "chain.yaml").write_text(
+        [body for language, body in blocks(ROOT / "mtp_lightning/grid/README.md") if language == "yaml"][1]
+    )
+    assert cli.main(["grid", "plan", "chain.yaml", "--json", "plan.json"]) == 0
+    assert "12 cells: 12 missing; 12 to run" in capsys.readouterr().out
+    labels = [row["label"] for row in json.loads((tmp_path / "plan.json").read_text())["cells"]]
+    assert labels[4:7:2] == ["finetune seed=0", "heads heads=copy seed=0"]
 
 
 @pytest.mark.parametrize("manual", MANUALS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -7,7 +7,8 @@ import torch
 from tiny import tiny_backbone
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.interop.hf_llama import llama_config, to_llama_state_dict
+from mtp_lightning.interop.hf_config import hf_config
+from mtp_lightning.interop.hf_names import to_llama_state_dict
 from mtp_lightning.model.attention import (
     CAUSAL_BLOCK,
     block_causal_attention,
@@ -30,7 +31,7 @@ def test_trunk_and_head_one_are_hugging_faces_llama(
     model = make_model(n_future, n_layers=5, n_kv_heads=n_kv_heads, rope_theta=500.0)
     for parameter in model.parameters():  # weights of ordinary size, norms not at 1
         torch.nn.init.normal_(parameter, mean=0.1 if parameter.ndim == 1 else 0, std=0.3)
-    config = transformers.LlamaConfig(**llama_config(model.config, len(model.trunk) + 1))
+    config = transformers.LlamaConfig(**hf_config(model.config, len(model.trunk) + 1))
     llama = transformers.LlamaForCausalLM(config).eval()
     missing = llama.load_state_dict(to_llama_state_dict(model, drop_heads=n_future > 1), strict=True)
     assert not missing.missing_keys

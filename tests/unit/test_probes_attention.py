@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.attention import Attention, Rotary, rotate
+from mtp_lightning.model.attention import Attention, rotate
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel, document_mask
+from mtp_lightning.model.rope import Rotary
 from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.probes import ablation, attention
 from mtp_lightning.probes.ablation import mean_ablation
@@ -126,7 +127,7 @@ def test_layers_are_named_in_order(heads: HeadsConfig, names: list[str]) -> None
 def test_a_pattern_is_what_the_module_uses(kv_heads: int, documents: list[list[int]] | None) -> None:
     torch.manual_seed(0)
     module = Attention(tiny_backbone(n_heads=4, n_kv_heads=kv_heads, init_std=0.3), 0.3)
-    x, rotary = torch.randn(2, 6, 32), Rotary(8, 100.0)(torch.arange(6))
+    x, rotary = torch.randn(2, 6, 32), Rotary(tiny_backbone(head_dim=8, rope_theta=100.0))(torch.arange(6))
     mask = None if documents is None else document_mask(torch.tensor(documents))
     pattern = attention_pattern(module, x, rotary, mask)
     v = module.wv(x).unflatten(-1, (kv_heads, 8)).transpose(1, 2).repeat_interleave(4 // kv_heads, dim=1)
@@ -137,7 +138,7 @@ def test_a_pattern_is_what_the_module_uses(kv_heads: int, documents: list[list[i
 def test_under_autocast_rounded_queries_and_keys_meet_in_float32() -> None:
     torch.manual_seed(0)
     module = Attention(tiny_backbone(init_std=0.3), 0.3)
-    x, rotary = torch.randn(2, 40, 32), Rotary(16, 100.0)(torch.arange(40))
+    x, rotary = torch.randn(2, 40, 32), Rotary(tiny_backbone(head_dim=16, rope_theta=100.0))(torch.arange(40))
     with torch.autocast("cpu", torch.bfloat16):
         q, k = (rotate(w(x).unflatten(-1, (2, 16)).transpose(1, 2), *rotary) for w in (module.wq, module.wk))
         pattern = attention_pattern(module, x, rotary)

@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import (
     REQUEST_LIMIT_EXCEEDED,
     TEMPORARILY_UNAVAILABLE,
 )
-from test_tracking_fakes import CountingClient, fresh_store
+from test_tracking_fakes import CountingClient, fresh_store, runs_of
 
 import mtp_lightning.tracking.patience as patience
 import mtp_lightning.tracking.writer as writer_module
@@ -22,7 +22,7 @@ from mtp_lightning.tracking.begin import TOKEN, new_run
 from mtp_lightning.tracking.journal import JOURNAL, read_journal
 from mtp_lightning.tracking.logger import MLflowRunLogger
 from mtp_lightning.tracking.patience import StoreAwayError, with_patience
-from mtp_lightning.tracking.read import find_runs, history, read_run
+from mtp_lightning.tracking.read import history, read_run
 from mtp_lightning.tracking.writer import RunWriter
 
 SERVER = "http://host:5000"
@@ -318,7 +318,7 @@ def test_a_run_that_ended_without_its_server_is_whole_after_the_next_attempt(
     third.log_metrics({"m": 9.0}, 8)
     assert third.last_values == {"m": 8.0}
     third.finalize("success")
-    (run,) = find_runs(uri, "mtp/fit", {})
+    (run,) = runs_of(uri, "mtp/fit")
     assert history(uri, run.run_id, ["m"]) == {"m": [(step, float(step)) for step in range(9)]}
     assert read_run(uri, run.run_id).status == "FINISHED"
     assert not (tmp_path / "run" / JOURNAL).exists()

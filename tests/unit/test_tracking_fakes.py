@@ -8,7 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mtp_lightning.tracking.store import default_tracking_uri, ensure_store, sqlite_file
+from mtp_lightning.tracking.read import RunRecord, read_run
+from mtp_lightning.tracking.store import connect_existing, default_tracking_uri, ensure_store, sqlite_file
 
 
 @cache
@@ -31,6 +32,13 @@ def fresh_store(folder: Path) -> str:
     assert file is not None
     shutil.copy(template(), file)
     return uri
+
+
+def runs_of(uri: str, experiment: str) -> list[RunRecord]:
+    """All runs of an experiment; none where there is no such experiment."""
+    client = connect_existing(uri)
+    found = client.get_experiment_by_name(experiment)
+    return [] if found is None else [read_run(uri, r.info.run_id) for r in client.search_runs([found.experiment_id])]
 
 
 class CountingClient:

@@ -12,15 +12,16 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from test_tracking_fakes import CountingClient, fresh_store
+from test_tracking_fakes import CountingClient, fresh_store, runs_of
 from torch.utils.data import DataLoader
 
 import mtp_lightning.tracking.patience as patience_module
 import mtp_lightning.tracking.writer as writer_module
 from callbacks.checkpointing import PeriodicCheckpoint
 from mtp_lightning.errors import InputError
-from mtp_lightning.tracking.logger import RUN_FILE, KeepRecord, MLflowRunLogger
-from mtp_lightning.tracking.read import find_runs, history, read_run
+from mtp_lightning.tracking.keep_record import KeepRecord
+from mtp_lightning.tracking.logger import RUN_FILE, MLflowRunLogger
+from mtp_lightning.tracking.read import history, read_run
 from mtp_lightning.tracking.store import connect
 from mtp_lightning.tracking.writer import RunWriter
 
@@ -135,7 +136,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(InputError, match=r"/run/x/mlflow_run_id: cannot be read \(Not a directory\)"):
         MLflowRunLogger(uri, directory=str(tmp_path / "run" / "x")).log_metrics({"m": 1.0}, 0)
-    assert find_runs(uri, "mtp/fit", {}) == []
+    assert runs_of(uri, "mtp/fit") == []
 
 
 def test_a_dropped_run_is_continued_with_each_step_once(tmp_path: Path) -> None:
@@ -153,9 +154,10 @@ def test_a_dropped_run_is_continued_with_each_step_once(tmp_path: Path) -> None:
     assert second.last_values == {"train/loss": 9.0, "val/loss": 9.0}
     second.finalize("success")
 
-    (run,) = find_runs(uri, "mtp/fit", {"mtp.group": "n=4"})
+    (run,) = runs_of(uri, "mtp/fit")
     assert (tmp_path / "run" / RUN_FILE).read_text() == f"{run.run_id}\n"
     assert (run.name, run.status, run.tags["mtp.attempt"]) == ("n=4 seed=1", "FINISHED", "2")
+    assert run.tags["mtp.group"] == "n=4"
     assert history(uri, run.run_id, ["train/loss", "val/loss", "epoch"]) == {
         "train/loss": [(step, float(step)) for step in range(10)],
         "val/loss": [(step, float(step)) for step in range(3, 10)],

@@ -17,10 +17,9 @@ import pytest
 from test_tracking_fakes import fresh_store
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.tracking.command import ui_command
 from mtp_lightning.tracking.logger import MLflowRunLogger
 from mtp_lightning.tracking.store import connect
-from mtp_lightning.tracking.ui import find_experiment, serve, server_command
+from mtp_lightning.tracking.ui import find_experiment, serve, server_command, ui_command
 
 ROOT = Path(__file__).parents[2]
 

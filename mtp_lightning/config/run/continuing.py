@@ -88,8 +88,8 @@ def _described(schedule: ScheduleConfig) -> str:
 
 def _instead(before: int) -> str:
     return (
-        f"Go on with trainer.max_steps: {before}; or start a new run from the weights of this one, which model.init "
-        "will do in a later version"
+        f"Go on with trainer.max_steps: {before}; or begin a new run with the weights of this one, in a new folder, by "
+        "model.init.path in place of ckpt_path"
     )
 
 

@@ -34,7 +34,7 @@ def next_command(data: MTPDataModule, run: str) -> str:
     return f"validate:    {command('validate', run)}"
 
 
-EVALUATED = ("polynomial", "star_graph")
+EVALUATED = ("execution", "polynomial", "star_graph")
 """Synthetic tasks that have a command `mtp evaluate ...`."""
 
 

@@ -25,6 +25,7 @@ from mtp_lightning.checkpoints.select import CHECKPOINTS
 from mtp_lightning.config.run.continuing import is_finished, reopen_epoch
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_state, write_text
+from mtp_lightning.module import MTPModule
 from mtp_lightning.secrets import references
 from mtp_lightning.tracking.logger import MLflowRunLogger
 
@@ -68,6 +69,9 @@ class StartRun(SaveConfigCallback):
             if isinstance(logger, MLflowRunLogger):
                 logger.log_hyperparams(self.parameters)
                 logger.log_text_artifact(text, CONFIG)
+                parent: Any = getattr(pl_module, "parent", None)
+                if parent is not None:
+                    logger.set_tags(parent.tags)
         write_config(Path(trainer.default_root_dir), text)
 
     @override
@@ -82,6 +86,8 @@ class StartRun(SaveConfigCallback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(pl_module, MTPModule):
+            pl_module.check_loader()
         for optimizer in trainer.optimizers:
             check_moments(optimizer)
         self.save_config(trainer, pl_module, "fit")

@@ -10,9 +10,11 @@ from typing import NamedTuple
 from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.local_files import SAME_FILE, local_files
 from mtp_lightning.data.corpora.open_files import open_text
+from mtp_lightning.data.corpora.pairs import pairs
 from mtp_lightning.data.corpora.rows import Row, hub_rows, json_rows, parquet_rows
 from mtp_lightning.data.corpora.source import SourceConfig, separator_pattern
 from mtp_lightning.data.stories.generator import DEFAULT_COUNT, stories
+from mtp_lightning.data.stories.questions import story_pairs
 from mtp_lightning.errors import InputError, did_you_mean
 
 _CHUNK = 1 << 20
@@ -27,6 +29,17 @@ class Document(NamedTuple):
 
     name: str
     text: str
+    answer_start: int | None = None
+    """Characters before its answer, which alone is trained on; None where everything counts."""
+    rendered: bool = False
+    """Whether the names of special tokens in it mean these tokens: a chat template wrote them."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is tokenized apart: question and answer, or the whole text."""
+        if self.answer_start is None:
+            return (self.text,)
+        return self.text[: self.answer_start], self.text[self.answer_start :]
 
 
 def documents(source: SourceConfig, account: Account | None = None) -> Iterator[Document]:
@@ -76,6 +89,10 @@ def _all_documents(source: SourceConfig, account: Account) -> Iterator[Document]
         texts = stories(source.max_documents or DEFAULT_COUNT, invented_names=source.invented_names)
         yield from (Document(f"story#{i}", text) for i, text in enumerate(texts))
         return
+    if source.kind == "story_pairs":
+        for asked in story_pairs(source.max_documents or DEFAULT_COUNT, invented_names=source.invented_names):
+            yield Document(asked.name, asked.prompt + asked.answer, len(asked.prompt))
+        return
     found = local_files(source)
     for why, path in found.left_out:
         account.leave_out(why, path.relative_to(found.root).as_posix(), harmless=why == SAME_FILE)
@@ -89,6 +106,10 @@ def _all_documents(source: SourceConfig, account: Account) -> Iterator[Document]
             yield from _of_module(name, path, account)
         elif source.kind == "text":
             yield from _of_text(name, path, source.separator, account)
+        elif source.kind == "pairs":
+            template = None if source.chat_template is None else Path(source.chat_template).expanduser()
+            for pair in pairs(path, template, name, account):
+                yield Document(f"{name}#{pair.number}", pair.prompt + pair.answer, len(pair.prompt), pair.rendered)
         else:
             rows = json_rows if source.kind == "json" else parquet_rows
             yield from _of_rows(rows(path, source.text_column), source, name, f"'{path}'", account)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtp_lightning.data.corpora.source import SourceConfig
-from mtp_lightning.data.stories import generator, templates
+from mtp_lightning.data.stories import generator, questions, templates
 from mtp_lightning.errors import InputError, did_you_mean
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "text": (".txt",),
     "json": (".jsonl", ".json", ".jsonl.gz", ".json.gz"),
+    "pairs": (".jsonl", ".json", ".jsonl.gz", ".json.gz"),
     "parquet": (".parquet",),
 }
 """What a folder is searched for, unless `glob` says otherwise."""
@@ -41,8 +42,9 @@ def local_files(source: SourceConfig) -> LocalFiles:
     if source.kind == "python_stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         return LocalFiles(root, sorted(_stdlib_modules(root)), [])
-    if source.kind == "stories":
+    if source.kind in ("stories", "story_pairs"):
         files = [Path(generator.__file__), Path(templates.__file__), templates.FILE]
+        files += [Path(questions.__file__)] if source.kind == "story_pairs" else []
         return LocalFiles(Path(generator.__file__).parent, files, [])
     path = Path(source.path or "").expanduser()
     if path.is_file():

@@ -2,7 +2,7 @@
 others hold."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +33,21 @@ def json_rows(path: Path, column: str) -> Iterator[Row]:
     Raises:
         InputError: not JSON, or a row that has the column twice.
     """
-    for value, text, line in _json_values(path):
+    for value, text, line in json_values(path):
+        refuse_twice(path, value, text, line, (column,))
+        yield _row(value, column, f"line {line}")
+
+
+def refuse_twice(path: Path, value: Any, text: str, line: int, columns: Sequence[str]) -> None:
+    """
+    Raises:
+        InputError: the object that was read from `text` has one of these columns twice.
+    """
+    for column in columns:
         if isinstance(value, dict) and column in value and text.count(json.dumps(column)) > 1:
             pairs = _PAIRS.decode(text)
             if [key for key, _ in pairs].count(column) > 1:
                 raise InputError(f"data.source.path: '{path}', line {line}: '{column}' is written twice")
-        yield _row(value, column, f"line {line}")
 
 
 def _row(value: Any, column: str, place: str) -> Row:
@@ -49,8 +58,12 @@ def _row(value: Any, column: str, place: str) -> Row:
     return Row(value.get(column), place, None if column in value else tuple(map(str, value)))
 
 
-def _json_values(path: Path) -> Iterator[tuple[Any, str, int]]:
-    """(value, its text where that is at hand, its line)."""
+def json_values(path: Path) -> Iterator[tuple[Any, str, int]]:
+    """(value, its text where that is at hand, its line) of every row of the file; whole numbers are not as written.
+
+    Raises:
+        InputError: not JSON.
+    """
     number = 0
     try:
         with open_text(path, newline="\n") as file:

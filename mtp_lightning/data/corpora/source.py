@@ -7,7 +7,11 @@ from typing import Literal
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Count, check_ranges
 
-SourceKind = Literal["python_stdlib", "stories", "text", "json", "parquet", "hub", "shards"]
+SourceKind = Literal["python_stdlib", "stories", "text", "json", "parquet", "hub", "pairs", "story_pairs", "shards"]
+PAIRS: tuple[SourceKind, ...] = ("pairs", "story_pairs")
+"""Kinds whose documents are a question with its answer, of which the answer alone is trained on."""
+GENERATED: tuple[SourceKind, ...] = ("python_stdlib", "stories", "story_pairs")
+"""Kinds that need no path."""
 _REGEX = "re:"
 
 
@@ -22,7 +26,9 @@ class SourceConfig:
     kind: SourceKind = "python_stdlib"
     """`python_stdlib`: the source code of the running interpreter's standard library; `stories`: children's stories of
     our own generator; `text`, `json` (also JSON lines) and `parquet`: local files; `hub`: a data set on the Hugging
-    Face hub, streamed; `shards`: a folder made by `mtp data prepare`."""
+    Face hub, streamed; `pairs`: JSON rows with `prompt` and `completion`, or with `messages`, for fine-tuning;
+    `story_pairs`: questions about stories of our own generator, with their answers; `shards`: a folder made by
+    `mtp data prepare`."""
     path: str | None = None
     """File, folder or glob pattern of local files; name of a hub data set; folder of shards. What is there under this
     very name is no pattern. Links to folders are followed, and each file is read once."""
@@ -40,20 +46,26 @@ class SourceConfig:
     revision: str | None = None
     """Commit of a hub data set, so that it cannot change while an experiment runs."""
     max_documents: Count | None = None
-    """Read only so many documents. Of `stories` there are so many, 20,000 by default."""
+    """Read only so many documents. Of `stories` and `story_pairs` there are so many, 20,000 by default."""
     invented_names: bool = False
-    """For `stories`: characters have names out of some two million, which a model can only copy from the story."""
+    """For `stories` and `story_pairs`: characters have names out of some two million, which a model can only copy from
+    the story."""
+    chat_template: str | None = None
+    """For `pairs` with `messages`: a file with the chat template (Jinja, or a tokenizer_config.json); by default the
+    one that lies beside the tokenizer.json."""
     strict: bool = False
     """Refuse a corpus of which anything is left out: files of other suffixes, empty rows, rows without text."""
 
     def __post_init__(self) -> None:
         check_ranges("data.source", SourceConfig, vars(self))
-        if self.kind not in ("python_stdlib", "stories") and not self.path:
+        if self.kind not in GENERATED and not self.path:
             raise InputError(f"data.source.path is missing: data.source.kind = '{self.kind}' reads from there")
-        if self.invented_names and self.kind != "stories":
+        if self.invented_names and self.kind not in ("stories", "story_pairs"):
             raise InputError(
                 f"data.source.invented_names goes with data.source.kind = 'stories', not with '{self.kind}'"
             )
+        if self.chat_template is not None and self.kind != "pairs":
+            raise InputError(f"data.source.chat_template goes with data.source.kind = 'pairs', not with '{self.kind}'")
         if self.separator == "":
             raise InputError("data.source.separator is empty: leave it out to keep a file as one document")
         if self.separator is not None:

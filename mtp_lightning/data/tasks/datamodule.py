@@ -94,7 +94,7 @@ class TaskDataModule(MTPDataModule):
     """Examples of a synthetic task, made while training.
 
     Args:
-        task: the task; `mtp_lightning.data.StarGraph` or `mtp_lightning.data.Polynomial`.
+        task: the task; `mtp_lightning.data.StarGraph`, `Polynomial` or `Execution` of the same module.
         context: T, the input tokens of a window; by default the longest training example without its last token.
         pack: one example after the other until a window is full; otherwise one a window. What a window's end cuts is
             lost, so long examples are whole a little less often than they are drawn.

@@ -100,6 +100,23 @@ class Task(ABC):
         """Tokens of the answer, from 0, whose own accuracy is worth having."""
         return {}
 
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """Test sets whose questions have more right answers than one: what a model writes is judged."""
+        return ()
+
+    def judge(self, examples: Examples, answers: list[list[int]]) -> Bool[np.ndarray, "B"]:
+        """Whether each of these answers is right.
+
+        Args:
+            answers: tokens, one list a question; what a model wrote.
+        """
+        raise NotImplementedError(f"{self.name} has one right answer to each question")
+
+    def baselines(self, name: str, examples: Examples) -> dict[str, float]:
+        """Exact match on a test set of those who know nothing."""
+        return {}
+
     @abstractmethod
     def space(self, name: str) -> int:
         """How many different questions there are for this test set."""

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from mtp_lightning.data.corpora.chat import with_template
 from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import (
     BatchLoader,
+    Read,
     ResumableLoader,
     TrainingWindows,
     ValidationWindows,
     read_windows,
 )
 from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
+from mtp_lightning.data.tokens.packing import PackedOrder, check_room, pack, read_packed
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, check_whole, prepare_source, summary
 from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
 from mtp_lightning.data.tokens.token_bytes import token_bytes
@@ -75,7 +78,8 @@ class TokenDataModule(MTPDataModule):
     ) -> None:
         super().__init__(horizon=horizon, vocab_size=vocab_size)
         check_ranges("data", TokenDataModule, locals())
-        self.source, self.context, self.batch_size, self.seed = source, context, batch_size, seed
+        self.source = with_template(source, tokenizer)
+        self.context, self.batch_size, self.seed = context, batch_size, seed
         self.val_windows, self.num_workers, self.directory = val_windows, num_workers, Path(directory)
         self.settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
         self.text_tokenizer = load_tokenizer(tokenizer, end_token)
@@ -113,7 +117,9 @@ class TokenDataModule(MTPDataModule):
         self._check_tokenizer(meta)
         check_whole(directory, meta, self.source)
         self._train, self._validation = TokenStore(directory, "train"), TokenStore(directory, "validation")
-        for store in (self._train, self._validation):
+        if meta.answers:
+            self._check_answers(stage)
+        for store in () if meta.answers else (self._train, self._validation):
             needed = tokens_needed(self.context, self.horizon)
             if len(store) < needed:
                 raise InputError(
@@ -124,6 +130,13 @@ class TokenDataModule(MTPDataModule):
         self.check_divides_over_ranks(self.batch_size)
         if stage == "fit" and self.trainer is not None:
             _ = self.n_train_batches  # refuse before anything is trained or logged
+
+    def _check_answers(self, stage: str) -> None:
+        """Pairs are never too few for a window, which is padded; but an answer can lie beyond its window's end."""
+        for store in (self.train_store, self.validation_store):
+            found = check_room(store, self.context, self.source.strict)
+            if found and stage == "fit" and self.rank_and_world_size[0] == 0:
+                print(found, file=sys.stderr)
 
     def _check_tokenizer(self, meta: ShardsMeta) -> None:
         mine = self.text_tokenizer
@@ -158,22 +171,31 @@ class TokenDataModule(MTPDataModule):
 
     @override
     def train_dataloader(self) -> ResumableLoader:
-        order = TrainingOrder(len(self.train_store), self.context, self.horizon, self.seed)
-        read = partial(read_windows, self.train_store, order)
-        batches = TrainingWindows(read, self.batch_size, *self.rank_and_world_size)
+        batches = TrainingWindows(self._reader(self.train_store)[0], self.batch_size, *self.rank_and_world_size)
         return self.training_loader(batches, self.num_workers)
 
     @override
     def val_dataloader(self) -> BatchLoader:
-        order = ValidationOrder(len(self.validation_store), self.context, self.horizon, self.val_windows)
-        read = partial(read_windows, self.validation_store, order)
-        batches = ValidationWindows(read, order.n_windows, self.batch_size, *self.rank_and_world_size)
+        read, n_windows = self._reader(self.validation_store)
+        batches = ValidationWindows(read, n_windows, self.batch_size, *self.rank_and_world_size)
         return BatchLoader(batches, len(batches), self.num_workers)
+
+    def _reader(self, store: TokenStore) -> tuple[Read, int]:
+        """What reads the split's windows by number, and how many of them are validated on."""
+        trains, sizes = store.split == "train", (self.context, self.horizon)
+        if store.answer_starts is not None:
+            firsts = pack(store.document_starts, len(store), self.context)
+            packed = PackedOrder(firsts, *sizes, seed=self.seed if trains else None, limit=self.val_windows)
+            return partial(read_packed, store, packed), packed.n_windows
+        if trains:
+            return partial(read_windows, store, TrainingOrder(len(store), *sizes, self.seed)), 0
+        order = ValidationOrder(len(store), *sizes, self.val_windows)
+        return partial(read_windows, store, order), order.n_windows
 
     def heldout_prompts(self, count: int, length: int) -> list[Tensor]:
         """`count` pieces, (length,) int64 each, of validation documents: always the same, spread over the documents.
 
-        Each lies inside one document where documents are long enough.
+        Each lies inside one document where documents are long enough; of pairs, questions (`heldout.heldout_prompts`).
 
         Raises:
             InputError: the validation split is shorter than a prompt.

@@ -22,17 +22,16 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mtp_lightning.data.corpora.account import Account, from_plain
+from mtp_lightning.data.corpora.chat import template_hash
 from mtp_lightning.data.corpora.documents import Document, documents, refuse_losses
 from mtp_lightning.data.corpora.local_files import local_files
-from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.corpora.source import PAIRS, SourceConfig
 from mtp_lightning.data.tokens.store import FORMAT, META_FILE, SPLITS, ShardsMeta, Split, SplitMeta, read_meta
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.data.tokens.tokenizing import Tokenized, tokenize
 from mtp_lightning.data.tokens.writer import SplitWriter
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Fraction, Range, Seed, check_ranges
-
-_BATCH_CHARACTERS = 1 << 20
-_BATCH_DOCUMENTS = 1024
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ def prepare_source(directory: Path, source: SourceConfig, tokenizer: Tokenizer, 
     if not (directory / META_FILE).is_file():
         account = Account()
         corpus = partial(documents, source, account)
-        return prepare_shards(directory, corpus, tokenizer, describe(source), settings, account)
+        has_answers = source.kind in PAIRS
+        return prepare_shards(directory, corpus, tokenizer, describe(source), settings, account, has_answers)
     meta = read_meta(directory)
     check_whole(directory, meta, source)
     return meta
@@ -97,6 +97,9 @@ def describe(source: SourceConfig) -> dict[str, Any]:
     """The source as plain values, with a hash of local files' sizes and dates: an edited corpus is another corpus."""
     description: dict[str, Any] = asdict(source)
     del description["strict"]  # the same text, or none
+    del description["chat_template"]
+    if source.chat_template is not None:
+        description["chat_template"] = template_hash(Path(source.chat_template).expanduser())
     if source.kind == "python_stdlib":
         description["python"] = sys.version.split()[0]
     if source.kind != "hub":
@@ -126,6 +129,30 @@ def prepare_shards(
     description: dict[str, Any],
     settings: ShardSettings,
     account: Account | None = None,
+    answers: bool = False,
+) -> ShardsMeta:
+    """Tokenizes the documents of `corpus()`, which may be called twice, and writes them to `directory`.
+
+    Args:
+        account: what `corpus()` fills while it is read.
+        answers: whether its documents are pairs, of which the answer alone is trained on.
+
+    Raises:
+        InputError: as of `write_shards`.
+    """
+    return write_shards(
+        directory, lambda: tokenize(corpus(), tokenizer), tokenizer, description, settings, account, answers
+    )
+
+
+def write_shards(
+    directory: Path,
+    corpus: Callable[[], Iterable[Tokenized]],
+    tokenizer: Tokenizer,
+    description: dict[str, Any],
+    settings: ShardSettings,
+    account: Account | None = None,
+    answers: bool = False,
 ) -> ShardsMeta:
     """Writes the documents of `corpus()`, which may be called twice, to `directory`.
 
@@ -133,17 +160,19 @@ def prepare_shards(
 
     Args:
         account: what `corpus()` fills while it is read.
+        answers: whether its documents are pairs, of which the answer alone is trained on.
 
     Raises:
         InputError: `directory` is there already or cannot be written, or there are too few documents to split.
     """
     with _temporary_sibling(directory) as temporary:
-        written = _write_splits(temporary, corpus(), tokenizer, settings, settings.validation_fraction)
+        write = partial(_write_splits, temporary, tokenizer=tokenizer, settings=settings, answers=answers)
+        written = write(corpus(), threshold=settings.validation_fraction)
         threshold = _threshold_for_few(written)
         if threshold is not None:
             for file in temporary.iterdir():
                 file.unlink()
-            written = _write_splits(temporary, corpus(), tokenizer, settings, threshold)
+            written = write(corpus(), threshold=threshold)
         meta = ShardsMeta(
             format=FORMAT,
             vocab_size=tokenizer.vocab_size,
@@ -154,6 +183,7 @@ def prepare_shards(
             fingerprint=written.fingerprint,
             splits={str(split): split_meta for split, split_meta in written.splits.items()},
             account=None if account is None else account.plain(),
+            answers=answers,
         )
         with _writing_to(directory):
             (temporary / META_FILE).write_text(meta.to_json(), encoding="utf-8")
@@ -185,21 +215,26 @@ class _Written(NamedTuple):
 
 
 def _write_splits(
-    directory: Path, corpus: Iterable[Document], tokenizer: Tokenizer, settings: ShardSettings, threshold: float
+    directory: Path,
+    corpus: Iterable[Tokenized],
+    tokenizer: Tokenizer,
+    settings: ShardSettings,
+    threshold: float,
+    answers: bool,
 ) -> _Written:
     """Writes the files of both splits; the documents below `threshold` are for validation."""
     dtype, lowest, highest = smallest_dtype(tokenizer.vocab_size), 1.0, 0.0
     with _writing_to(directory):
-        writers = {split: SplitWriter(directory, split, dtype, settings.shard_tokens) for split in SPLITS}
+        writers = {split: SplitWriter(directory, split, dtype, settings.shard_tokens, answers) for split in SPLITS}
     try:
         with _progress() as report:
-            for document, tokens in _tokenize(corpus, tokenizer):
+            for document in corpus:
                 position = split_position(document.name, settings.split_seed)
                 lowest, highest = min(lowest, position), max(highest, position)
                 split: Split = "validation" if position < threshold else "train"
                 with _writing_to(directory):
-                    writers[split].add(tokens, len(document.text.encode("utf-8", errors="replace")))
-                report(len(tokens))
+                    writers[split].add(document.tokens, document.n_bytes, document.answer)
+                report(len(document.tokens))
         with _writing_to(directory):
             splits = {split: writer.finish() for split, writer in writers.items()}
     finally:
@@ -220,25 +255,6 @@ def _threshold_for_few(written: _Written) -> float | None:
             "more files, or data.source.separator to split a text file into documents"
         )
     return math.nextafter(written.lowest, 1.0) if written.splits["train"].n_documents else written.highest
-
-
-def _tokenize(corpus: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, list[int]]]:
-    """Each document with its ids, the end-of-document id last; tokenized a million characters or so at a time."""
-    batch: list[Document] = []
-    n_characters = 0
-    for document in corpus:
-        batch.append(document)
-        n_characters += len(document.text)
-        if n_characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
-            yield from _tokenize_batch(batch, tokenizer)
-            batch, n_characters = [], 0
-    yield from _tokenize_batch(batch, tokenizer)
-
-
-def _tokenize_batch(batch: list[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, list[int]]]:
-    for document, ids in zip(batch, tokenizer.encode_batch([document.text for document in batch])):
-        ids.append(tokenizer.eos_id)
-        yield document, ids
 
 
 @contextmanager

@@ -3,6 +3,8 @@
     meta.json                               `ShardsMeta`: what is there, made from what, by which tokenizer
     train-00000.bin, train-00001.bin, ...   token ids, little endian, documents one after the other
     train-documents.bin                     int64: where in the split each document starts
+    train-answers.bin                       int64: where in the split each document's answer begins, which alone counts
+                                            with the end of the document; only where documents are pairs
     validation-...                          the same for the other split
 
 A position in a split counts tokens from its start, across shard files.
@@ -51,9 +53,14 @@ class ShardsMeta:
     splits: dict[str, SplitMeta]
     account: dict[str, Any] | None = None
     """What was read of the source and what was left out (`corpora.account`); None: made before that was noted."""
+    answers: bool = False
+    """Whether each document is a question with an answer, and the answer alone is trained on."""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+        fields = asdict(self)
+        if not self.answers:
+            del fields["answers"]  # as shards of plain text always were
+        return json.dumps(fields, indent=1) + "\n"
 
 
 def shard_file(split: str, index: int) -> str:
@@ -62,6 +69,10 @@ def shard_file(split: str, index: int) -> str:
 
 def documents_file(split: str) -> str:
     return f"{split}-documents.bin"
+
+
+def answers_file(split: str) -> str:
+    return f"{split}-answers.bin"
 
 
 def read_meta(directory: Path) -> ShardsMeta:
@@ -108,6 +119,12 @@ class TokenStore:
         self.document_starts: Int[np.ndarray, "documents"] = _memory_map(
             directory / documents_file(split), np.dtype("<i8"), self.split_meta.n_documents
         )
+        self.answer_starts: Int[np.ndarray, "documents"] | None = None
+        """Where each document's answer begins; None where everything counts."""
+        if self.meta.answers:
+            self.answer_starts = _memory_map(
+                directory / answers_file(split), np.dtype("<i8"), self.split_meta.n_documents
+            )
 
     def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path, Split]]:
         # A pickled memory map would be a copy of all its data; a worker opens the files instead.
@@ -115,11 +132,6 @@ class TokenStore:
 
     def __len__(self) -> int:
         return self.split_meta.n_tokens
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of text per token, ends of documents counted as tokens: nats per token become bits per byte."""
-        return self.split_meta.n_bytes / self.split_meta.n_tokens
 
     def read(self, start: int, length: int) -> Int[np.ndarray, "{length}"]:
         """int64 ids of the tokens at `start` ... `start + length - 1`."""

@@ -53,6 +53,9 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, in parallel where the tokenizer can."""
 
+    def encode_rendered(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of texts that a chat template wrote, where the names of special tokens mean these tokens."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text, for any ids: a part of a character becomes U+FFFD, the end of a document nothing."""
 
@@ -78,6 +81,9 @@ class ByteTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
+
+    def encode_rendered(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.encode_batch(texts)  # it has no special tokens that have names
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i != self.eos_id).decode("utf-8", errors="replace")
@@ -160,6 +166,13 @@ class HuggingFaceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch([_without_surrogates(t) for t in texts], add_special_tokens=False)
         return [list(encoding.ids) for encoding in encodings]
+
+    def encode_rendered(self, texts: Sequence[str]) -> list[list[int]]:
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return self.encode_batch(texts)
+        finally:
+            self._tokenizer.encode_special_tokens = True
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode([i for i in ids if i != self.eos_id], skip_special_tokens=True))

@@ -115,6 +115,16 @@ def prompt_starts(document_starts: Int[np.ndarray, "documents"], n_tokens: int, 
     return starts
 
 
+def shuffled(samples: Int[np.ndarray, "B"], n: int, seed: int) -> Int[np.ndarray, "B"]:
+    """Sample g is one of [0, n): in every epoch of n samples each is one once, in an order of the epoch's own."""
+    epochs, indices = np.divmod(samples, n)
+    out = np.empty_like(indices)
+    for epoch in np.unique(epochs):
+        at = epochs == epoch
+        out[at] = permute(indices[at], n, _random_words(f"{seed} {epoch}", _ROUNDS))
+    return out
+
+
 def permute(indices: Int[np.ndarray, "B"], n: int, keys: list[int]) -> Int[np.ndarray, "B"]:
     """A bijection of [0, n), chosen by the keys: a Feistel network on the next power of four, walked along its cycle
     until it is back below n. (A walk that starts below n must come back there, and by itself is a bijection.)"""

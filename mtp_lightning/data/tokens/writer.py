@@ -8,25 +8,38 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mtp_lightning.data.tokens.store import Split, SplitMeta, documents_file, shard_file
+from mtp_lightning.data.tokens.store import Split, SplitMeta, answers_file, documents_file, shard_file
 
 
 class SplitWriter:
-    """Tokens go to one shard file after the other; a document may continue in the next. Overwrites."""
+    """Tokens go to one shard file after the other; a document may continue in the next. Overwrites.
 
-    def __init__(self, directory: Path, split: Split, dtype: str, shard_tokens: int) -> None:
+    Args:
+        answers: whether documents have an answer, which alone counts.
+    """
+
+    def __init__(self, directory: Path, split: Split, dtype: str, shard_tokens: int, answers: bool = False) -> None:
         self._directory, self._split, self._shard_tokens = directory, split, shard_tokens
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._starts: BinaryIO = (directory / documents_file(split)).open("wb")
+        self._answers: BinaryIO | None = (directory / answers_file(split)).open("wb") if answers else None
         self._shard: BinaryIO | None = None
         self._shards: list[int] = []
         self._n_tokens = self._n_documents = self._n_bytes = 0
         self.hashed = hashlib.sha256()
-        """Of all tokens: does not depend on where shard files end."""
+        """Of all tokens, and of where answers begin: does not depend on where shard files end."""
 
-    def add(self, tokens: Sequence[int], n_bytes: int) -> None:
-        """One document, its end included, made of `n_bytes` of text."""
+    def add(self, tokens: Sequence[int], n_bytes: int, answer: int = 0) -> None:
+        """One document, its end included, made of `n_bytes` of text.
+
+        Args:
+            answer: tokens before its answer.
+        """
         self._starts.write(np.array([self._n_tokens], dtype="<i8").tobytes())
+        if self._answers is not None:
+            begins = np.array([self._n_tokens + answer], dtype="<i8").tobytes()
+            self._answers.write(begins)
+            self.hashed.update(begins)
         array = np.array(tokens, dtype=self._dtype)
         self.hashed.update(array.tobytes())
         while len(array):
@@ -61,4 +74,4 @@ class SplitWriter:
                 file.close()
 
     def _files(self) -> list[BinaryIO]:
-        return [self._starts] if self._shard is None else [self._starts, self._shard]
+        return [file for file in (self._starts, self._answers, self._shard) if file is not None]

@@ -153,6 +153,7 @@ def report_json(report: Report) -> dict[str, Any]:
         difference = {"mean": gap.mean, "sd": gap.sd, "seeds": gap.seeds, "interval": interval}
         return {**numbers, "difference": difference}
 
+    parents = {cell.group: cell.parent_label for cell in report.cells}
     value = {
         "grid": report.spec.name,
         "verdict": verdict(report).sentence,
@@ -170,6 +171,7 @@ def report_json(report: Report) -> dict[str, Any]:
                 "seeds": list(group.results),
                 "cells": len(group.seeds),
                 "baseline": group.is_baseline,
+                **({"parent": parents[group.signature]} if parents.get(group.signature) else {}),
                 "metrics": {
                     name: metric(group, name, found)
                     for name in report.metrics
@@ -186,6 +188,9 @@ def report_json(report: Report) -> dict[str, Any]:
 def notices(report: Report) -> list[str]:
     """What a reader has to know beside the table."""
     lines = [f"on top of the grid file: {key} = {shown(value)}" for key, value in report.spec.overridden.items()]
+    if parents := dict.fromkeys(cell.parent_label for cell in report.cells if cell.parent_label):
+        by = ", by seed" if any(cell.follows for cell in report.cells) else ""
+        lines.append(f"begun with the weights of {', '.join(map(str, parents))}{by}")
     if report.missing:
         count, total = len(report.missing), len(report.cells)
         lines.append(f"incomplete: {count} of {total} cells missing: {', '.join(report.missing)}")

@@ -25,6 +25,7 @@ from mtp_lightning.grid.run.process import (
     fit_config,
 )
 from mtp_lightning.grid.run.state import LOCK, LOG, CellFiles, Progress, State, cell_state
+from mtp_lightning.grid.run.status import blocked_by
 from mtp_lightning.grid.spec.cells import Cell
 
 _ELSEWHERE_SECONDS = 1.0
@@ -100,7 +101,7 @@ class LocalLauncher:
         for name, cell in list(self.waiting.items()):
             if len(self.active) >= self.workers:
                 return
-            if time.monotonic() < self.retry_at.get(name, 0.0):
+            if time.monotonic() < self.retry_at.get(name, 0.0) or self._waits_for_parent(cell):
                 continue
             lock = FileLock(cell.directory / LOCK)
             try:
@@ -120,6 +121,22 @@ class LocalLauncher:
             except OSError as error:
                 lock.release()
                 self._ended(cell, failed_to_start(cell, error, self.display.note))
+
+    def _waits_for_parent(self, cell: Cell) -> bool:
+        """Whether a cell cannot begin now: the one whose weights it begins with is not finished. If that one ended
+        otherwise, so has this one."""
+        if not cell.follows:
+            return False
+        name = str(cell.parent)
+        if name in self.waiting or name in self.active:
+            return True
+        folder = cell.directory.parent / name
+        state = self.outcomes[name].state if name in self.outcomes else cell_state(folder)
+        if state is State.RUNNING:
+            self.retry_at[cell.signature] = time.monotonic() + _ELSEWHERE_SECONDS
+        elif state is not State.FINISHED:
+            self._ended(cell, Outcome(State.BLOCKED, blocked_by(cell, state)))
+        return state is not State.FINISHED
 
     def _done_elsewhere(self, cell: Cell, state: State) -> Outcome | None:
         """The outcome, if another launcher ran the cell since this one began; its failure is not tried again here. Nor
@@ -163,7 +180,7 @@ class LocalLauncher:
     def _ended(self, cell: Cell, outcome: Outcome) -> None:
         self.waiting.pop(cell.signature, None)
         self.outcomes[cell.signature] = outcome
-        if outcome.state in (State.FAILED, State.DAMAGED):
+        if outcome.state in (State.FAILED, State.DAMAGED, State.BLOCKED):
             text = f"{cell.label}: {outcome.state}: {outcome.reason}"
             if outcome.log:
                 lines = "".join(f"\n    {line}" for line in outcome.log.splitlines())

@@ -224,13 +224,16 @@ ACTIONS = {
     State.RUNNING: "wait for it",
     State.FINISHED: "nothing",
     State.DAMAGED: "leave it alone",
+    State.BLOCKED: "run after its parent",
 }
-TO_RUN = (State.MISSING, State.FAILED, State.INTERRUPTED)
+TO_RUN = (State.MISSING, State.FAILED, State.INTERRUPTED, State.BLOCKED)
 
 
 def _action(row: CellStatus) -> str:
     if row.state in (State.FAILED, State.INTERRUPTED) and newest_checkpoint(row.cell.directory) is not None:
         return "go on"
+    if row.state is State.MISSING and row.parent is not None and row.parent.state is not State.FINISHED:
+        return ACTIONS[State.BLOCKED]
     return ACTIONS[row.state]
 
 
@@ -242,7 +245,8 @@ def plan_table(spec: GridSpec, rows: Sequence[CellStatus], found: Sequence[Cost]
         table.add_column(name, justify="right", no_wrap=True)
     for row, cost in zip(rows, found):
         label = row.cell.label + (" (baseline)" if row.cell.baseline else "")
-        same = "".join(f"\n= {alias.label}" for alias in row.cell.aliases)
+        begun = f"\n  from {row.cell.parent_label}" if row.cell.parent_label else ""
+        same = begun + "".join(f"\n= {alias.label}" for alias in row.cell.aliases)
         seconds = "?" if cost.seconds is None else duration(cost.seconds)
         table.add_row(
             Text(label).append(same, style="dim"),

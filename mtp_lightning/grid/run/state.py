@@ -47,6 +47,8 @@ class State(StrEnum):
     INTERRUPTED = "interrupted"
     DAMAGED = "damaged"
     """One of its files is there and cannot be used: a person has to look."""
+    BLOCKED = "blocked"
+    """The cell whose weights it begins with has failed, or is damaged or blocked itself. Stands in no file."""
 
 
 R = TypeVar("R", bound="Record")

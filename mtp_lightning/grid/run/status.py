@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ from mtp_lightning.units import quantity
 
 WATCH_SECONDS = 3.0
 ACTIVE = (State.RUNNING, State.QUEUED)
+BLOCKING = (State.FAILED, State.DAMAGED, State.BLOCKED)
+"""What of its parent keeps a cell from beginning."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,17 @@ class CellStatus:
     """Its entry in Slurm's queue, as long as it waits or runs there."""
     has_output: bool
     """Its job wrote output, and the cell never began."""
+    parent: "CellStatus | None" = None
+    """Of the cell of the same grid whose weights it begins with."""
 
     @property
     def state(self) -> State:
+        found = self._own_state
+        waits = found is State.MISSING and self.parent is not None
+        return State.BLOCKED if waits and self.parent.state in BLOCKING else found  # type: ignore[union-attr]
+
+    @property
+    def _own_state(self) -> State:
         found = self.files.state
         job = self.files.status.job if self.files.status is not None else None
         if found is State.RUNNING and self.submitted is not None and job == self.submitted.id:
@@ -45,6 +55,8 @@ class CellStatus:
 
     @property
     def reason(self) -> str | None:
+        if self.state is State.BLOCKED and self.parent is not None:
+            return blocked_by(self.cell, self.parent.state)
         if self.state in (State.FAILED, State.INTERRUPTED, State.DAMAGED):
             return self.files.reason
         if self.state is State.MISSING and self.has_output and self.submitted is not None:
@@ -61,6 +73,8 @@ class CellStatus:
             "signature": cell.signature,
             "group": cell.group,
             "baseline": cell.baseline,
+            "parent": cell.parent,
+            "parent_label": cell.parent_label,
             "same_as": [alias.label for alias in cell.aliases],
             "directory": str(cell.directory),
             "state": self.state.value,
@@ -113,7 +127,16 @@ def status_rows(
         queue: what waits or runs in Slurm; None where it cannot be asked, and the files have to do.
     """
     elements = submissions.elements(queue or {})
-    return [_cell_status(cell, elements.get(cell.signature), submissions, queue) for cell in cells]
+    rows: dict[str, CellStatus] = {}
+    for cell in cells:  # of a chain, parents come first
+        row = _cell_status(cell, elements.get(cell.signature), submissions, queue)
+        rows[cell.signature] = replace(row, parent=rows.get(str(cell.parent))) if cell.follows else row
+    return list(rows.values())
+
+
+def blocked_by(cell: Cell, state: State) -> str:
+    """Why a cell cannot begin."""
+    return f"begins with the weights of {cell.parent_label} seed={cell.seed} ({cell.parent}), which is {state.value}"
 
 
 def _cell_status(

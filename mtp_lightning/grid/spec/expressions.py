@@ -42,12 +42,12 @@ class Expression:
     """Raises an InputError that names the expression: when it is made, for grammar and unknown names; in `holds`, for
     what a value does not allow."""
 
-    def __init__(self, text: str, keys: Collection[str]) -> None:
+    def __init__(self, text: str, keys: Collection[str], stages: Sequence[str] = ()) -> None:
         self.text = text
         self.keys: set[str] = set()
         """The keys that it names; `seed` may be among them."""
         self._known = [*keys, SEED]
-        self._owners = endings(self._known)
+        self._owners = endings(self._known, stages)
         try:
             tree = ast.parse(text.strip(), mode="eval")
         except (SyntaxError, ValueError) as error:

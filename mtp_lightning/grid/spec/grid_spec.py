@@ -9,6 +9,7 @@ from mtp_lightning.config.config_files import in_checkout
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.reader import KEYS, REQUIRED, Reader
 from mtp_lightning.grid.spec.resources import ResourceRule
+from mtp_lightning.grid.spec.stages import Stage, split_stages
 from mtp_lightning.yaml_lines import Lines, place, read_yaml
 
 
@@ -54,7 +55,22 @@ class GridSpec:
     """Metric -> `lower` or `higher`, where the file says so."""
     at: Mapping[str, At] = field(default_factory=dict)
     """Metric -> where it is compared, if not at the end."""
+    is_stage: bool = False
+    ancestors: tuple[str, ...] = ()
+    """Of a stage: the stages that it comes from, the nearest first."""
+    stages: tuple["GridSpec", ...] = ()
+    """Of a chain, which has no cells but theirs."""
     lines: Lines = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def stage(self) -> str:
+        """Its name in its chain; empty for a grid that is none."""
+        return self.name.rpartition(".")[2] if self.is_stage else ""
+
+    @property
+    def parts(self) -> tuple["GridSpec", ...]:
+        """What is compared and recorded on its own: the stages of a chain, or the grid."""
+        return self.stages or (self,)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -86,10 +102,55 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[G
         raise InputError(f"{path}: a grid file is a mapping with the keys {', '.join(KEYS)}")
     if overrides and isinstance(raw.get("overrides", {}), dict):
         raw = raw | {"overrides": raw.get("overrides", {}) | dict(overrides)}
-    reader = Reader(path, raw, lines)
+    if "stages" in raw:
+        return _read_chain(path, raw, lines, overrides)
+    return _read(path, raw, lines, overrides)
+
+
+def _read(
+    path: Path, raw: Mapping[Any, Any], lines: Lines, overrides: Mapping[str, Any] | None, stage: Stage | None = None
+) -> tuple[GridSpec | None, list[str]]:
+    reader = Reader(path, raw, lines, stage)
     fields = reader.fields
-    if not all(fields.get(key) for key in REQUIRED):
+    if not all(fields.get(key) for key in REQUIRED if key != "axes" or stage is None):
         return None, reader.problems
     at = {metric: At(*where) for metric, where in fields.pop("at").items()}
-    spec = GridSpec(path=path, lines=reader.lines, overridden=dict(overrides or {}), at=at, **fields)
+    spec = GridSpec(
+        path=path,
+        lines=reader.lines,
+        overridden=dict(overrides or {}),
+        at=at,
+        is_stage=stage is not None,
+        ancestors=reader.ancestors,
+        **fields,
+    )
     return spec, reader.problems
+
+
+def _read_chain(
+    path: Path, raw: Mapping[Any, Any], lines: Lines, overrides: Mapping[str, Any] | None
+) -> tuple[GridSpec | None, list[str]]:
+    stages, problems = split_stages(path, raw, lines)
+    specs = []
+    for stage in stages:
+        spec, more = _read(path, stage.raw, stage.lines, overrides, stage)
+        specs += [spec] if spec is not None else []
+        problems += more
+    problems = list(dict.fromkeys(problems))  # what stands beside `stages` is wrong for each of them
+    if not stages or len(specs) < len(stages):
+        return None, problems
+    rest = {key: value for key, value in raw.items() if key in ("name", "budget")}
+    common = Reader(path, {"configs": ["conf/base.yaml"], "axes": {"a": [0]}} | rest, lines)
+    problems += [text for text in common.problems if text not in problems]
+    chain = GridSpec(
+        path=path,
+        name=str(common.fields.get("name")),
+        configs=specs[0].configs,
+        axes={},
+        seeds=specs[0].seeds,
+        budget=common.fields.get("budget", {}),
+        overridden=dict(overrides or {}),
+        stages=tuple(specs),
+        lines=lines,
+    )
+    return chain, problems

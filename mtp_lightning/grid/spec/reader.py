@@ -13,12 +13,13 @@ from mtp_lightning.grid.spec.expressions import Expression
 from mtp_lightning.grid.spec.grid_file import GridFile
 from mtp_lightning.grid.spec.resources import positive, read_budget, read_resources, read_retry
 from mtp_lightning.grid.spec.signature import canonical
+from mtp_lightning.grid.spec.stages import Stage
 from mtp_lightning.grid.spec.values import SEED, is_file, kind, nearest_key, shown
 from mtp_lightning.yaml_lines import Lines
 
 KEYS = (
     *("name", "configs", "overrides", "axes", "zip", "include", "exclude", "ablate", "seeds", "baseline"),
-    *("compare", "resources", "budget", "retry"),
+    *("compare", "resources", "budget", "retry", "stages"),
 )
 REQUIRED = ("name", "configs", "axes")
 UNITS = ("step", "tokens", "flops")
@@ -33,8 +34,9 @@ class Reader(GridFile):
     """`fields` holds the good part of a file as arguments of `GridSpec`. What refers to a broken axis is left out, and
     not reported: the axis is."""
 
-    def __init__(self, path: Path, raw: Mapping[Any, Any], lines: Lines) -> None:
+    def __init__(self, path: Path, raw: Mapping[Any, Any], lines: Lines, stage: Stage | None = None) -> None:
         super().__init__(path, raw, lines)
+        self.is_stage, self.ancestors = stage is not None, stage.ancestors if stage is not None else ()
         self.files: dict[str, Path] = {}
         self.keys: list[str] = []
         """The axes as written, broken ones too."""
@@ -90,7 +92,7 @@ class Reader(GridFile):
         section = self.mapping("axes")
         axes: dict[str, tuple[Any, ...]] = {}
         for key, values in section.items():
-            if not self.settable("axes", key=key, identity="an axis"):
+            if not self.settable("axes", key=key, identity="an axis") or not self.is_free(key, "axes"):
                 self.keys_are_known = False
                 continue
             self.keys.append(key)
@@ -102,10 +104,16 @@ class Reader(GridFile):
                 good = [self.value(value, "axes", key, index) for index, value in enumerate(values)]
                 if all(good) and (self.in_a_group(key) or self.no_duplicates(values, "axes", key)):
                     axes[key] = tuple(values)
-        if self.raw.get("axes") == {}:
+        if self.raw.get("axes") == {} and not self.is_stage:
             self.problem("axes", message="is empty; give at least one key with a list of values")
-        self.keys_are_known = self.keys_are_known and bool(section)
+        self.keys_are_known = self.keys_are_known and (bool(section) or self.is_stage)
         return axes
+
+    def is_free(self, key: str, *at: str | int) -> bool:
+        """Where a stage begins with the weights of an earlier one, `from` says which they are."""
+        if key == "model.init.path" and self.ancestors:
+            return self.problem(*at, key, message="follows from the stage's `from`: leave one of them out")
+        return True
 
     def in_a_group(self, key: str) -> bool:
         """An axis that advances together with another may have a value twice."""
@@ -142,7 +150,7 @@ class Reader(GridFile):
             return True
         if self.keys_are_known:
             name = "" if at[-1] == key else f"'{key}' "
-            self.problem(*at, message=f"{name}is not an axis{nearest_key(str(key), self.keys)}")
+            self.problem(*at, message=f"{name}is not an axis{nearest_key(str(key), self.keys, self.ancestors)}")
         return False
 
     def advance_together(self, group: Sequence[str], axes: Axes, index: int) -> bool:
@@ -205,7 +213,8 @@ class Reader(GridFile):
         """Whether an expression is correct, and names only `keys`, from which broken axes may be missing."""
         if not self.keys_are_known:
             return False
-        expression = self.attempt(partial(Expression, text, dict.fromkeys([*self.keys, *keys])), *at)
+        known = dict.fromkeys([*self.keys, *keys])
+        expression = self.attempt(partial(Expression, text, known, self.ancestors), *at)
         return expression is not None and expression.keys <= {*keys, SEED}
 
     def ablate(self, axes: Axes, baseline: Mapping[str, Any]) -> bool:
@@ -222,7 +231,7 @@ class Reader(GridFile):
     def overrides(self) -> Mapping[str, Any]:
         overrides = self.mapping("overrides")
         for key, value in overrides.items():
-            if not self.settable("overrides", key=key, identity=None):
+            if not self.settable("overrides", key=key, identity=None) or not self.is_free(key, "overrides"):
                 continue
             if key in self.keys:
                 self.problem("overrides", key, message="is an axis too; keep one of them")

@@ -75,15 +75,24 @@ class ResourceRules:
     Args:
         keys: what the rules may name.
         where: the place of a part of the grid file, as `GridSpec.where` gives it.
+        stages: earlier ones, whose axes are among the keys.
     """
 
-    def __init__(self, rules: Sequence[ResourceRule], keys: Collection[str], where: Callable[..., str]) -> None:
+    def __init__(
+        self,
+        rules: Sequence[ResourceRule],
+        keys: Collection[str],
+        where: Callable[..., str],
+        stages: Sequence[str] = (),
+    ) -> None:
         self.where = where
         self.problems: dict[str, None] = {}
         """Each problem once, from the first cell that shows it."""
         self._common = {key: value for rule in rules if rule.when is None for key, value in rule.values.items()}
         conditions = [(rule.when, rule.values) for rule in rules if rule.when is not None]
-        self._rules = {index: (Expression(when, keys), values) for index, (when, values) in enumerate(conditions)}
+        self._rules = {
+            index: (Expression(when, keys, stages), values) for index, (when, values) in enumerate(conditions)
+        }
         self._unused = set(self._rules)
 
     def assign(self, values: Mapping[str, Any], seed: int, config: Mapping[str, Any]) -> Resources:

@@ -111,7 +111,7 @@ def _excluded(spec: GridSpec, everything: Sequence[Values]) -> tuple[dict[str, s
     hits: dict[str, set[tuple[int, int]]] = {}
     problems = []
     for index, text in enumerate(spec.exclude):
-        expression, where = Expression(text, spec.axes), spec.where("exclude", index)
+        expression, where = Expression(text, spec.axes, spec.ancestors), spec.where("exclude", index)
         try:
             hits[text] = {
                 (place, seed)

@@ -52,7 +52,31 @@ OBSERVERS: tuple[tuple[str, str], ...] = (
 """(pattern of a class path, reason): entries of `trainer.callbacks` that are no part of the identity. Probes are:
 they add metrics to a result, and a result without the metrics asked for is not that cell's result."""
 
-LATER: tuple[tuple[str, Any], ...] = (("data.end_token", None), ("data.init_args.end_token", None))
+LATER: tuple[tuple[str, Any], ...] = (
+    ("data.end_token", None),
+    ("data.init_args.end_token", None),
+    ("model.backbone.head_dim", None),
+    ("model.backbone.attention_bias", "none"),
+    ("model.backbone.qk_norm", False),
+    (
+        "model.backbone.rope_scaling",
+        {
+            "kind": "default",
+            "factor": 1.0,
+            "original_context": None,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": True,
+            "attention_factor": None,
+        },
+    ),
+    ("data.source.chat_template", None),
+    ("data.init_args.source.chat_template", None),
+    ("model.init", {"path": None, "heads": "keep", "unembedding": "keep"}),
+    ("model.freeze", "none"),
+)
 """(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
 cells keep their names."""
 

@@ -1,6 +1,6 @@
 """Keys and values of a grid file: their kinds, and what they are called in labels, expressions and messages."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -44,15 +44,17 @@ def shown(value: object) -> str:
     return value if isinstance(value, str) and value.isprintable() else printable(canonical(value))
 
 
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Key -> its shortest dotted ending that no other key shares: `model.heads.n_future` -> `n_future`."""
+def short_names(keys: Iterable[str], stages: Sequence[str] = ()) -> dict[str, str]:
+    """Key -> its shortest dotted ending that no other key shares: `model.heads.n_future` -> `n_future`.
+
+    Args:
+        stages: earlier ones, whose axes are `pretrain.model.heads.n_future` -> `pretrain.n_future`.
+    """
     keys = list(keys)
-    owners = endings([*keys, SEED])
+    owners = endings([*keys, SEED], stages)
 
     def shortest(key: str) -> str:
-        parts = key.split(".")
-        names = (".".join(parts[start:]) for start in reversed(range(len(parts))))
-        return next((name for name in names if len(owners[name]) == 1), key)
+        return next((name for name in reversed(_names(key, stages)) if len(owners[name]) == 1), key)
 
     return {key: shortest(key) for key in keys}
 
@@ -67,20 +69,25 @@ def value_names(values: Iterable[object]) -> dict[str, str]:
     return {text: unique.get(name := shown(value), name) for text, value in texts.items()}
 
 
-def endings(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Every dotted ending -> the keys that end with it."""
+def endings(keys: Iterable[str], stages: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Every dotted ending -> the keys that end with it; an axis of an earlier stage keeps the stage's name."""
     owners: dict[str, list[str]] = {}
     for key in keys:
-        parts = key.split(".")
-        for start in range(len(parts)):
-            owners.setdefault(".".join(parts[start:]), []).append(key)
+        for name in _names(key, stages):
+            owners.setdefault(name, []).append(key)
     return owners
 
 
-def nearest_key(name: str, keys: Iterable[str]) -> str:
+def _names(key: str, stages: Sequence[str]) -> list[str]:
+    """The longest first."""
+    stage, *parts = key.split(".") if key.partition(".")[0] in stages else ["", *key.split(".")]
+    return [".".join(filter(None, [stage, *parts[start:]])) for start in range(len(parts))]
+
+
+def nearest_key(name: str, keys: Iterable[str], stages: Sequence[str] = ()) -> str:
     """The end of a message about an unknown name: the nearest key, else all keys."""
     keys = list(keys)
-    owners = endings(keys).get(name, [])
+    owners = endings(keys, stages).get(name, [])
     if len(owners) == 1:
         return f"; did you mean '{owners[0]}'?"
     return did_you_mean(name, keys) or f"; the axes are {', '.join(keys)}"

@@ -1,5 +1,7 @@
 """`mtp bench sandbox`: what running programs confined costs, against starting a bare interpreter for each."""
 
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -29,9 +31,6 @@ def sandbox_command(data: str | None = None, workers: int = 1, rounds: int = 5, 
         rounds: Rounds, both in turn; medians and bests are reported.
         json: File to write the numbers to as well.
     """
-    import torch
-
-    from mtp_lightning.bench.harness import describe_machine
     from mtp_lightning.evaluation.sandbox import Limits, Program, Sandbox
     from mtp_lightning.evaluation.tasks.humaneval import humaneval
 
@@ -72,11 +71,11 @@ def sandbox_command(data: str | None = None, workers: int = 1, rounds: int = 5, 
     print(f"  confined / bare      {ratio:6.2f}")
     print(f"  start of the sandbox {median(starts):6.2f} s ({min(starts):.2f})")
     if json is not None:
-        machine = describe_machine(torch.device("cpu"), workers)
         write_json(
             Path(json),
             {
-                "machine": machine, "programs": len(programs), "workers": workers, "rounds": rounds,
+                "machine": platform.platform(), "processors": os.cpu_count(), "programs": len(programs),
+                "workers": workers, "rounds": rounds,
                 "confined_by": level, "confined_s": confined, "bare_s": bare, "start_s": starts, "cpu_s": cpu,
                 "ratio": ratio,
             },

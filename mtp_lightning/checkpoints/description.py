@@ -1,0 +1,60 @@
+"""What a checkpoint says of its run, and whether a run may go on from it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from mtp_lightning.checkpoints.initial import Parent
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import CHECKPOINT_FORMAT
+from mtp_lightning.model.initial import InitConfig
+from mtp_lightning.model.mtp import MTPModel
+
+NO_RESUME = (
+    "ckpt_path continues a run as it was; to begin a new one with its weights, in a new folder, give model.init.path "
+    "in place of ckpt_path"
+)
+
+
+def describe(model: MTPModel, datamodule: Any, freeze: str, parent: Parent | None) -> dict[str, Any]:
+    """What `load_model` needs beside the weights, as plain values: checkpoints load with weights_only."""
+    tokenizer, task = getattr(datamodule, "tokenizer", None), getattr(datamodule, "task", None)
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "backbone": asdict(model.config),
+        "heads": asdict(model.heads_config),
+        "tokenizer": tokenizer.state() if tokenizer is not None else None,
+        "context": getattr(datamodule, "context", None),
+        "task": task.state() if task is not None else None,
+        "freeze": freeze,
+        "parent": None if parent is None else parent._asdict(),
+    }
+
+
+def check_same_run(saved: Mapping[str, Any], model: MTPModel, freeze: str, init: InitConfig) -> Parent | None:
+    """What the run of a checkpoint was begun from.
+
+    Raises:
+        InputError: its model, or what trains of it, is another; names the key.
+    """
+    for part, config in (("backbone", model.config), ("heads", model.heads_config)):
+        mine = asdict(config)
+        before = asdict(type(config)()) | saved.get(part, mine)  # earlier versions had fewer keys
+        for key, value in before.items():
+            if mine[key] != value:
+                raise InputError(
+                    f"ckpt_path: the checkpoint was made with model.{part}.{key} = {value!r}, "
+                    f"and this configuration says {mine[key]!r}; {NO_RESUME}"
+                )
+    frozen, parent = saved.get("freeze", "none"), saved.get("parent")  # neither in checkpoints of earlier versions
+    if frozen != freeze:
+        raise InputError(
+            f"ckpt_path: the checkpoint was made with model.freeze = {frozen!r}, and this configuration says "
+            f"{freeze!r}: its optimizer has states of other weights; {NO_RESUME}"
+        )
+    if parent is None and init.path is not None:
+        raise InputError(
+            f"ckpt_path and model.init.path: the checkpoint's run was not begun with the weights of '{init.path}', and "
+            f"is to go on as it was: leave one of the two out ({NO_RESUME})"
+        )
+    return None if parent is None else Parent(**parent)

@@ -1,0 +1,95 @@
+"""The weights that the cells of a grid begin with, as far as a plan needs them: their content, which is part of an
+identity, and whether those of a cell that has not run yet will fit."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mtp_lightning.config.config_cache import cache_folder
+from mtp_lightning.files import write_text
+from mtp_lightning.model.initial import CELL
+
+_CHECKPOINTS = ("checkpoints/*.ckpt", "*.ckpt")
+
+
+def cell_path(signature: str = "") -> str:
+    """`model.init.path` of what begins with the weights of another cell of its grid."""
+    return CELL + signature
+
+
+def weights_identity(path: str) -> str:
+    """What stands for `model.init.path` in a signature: another cell's, or a digest of the weights.
+
+    Raises:
+        InputError: there are none, or they are damaged.
+    """
+    return path if path.startswith(CELL) else f"weights:{weights_content(path)}"
+
+
+def weights_content(path: str) -> str:
+    """A digest of the weights that `model.init.path` names. It is remembered by name, size and time of change of the
+    file, or of the checkpoints in a run's folder, so that they are read once.
+
+    Raises:
+        InputError: there are none, or they are damaged.
+    """
+    at = Path(path)
+    files = sorted(file for pattern in _CHECKPOINTS for file in at.glob(pattern)) if at.is_dir() else [at]
+    stats = [(str(file.absolute()), os.stat(file)) for file in files if file.is_file()]
+    return _content(path, tuple(f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in stats))
+
+
+@cache
+def _content(path: str, files: tuple[str, ...]) -> str:
+    name = hashlib.sha256("\n".join(files).encode()).hexdigest()[:24]
+    known = cache_folder().parent / "weights" / name
+    if files and known.is_file():
+        return known.read_text(encoding="utf-8").strip()
+    from mtp_lightning.checkpoints.initial import digest_of  # and torch, which most plans do without
+
+    found = digest_of(Path(path))
+    try:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        write_text(known, found)
+    except OSError as error:  # it is read again the next time
+        print(f"warning: {known.parent}: {error.strerror}; nothing is remembered", file=sys.stderr)
+    return found
+
+
+def check_chained(parent: Mapping[str, Any], child: Mapping[str, Any], name: str) -> None:
+    """Whether a cell can begin with the weights of another that has not run yet.
+
+    Args:
+        parent: its configuration, as that of `child`.
+        name: of the parent, for the message.
+
+    Raises:
+        InputError: it cannot; says what to set.
+    """
+    parts = [json.dumps(config["model"][key]) for config in (parent, child) for key in ("backbone", "heads")]
+    _check_chained(*parts, json.dumps(child["model"]["init"] | {"path": CELL}), name)
+
+
+@cache  # once for all seeds and for all that neither model depends on
+def _check_chained(there: str, their_heads: str, here: str, our_heads: str, init: str, name: str) -> None:
+    import torch
+
+    from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+    from mtp_lightning.model.initial import InitConfig
+    from mtp_lightning.model.mtp import MTPModel
+    from mtp_lightning.model.own_kind import import_kind
+    from mtp_lightning.model.transfer import described, make_plan
+
+    theirs, ours = HeadsConfig(**json.loads(their_heads)), HeadsConfig(**json.loads(our_heads))
+    for heads in (theirs, ours):
+        import_kind(heads)
+    with torch.device("meta"):
+        model = MTPModel(BackboneConfig.from_dict(json.loads(here)), ours)
+    make_plan(
+        described(name, BackboneConfig.from_dict(json.loads(there)), theirs), model, InitConfig(**json.loads(init))
+    )

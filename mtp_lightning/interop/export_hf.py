@@ -1,0 +1,236 @@
+"""A model as `transformers` holds it: configuration, tensors under its names, and the code that goes with them.
+
+    llama      n = 1, or head 1 alone                  a stock class
+    standard   `sequential`, `recurrent`               a stock class + 15 lines, `generate(use_mtp=True)`
+    own        `parallel`, `causal`, `linear`          code of our own, `generate(custom_generate=FOLDER)`
+
+Widths of a parameter-matched trunk are made equal by zero columns, which leave the function as it is: gate and up give
+0 there, and down adds nothing. So one configuration with one width holds every model, and the stock classes of every
+server read it; a list of widths would need code that only `transformers` runs.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.interop.hf_config import hf_config
+from mtp_lightning.interop.hf_names import (
+    BLOCK,
+    SHARED_HEAD_NORM,
+    TOP,
+    llama_names,
+    standard_names,
+    swap_halves,
+    weight_names,
+)
+from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
+from mtp_lightning.model.counts import trunk_widths
+from mtp_lightning.model.mtp import MTPModel
+
+Layout = Literal["llama", "standard", "own"]
+OWN_CODE: tuple[str, ...] = ("parallel", "causal", "linear")
+"""Kinds whose heads `remote_code/modeling_mtp_lightning.py` computes."""
+INSTEAD = "`--heads 1` exports head 1 as an ordinary Llama, `--to safetensors` all of it for `mtp` itself"
+
+
+class Exported(NamedTuple):
+    """What a folder for `transformers` holds of a model."""
+
+    layout: Layout
+    family: str
+    """Whose classes compute its layers: Llama, Mistral, Qwen2, Qwen3."""
+    heads: int
+    """Prediction heads that are in it."""
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    changes: list[str]
+    """What is other than a renaming, for the card."""
+
+
+def choose_layout(heads: HeadsConfig, keep: int | None = None) -> Layout:
+    """The layout that holds these heads, all of them, or the first alone with `keep` = 1.
+
+    Raises:
+        InputError: there is none; names the key, and what would work instead.
+    """
+    if keep == 1 and heads.kind != "linear":
+        return "llama"
+    if heads.n_future == 1 and heads.kind != "linear":
+        return "llama"
+    n = f"n_future {heads.n_future}"
+    if heads.is_own or heads.kind not in (*TEACHER_FORCED, *OWN_CODE):
+        raise InputError(f"model.heads.kind is '{heads.kind}' with {n}: no layout holds such heads; {INSTEAD}")
+    if heads.horizon != heads.n_future and keep != 1:
+        raise InputError(
+            f"model.heads.offsets is {list(heads.head_offsets)}: heads 1 .. n are served only where head i predicts "
+            f"the i-th token ahead; {INSTEAD}"
+        )
+    if heads.kind in OWN_CODE:
+        return "own"
+    if heads.layers > 1:
+        raise InputError(f"model.heads.layers is {heads.layers}: in the MTP standard a head has one layer; {INSTEAD}")
+    if heads.replicate_unembedding:
+        raise InputError(
+            f"model.heads.replicate_unembedding: in the MTP standard all heads share one unembedding; {INSTEAD}"
+        )
+    return "standard"
+
+
+@torch.no_grad()
+def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | None = None) -> Exported:
+    """
+    Args:
+        keep: 1: head 1 alone; None: all heads.
+        dtype: of every tensor; None keeps the model's.
+
+    Raises:
+        InputError: no layout holds these heads.
+    """
+    backbone, heads = model.config, model.heads_config
+    layout = choose_layout(heads, keep)
+    count = 1 if keep == 1 else heads.n_future
+    names = _names(backbone, heads, layout, count)
+    weights, changes = model.state_dict(), []
+    fold = layout == "standard" and bool((model.norm.weight != 1).any())
+    if fold:
+        changes.append(
+            "The norm's weight is folded into the unembedding, whose norms are ones, since the standard hands the "
+            "normed state on to the next head."
+        )
+        weights["unembedding.weight"] = weights["unembedding.weight"] * weights["norm.weight"]
+        weights["norm.weight"] = torch.ones_like(weights["norm.weight"])
+    tied = backbone.tie_embeddings and not fold
+    if backbone.tie_embeddings and fold:
+        changes.append("The tied unembedding is written on its own for the same reason.")
+    if tied:
+        names.pop("lm_head.weight")
+    width = swiglu_width(backbone, heads)
+    if set(trunk_widths(backbone, heads)) | {width} != {width}:
+        changes.append(f"Narrower SwiGLUs are padded to {width} columns with zeros, which change nothing.")
+    tensors = {theirs: _converted(theirs, weights[ours], width) for theirs, ours in names.items()}
+    if layout == "standard":
+        first = len(trunk_widths(backbone, heads)) + 1
+        tensors |= {SHARED_HEAD_NORM.format(first + i): weights["norm.weight"] for i in range(count - 1)}
+        if heads.kind == "recurrent" and count > 2:
+            changes.append(f"The one module of heads 2 to {count} is written {count - 1} times.")
+    tensors = {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in tensors.items()}
+    config = hf_config(backbone, path_layers(backbone, heads))
+    config |= {"intermediate_size": width, "tie_word_embeddings": tied, "initializer_range": backbone.init_std}
+    family = config["architectures"][0].removesuffix("ForCausalLM")
+    config |= _heads_config(backbone, heads, layout, family, count) | {"dtype": _dtype_name(tensors)}
+    return Exported(layout, family, count, config, tensors, changes)
+
+
+def swiglu_width(backbone: BackboneConfig, heads: HeadsConfig) -> int:
+    """That of the widest layer."""
+    layers = () if heads.kind == "linear" else (backbone.ffn,)
+    return max(*trunk_widths(backbone, heads), *layers)
+
+
+def path_layers(backbone: BackboneConfig, heads: HeadsConfig) -> int:
+    """Transformer layers between embedding and norm on the way to head 1."""
+    own = {"linear": 0, "anticausal": heads.n_future * heads.layers}.get(heads.kind, heads.layers)
+    return len(trunk_widths(backbone, heads)) + own
+
+
+def _names(backbone: BackboneConfig, heads: HeadsConfig, layout: Layout, count: int) -> dict[str, str]:
+    """Hugging Face's name -> ours."""
+    if layout == "standard":
+        return standard_names(backbone, heads)
+    if heads.kind not in ("linear", "anticausal"):
+        names = llama_names(backbone, heads)
+        return names if layout == "llama" else names | _further_names(backbone, heads, count)
+    trunk = len(trunk_widths(backbone, heads))
+    names = {f"{theirs}.weight": f"{ours}.weight" for ours, theirs in TOP.items()}
+    for name in weight_names(backbone, heads):
+        part, index, *rest = name.split(".")
+        if part == "trunk":
+            names[_in_layer(f"model.layers.{index}", rest)] = name
+        elif part == "heads" and heads.kind == "anticausal":  # from the furthest down to head 1
+            layer = trunk + (heads.n_future - 1 - int(index)) * heads.layers + int(rest[0])
+            names[_in_layer(f"model.layers.{layer}", rest[1:])] = name
+    if heads.kind == "linear":
+        names["model.norm.projection.weight"] = "heads.0.projection.weight"
+        names |= _further_names(backbone, heads, count)
+    return names
+
+
+def _further_names(backbone: BackboneConfig, heads: HeadsConfig, count: int) -> dict[str, str]:
+    """Of the layout of our own: heads 2 .. count."""
+    names = {}
+    for name in weight_names(backbone, heads):
+        part, index, *rest = name.split(".")
+        if part == "heads" and 0 < int(index) < count:
+            head = f"mtp_heads.{int(index) - 1}"
+            names[f"{head}.weight" if heads.kind == "linear" else _in_layer(f"{head}.{rest[0]}", rest[1:])] = name
+        elif part == "further_unembeddings" and int(index) < count - 1:
+            names[f"mtp_lm_heads.{index}.weight"] = name
+    return names
+
+
+def _in_layer(layer: str, inside: list[str]) -> str:
+    *place, kind = inside
+    return f"{layer}.{BLOCK['.'.join(place)]}.{kind}"
+
+
+def _converted(name: str, weight: Tensor, width: int) -> Tensor:
+    if name.endswith("eh_proj.weight"):
+        return swap_halves(weight)
+    if name.endswith(("gate_proj.weight", "up_proj.weight")):
+        return F.pad(weight, (0, 0, 0, width - weight.shape[0]))
+    if name.endswith("down_proj.weight"):
+        return F.pad(weight, (0, width - weight.shape[1]))
+    return weight
+
+
+def context_of(backbone: BackboneConfig, trained: int | None) -> int:
+    """Positions that the configuration names: those it was trained on, or for which its rotary positions were slowed;
+    2048, as in Llama, where neither is known."""
+    scaling = backbone.rope_scaling
+    return trained or int((scaling.original_context or 2048) * scaling.factor)
+
+
+def _heads_config(
+    backbone: BackboneConfig, heads: HeadsConfig, layout: Layout, family: str, count: int
+) -> dict[str, Any]:
+    """What config.json says of the heads, and of the code that they need."""
+    if layout == "llama":
+        return {}
+    if layout == "standard":
+        config: dict[str, Any] = {"num_nextn_predict_layers": count - 1, "num_mtp_layers": count - 1}
+        if family.startswith("Qwen"):  # whose layers have types
+            config["mtp_layer_types"] = ["full_attention"] * (count - 1)
+        return config | _code(f"modeling_mtp_{family.lower()}", f"Mtp{family}ForCausalLM")
+    config = {
+        "mtp_kind": heads.kind,
+        "mtp_n_future": count,
+        "mtp_trunk_layers": len(trunk_widths(backbone, heads)),
+        "mtp_head_layers": heads.layers,
+        "mtp_unembeddings": heads.replicate_unembedding and count > 1,
+        **_code("modeling_mtp_lightning", "MtpLightningForCausalLM"),
+    }
+    if heads.kind == "linear":
+        config |= _code("modeling_mtp_lightning", "MtpLinearForCausalLM") | {"model_type": "mtp_linear"}
+        config["auto_map"]["AutoConfig"] = "modeling_mtp_lightning.MtpLinearConfig"
+    return config
+
+
+def _code(module: str, name: str) -> dict[str, Any]:
+    return {"architectures": [name], "auto_map": {"AutoModelForCausalLM": f"{module}.{name}"}}
+
+
+def code_files(exported: Exported) -> dict[str, str]:
+    """Path in the folder -> file of `remote_code` that goes there."""
+    if exported.layout == "llama":
+        return {}
+    module = exported.config["auto_map"]["AutoModelForCausalLM"].split(".")[0]
+    files = {f"{module}.py": "modeling_mtp_llama.py" if exported.layout == "standard" else f"{module}.py"}
+    return files | ({"custom_generate/generate.py": "generate.py"} if exported.layout == "own" else {})
+
+
+def _dtype_name(tensors: Mapping[str, Tensor]) -> str:
+    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")

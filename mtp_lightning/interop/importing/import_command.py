@@ -1,0 +1,82 @@
+"""`mtp import`: somebody's model as a file of ours."""
+
+from pathlib import Path
+from typing import Literal
+
+from mtp_lightning.errors import InputError
+
+Layout = Literal["auto", "hf", "meta"]
+
+
+def import_command(
+    folder: str,
+    out: str,
+    layout: Layout = "auto",
+    heads: int | None = None,
+    context: int | None = None,
+    tokenizer: str | None = None,
+    end_token: str | None = None,
+    force: bool = False,
+) -> None:
+    """Write a model of Hugging Face's Llama family, or of Meta's layout, to one file of ours. Precision is kept.
+
+    Llama, Code Llama, SmolLM2, Mistral, Qwen2, Qwen3, and heads in the MTP standard of `transformers`. Whatever a model
+    here does not compute is refused by its name. Code in the folder is never run.
+
+    Args:
+        folder: The model's folder: config.json and safetensors, or params.json and consolidated.*.pth.
+        out: File to write, *.safetensors. `mtp generate`, `mtp evaluate` and `mtp export` read it like a checkpoint.
+        layout: hf: Hugging Face's; meta: Meta's, also with the further heads of the multi-token prediction paper's
+            release; auto: meta where there is a params.json and no config.json.
+        heads: 1 imports head 1 alone; by default all.
+        context: Positions that the model will be used with, where they are fewer than it is made for.
+        tokenizer: A tokenizer.json or SentencePiece tokenizer.model instead of the folder's own; none: without.
+        end_token: The token that ends a document, where it is not the one that the tokenizer's configuration names.
+        force: Overwrite `out`.
+    """
+    from mtp_lightning.checkpoints.streaming import describe, write_model
+    from mtp_lightning.interop.importing.import_hf import open_hf
+    from mtp_lightning.interop.importing.import_meta import open_meta
+    from mtp_lightning.interop.importing.tokenizers import begin_ids, find_tokenizer
+
+    source, target = Path(folder), check_target(out, force)
+    if not source.is_dir():
+        raise InputError(f"there is no folder '{folder}'")
+    if context is not None and context < 1:
+        raise InputError(f"--context is {context}: it has to be at least 1")
+    if heads not in (None, 1):
+        raise InputError(f"--heads is {heads}: 1 imports head 1 alone, and without it all heads are imported")
+    is_meta = (source / "params.json").is_file() and not (source / "config.json").is_file()
+    if layout == "meta" or (layout == "auto" and is_meta):
+        found = open_meta(source, heads, context)
+    else:
+        found = open_hf(source, heads, context)
+    text = find_tokenizer(source, tokenizer, end_token, found.backbone.vocab_size)
+    state = None if text is None else text.state()
+    begins = {} if text is None else {"begin_ids": begin_ids(text)}
+    described = describe(found.backbone, found.heads, state, found.context, imported=found.origin, **begins)
+    write_model(target, described, found.weights)
+    for note in found.notes:
+        print(note)
+    weights = sum(spec.nbytes for spec in found.weights.specs.values())
+    kinds = ", ".join(sorted({str(spec.dtype).removeprefix("torch.") for spec in found.weights.specs.values()}))
+    print(
+        f"{out}: {found.backbone.n_layers} layers of width {found.backbone.dim}, {found.heads.n_future} heads"
+        f"{f' ({found.heads.kind})' if found.heads.n_future > 1 else ''}, {weights / 2**20:.1f} MiB in {kinds}, "
+        f"{'no tokenizer' if text is None else f'{text.vocab_size} tokens for {found.backbone.vocab_size} rows'}"
+    )
+
+
+def check_target(out: str, force: bool) -> Path:
+    """
+    Raises:
+        InputError: a file that cannot be written, or that is there already.
+    """
+    target = Path(out)
+    if target.suffix != ".safetensors":
+        raise InputError(f"out is '{out}': a model file is named *.safetensors")
+    if target.exists() and not (force and target.is_file()):
+        raise InputError(f"'{out}' exists: give another name, or --force true to overwrite it")
+    if not target.parent.is_dir():
+        raise InputError(f"out: there is no folder '{target.parent}'")
+    return target

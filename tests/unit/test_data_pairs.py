@@ -1,0 +1,424 @@
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_runs import fit, make_folder
+from test_checkpoints import save
+from tiny import tiny_backbone
+
+from mtp_lightning.checkpoints.files import load_model
+from mtp_lightning.checkpoints.select import find_checkpoint
+from mtp_lightning.cli import main
+from mtp_lightning.data import SourceConfig, TokenDataModule
+from mtp_lightning.data.command import prepare_command, train_bpe
+from mtp_lightning.data.corpora.account import Account
+from mtp_lightning.data.corpora.documents import Document, documents
+from mtp_lightning.data.loader import ValidationWindows
+from mtp_lightning.data.stories.generator import stories, tell
+from mtp_lightning.data.stories.questions import SEED
+from mtp_lightning.data.tokens.heldout import heldout_pairs
+from mtp_lightning.data.tokens.packing import PackedOrder, pack, read_packed
+from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_shards
+from mtp_lightning.data.tokens.store import TokenStore, read_meta
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.objective.targets import make_targets
+from mtp_lightning.probes.exact_match import written
+
+PAIRS = [(f"What is {i} and {i}?" + "?" * (i % 4), f"{2 * i}!" * (1 + i % 3)) for i in range(40)]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in PAIRS))
+    return path
+
+
+def module(path: Path, **changes: Any) -> TokenDataModule:
+    settings: dict[str, Any] = {"context": 40, "batch_size": 4, "validation_fraction": 0.2, "val_windows": None}
+    source = SourceConfig(kind="pairs", path=str(path), **changes.pop("source", {}))
+    data = TokenDataModule(source=source, directory=str(path.parent / "cache"), **settings | changes)
+    data.prepare_data()
+    data.setup("validate")
+    return data
+
+
+def stored(store: TokenStore) -> list[tuple[str, str]]:
+    """(question, answer) of every document, out of the shards."""
+    assert store.answer_starts is not None
+    ends = [*store.document_starts[1:].tolist(), len(store)]
+    found = []
+    for start, answer, end in zip(store.document_starts.tolist(), store.answer_starts.tolist(), ends):
+        tokens = bytes(store.read(start, end - start).tolist())
+        assert tokens[-1] == 255
+        found.append((tokens[: answer - start].decode(), tokens[answer - start : -1].decode()))
+    return found
+
+
+def test_one_number_a_document_says_where_its_answer_begins(file: Path) -> None:
+    data = module(file)
+    found = stored(data.train_store) + stored(data.validation_store)
+    assert sorted(found) == sorted(PAIRS)
+    assert 3 <= len(stored(data.validation_store)) <= 15
+    assert data.train_store.meta.account == {"files": 1, "left_out": []}
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_exactly_the_answers_and_their_ends_are_targets(file: Path, horizon: int) -> None:
+    """Of every head: the first target that counts is the answer's first token, and no question's token ever counts."""
+    data = module(file, horizon=horizon)
+    heads = HeadsConfig(n_future=horizon)
+    batches = [data._reader(data.train_store)[0](np.arange(i, i + 1)) for i in range(200)]
+    firsts = pack(data.train_store.document_starts, len(data.train_store), 40)
+    seen: list[list[bytes]] = [[] for _ in range(horizon)]
+    for batch in batches[: len(firsts) - 1]:
+        targets = make_targets(heads, batch["tokens"], batch["documents"], batch["loss_mask"])
+        for head in range(horizon):
+            valid = targets.valid[head, 0]
+            seen[head].append(bytes(targets.targets[head, 0][valid].tolist()))
+    answers = sorted(answer.encode() for _, answer in stored(data.train_store))
+    for joined in seen:
+        assert sorted(b"".join(joined).split(b"\xff")[:-1]) == answers
+
+
+def test_prompts_are_questions(file: Path) -> None:
+    data = module(file)
+    questions = [question for question, _ in stored(data.validation_store)]
+    assert [bytes(prompt.tolist()).decode() for prompt in data.heldout_prompts(100, 64)] == questions
+    assert [bytes(prompt.tolist()).decode() for prompt in data.heldout_prompts(2, 5)] == [
+        questions[0][-5:], questions[-1][-5:],
+    ]  # fmt: skip
+
+
+def brute_mask(store: TokenStore, first: int, after: int, length: int) -> list[bool]:
+    """Token by token."""
+    assert store.answer_starts is not None
+    start = int(store.document_starts[first])
+    mask = []
+    for place in range(start, start + length):
+        owner = max((d for d, s in enumerate(store.document_starts) if s <= place), default=0)
+        mask.append(place < len(store) and owner < after and place >= store.answer_starts[owner])
+    return mask
+
+
+@pytest.mark.parametrize("context", [5, 12, 23, 40, 1000])
+def test_windows_hold_whole_documents_each_once(tmp_path: Path, context: int) -> None:
+    corpus = [Document(f"d{i}", p + c, len(p)) for i, (p, c) in enumerate(PAIRS)]
+    settings = ShardSettings(validation_fraction=0.2)
+    prepare_shards(tmp_path / "s", lambda: corpus, ByteTokenizer(), {}, settings, answers=True)
+    store = TokenStore(tmp_path / "s", "train")
+    firsts = pack(store.document_starts, len(store), context)
+    starts = [*store.document_starts.tolist(), len(store)]
+    assert [firsts[0], firsts[-1]] == [0, len(starts) - 1]
+    order = PackedOrder(firsts, context, 2, seed=None)
+    for w, (first, after) in enumerate(itertools.pairwise(firsts)):
+        assert starts[after] - starts[first] <= context + 1 or after == first + 1
+        assert after == len(starts) - 1 or starts[after + 1] - starts[first] > context + 1, "one more would have fitted"
+        batch = read_packed(store, order, np.array([w]))
+        assert batch["loss_mask"][0].tolist() == brute_mask(store, first, after, context + 2)
+    inputs = [read_packed(store, PackedOrder(firsts, context, h, seed=3), np.arange(9)) for h in (1, 8)]
+    for key in ("tokens", "documents", "loss_mask"):
+        assert torch.equal(inputs[0][key], inputs[1][key][:, : context + 1]), "the same for every n"
+    n = len(firsts) - 1
+    windows = PackedOrder(firsts, context, 1, seed=3).windows(np.arange(3 * n)).reshape(3, n)
+    assert [sorted(epoch) for epoch in windows.tolist()] == [list(range(n))] * 3
+    assert n < 4 or len({tuple(epoch) for epoch in windows.tolist()}) == 3
+
+
+def test_a_row_that_only_fills_a_batch_never_counts(file: Path) -> None:
+    data = module(file, batch_size=2, val_windows=3)
+    read, n_windows = data._reader(data.validation_store)
+    assert n_windows == 3
+    rows = [ValidationWindows(read, 3, 2, rank, 2)[1] for rank in (0, 1)]
+    assert rows[0]["loss_mask"].sum() == read(np.array([2]))["loss_mask"].sum() > 0
+    assert not rows[1]["loss_mask"].any()
+
+
+def test_what_a_window_cuts_is_said_and_nothing_left_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=r"data\.context is 12: .* their whole answer there; .* larger data\.context"):
+        module(file, context=12)
+    data = module(file, context=20)
+    data.setup("fit")
+    assert "data.context is 20: of 3" in (said := capsys.readouterr().err)
+    assert "are longer than 21 tokens" in said
+    with pytest.raises(InputError, match=r"data\.context is 20"):
+        module(file, context=20, source={"strict": True})
+
+
+def test_another_border_is_other_data_and_plain_shards_are_as_ever(file: Path, tmp_path: Path) -> None:
+    prints = []
+    for name, at, answers in (("a", 3, True), ("b", 4, True), ("c", None, False)):
+        corpus = [Document(f"d{i}", f"text {i}", at) for i in range(9)]
+        meta = prepare_shards(tmp_path / name, lambda: corpus, ByteTokenizer(), {}, ShardSettings(), answers=answers)  # noqa: B023
+        prints.append(meta.fingerprint)
+    assert len(set(prints)) == 3
+    assert "answers" not in json.loads((tmp_path / "c" / "meta.json").read_text())
+    assert not (tmp_path / "c" / "train-answers.bin").exists()
+    assert TokenStore(tmp_path / "c", "train").answer_starts is None
+    (tmp_path / "a" / "train-answers.bin").unlink()
+    with pytest.raises(InputError, match=r"train-answers\.bin' is missing"):
+        TokenStore(tmp_path / "a", "train")
+
+
+def test_a_tokenizer_never_joins_question_and_answer(tmp_path: Path) -> None:
+    corpus = [Document(f"d{i}", "abab" * 3, 2 * (i % 5) + 1) for i in range(20)]
+    tokenizer = HuggingFaceTokenizer(train_bpe(iter(["abab" * 50] * 9), 270))
+    prepare_shards(tmp_path / "s", lambda: corpus, tokenizer, {}, ShardSettings(), answers=True)
+    store = TokenStore(tmp_path / "s", "train")
+    assert store.answer_starts is not None
+    ends = [*store.document_starts[1:].tolist(), len(store)]
+    for start, answer, end in zip(store.document_starts.tolist(), store.answer_starts.tolist(), ends):
+        question = store.read(start, answer - start).tolist()
+        assert question == tokenizer.encode(tokenizer.decode(question)), "as it is when it is asked"
+        assert tokenizer.decode(store.read(start, end - start).tolist()) == "abab" * 3
+
+
+ROWS: list[tuple[object, str]] = [
+    ({"prompt": "a", "completion": ""}, "rows with an empty prompt or completion"),
+    ({"prompt": "", "completion": "b"}, "rows with an empty prompt or completion"),
+    ({"prompt": "a"}, "rows whose prompt or completion is missing or no text"),
+    ({"prompt": ["a"], "completion": "b"}, "rows whose prompt or completion is missing or no text"),
+    ({"text": "a"}, "rows without prompt, completion and messages"),
+    ("a", "rows that are no objects"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "rows with fewer than two messages"),
+    ({"messages": [{"role": "user", "content": "a"}] * 2}, "rows whose last message is not the assistant's"),
+    (
+        {"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "b"}]},
+        "rows with a message whose role or content is no text",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "a", "tool": 1}, {"role": "assistant", "content": "b"}]},
+        "rows with a message that has more than a role and a content",
+    ),
+    (
+        {"messages": [{"role": "villain", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        "rows that the chat template refuses",
+    ),
+]
+TEMPLATE = """{%- for m in messages -%}
+{%- if m.role == 'villain' %}{{ raise_exception('no villains') }}{% endif -%}
+<|{{ m.role }}|>{{ m.content }}{{ eos_token }}
+{%- endfor -%}
+{%- if add_generation_prompt %}<|assistant|>{% endif -%}"""
+
+
+def test_bad_rows_are_counted_and_strict_refuses_them(tmp_path: Path) -> None:
+    path, template = tmp_path / "p.jsonl", tmp_path / "t.jinja"
+    template.write_text(TEMPLATE)
+    good = {"prompt": "a", "completion": "b"}
+    path.write_text("\n".join(json.dumps(row) for row in [good, *(row for row, _ in ROWS), good]))
+    source = SourceConfig(kind="pairs", path=str(path), chat_template=str(template))
+    account = Account()
+    assert [document.name for document in documents(source, account)] == ["p.jsonl#0", f"p.jsonl#{len(ROWS) + 1}"]
+    counted: dict[str, int] = {}
+    for _, reason in ROWS:
+        counted[reason] = counted.get(reason, 0) + 1
+    assert dict(account.left_out) == counted
+    assert account.examples["rows that the chat template refuses"] == [f"p.jsonl, line {len(ROWS) + 1}: no villains"]
+    with pytest.raises(InputError, match=r"data\.source\.strict: .*line 12: no villains"):
+        list(documents(SourceConfig(kind="pairs", path=str(path), chat_template=str(template), strict=True)))
+    path.write_text('{"text": "a"}\n')
+    with pytest.raises(InputError, match=r"no pair in it: a row needs 'prompt' and 'completion', or .*line 1"):
+        list(documents(SourceConfig(kind="pairs", path=str(path))))
+    path.write_text('{"prompt": "a", "completion": "b", "prompt": "c"}\n')
+    with pytest.raises(InputError, match="line 1: 'prompt' is written twice"):
+        list(documents(SourceConfig(kind="pairs", path=str(path))))
+
+
+def chat_tokenizer(folder: Path, **config: object) -> Path:
+    """A BPE with the special tokens of the template, in a folder as it is published."""
+    raw = json.loads(train_bpe(iter(["user assistant hello"] * 3), 258))
+    for i, name in enumerate(("<|user|>", "<|assistant|>")):
+        flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+        raw["added_tokens"].append({"id": 258 + i, "content": name, **flags})
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def conversation(*turns: str) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]}
+
+
+def test_messages_become_a_question_and_the_last_answer(tmp_path: Path) -> None:
+    folder = chat_tokenizer(tmp_path / "tok", chat_template=TEMPLATE, eos_token={"content": "<|endoftext|>"})
+    rows = [conversation("hi", "ho", f"q{i}", f"answer {i}") for i in range(12)]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = module(path, tokenizer=str(folder), vocab_size=260)
+    store, tokenizer = data.train_store, data.text_tokenizer
+    assert store.answer_starts is not None
+    start, answer, end = (int(x) for x in (store.document_starts[0], store.answer_starts[0], store.document_starts[1]))
+    eos, user, assistant = tokenizer.eos_id, 258, 259
+    i = int(tokenizer.decode(store.read(start, end - start).tolist())[-2:])
+    encode = tokenizer.encode
+    assert store.read(start, answer - start).tolist() == [
+        user, *encode("hi"), eos, assistant, *encode("ho"), eos, user, *encode(f"q{i}"), eos, assistant,
+    ]  # fmt: skip
+    assert store.read(answer, end - answer).tolist() == [*encode(f"answer {i}"), eos], "the end is not written twice"
+
+
+def test_the_chat_is_what_transformers_writes(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = chat_tokenizer(tmp_path / "tok", chat_template=TEMPLATE, eos_token="<|endoftext|>")
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|endoftext|>", chat_template=TEMPLATE
+    )
+    path = tmp_path / "chat.jsonl"
+    row = conversation("hé <b>", "ho\n", "what?", "so")
+    path.write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
+    (document, *_) = documents(
+        SourceConfig(kind="pairs", path=str(path), chat_template=str(folder / "tokenizer_config.json"))
+    )
+    assert document.text == theirs.apply_chat_template(row["messages"], tokenize=False)
+    ids = theirs.apply_chat_template(row["messages"], return_dict=False)
+    data = module(path, tokenizer=str(folder), vocab_size=260)
+    assert data.train_store.read(0, len(ids)).tolist() == ids
+
+
+def test_templates_are_found_asked_for_and_held_in(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(conversation("a", "b")) + "\n" for _ in range(3)))
+    with pytest.raises(InputError, match=r"data\.source\.chat_template is missing: .*line 1, has 'messages'"):
+        module(path)
+    with pytest.raises(InputError, match=r"chat_template goes with data\.source\.kind = 'pairs', not with 'text'"):
+        SourceConfig(kind="text", path="x", chat_template="y")
+    for text, message in (
+        ("{% if %}", "is no Jinja template"),
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
+        ("{{ messages.append(1) }}", "SecurityError"),
+        ("", "holds no chat template"),
+        ("{{ add_generation_prompt }}", "does not begin with the text before it"),
+    ):
+        template = tmp_path / f"{len(message)}.jinja"
+        template.write_text(text)
+        with pytest.raises(InputError, match=message):
+            module(path, source={"chat_template": str(template)})
+    with pytest.raises(InputError, match=r"data\.source\.chat_template: there is no file"):
+        module(path, source={"chat_template": str(tmp_path / "none.jinja")})
+
+
+def test_another_template_is_another_corpus(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps(conversation("a", "b")))
+    names = set()
+    for i in range(2):
+        folder = chat_tokenizer(tmp_path / f"t{i}", chat_template=TEMPLATE, eos_token=f"<{i}>")
+        source = SourceConfig(kind="pairs", path=str(path), chat_template=str(folder / "tokenizer_config.json"))
+        names.add(cache_name(source, ByteTokenizer(), ShardSettings()))
+    assert len(names) == 2
+
+
+def test_the_command_makes_shards_that_are_trained_on(file: Path, tmp_path: Path) -> None:
+    prepare_command(out=str(tmp_path / "out"), kind="pairs", path=str(file), validation_fraction=0.2)
+    assert read_meta(tmp_path / "out").answers
+    source = SourceConfig(kind="shards", path=str(tmp_path / "out"))
+    data = TokenDataModule(source=source, context=40, batch_size=2)
+    data.prepare_data()
+    data.setup("fit")
+    direct = module(file, batch_size=2)
+    a, b = (d._reader(d.train_store)[0](np.arange(5)) for d in (data, direct))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_is_scored_on_answers_alone(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bits per byte and loss of `mtp fit` against a loop over the pairs, one at a time, without any packing."""
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path)
+    source = ["--data.source", f"{{kind: pairs, path: {file}}}", "--data.context=60", "--data.val_windows=null"]
+    metrics = tmp_path / "m.json"
+    assert fit("run", *source, "--model.backbone.attend_across_documents=false") == 0
+    assert main(["validate", "run", "--json", str(metrics)]) == 0, capsys.readouterr().err
+    loaded = load_model(find_checkpoint(tmp_path / "run"))
+    found = json.loads(metrics.read_text())["metrics"]
+    data = module(file, validation_fraction=0.3)
+    nll, n_tokens, n_bytes = 0.0, 0, 0
+    with torch.no_grad():
+        for question, answer in stored(data.validation_store):
+            ids = torch.tensor([*question.encode(), *answer.encode(), 255])
+            logits = loaded.model.unembedding(loaded.model.next_token_states(ids[None, :-1]))[0]
+            nlls = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")[len(question.encode()) - 1 :]
+            nll, n_tokens, n_bytes = nll + nlls.sum().item(), n_tokens + len(nlls), n_bytes + len(answer.encode())
+    assert found["val/loss/head_1"] == pytest.approx(nll / n_tokens, rel=1e-5)
+    assert found["val/bits_per_byte"] == pytest.approx(nll / n_bytes / np.log(2), rel=1e-5)
+
+
+def test_story_pairs_are_answered_by_their_stories_and_kept_apart() -> None:
+    """Names and the last sentence, found again in the text; the name of a pair is its story's alone."""
+    found = list(documents(SourceConfig(kind="story_pairs", max_documents=300)))
+    told = {story.text: story for story in (tell(i, SEED) for i in range(300))}
+    asked: dict[str, int] = {}
+    for document in found:
+        question, answer = document.parts
+        story, line = question.rsplit("\n\n", 1)
+        asked[line] = asked.get(line, 0) + 1
+        if line == "Who is in the story?\n":
+            assert sorted(answer.split(", ")) == sorted(character.name for character in told[story].characters)
+            first = [story.index(name) for name in answer.split(", ")]
+            assert first == sorted(first)
+        else:
+            assert line == "How does the story end?\n"
+            assert story.endswith(answer)
+            assert answer[0].isupper() or answer[0] == '"'
+            assert story.removesuffix(answer)[-1] in " \n"
+        assert document.name == hashlib.sha256(story.encode()).hexdigest()[:16]
+    assert min(asked.values()) > 100
+    assert found[:20] == list(documents(SourceConfig(kind="story_pairs", max_documents=20)))
+    assert not set(told) & set(stories(300)), "others than those that are pretrained on"
+
+
+def test_whole_answers_and_their_loss(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`mtp evaluate pairs`, against decoding one question after the other."""
+    data = module(file)
+    torch.manual_seed(0)
+    model = MTPModel(tiny_backbone(vocab_size=256, n_layers=3), HeadsConfig(n_future=2)).eval()
+    save(tmp_path / "a.ckpt", model)
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    content["mtp_lightning"]["context"] = 40
+    torch.save(content, tmp_path / "a.ckpt")
+    examples = heldout_pairs(data.validation_store, 5, 40)
+    assert examples.lengths.tolist() == [len(q) + len(a) + 1 for q, a in stored(data.validation_store)[:5]]
+    said = written(model, examples)
+    right = [tokens == [*answer.encode(), 255] for tokens, (_, answer) in zip(said, stored(data.validation_store))]
+    arguments = ["evaluate", "pairs", str(tmp_path / "a.ckpt"), "--shards", str(data.shards), "--count", "5"]
+    assert main([*arguments, "--json", str(tmp_path / "out.json")]) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "out.json").read_text())["metrics"]
+    assert found["exact"] == sum(right) / 5
+    losses = []
+    for question, answer in stored(data.validation_store)[:5]:
+        ids = torch.tensor([*question.encode(), *answer.encode(), 255])
+        logits = model.unembedding(model.next_token_states(ids[None, :-1]))[0].log_softmax(-1)
+        losses += [-logits[i - 1, ids[i]].item() for i in range(len(question.encode()), len(ids))]
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert main(["evaluate", "pairs", str(tmp_path / "a.ckpt")]) == 2
+    with pytest.raises(InputError, match=r"no pair of the validation split .* fits into 3 tokens"):
+        heldout_pairs(data.validation_store, 5, 3)
+
+
+def test_story_pairs_as_a_file_are_those_that_are_trained_on(tmp_path: Path) -> None:
+    sides = []
+    for side in ("train", "validation", "all"):
+        assert main(["data", "pairs", str(tmp_path / f"{side}.jsonl"), "--count", "60", "--side", side]) == 0
+        rows = [json.loads(line) for line in (tmp_path / f"{side}.jsonl").read_text().splitlines()]
+        sides.append({(row["prompt"], row["completion"]) for row in rows})
+    assert sides[0] | sides[1] == sides[2]
+    assert [len(side) for side in sides] == [60 - len(sides[1]), len(sides[1]), 60]
+    source = SourceConfig(kind="story_pairs", max_documents=60)
+    data = TokenDataModule(source=source, context=1152, directory=str(tmp_path / "cache"))
+    data.prepare_data()
+    data.setup("validate")
+    assert set(stored(data.validation_store)) == sides[1]
+    assert main(["data", "pairs", str(tmp_path / "all.jsonl")]) == 2
+    assert main(["data", "pairs", str(tmp_path / "x.jsonl"), "--count", "0"]) == 2

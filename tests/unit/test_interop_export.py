@@ -1,0 +1,432 @@
+"""`mtp export --to hf`: what `transformers` loads is the model; what does not fit is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tiny import tiny_backbone
+from torch import Tensor
+
+from mtp_lightning.checkpoints.files import LoadedModel, load_model, save_safetensors
+from mtp_lightning.cli import main
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from mtp_lightning.decoding.reference import decode_plainly, decode_speculatively
+from mtp_lightning.interop import export_gate, export_hf
+from mtp_lightning.interop.export_folder import byte_tokenizer, write_tokenizer
+from mtp_lightning.interop.export_gate import loaded, their_logits
+from mtp_lightning.model.config import HeadsConfig, RopeScaling
+from mtp_lightning.model.heads import Join
+from mtp_lightning.model.mtp import MTPModel
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("default")  # of transformers' own
+
+
+def trained(heads: HeadsConfig, **backbone: object) -> MTPModel:
+    """A random model whose norms are not ones, and whose states are as large as those of a trained one."""
+    torch.manual_seed(0)
+    model = MTPModel(tiny_backbone(**{"vocab_size": 256, "n_layers": 8, "n_heads": 4} | backbone), heads).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight * 10 if weight.dim() > 1 else 1 + 0.2 * torch.randn_like(weight))
+        for name, bias in model.named_parameters():
+            if name.endswith("bias"):
+                bias -= 1
+    return model
+
+
+def save(path: Path, model: MTPModel, tokenizer: ByteTokenizer | None = None) -> Path:
+    save_safetensors(LoadedModel(path, model, tokenizer or ByteTokenizer(), 7, 64, None), path)
+    return path
+
+
+def export(tmp_path: Path, model: MTPModel, *arguments: str) -> Path:
+    out = tmp_path / "out"
+    assert main(["export", str(save(tmp_path / "m.safetensors", model)), str(out), "--to", "hf", *arguments]) == 0
+    return out
+
+
+def true_logits(model: MTPModel, tokens: Tensor, n: int) -> Tensor:
+    T = tokens.shape[1] - n
+    return model.logits(tokens[:, :T], None, torch.stack([tokens[:, i : i + T] for i in range(1, n + 1)]))
+
+
+CASES = {
+    **{
+        f"{kind} {n}": (HeadsConfig(n_future=n, kind=kind), {})
+        for kind in ("sequential", "recurrent")
+        for n in (2, 3, 4)
+    },
+    "sequential, + layers": (HeadsConfig(n_future=3, kind="sequential", match="none"), {}),
+    "recurrent, grouped, tied": (HeadsConfig(n_future=3, kind="recurrent"), {"n_kv_heads": 2, "tie_embeddings": True}),
+    "parallel, grouped": (HeadsConfig(n_future=4), {"n_kv_heads": 1}),
+    "parallel, tied": (HeadsConfig(n_future=2, match="none"), {"tie_embeddings": True}),
+    "parallel, unembeddings": (HeadsConfig(n_future=3, replicate_unembedding=True), {"vocab_size": 67}),
+    "parallel, two layers a head": (HeadsConfig(n_future=2, layers=2), {}),
+    "causal": (HeadsConfig(n_future=3, kind="causal"), {}),
+    "linear": (HeadsConfig(n_future=3, kind="linear"), {}),
+    "sequential Qwen3": (HeadsConfig(n_future=3, kind="sequential"), {"qk_norm": True, "head_dim": 6, "n_kv_heads": 2}),
+    "recurrent Qwen2, yarn": (
+        HeadsConfig(n_future=3, kind="recurrent"),
+        {"attention_bias": "qkv", "tie_embeddings": True, "rope_scaling": RopeScaling("yarn", 4.0, 16)},
+    ),
+    "sequential Mistral": (HeadsConfig(n_future=2, kind="sequential"), {"n_heads": 3, "head_dim": 10}),
+    "parallel Qwen3": (HeadsConfig(n_future=3), {"qk_norm": True}),
+    "causal Qwen2, llama3": (
+        HeadsConfig(n_future=3, kind="causal"),
+        {"attention_bias": "qkv", "rope_scaling": RopeScaling("llama3", 8.0, 16)},
+    ),
+    "linear Qwen3, linear": (
+        HeadsConfig(n_future=2, kind="linear"), {"qk_norm": True, "rope_scaling": RopeScaling("linear", 2.0)},
+    ),
+    "one": (HeadsConfig(), {"n_kv_heads": 2, "tie_embeddings": True}),
+    "one linear": (HeadsConfig(kind="linear"), {}),
+}  # fmt: skip
+QUICK = (
+    "sequential 3", "recurrent 4", "sequential Qwen3", "recurrent Qwen2, yarn", "sequential Mistral",
+    "recurrent, grouped, tied", "parallel, grouped", "parallel, unembeddings", "causal Qwen2, llama3", "linear",
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
+def test_every_head_is_the_same_there_and_decodes_the_same_text(case: str, tmp_path: Path) -> None:
+    heads, backbone = CASES[case]
+    model, n = trained(heads, **backbone), heads.n_future
+    teach(model)
+    exported = export_hf.export_model(model)
+    folder = _write(tmp_path / "out", exported)
+    tokens = torch.randint(0, model.config.vocab_size, (2, 40 + n), generator=torch.Generator().manual_seed(1))
+    prompt = tokens[:1, :9]
+    with torch.no_grad(), loaded(folder) as theirs:
+        found = their_logits(theirs, exported, tokens)
+        wanted = true_logits(model, tokens, n)
+        assert found.shape == wanted.shape
+        assert (found[0] - wanted[0]).abs().max() <= 1e-5 * wanted[0].abs().max()
+        assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max(), "the epsilon of the standard's second norm"
+        forwards = [0]
+        theirs.model.layers[0].register_forward_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
+        own = {"custom_generate": str(folder), "trust_remote_code": True}
+        ways = {"standard": {"use_mtp": True}, "own": own, "llama": {}}[exported.layout]
+        text = theirs.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, do_sample=False, pad_token_id=0, **ways
+        )
+    assert text[0, 9:].tolist() == decode_plainly(model, prompt[0], 24)
+    if exported.layout != "llama":
+        ours = decode_speculatively(model, prompt[0], 24, n)
+        assert forwards[0] == 1 + len(ours.forwards)
+        assert n == 1 or heads.kind == "linear" or forwards[0] < 20
+
+
+def teach(model: MTPModel) -> None:
+    """Embedding and unembedding alike: the model repeats tokens, and so do the drafts."""
+    model.embedding.weight.data *= 3
+    model.unembedding.weight.data = model.embedding.weight.data * 1.0
+    for weights in model.further_unembeddings:
+        weights.weight.data = model.embedding.weight.data * 1.0
+    for part in model.modules():
+        if isinstance(part, Join):
+            part.projection.weight.data = torch.eye(2 * model.config.dim)[model.config.dim :] * 3
+
+
+def _write(folder: Path, exported: export_hf.Exported) -> Path:
+    from mtp_lightning.interop.export_folder import write_code, write_config, write_tensors
+
+    folder.mkdir()
+    write_tensors(folder, exported.tensors, 10**9)
+    write_config(folder, exported.config | {"max_position_embeddings": 64}, None)
+    write_code(folder, export_hf.code_files(exported), exported.family)
+    return folder
+
+
+def test_a_folder_says_what_it_is_and_what_was_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = trained(HeadsConfig(n_future=3, kind="sequential"))
+    run = tmp_path / "mine"
+    (run / "checkpoints").mkdir(parents=True)
+    metrics = {"val/loss/head_1": 1.25, "perf/peak_memory_bytes": 9.0}
+    (run / "result.json").write_text(json.dumps({"step": 7, "tokens": 1000, "metrics": metrics}))
+    (run / "config.yaml").write_text("model: {init: {path: runs/parent/x.ckpt}}\n")
+    source = save(run / "checkpoints" / "a.safetensors", model)
+    out = tmp_path / "out"
+    assert main(["export", str(source), str(out), "--to", "hf", "--shard_gb", "0.0001", "--dtype", "bfloat16"]) == 0
+    card = (out / "README.md").read_text()
+    for says in ("use_mtp=True", "| 3 |", "`val/loss/head_1` | 1.25", "1,000", "parent/x.ckpt", "mine/a.safetensors"):
+        assert says in card
+    assert "perf/" not in card
+    assert str(tmp_path) not in card
+    said = capsys.readouterr().out
+    assert "`generate(use_mtp=True)` writes our greedy text" in said
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    for name, file in index["weight_map"].items():
+        assert load_file(out / file)[name].dtype == torch.bfloat16
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    from transformers import LlamaForCausalLM
+
+    plain = LlamaForCausalLM.from_pretrained(out)  # a server that knows no heads reads the model itself
+    assert sum(p.numel() for p in plain.parameters()) < sum(p.numel() for p in model.parameters()) + 256 * 32 * 2
+
+
+@pytest.mark.parametrize("kind", ["anticausal", "order", "none", "recurrent", "linear"])
+def test_head_1_alone_goes_out_of_every_kind(kind: str, tmp_path: Path) -> None:
+    model = trained(HeadsConfig(n_future=3, kind=kind))
+    out = export(tmp_path, model, "--heads", "1")
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == ("mtp_linear" if kind == "linear" else "llama")
+    assert (out / "modeling_mtp_lightning.py").is_file() == (kind == "linear")
+    tokens = torch.randint(0, 256, (1, 20))
+    with loaded(out) as theirs, torch.no_grad():
+        wanted = model.unembedding(model.next_token_states(tokens))
+        torch.testing.assert_close(theirs(tokens).logits, wanted, atol=1e-5, rtol=1e-5)
+
+
+REFUSED: dict[str, tuple[HeadsConfig, list[str], str]] = {
+    "anticausal": (HeadsConfig(n_future=2, kind="anticausal"), [], "model.heads.kind is 'anticausal'"),
+    "order": (HeadsConfig(n_future=2, kind="order"), [], "model.heads.kind is 'order'"),
+    "none": (HeadsConfig(n_future=2, kind="none"), [], "model.heads.kind is 'none'"),
+    "gaps": (HeadsConfig(n_future=2, offsets=(1, 3)), [], "model.heads.offsets is [1, 3]"),
+    "layers": (HeadsConfig(n_future=2, kind="sequential", layers=2), [], "model.heads.layers is 2"),
+    "unembeddings": (
+        HeadsConfig(n_future=2, kind="recurrent", replicate_unembedding=True), [], "model.heads.replicate_unembedding",
+    ),
+    "biases and norms": (HeadsConfig(), [], "model.backbone.attention_bias 'qkv' together with qk_norm"),
+    "two of three": (HeadsConfig(n_future=3), ["--heads", "2"], "heads is 2: this model has 3"),
+    "shards": (HeadsConfig(), ["--shard_gb", "0"], "shard_gb is 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_format_cannot_hold_is_refused_by_name(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads, arguments, says = REFUSED[case]
+    features = {"attention_bias": "qkv", "qk_norm": True} if case == "biases and norms" else {}
+    source = save(tmp_path / "m.safetensors", trained(heads, **features))
+    assert main(["export", str(source), str(tmp_path / "out"), "--to", "hf", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert arguments or features or "--heads 1" in error
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_what_is_there_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = save(tmp_path / "m.safetensors", trained(HeadsConfig())), tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("mine")
+    command = ["export", str(source), str(out), "--to", "hf", "--verify", "false"]
+    assert main(command) == 2
+    assert "exists: give another name" in capsys.readouterr().err
+    assert main([*command, "--force", "true"]) == 2, "no folder of a model"
+    assert (out / "precious").read_text() == "mine"
+    (out / "config.json").write_text("{}")
+    assert main([*command, "--force", "true"]) == 0
+    assert not (out / "precious").exists()
+    assert "Nothing was compared" in capsys.readouterr().out
+    assert "`--verify false`" in (out / "README.md").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "out"]
+
+
+def mutate_tensor(exported: export_hf.Exported) -> None:
+    exported.tensors["model.layers.0.mlp.down_proj.weight"][0, 0] += 0.5
+
+
+def swap_back(exported: export_hf.Exported) -> None:
+    name = next(name for name in exported.tensors if name.endswith("eh_proj.weight"))
+    exported.tensors[name] = torch.cat(exported.tensors[name].chunk(2, dim=1)[::-1], dim=1)
+
+
+def turn_rope(exported: export_hf.Exported) -> None:
+    exported.config["rope_theta"] *= 1.05
+
+
+BREAKS: dict[str, tuple[Callable[[export_hf.Exported], None], str]] = {
+    "tensor": (mutate_tensor, "the logits of head 1 differ"),
+    "halves": (swap_back, "the logits of head 2 differ"),
+    "rope": (turn_rope, "the logits of head 1 differ"),
+}
+
+
+@pytest.mark.parametrize("case", BREAKS)
+def test_the_gate_sees_a_wrong_conversion(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, says = BREAKS[case]
+    real = export_hf.export_model
+
+    def broken(*arguments: Any) -> export_hf.Exported:
+        exported = real(*arguments)
+        exported.tensors.update({name: tensor.clone() for name, tensor in exported.tensors.items()})
+        spoil(exported)
+        return exported
+
+    monkeypatch.setattr(export_hf, "export_model", broken)
+    source = save(tmp_path / "m.safetensors", trained(HeadsConfig(n_future=2, kind="sequential")))
+    assert main(["export", str(source), str(tmp_path / "out"), "--to", "hf"]) == 1
+    assert says in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_the_gate_sees_a_changed_file_and_another_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(HeadsConfig(n_future=2))
+    exported = export_hf.export_model(model)
+    folder = _write(tmp_path / "out", exported)
+    name = "mtp_heads.0.0.input_layernorm.weight"
+    kept = exported.tensors[name]
+    exported.tensors[name] = kept + 1e-6
+    with pytest.raises(export_gate.UnprovenError, match=name.replace(".", r"\.")):
+        export_gate.prove(folder, model, exported, None)
+    exported.tensors[name] = kept
+    code = folder / "custom_generate" / "generate.py"
+    code.write_text(code.read_text().replace("block[0, certain] != token", "False and token"))  # accepts every draft
+    with pytest.raises(export_gate.UnprovenError, match="another greedy text"):
+        export_gate.prove(folder, model, exported, None)
+
+
+def test_without_transformers_nothing_is_exported_unless_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save(tmp_path / "m.safetensors", trained(HeadsConfig(n_future=2)))
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    command = ["export", str(source), str(tmp_path / "out"), "--to", "hf"]
+    assert main(command) == 2
+    assert "transformers is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--verify", "false"]) == 0
+    assert (tmp_path / "out" / "custom_generate" / "generate.py").is_file()
+
+
+@pytest.mark.parametrize("to", ["hf", "safetensors", "meta"])
+def test_a_full_disk_leaves_nothing(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import resource
+    import signal
+
+    source = save(tmp_path / "m.safetensors", trained(HeadsConfig(n_future=2)))
+    out = tmp_path / ("out.safetensors" if to == "safetensors" else "out")
+    limits, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        status = main(["export", str(source), str(out), "--to", to])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert status == 1
+    assert "File too large" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def byte_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("bytes")
+    write_tokenizer(folder, ByteTokenizer().state(), None, 64)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text() | st.sampled_from(["<|endoftext|>", " <|endoftext|>x", "\r\n\t", "Ā ġ Ċ", "\ufeff\u0000"]))
+def test_autotokenizer_reads_bytes_as_ours(byte_folder: Any, text: str) -> None:
+    ours = ByteTokenizer()
+    ids = ours.encode(text)
+    assert byte_folder(text)["input_ids"] == ids
+    assert byte_folder.decode(ids) == text
+    assert byte_folder.decode([*ids, ours.eos_id], skip_special_tokens=True) == text
+
+
+@settings(max_examples=50, deadline=None)
+@given(ids=st.lists(st.integers(0, 255)))
+def test_autotokenizer_decodes_any_bytes_as_ours(byte_folder: Any, ids: list[int]) -> None:
+    assert byte_folder.decode(ids, skip_special_tokens=True) == ByteTokenizer().decode(ids)
+    assert byte_folder.eos_token_id == 255
+
+
+def test_a_tokenizer_json_goes_out_as_it_is(tmp_path: Path) -> None:
+    tokenizer = HuggingFaceTokenizer(byte_tokenizer(), "it")
+    model = trained(HeadsConfig(n_future=2))
+    source = save(tmp_path / "m.safetensors", model, tokenizer)  # type: ignore[arg-type]
+    assert load_model(source).tokenizer.eos_id == 255
+    assert main(["export", str(source), str(tmp_path / "out"), "--to", "hf"]) == 0
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == byte_tokenizer()
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 255
+
+
+def test_custom_generate_samples_stops_and_refuses(tmp_path: Path) -> None:
+    model = trained(HeadsConfig(n_future=3))
+    teach(model)
+    folder = _write(tmp_path / "out", export_hf.export_model(model))
+    prompt = torch.tensor([[5, 6, 7]])
+    arguments: dict[str, Any] = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 12, "pad_token_id": 0}
+    with loaded(folder) as theirs:
+        whole = theirs.generate(prompt, **arguments)[0, 3:].tolist()
+        assert whole == decode_plainly(model, prompt[0], 12)
+        stopped = theirs.generate(prompt, **arguments, eos_token_id=whole[4])[0, 3:].tolist()
+        assert stopped == whole[: whole.index(whole[4]) + 1]
+        texts = []
+        for heads_used in (1, 3):
+            torch.manual_seed(3)
+            out = theirs.generate(
+                prompt, **arguments, do_sample=True, heads_used=heads_used, return_dict_in_generate=True
+            )
+            texts.append(out.sequences.tolist())
+        assert texts[0] == texts[1], "the same draws, whatever was drafted"
+        for wrong, says in (({"heads_used": 4}, "has 3 prediction heads"), ({"num_beams": 2}, "num_beams has to be 1")):
+            with pytest.raises(ValueError, match=says):
+                theirs.generate(prompt, **arguments, **wrong)
+        arguments["attention_mask"] = torch.ones(2, 3, dtype=torch.long)
+        with pytest.raises(ValueError, match="takes one text without padding"):
+            theirs.generate(prompt.repeat(2, 1), **arguments)
+
+
+def test_the_code_of_a_folder_is_in_the_wheel(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    from hatchling.builders.wheel import WheelBuilder
+
+    root = Path(export_hf.__file__).parents[2]
+    builder = WheelBuilder(str(root))
+    files = {file.distribution_path for file in builder.recurse_included_files()}
+    for name in ("modeling_mtp_llama.py", "modeling_mtp_lightning.py", "generate.py"):
+        assert f"mtp_lightning/interop/remote_code/{name}" in files
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_in_and_out_and_in_again_is_the_identity(name: str, tmp_path: Path) -> None:
+    features: dict[str, Any] = {
+        "llama": {"n_kv_heads": 2, "rope_scaling": RopeScaling("llama3", 8.0, 16)},
+        "qwen2": {"attention_bias": "qkv", "tie_embeddings": True},
+        "qwen3": {"qk_norm": True, "head_dim": 6},
+    }[name]
+    model = trained(HeadsConfig(n_future=3, kind="sequential", match="none"), **features)
+    model.norm.weight.data.fill_(1.0)  # as in a file of the standard, so that nothing is folded
+    source, out, back = save(tmp_path / "m.safetensors", model), tmp_path / "out", tmp_path / "back.safetensors"
+    assert main(["export", str(source), str(out), "--to", "hf", "--verify", "false"]) == 0
+    assert main(["import", str(out), str(back)]) == 0
+    found = load_model(back)
+    assert (found.model.config, found.model.heads_config) == (replace(model.config, init_std=0.02), model.heads_config)
+    assert found.context == 64
+    for key, weight in model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[key], weight), key
+
+
+def test_what_was_folded_comes_back_with_the_same_logits(tmp_path: Path) -> None:
+    model = trained(HeadsConfig(n_future=3, kind="recurrent"), tie_embeddings=True)
+    source, out, back = save(tmp_path / "m.safetensors", model), tmp_path / "out", tmp_path / "back.safetensors"
+    assert main(["export", str(source), str(out), "--to", "hf"]) == 0
+    assert main(["import", str(out), str(back)]) == 0
+    found = load_model(back).model
+    assert (found.heads_config.kind, found.config.tie_embeddings) == ("sequential", False)
+    tokens = torch.randint(0, 256, (1, 33))
+    with torch.no_grad():
+        torch.testing.assert_close(true_logits(found, tokens, 3), true_logits(model, tokens, 3), atol=2e-5, rtol=1e-5)
