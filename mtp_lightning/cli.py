@@ -91,6 +91,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mtp_lightning.bench.decode_command:decode_command",
         "self-speculative decoding against plain and peers",
     ),
+    "bench sandbox": ("mtp_lightning.evaluation.sandbox.bench:sandbox_command", "time of 164 confined programs"),
     "completion": ("mtp_lightning.completion:completion_command", "completion of commands and flags, for the shell"),
     "ui": ("mtp_lightning.tracking.ui:ui_command", "the MLflow UI on this project's runs, on 127.0.0.1"),
 }

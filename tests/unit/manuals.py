@@ -8,6 +8,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 ROOMS = ("conf", "callbacks", "experiments", *(f"mtp_lightning/{room}" for room in (
     "", "model", "data", "decoding", "grid", "interop", "strategies", "tracking", "bench", "evaluation",
+    "evaluation/sandbox",
 )))  # fmt: skip
 MANUALS = [ROOT / "README.md", ROOT / "AGENTS.md", *(ROOT / room / "README.md" for room in ROOMS)]
 

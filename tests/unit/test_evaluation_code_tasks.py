@@ -340,8 +340,9 @@ def test_all_canonical_solutions_pass(bench: Path, sandbox: Sandbox) -> None:
 
 @pytest.mark.slow
 def test_all_canonical_solutions_pass_evalplus(
-    bench: Path, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Path, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes_unchecked: None
 ) -> None:
+    """Without the check of shapes, which looks at each of some 30 million values."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     plus = humaneval(bench / "HumanEvalPlus-Mini.jsonl")
     assert canonical(plus, sandbox) == ({"": 164, "plus": 164}, 164)
@@ -349,14 +350,14 @@ def test_all_canonical_solutions_pass_evalplus(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in solutions of MBPP, which are parsed here
 def test_all_stubs_fail(bench: Path, sandbox: Sandbox) -> None:
     task = humaneval(bench / "HumanEval.jsonl.gz")
     found = score(task, [(i, task.source(i, "    return None\n")) for i in task.prompts], sandbox)
     assert sum(one.passed[""] for one in found) == 0
     for path, whole in (("mbpp.jsonl", False), ("sanitized-mbpp.json", True)):
         task = mbpp(bench / path, whole=whole)
-        stub = "import builtins\ndef __getattr__(name): return lambda *args: None\n"
-        sources = [(i, stub + "\n".join(stubs(task.canonical[i]))) for i in task.prompts]
+        sources = [(i, "\n".join(stubs(task.canonical[i]))) for i in task.prompts]
         assert sum(one.passed[""] for one in score(task, sources, sandbox)) == 0
 
 

@@ -132,3 +132,15 @@ def test_means_are_over_problems_with_samples() -> None:
     passed = [{"": True, "plus": False}, {"": False, "plus": False}, *[{"": True, "plus": True}] * 3]
     found = score_command.metrics_of(("", "plus"), ids, passed, [1, 2])
     assert found == {"pass_at_1": 0.75, "pass_at_2": 1.0, "plus/pass_at_1": 0.5, "plus/pass_at_2": 0.5}
+
+
+def test_the_benchmark_runs_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = write(tmp_path / "data.jsonl", ADD), tmp_path / "out.json"
+    assert main(["bench", "sandbox", "--rounds", "1", "--data", str(data), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert (found["programs"], len(found["confined_s"])) == (1, 1)
+    assert found["ratio"] > 0
+    assert "1 programs, 1 at once" in capsys.readouterr().out
+    bad = write(tmp_path / "bad.jsonl", ADD | {"canonical_solution": "    return 0\n"})
+    assert main(["bench", "sandbox", "--rounds", "1", "--data", str(bad)]) == 2
+    assert "1 of 1 programs do not pass: failed" in capsys.readouterr().err

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from mtp_lightning.evaluation.sandbox import Limits, Outcome, Program, Sandbox, SandboxError, confine, run, values
+from mtp_lightning.evaluation.sandbox import (
+    Limits,
+    Outcome,
+    Program,
+    Sandbox,
+    SandboxError,
+    confine,
+    run,
+    server,
+    values,
+)
 
 ROOT = Path(__file__).parents[2]
 GOOD = "def f(x):\n    return x + 1\n"
@@ -161,6 +171,15 @@ def test_nothing_inside_says_what_is_right(sandbox: Sandbox) -> None:
             values.decode_all(text)
 
 
+def test_the_verdicts_number_is_another_each_time(sandbox: Sandbox) -> None:
+    source = (
+        FRAMES.replace('frame.f_locals["say"]("passed", "")', 'print(frame.f_locals["nonce"], flush=True)') + "\nf(0)"
+    )
+    numbers = {outcome.stdout for _, outcome in sandbox.run([Program(source)] * 3)}
+    assert len(numbers) == 3
+    assert {len(number) for number in numbers} == {33}
+
+
 def test_limits_and_their_names(sandbox: Sandbox) -> None:
     short = Limits(cpu_seconds=1.0, wall_factor=30.0)
     spin = one(sandbox, Program("while True: pass", check="", limits=short))
@@ -271,6 +290,31 @@ def test_a_child_that_cannot_be_confined_is_infrastructure(monkeypatch: pytest.M
     monkeypatch.setattr(run, "_START", start)
     with pytest.raises(SandboxError, match="denied"), Sandbox():
         pass
+
+
+def test_infrastructure_is_tried_again_and_never_returned(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> None:
+    broken = Outcome("infrastructure", 0.0, 0.0, stderr="killed from outside")
+    answers: list[Outcome] = [broken, Outcome("passed", 0.1, 0.1), broken, broken]
+    monkeypatch.setattr(run._Server, "ask", lambda self, *args: answers.pop(0))
+    assert one(sandbox, Program("")).verdict == "passed"
+    with pytest.raises(SandboxError, match="could not run a program: killed from outside"):
+        list(sandbox.run([Program("")]))
+    assert answers == []
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "cpu", "limit", "verdict"),
+    [
+        (b"", 9, 0.1, "", "infrastructure"), (b"", 256, 0.1, "", "infrastructure"),
+        (b"N ready\n", 9, 0.1, "", "infrastructure"), (b"N infrastructure\nOSError", 256, 0.0, "", "infrastructure"),
+        (b"N ready\n", 9, 4.1, "", "timed_out"), (b"N ready\n", 24, 3.9, "", "timed_out"),
+        (b"N ready\nN passed\n", 0, 4.1, "", "timed_out"), (b"N ready\n", 9, 0.1, "wall", "timed_out"),
+        (b"N ready\nN passed\n", 0, 0.1, "", "passed"), (b"N ready\n passed\n", 0, 0.1, "", "exited"),
+        (b"N ready\n", 11, 0.1, "", "no_verdict"), (b"N ready\nN passed\nN passed\n", 0, 0.1, "", "exited"),
+    ],
+)  # fmt: skip
+def test_how_an_end_is_judged(report: bytes, status: int, cpu: float, limit: str, verdict: str) -> None:
+    assert server.judge(report, "N", status, cpu, 4.0, limit)[0] == verdict
 
 
 def test_bubblewraps_command(monkeypatch: pytest.MonkeyPatch) -> None:
