@@ -54,9 +54,8 @@ def test_sizes_agree_with_table_s14(name: str, n_future: int) -> None:
 
 @pytest.mark.parametrize("part", ["heads_only", "joint"])
 def test_adopting_takes_a_path(part: str) -> None:
-    files = [
-        CONF_DIR / name for name in ("base.yaml", "model/tiny.yaml", "data/python_stdlib.yaml", f"adopt/{part}.yaml")
-    ]
+    names = ("base", "model/tiny", "data/python_stdlib", f"adopt/{part}")
+    files = [CONF_DIR / f"{name}.yaml" for name in names]
     config = resolve_config(files, {"model.init.path": "cell:0"})
     assert config["model"]["heads"]["match"] == "none"
     assert (config["model"]["freeze"], config["model"]["init"]["heads"]) == {
