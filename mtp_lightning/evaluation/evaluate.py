@@ -38,6 +38,13 @@ class Subject(NamedTuple):
     context: int | None
     """Positions of a window it was trained on; None where nobody knows."""
     step: int
+    begin_ids: tuple[int, ...] = ()
+    """What all of its texts began with."""
+
+    def prompt_room(self, max_new_tokens: int) -> int | None:
+        """Tokens that a prompt may have, as `write_samples.prompt_room`."""
+        context = None if self.context is None else self.context - len(self.begin_ids)
+        return prompt_room(context, max_new_tokens)
 
 
 def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data: str) -> Results:
@@ -58,6 +65,7 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
         writing = Writing(
             temperature, plan.top_p if temperature else None, plan.seed if temperature else 0, max_new_tokens,
             benchmark.stops, benchmark.stop_ids(subject.tokenizer), plan.heads_used, plan.batch_size,
+            subject.begin_ids,
         )  # fmt: skip
         made_with = {"task": benchmark.name, "data": data, "model": model, **described(writing, engine, plan, subject)}
         name = f"{benchmark.name}_step_{subject.step}_temperature_{temperature:g}.jsonl"
@@ -73,7 +81,7 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
             report = _Reporter(f"{benchmark.name}, temperature {temperature:g}")
             write: Write = partial(write_batch, engine, subject.tokenizer, writing)
             if isinstance(benchmark, CodeBenchmark) and benchmark.turns > 1:
-                room = prompt_room(subject.context, max_new_tokens)
+                room = subject.prompt_room(max_new_tokens)
                 write = stack.enter_context(in_turns(benchmark, subject.tokenizer, write, room))
             write_samples(file, write, prompts, plan.samples_at(temperature), plan.batch_size, report)
             file.put_in_order(benchmark.order)
@@ -92,7 +100,7 @@ def check_prompts(subject: Subject, benchmark: Benchmark, plan: Plan) -> tuple[l
     benchmark.limit(plan.limit)
     benchmark.check(subject.tokenizer)
     max_new_tokens = plan.max_new_tokens or min(benchmark.max_new_tokens, max((subject.context or 10**9) // 2, 1))
-    room = prompt_room(subject.context, max_new_tokens)
+    room = subject.prompt_room(max_new_tokens)
     shots = len(subject.tokenizer.encode(benchmark.shots)) if benchmark.shots else 0
     if room is not None and shots >= room:
         raise InputError(
@@ -124,16 +132,21 @@ def model_digest(subject: Subject) -> str:
 def described(writing: Writing, engine: Engine, plan: Plan, subject: Subject) -> dict[str, Any]:
     """What decides the samples, beside task, data and model. Heads and batch do not: in float32 the texts are the
     same."""
-    return {
-        "temperature": writing.temperature,
-        "top_p": writing.top_p,
-        "seed": writing.seed,
-        "max_new_tokens": writing.max_new_tokens,
-        "stops": [*writing.stops, *writing.stop_ids],
-        "context": subject.context,
-        "dtype": plan.dtype,
-        "device": engine.device.type,
-    } | ({"heads_used": plan.heads_used} if plan.dtype != "fp32" else {})
+    begin = {"begin_ids": list(writing.begin_ids)} if writing.begin_ids else {}
+    return (
+        begin
+        | {
+            "temperature": writing.temperature,
+            "top_p": writing.top_p,
+            "seed": writing.seed,
+            "max_new_tokens": writing.max_new_tokens,
+            "stops": [*writing.stops, *writing.stop_ids],
+            "context": subject.context,
+            "dtype": plan.dtype,
+            "device": engine.device.type,
+        }
+        | ({"heads_used": plan.heads_used} if plan.dtype != "fp32" else {})
+    )
 
 
 def file_hash(path: str | Path) -> str:

@@ -35,6 +35,8 @@ class Writing:
     """Strings that end a text, and are no part of it."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that do, besides the end-of-document token."""
+    begin_ids: tuple[int, ...] = ()
+    """Tokens that go before every prompt."""
     heads_used: HeadsUsed = "auto"
     batch_size: int = 16
 
@@ -97,7 +99,7 @@ def write_batch(
     texts = [_Text(tokenizer, prompt.ids, writing.stops) for prompt, _ in asked]
     steps: list[list[Step]] = [[] for _ in asked]
     ended: set[int] = set()
-    ids = [torch.tensor(prompt.ids, device=engine.device) for prompt, _ in asked]
+    ids = [torch.tensor([*writing.begin_ids, *prompt.ids], device=engine.device) for prompt, _ in asked]
     ends = {tokenizer.eos_id, *writing.stop_ids}
     heads, most = writing.heads_used, writing.max_new_tokens
     for step in stream(engine, ids, most, heads, ends, writing.sampling(asked), ended=ended):

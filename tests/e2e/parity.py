@@ -20,11 +20,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
 
 from mtp_lightning.checkpoints.files import LoadedModel, save_safetensors
 from mtp_lightning.checkpoints.initial import load_initial
-from mtp_lightning.data.loader import whole_steps
+from mtp_lightning.data.loader import ResumableLoader
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.freezing import Freeze
 from mtp_lightning.model.initial import InitConfig
@@ -200,9 +199,8 @@ def run_cell(cell: ParityCell, rank: int) -> tuple[Gradients, float]:
         log_every_n_steps=1, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False,
     )  # fmt: skip
-    steps = list(whole_steps(batches, cell.accumulate))
     module = cell.module()
-    trainer.fit(module, train_dataloaders=DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
+    trainer.fit(module, train_dataloaders=ResumableLoader(batches, len(batches), step_batches=cell.accumulate))
     if rank == 0:
         check_frozen(cell, gather)
     return gather.gradients, recorder.metrics["train/gradient_norm"]

@@ -139,8 +139,11 @@ def test_a_bpe_corpus(stories: SourceConfig, tmp_path: Path) -> None:
     assert len(text.encode()) == store.split_meta.n_bytes
     assert data.token_bytes is not None
     assert data.token_bytes[store.read(0, len(store))].sum() == store.split_meta.n_bytes
-    with pytest.raises(InputError, match=r"model\.backbone\.vocab_size is 256, .* has 300 tokens"):
-        module(stories, tmp_path, tokenizer=str(tmp_path / "bpe.json"))
+    for wrong in (256, 299, 321, 300 + 1024 + 12):
+        with pytest.raises(InputError, match=rf"model\.backbone\.vocab_size is {wrong}, .* has 300 tokens"):
+            module(stories, tmp_path, tokenizer=str(tmp_path / "bpe.json"), vocab_size=wrong)
+    padded = ready(module(stories, tmp_path, tokenizer=str(tmp_path / "bpe.json"), vocab_size=320))
+    assert len(padded.train_store) == len(data.train_store)
     shards = SourceConfig(kind="shards", path=str(data.shards))
     assert len(ready(module(shards, tmp_path, tokenizer=str(tmp_path / "bpe.json"), vocab_size=300)).train_store) > 100
     with pytest.raises(InputError, match=r"data\.tokenizer: the shards in .* were made with another tokenizer \(300"):

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_backbone
 
 from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, ByteTokenizer, HuggingFaceTokenizer, Tokenizer
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import generate
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.benchmark import fit_prompt
-from mtp_lightning.evaluation.samples import Sample, SampleFile, read_samples, sample_seed
+from mtp_lightning.evaluation.evaluate import Subject
+from mtp_lightning.evaluation.samples import Prompt, Sample, SampleFile, read_samples, sample_seed
 from mtp_lightning.evaluation.write_samples import Writing, _Text, prompt_room, write_batch, write_samples
+from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
 BYTES = ByteTokenizer()
@@ -31,10 +34,6 @@ pytestmark = pytest.mark.usefixtures("shapes_unchecked")
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     """Its texts have drafts that are right, and ones that are not."""
-    from tiny import tiny_backbone
-
-    from mtp_lightning.model.config import HeadsConfig
-
     torch.manual_seed(0)
     return Engine(MTPModel(tiny_backbone(vocab_size=256, n_layers=4), HeadsConfig(n_future=3)).eval())
 
@@ -153,6 +152,14 @@ def test_tokens_and_forwards_are_counted(engine: Engine) -> None:
     assert of_plain["accepted"] == of_plain["forwards"]
     assert of_plain["tokens"] == counts["tokens"]
     assert 0 < counts["right_2"] <= counts["turns_2"]
+
+
+def test_what_all_texts_began_with_goes_before_prompts(engine: Engine) -> None:
+    (begun,), _ = write_batch(engine, BYTES, Writing(0, None, 0, 20, begin_ids=(7, 9)), [(Prompt("a", [10, 11]), 0)])
+    (asked,), _ = write_batch(engine, BYTES, Writing(0, None, 0, 20), [(Prompt("a", [7, 9, 10, 11]), 0)])
+    (other,), _ = write_batch(engine, BYTES, Writing(0, None, 0, 20), [(Prompt("a", [10, 11]), 0)])
+    assert begun == asked != other
+    assert Subject(MTPModel(tiny_backbone(), HeadsConfig()), BYTES, 16, 0, (7, 9)).prompt_room(10) == 4
 
 
 def bpe() -> Tokenizer:

@@ -43,7 +43,8 @@ class TokenDataModule(MTPDataModule):
         batch_size: windows of a batch, over all processes together.
         horizon: how many tokens ahead the model looks at most; a window has so many tokens more than T. Follows from
             model.heads.n_future and offsets, and is not set.
-        vocab_size: vocabulary of the model; has to be the tokenizer's. Follows from model.backbone.vocab_size.
+        vocab_size: vocabulary of the model; has to be the tokenizer's, or padded (`is_padded`). Follows from
+            model.backbone.vocab_size.
         seed: of the order of the training windows. Follows from seed_everything.
         validation_fraction: part of the documents, in expectation, that is for validation.
         split_seed: of that choice. Not `seed`: runs with different seeds are validated on the same documents.
@@ -84,11 +85,11 @@ class TokenDataModule(MTPDataModule):
         self.settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
         self.text_tokenizer = load_tokenizer(tokenizer, end_token)
         self.tokenizer = self.text_tokenizer
-        if self.text_tokenizer.vocab_size != vocab_size:
+        n_tokens = self.text_tokenizer.vocab_size
+        if n_tokens != vocab_size and not (tokenizer != "bytes" and is_padded(vocab_size, n_tokens)):
             raise InputError(
                 f"model.backbone.vocab_size is {vocab_size}, and the tokenizer data.tokenizer = '{tokenizer}' has "
-                f"{self.text_tokenizer.vocab_size} tokens: set model.backbone.vocab_size: "
-                f"{self.text_tokenizer.vocab_size}"
+                f"{n_tokens} tokens: set model.backbone.vocab_size: {n_tokens}"
             )
         self._token_bytes: Tensor | None = None
         self._train: TokenStore | None = None
@@ -240,3 +241,9 @@ class TokenDataModule(MTPDataModule):
                 f"fingerprint {mine['fingerprint']}, and it was {state_dict['fingerprint']}); start a new run"
             )
         self.check_continues(state_dict, ("batch_size", "seed", "context"))
+
+
+def is_padded(vocab_size: int, n_tokens: int) -> bool:
+    """Whether a model has some rows more than its tokenizer has tokens, as Qwen's have for faster matrix products: a
+    multiple of 64, at most 1,024 more."""
+    return vocab_size % 64 == 0 and 0 < vocab_size - n_tokens <= 1024
