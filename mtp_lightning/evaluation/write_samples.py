@@ -35,10 +35,10 @@ class Writing:
     """Strings that end a text, and are no part of it."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that do, besides the end-of-document token."""
-    begin_ids: tuple[int, ...] = ()
-    """Tokens that go before every prompt."""
     heads_used: HeadsUsed = "auto"
     batch_size: int = 16
+    begin_ids: tuple[int, ...] = ()
+    """Tokens that go before every prompt."""
 
     def sampling(self, asked: Sequence[tuple[Prompt, int]]) -> Sampling:
         if self.temperature == 0:
