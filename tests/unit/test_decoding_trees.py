@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decoding import random_model
+from tiny import tiny_backbone
 from torch import Tensor
 
 from mtp_lightning.decoding.choosing import Chooser, Sampling
