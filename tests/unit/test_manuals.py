@@ -140,7 +140,7 @@ def test_the_quick_ones_run_in_order(
         words = shrunk(command) if command.manual in manuals else None
         assert words is None or cli.main(words) == 0, f"{command.name}\n{capsys.readouterr().err}"
     assert (tmp_path / "shards/corpus/meta.json").is_file()
-    assert (tmp_path / "model.safetensors").is_file()
+    assert (tmp_path / "served" / "config.json").is_file()
 
 
 def test_the_grid_of_the_manual_is_a_grid(
