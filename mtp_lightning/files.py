@@ -30,6 +30,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def open_as_usual(path: Path) -> None:
+    """Give a file that a library made for its owner alone the permissions that this process gives its files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 

@@ -12,6 +12,7 @@ import torch
 from mtp_lightning.checkpoints.verify import ChangedError, digest, verify_zip
 from mtp_lightning.data.tokens.tokenizer import Tokenizer, tokenizer_from_state
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import open_as_usual
 from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
@@ -193,6 +194,7 @@ def save_safetensors(loaded: LoadedModel, path: Path) -> None:
     try:
         header = {CHECKPOINT_KEY: json.dumps(described), "step": str(loaded.step)}
         save_file(weights, partial, header | {DIGEST: digest(weights, header)})
+        open_as_usual(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

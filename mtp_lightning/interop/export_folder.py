@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import write_json, write_text
+from mtp_lightning.files import open_as_usual, write_json, write_text
 
 END_OF_BYTES = "<|endoftext|>"
 """What byte 255, the end of a document, is called in the tokenizer of bytes: it is no part of any text."""
@@ -94,6 +94,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int)
     for file, shard in zip(files, shards):
         with disk_errors(folder / file):
             save_file(_apart(shard), folder / file, {"format": "pt"})
+            open_as_usual(folder / file)
     if len(shards) > 1:
         where = {name: file for file, shard in zip(files, shards) for name in shard}
         total = sum(tensor.nbytes for tensor in tensors.values())

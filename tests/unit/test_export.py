@@ -19,6 +19,8 @@ def test_an_exported_model_is_the_same_model(name: str, tie: bool, tmp_path: Pat
     model = MTPModel(tiny_backbone(vocab_size=256, n_layers=8, tie_embeddings=tie), VARIANTS[name])
     out = tmp_path / "model.safetensors"
     assert main(["export", str(save(tmp_path / "a.ckpt", model, step=7)), str(out)]) == 0
+    (tmp_path / "usual").touch()
+    assert out.stat().st_mode == (tmp_path / "usual").stat().st_mode
     loaded = load_model(out)
     assert (loaded.step, loaded.tokenizer.vocab_size) == (7, 256)
     assert (loaded.model.config, loaded.model.heads_config) == (model.config, model.heads_config)

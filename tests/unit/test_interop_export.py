@@ -171,6 +171,9 @@ def test_a_folder_says_what_it_is_and_what_was_compared(tmp_path: Path, capsys: 
     for name, file in index["weight_map"].items():
         assert load_file(out / file)[name].dtype == torch.bfloat16
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    usual = tmp_path / "usual"
+    usual.touch()
+    assert {path.stat().st_mode for path in out.iterdir()} == {usual.stat().st_mode}, "who may read one may read all"
     from transformers import LlamaForCausalLM
 
     plain = LlamaForCausalLM.from_pretrained(out)  # a server that knows no heads reads the model itself
