@@ -1,4 +1,4 @@
-"""Somebody else's model: a small Llama of Hugging Face's own class, tokenizer and Trainer, on Python's standard library.
+"""Somebody else's model: a small Llama of Hugging Face's own class, tokenizer and Trainer, on the standard library.
 
     python experiments/007_adopt/train_llama.py llama [--steps 1500]
 
