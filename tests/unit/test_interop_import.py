@@ -46,6 +46,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+QUICK = ("llama, grouped, tied", "mistral, odd width", "qwen2, tied", "llama3", "yarn")
+
+
 def theirs(name: str) -> Any:
     """A model of theirs, every weight random."""
     kind, changes = MODELS[name]
@@ -92,7 +95,7 @@ def test_logits_are_theirs(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(ours.double().logits(tokens)[0], model.double()(tokens).logits, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
 def test_what_was_imported_decodes_and_goes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     model = theirs(name)
     model.save_pretrained(tmp_path / "hf")
