@@ -3,6 +3,7 @@
 Every command is a plain function with typed parameters; jsonargparse makes its flags. Only the chosen function's
 module is imported, so help is quick. Exit status: 0 all went well, 1 something failed while running, 2 bad input
 (one message on standard error, no traceback; `--debug` shows it), 130 interrupted (`fit`: 1, Lightning's own).
+Longer than other files by its table of commands.
 """
 
 import errno

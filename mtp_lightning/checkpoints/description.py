@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from mtp_lightning.checkpoints.files import describe_model
 from mtp_lightning.checkpoints.initial import Parent
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import CHECKPOINT_FORMAT
 from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
 
@@ -17,18 +17,17 @@ NO_RESUME = (
 
 
 def describe(model: MTPModel, datamodule: Any, freeze: str, parent: Parent | None) -> dict[str, Any]:
-    """What `load_model` needs beside the weights, as plain values: checkpoints load with weights_only."""
+    """What `load_model` needs beside the weights, and what a run goes on as."""
     tokenizer, task = getattr(datamodule, "tokenizer", None), getattr(datamodule, "task", None)
-    return {
-        "format": CHECKPOINT_FORMAT,
-        "backbone": asdict(model.config),
-        "heads": asdict(model.heads_config),
-        "tokenizer": tokenizer.state() if tokenizer is not None else None,
-        "context": getattr(datamodule, "context", None),
-        "task": task.state() if task is not None else None,
-        "freeze": freeze,
-        "parent": None if parent is None else parent._asdict(),
-    }
+    return describe_model(
+        model.config,
+        model.heads_config,
+        tokenizer.state() if tokenizer is not None else None,
+        getattr(datamodule, "context", None),
+        task.state() if task is not None else None,
+        freeze=freeze,
+        parent=None if parent is None else parent._asdict(),
+    )
 
 
 def check_same_run(saved: Mapping[str, Any], model: MTPModel, freeze: str, init: InitConfig) -> Parent | None:

@@ -175,20 +175,40 @@ def _check_weights(backbone: BackboneConfig, heads: HeadsConfig, weights: Mappin
             raise InputError(f"its weight '{name}' holds {weights[name].dtype}, and no real numbers")
 
 
+def describe_model(
+    backbone: BackboneConfig,
+    heads: HeadsConfig,
+    tokenizer: Mapping[str, str] | None,
+    context: int | None,
+    task: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The entry of a file that says what its weights are, as plain values: files load without unpickling.
+
+    Args:
+        tokenizer: its `state()`.
+        more: where the model comes from, and what else goes with it.
+    """
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "backbone": asdict(backbone),
+        "heads": asdict(heads),
+        "tokenizer": tokenizer,
+        "context": context,
+        "task": task,
+        **more,
+    }
+
+
 def save_safetensors(loaded: LoadedModel, path: Path) -> None:
     """Weights under the model's own names, a tied one once; what describes the model as JSON in the header."""
     from safetensors.torch import save_file
 
     model = loaded.model
-    described = {
-        "format": CHECKPOINT_FORMAT,
-        "backbone": asdict(model.config),
-        "heads": asdict(model.heads_config),
-        "tokenizer": None if loaded.text_tokenizer is None else loaded.text_tokenizer.state(),
-        "context": loaded.context,
-        "task": None if loaded.task is None else dict(loaded.task),
-        **({"begin_ids": list(loaded.begin_ids)} if loaded.begin_ids else {}),
-    }
+    tokenizer = None if loaded.text_tokenizer is None else loaded.text_tokenizer.state()
+    task = None if loaded.task is None else dict(loaded.task)
+    begins = {"begin_ids": list(loaded.begin_ids)} if loaded.begin_ids else {}
+    described = describe_model(model.config, model.heads_config, tokenizer, loaded.context, task, **begins)
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     partial = path.with_name(path.name + ".partial")
     try:

@@ -6,7 +6,6 @@ The format is that of `save_safetensors`, which `load_model` reads.
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +15,11 @@ from torch import Tensor
 from mtp_lightning.checkpoints.files import DIGEST
 from mtp_lightning.checkpoints.verify import digest
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import CHECKPOINT_KEY
 from mtp_lightning.model.weights import REAL, Spec, Weights, open_weights
 
 _NO_DIGEST = "crc32:00000000"
 """As long as what takes its place."""
-
-
-def describe(
-    backbone: BackboneConfig, heads: HeadsConfig, tokenizer: Mapping[str, str] | None, context: int | None, **more: Any
-) -> dict[str, Any]:
-    """The entry of a model file that says what its weights are.
-
-    Args:
-        tokenizer: the tokenizer's `state()`.
-        more: where the model comes from.
-    """
-    return {
-        "format": CHECKPOINT_FORMAT,
-        "backbone": asdict(backbone),
-        "heads": asdict(heads),
-        "tokenizer": tokenizer,
-        "context": context,
-        "task": None,
-        **more,
-    }
 
 
 def write_model(path: Path, described: Mapping[str, Any], weights: Weights, step: int = 0) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mtp_lightning.checkpoints.files import SAFETENSORS, LoadedModel, load_model
+from mtp_lightning.checkpoints.files import SAFETENSORS, LoadedModel, describe_model, load_model
 from mtp_lightning.checkpoints.initial import weights_digest
 from mtp_lightning.checkpoints.select import find_checkpoint
-from mtp_lightning.checkpoints.streaming import describe, write_model
+from mtp_lightning.checkpoints.streaming import write_model
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.importing.import_command import check_target
 from mtp_lightning.model.weights import Spec, Weights, open_weights
@@ -98,7 +98,7 @@ def open_parent(run: Path) -> Parent:
 def _described(loaded: LoadedModel) -> dict[str, Any]:
     model, text = loaded.model, loaded.text_tokenizer
     state = None if text is None else text.state()
-    described = describe(model.config, model.heads_config, state, loaded.context)
+    described = describe_model(model.config, model.heads_config, state, loaded.context)
     begins = {"begin_ids": list(loaded.begin_ids)} if loaded.begin_ids else {}
     return {**described, **begins, "task": None if loaded.task is None else dict(loaded.task)}
 

@@ -38,8 +38,7 @@ from mtp_lightning.data.tasks.programs import (
     run_program,
     spell,
 )
-from mtp_lightning.data.tasks.task import Examples, Task
-from mtp_lightning.errors import InputError
+from mtp_lightning.data.tasks.task import Examples, Task, check_operations
 from mtp_lightning.ranges import Range, check_ranges
 from mtp_lightning.shapes import Bool
 
@@ -73,11 +72,7 @@ class Execution(Task):
 
     def __post_init__(self) -> None:
         check_ranges("data.task", Execution, vars(self))
-        if self.test_operations < self.train_operations:
-            raise InputError(
-                f"data.task.test_operations is {self.test_operations}, and data.task.train_operations is "
-                f"{self.train_operations}: what is trained is tested too, so it has to be at least that"
-            )
+        check_operations(self.train_operations, self.test_operations)
 
     @property
     @override

@@ -19,7 +19,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from typing_extensions import override
 
-from mtp_lightning.data.tasks.task import Examples, Task
+from mtp_lightning.data.tasks.task import Examples, Task, check_operations
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Range, check_ranges
 from mtp_lightning.shapes import Bool, Int
@@ -65,11 +65,7 @@ class Polynomial(Task):
             raise InputError(
                 f"data.task.modulus is {self.modulus}: the coefficients are of a field F_p, so p is a prime"
             )
-        if self.test_operations < self.train_operations:
-            raise InputError(
-                f"data.task.test_operations is {self.test_operations}, and data.task.train_operations is "
-                f"{self.train_operations}: what is trained is tested too, so it has to be at least that"
-            )
+        check_operations(self.train_operations, self.test_operations)
 
     @property
     @override

@@ -24,6 +24,18 @@ MOST_DRAWN = 1 << 17
 """Examples drawn at a time, for memory."""
 
 
+def check_operations(train: int, test: int) -> None:
+    """
+    Raises:
+        InputError: fewer operations are tested than trained.
+    """
+    if test < train:
+        raise InputError(
+            f"data.task.test_operations is {test}, and data.task.train_operations is {train}: what is trained is "
+            "tested too, so it has to be at least that"
+        )
+
+
 class Examples(NamedTuple):
     """Questions with their answers, padded on the right with token 0."""
 

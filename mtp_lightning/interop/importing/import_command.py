@@ -1,7 +1,7 @@
 """`mtp import`: somebody's model as a file of ours."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mtp_lightning.errors import InputError
 
@@ -34,7 +34,8 @@ def import_command(
         end_token: The token that ends a document, where it is not the one that the tokenizer's configuration names.
         force: Overwrite `out`.
     """
-    from mtp_lightning.checkpoints.streaming import describe, write_model
+    from mtp_lightning.checkpoints.files import describe_model
+    from mtp_lightning.checkpoints.streaming import write_model
     from mtp_lightning.interop.importing.import_hf import open_hf
     from mtp_lightning.interop.importing.import_meta import open_meta
     from mtp_lightning.interop.importing.tokenizers import begin_ids, find_tokenizer
@@ -53,8 +54,8 @@ def import_command(
         found = open_hf(source, heads, context)
     text = find_tokenizer(source, tokenizer, end_token, found.backbone.vocab_size)
     state = None if text is None else text.state()
-    begins = {} if text is None else {"begin_ids": begin_ids(text)}
-    described = describe(found.backbone, found.heads, state, found.context, imported=found.origin, **begins)
+    begins: dict[str, Any] = {} if text is None else {"begin_ids": begin_ids(text)}
+    described = describe_model(found.backbone, found.heads, state, found.context, imported=found.origin, **begins)
     write_model(target, described, found.weights)
     for note in found.notes:
         print(note)
