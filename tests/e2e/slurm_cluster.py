@@ -1,13 +1,17 @@
-"""A private one-node Slurm cluster: daemons, files and ports are a test session's own; /etc is left alone."""
+"""A private Slurm cluster of one node, or of several on this machine: daemons, files and ports are a test
+session's own; /etc is left alone."""
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 WHOLE = "resources: {cpus: 4}\n"
@@ -26,13 +30,12 @@ SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -52,18 +55,20 @@ CompleteWait=0
 EpilogMsgTime=0
 MinJobAge=30
 MailProg=/bin/true
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=8000
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
-PartitionName=abrupt Nodes={host} MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
-PartitionName=urgent Nodes={host} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+{nodes}
+PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=abrupt Nodes={names} MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+PartitionName=urgent Nodes={names} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
 
 
 class Cluster:
     """`cluster("squeue", "-h")`: a client's output."""
 
-    def __init__(self, folder: Path, cpus: int) -> None:
+    def __init__(self, folder: Path, cpus: int, nodes: int = 1) -> None:
         self.folder, self.cpus = folder, cpus
+        self.nodes = [f"node{i}" for i in range(nodes)] if nodes > 1 else [_host()]
+        """Names; of several none can be resolved."""
         self.environment = {**os.environ, "PATH": _PATH, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def __call__(self, *command: str, check: bool = True) -> str:
@@ -74,13 +79,18 @@ class Cluster:
         return done.stdout.strip()
 
     def start(self) -> None:
-        ports = _free_ports(2)
+        ports = _free_ports(1 + len(self.nodes))
+        nodes = [
+            f"NodeName={name} NodeHostname={_host()} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} RealMemory=8000"
+            for name, port in zip(self.nodes, ports[1:])
+        ]
         text = _CONFIG.format(
-            folder=self.folder, host=_host(), cpus=self.cpus, controller_port=ports[0], node_port=ports[1]
-        )
+            folder=self.folder, host=_host(), controller_port=ports[0], nodes="\n".join(nodes),
+            names=",".join(self.nodes),
+        )  # fmt: skip
         (self.folder / "slurm.conf").write_text(text)
-        for name in ("state", "spool"):
-            (self.folder / name).mkdir()
+        for name in ("state", *(f"spool/{name}" for name in self.nodes)):
+            (self.folder / name).mkdir(parents=True)
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
@@ -88,15 +98,34 @@ class Cluster:
         options = [f"--{name}={self.folder / file}" for name, file in names.items()]
         self("munged", "--force", f"--log-file={self.folder / 'munged.log'}", *options)
         self("slurmctld", "-c", "-f", str(self.folder / "slurm.conf"))
-        self("slurmd", "-N", _host(), "-f", str(self.folder / "slurm.conf"))
-        self.until(lambda: "idle" in self("sinfo", "-h", "-o", "%T", check=False))
+        for name in self.nodes:
+            self.start_node(name)
+        self.until(self.all_idle)
+
+    def all_idle(self) -> bool:
+        states = self("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T", check=False).split()
+        return states == ["idle"] * len(self.nodes)
+
+    def start_node(self, name: str) -> None:
+        self("slurmd", "-N", name, "-f", str(self.folder / "slurm.conf"))
+
+    def kill_node(self, name: str) -> None:
+        """With all that runs on it, and the controller is told; `start_node` brings it back."""
+        os.kill(int((self.folder / f"slurmd-{name}.pid").read_text()), signal.SIGKILL)
+        for process in psutil.process_iter(["environ"]):
+            environment = process.info["environ"] or {}
+            if environment.get("SLURMD_NODENAME") == name and environment.get("SLURM_CONF", "").startswith(
+                str(self.folder)
+            ):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self("scontrol", "update", f"nodename={name}", "state=down", "reason=killed")
 
     def stop(self) -> None:
         self("scancel", "--user=root", check=False)
-        for name in ("slurmd", "slurmctld", "munged"):
-            pid = self.folder / f"{name}.pid"
-            if pid.is_file():
-                os.kill(int(pid.read_text()), 15)
+        for pid in [*self.folder.glob("slurmd-*.pid"), self.folder / "slurmctld.pid", self.folder / "munged.pid"]:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                os.kill(int(pid.read_text()), signal.SIGTERM)
 
     def jobs(self) -> dict[str, str]:
         """`12_3` -> its state, of all that wait or run."""
@@ -129,11 +158,11 @@ def why_not() -> str | None:
     return None if os.geteuid() == 0 else "the cluster's daemons have to be started by root"
 
 
-def running_cluster(folder: Path, cpus: int = 4) -> Iterator[Cluster]:
+def running_cluster(folder: Path, cpus: int = 4, nodes: int = 1) -> Iterator[Cluster]:
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
-    cluster = Cluster(folder, cpus)
+    cluster = Cluster(folder, cpus, nodes)
     try:
         cluster.start()
         yield cluster

@@ -52,8 +52,6 @@ def test_a_rank_dies_and_one_process_goes_on(mtp: Mtp, folder: Path, strategy: s
     assert "is of a run of 30 steps whose learning rates depend on its length" in longer.stderr
 
 
-SLOW_STRATEGIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "zero2", "zero3")]
-
 TELLER = """
 import os, signal
 import callbacks.checkpointing
@@ -92,7 +90,8 @@ trainer:
 """
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", *SLOW_STRATEGIES])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp2", "ddp", "zero2", "zero3"])
 def test_probes_and_validation_on_two_processes(mtp: Mtp, folder: Path, strategy: str) -> None:
     (folder / "probe.yaml").write_text(PROBE)
     fresh_store(folder / "runs")

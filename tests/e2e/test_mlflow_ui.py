@@ -78,6 +78,7 @@ def texts(page: str) -> list[str]:
     return [html.unescape(piece).strip() for piece in re.findall(r">([^<]+)<", page) if piece.strip()]
 
 
+@pytest.mark.slow
 def test_one_link_opens_the_comparison_ready_made(server: MlflowServer, tmp_path: Path) -> None:
     link, plain = links(server.uri, find_experiment(server.uri, f"mtp/{SPEC.name}"))
     assert link == f"{plain}&viewStateShareKey=mtp-head-count"

@@ -75,6 +75,7 @@ def test_a_preempted_run_ends_with_the_weights_of_one_that_was_left_alone(
     assert all(torch.equal(got[name], expected[name]) for name in got)
 
 
+@pytest.mark.slow
 def test_two_tasks_are_one_run(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(folder, "resources: {tasks: 2}\n", monkeypatch)
     run_mtp("grid", "submit", "grid.yaml")

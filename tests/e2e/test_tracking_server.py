@@ -34,6 +34,7 @@ def run_of(folder: Path) -> str:
     return (folder / RUN_FILE).read_text().strip()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(why_no_postgres() is not None, reason=str(why_no_postgres()))
 def test_four_workers_on_a_server_with_postgres_lose_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")

@@ -24,15 +24,16 @@ from mtp_lightning.grid.run.state import (
     Status,
     cell_state,
 )
-from mtp_lightning.grid.slurm.job import write_cell
+from mtp_lightning.grid.slurm.task import write_cell
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.resources import Resources
 
 JOB = """
 import signal, sys
 from pathlib import Path
-from mtp_lightning.grid.slurm import job
+from mtp_lightning.grid.slurm import job, task
 job.SAVE_SECONDS, job.OTHERS_SECONDS, job.ELSEWHERE_SECONDS = 1.0, 0.5, 2.0
+job.BEAT_SECONDS, task.SILENT_SECONDS = 0.1, 1.0
 def queue_again(*_):
     Path("queued").open("a").write("again\\n")
     sys.exit(255)
@@ -64,7 +65,8 @@ class Slurm:
         if not rank:
             write_cell(submission, 0, cell, dict(cell.config), command(script, cell.directory))
         variables = {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": "0", "SLURM_PROCID": str(rank)}
-        variables["SLURM_CPUS_ON_NODE"] = "6"
+        variables |= {"SLURM_CPUS_ON_NODE": "6", "SLURMD_NODENAME": f"node{rank}"}
+        variables["PATH"] = f"{self.folder}:{os.environ['PATH']}"  # a `scontrol` of the test's own
         inherited = {key: value for key, value in environment().items() if key != "OMP_NUM_THREADS"}
         return subprocess.Popen(
             [sys.executable, "-c", JOB, str(submission), code], cwd=self.folder, text=True,
@@ -260,3 +262,48 @@ def test_a_cell_that_is_finished_sends_all_its_tasks_home(slurm: Slurm, cell: Ce
     finish(cell, loss_1=1.0)
     assert both(slurm, two(cell), DONE) == [0, 0]
     assert starts(cell) == 0
+
+
+NODES = Resources(nodes=2)
+
+
+def scontrol(folder: Path, script: str) -> None:
+    (folder / "scontrol").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "scontrol").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("script", "address"),
+    [('echo "NodeName=$3 Arch=x NodeAddr=10.0.0.7 NodeHostName=$3"', "10.0.0.7"), ("exit 1", "node0")],
+)
+def test_tasks_on_several_nodes_meet_where_slurm_reaches_the_first(
+    slurm: Slurm, cell: Cell, tmp_path: Path, script: str, address: str
+) -> None:
+    scontrol(tmp_path, script)
+    says = "(cell / f'at{rank}').write_text(os.environ['MASTER_ADDR'])\n"
+    waits = "while rank == 0 and not (cell / 'at1').exists(): time.sleep(0.02)\n"
+    assert both(slurm, replace(cell, resources=NODES), RANKED + says + waits + DONE) == [0, 0]
+    assert [(cell.directory / f"at{rank}").read_text() for rank in range(2)] == [address] * 2
+
+
+def test_a_run_that_lost_a_node_is_queued_again_and_one_that_failed_is_not(
+    slurm: Slurm, cell: Cell, tmp_path: Path
+) -> None:
+    """The first fails, since it hears no more of the other: that may be dead with its node, or have failed itself."""
+    scontrol(tmp_path, "exit 1")
+    script = RANKED + "while not (cell / 'lost').exists(): time.sleep(0.02)\nif rank: time.sleep(60)\nsys.exit(3)"
+    for kill in (True, False):
+        tasks = [slurm.start(replace(cell, resources=NODES), script, rank=rank) for rank in range(2)]
+        until(lambda: (cell.directory / "rank1").exists(), 60)
+        if kill:
+            tasks[1].kill()
+        (cell.directory / "lost").touch()
+        assert slurm.end(tasks[0]) == ((255, True) if kill else (1, False))
+        slurm.end(tasks[1])
+        for file in cell.directory.glob("rank*"):
+            file.unlink()
+        (cell.directory / "lost").unlink()
+    assert [one[2:] for one in attempts(cell)] == [
+        ("interrupted", "task 1 was lost, and its node with it"),
+        ("failed", "exit status 3"),
+    ]

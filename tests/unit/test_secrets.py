@@ -18,7 +18,7 @@ from mtp_lightning.cli import careful_umask, main
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.run.process import fit_config
 from mtp_lightning.grid.run.state import Failure
-from mtp_lightning.grid.slurm.job import write_cell
+from mtp_lightning.grid.slurm.task import write_cell
 from mtp_lightning.secrets import MaskedStream, mask, masked, references
 from mtp_lightning.tracking.logger import MLflowRunLogger
 from mtp_lightning.tracking.patience import StoreAwayError

@@ -82,6 +82,8 @@ class Attempt:
         self.cell, self.process, self.lock, self.status = cell, process, lock, status
         self.stopped_by: int | None = None
         self.given_up: str | None = None
+        self.lost: str | None = None
+        """What it lost while it ran, through no fault of its own."""
 
     @classmethod
     def start(
@@ -174,6 +176,8 @@ class Attempt:
             return Outcome(State.INTERRUPTED, f"stopped by {signal.Signals(self.stopped_by).name}", seconds)
         if returncode == PREEMPTED:
             return Outcome(State.INTERRUPTED, files.stopped or "preempted", seconds)
+        if self.lost is not None:
+            return Outcome(State.INTERRUPTED, self.lost, seconds)
         if files.failure is not None:
             return Outcome(State.FAILED, files.failure.text, seconds)
         tail = log_tail(directory / LOG)

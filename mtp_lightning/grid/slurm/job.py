@@ -6,25 +6,25 @@ The others start the same command when it announces an attempt, and Lightning ma
 SIGTERM (scancel, or a preemption without warning) goes to the run too, and its sender decides about queueing again.
 """
 
-import json
+import itertools
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.errors import PREEMPTED
-from mtp_lightning.files import FileLock, read_json, write_json
+from mtp_lightning.files import FileLock
 from mtp_lightning.grid.run.attempts import interruptions_without_progress
-from mtp_lightning.grid.run.process import Attempt, Outcome, child_environment, close_attempt, failed_to_start
+from mtp_lightning.grid.run.process import Attempt, Outcome, close_attempt, failed_to_start
 from mtp_lightning.grid.run.state import (
     DIFF,
     HEARTBEAT_SECONDS,
@@ -32,9 +32,8 @@ from mtp_lightning.grid.run.state import (
     CellFiles,
     State,
 )
-from mtp_lightning.grid.spec.cells import Cell
-from mtp_lightning.grid.spec.resources import Resources
-from mtp_lightning.secrets import mask, references
+from mtp_lightning.grid.slurm.task import BEAT_SECONDS, POLL_SECONDS, Task
+from mtp_lightning.secrets import mask
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -45,63 +44,8 @@ WITHOUT_PROGRESS = 3
 """How many times more than the cell's `retry` a job is queued again although its attempts leave no new checkpoint."""
 ELSEWHERE_SECONDS = HEARTBEAT_SECONDS + 30.0
 """How long to wait for a run that seems to be at work elsewhere: after this, a dead one counts as dead."""
-_POLL_SECONDS = 0.2
 OTHERS_SECONDS = 15.0
 """How long the processes of a run may take to end by themselves after one of them has ended."""
-
-
-def write_cell(folder: Path, index: int, cell: Cell, config: dict[str, Any], command: list[str]) -> None:
-    """Write the cell for its job to read. `config` is what `mtp fit` is given."""
-    plain = asdict(replace(cell, config=references(config), aliases=())) | {"directory": str(cell.directory)}
-    (folder / f"{index}.json").write_text(json.dumps({"cell": plain, "command": command}))
-
-
-class Task:
-    """One process of one element of a job array."""
-
-    def __init__(self, folder: Path, job: str, index: int, rank: int, restart: int) -> None:
-        self.folder, self.job, self.rank, self.restart = folder, job, rank, restart
-        raw = read_json(folder / f"{index}.json")
-        assert raw is not None, f"{folder} lacks the cell {index}"
-        known = {field.name for field in fields(Cell)}
-        plain = {key: value for key, value in raw["cell"].items() if key in known}
-        plain |= {"directory": Path(plain["directory"]), "resources": Resources(**plain["resources"]), "aliases": ()}
-        self.cell, self.command = Cell(**plain), raw["command"]
-        self.processes = self.cell.resources.nodes * self.cell.resources.tasks_per_node
-
-    @classmethod
-    def of_this_process(cls, folder: Path) -> "Task":
-        job, index = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
-        rank, restart = int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        return cls(folder, f"{job}_{index}", int(index), rank, restart)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Threads for the cores that Slurm gave the task: on a node without confinement a process sees all cores."""
-        per_node = int(os.environ.get("SLURM_CPUS_ON_NODE", "1")) // self.cell.resources.tasks_per_node
-        threads = os.environ.get("SLURM_CPUS_PER_TASK", str(max(1, per_node)))
-        return child_environment(1, {"OMP_NUM_THREADS": threads, **os.environ})
-
-    def announce(self, attempt: int) -> None:
-        """To the other tasks: start this attempt; 0: all is done, end."""
-        if self.processes > 1:
-            write_json(self.folder / f"{self.job}.attempt.json", {"restart": self.restart, "attempt": attempt})
-
-    def announced(self) -> int | None:
-        raw = read_json(self.folder / f"{self.job}.attempt.json")
-        return raw["attempt"] if raw is not None and raw["restart"] == self.restart else None
-
-    def report_death(self, attempt: int, returncode: int) -> None:
-        death = {"restart": self.restart, "attempt": attempt, "host": socket.gethostname(), "returncode": returncode}
-        write_json(self.folder / f"{self.job}.{self.rank}.died.json", death)
-
-    def reported_death(self, attempt: int) -> str | None:
-        """How the process of another task ended in this attempt, if it failed."""
-        for rank in range(1, self.processes):
-            raw = read_json(self.folder / f"{self.job}.{rank}.died.json")
-            if raw is not None and (raw["restart"], raw["attempt"]) == (self.restart, attempt):
-                return f"task {rank} on {raw['host']} ended with exit status {raw['returncode']}"
-        return None
 
 
 class CellJob:
@@ -191,7 +135,7 @@ class _Leader:
                 return Outcome(State.INTERRUPTED, "stopped before it began")
             if time.monotonic() > deadline:
                 return Outcome(State.RUNNING, "another process runs it")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _instead(self) -> Outcome | None:
         """An outcome, if the cell need not or must not be run."""
@@ -233,16 +177,20 @@ class _Leader:
                 died, died_at = self.task.reported_death(self.number), time.monotonic()
             elif attempt.stopped_by is None and time.monotonic() - died_at > OTHERS_SECONDS:
                 attempt.give_up(died)
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         if returncode:
-            time.sleep(2 * _POLL_SECONDS)  # Slurm signals the run and us together: our handler may still be called
+            time.sleep(2 * POLL_SECONDS)  # Slurm signals the run and us together: our handler may still be called
             self._hand_on(attempt)
+        if returncode not in (0, PREEMPTED) and attempt.stopped_by is None:
+            silent = self.task.silent_task()
+            attempt.lost = None if silent is None else f"task {silent} was lost, and its node with it"
         outcome = attempt.poll(_say)
         assert outcome is not None
         return outcome
 
     def _interrupted(self) -> None:
-        """Queue the job again if Slurm warned it, or if the run itself was asked to stop; not if the job was."""
+        """Queue the job again if Slurm warned it, if the run itself was asked to stop, or if it lost a node; not if the
+        job was asked."""
         stopped = self.attempt is None or (self.terminated and self.warned_at is None)
         if stopped or self._without_progress() is not None:
             sys.exit(PREEMPTED)
@@ -267,12 +215,13 @@ class _Follower:
     def run(self) -> str:
         signal.signal(signal.SIGUSR2, self._pass_on(signal.SIGUSR1))
         signal.signal(signal.SIGTERM, self._pass_on(signal.SIGTERM))
+        threading.Thread(target=self._beat, daemon=True).start()
         done = 0
         while (attempt := self.task.announced()) != 0:
             if attempt is not None and attempt != done:
                 done = attempt
                 self._attempt(attempt)
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         return "over"
 
     def _attempt(self, number: int) -> None:
@@ -282,12 +231,17 @@ class _Follower:
         while (returncode := self.process.poll()) is None and time.monotonic() < deadline:
             if self.task.announced() != number:
                 deadline = min(deadline, time.monotonic() + OTHERS_SECONDS)
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         if returncode not in (None, 0, PREEMPTED):
             self.task.report_death(number, returncode)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def _beat(self) -> None:
+        for count in itertools.count():
+            self.task.beat(count)
+            time.sleep(BEAT_SECONDS)
 
     def _pass_on(self, number: int) -> Callable[[int, FrameType | None], None]:
         def handler(_number: int, _frame: FrameType | None) -> None:

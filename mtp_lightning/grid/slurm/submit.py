@@ -13,9 +13,10 @@ from typing import Any
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.run.process import fit_command, fit_config
 from mtp_lightning.grid.slurm import client as slurm
-from mtp_lightning.grid.slurm.job import CellJob, write_cell
+from mtp_lightning.grid.slurm.job import CellJob
 from mtp_lightning.grid.slurm.snapshot import checkout, snapshot
 from mtp_lightning.grid.slurm.submissions import Submission, Submissions
+from mtp_lightning.grid.slurm.task import write_cell
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.resources import Resources
 
