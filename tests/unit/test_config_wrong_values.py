@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sampled import one_in
 from small_runs import make_folder
 
 from mtp_lightning.config.config_files import find_config
@@ -28,6 +29,7 @@ VALUES = [
     True,
     None,
 ]
+PARTS = 30
 
 
 def leaves(node: Any, key: str = "") -> list[str]:
@@ -52,9 +54,9 @@ def wrong(parsed: Parsed, files: list[Path], key: str, value: Any) -> str | None
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")  # what torch.compile loads
-@pytest.mark.parametrize("part", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 10))])
+@pytest.mark.parametrize("part", one_in(PARTS, range(PARTS)))
 def test_every_key_with_every_wrong_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
-    """A tenth at a time: each key gets other values than the one before it."""
+    """A part at a time: each key gets other values than the one before it."""
     monkeypatch.chdir(tmp_path)
     make_folder(tmp_path)
     files = [find_config("conf/base.yaml"), tmp_path / "small.yaml"]
@@ -73,6 +75,6 @@ def test_every_key_with_every_wrong_value(tmp_path: Path, monkeypatch: pytest.Mo
         wrong(parsed, files, key, value)
         for i, key in enumerate(keys)
         for j, value in enumerate(VALUES)
-        if (i + j) % 10 == part
+        if (i + j) % PARTS == part
     ]
     assert "\n".join(filter(None, found)) == ""
