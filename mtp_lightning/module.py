@@ -26,8 +26,9 @@ from mtp_lightning.objective.heads import check_options, model_loss, model_score
 from mtp_lightning.objective.loss import LossOptions, LossOutput
 from mtp_lightning.objective.targets import SOURCE, STEP_REST, Targets, count_valid, make_targets
 from mtp_lightning.objective.weights import WeightsConfig, complete, head_weights
-from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
+from mtp_lightning.optimization.adamw import OptimizerConfig
 from mtp_lightning.optimization.divergence import Divergence
+from mtp_lightning.optimization.muon import make_optimizer
 from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_factor
 
 
@@ -294,7 +295,7 @@ class MTPModule(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        optimizer = make_adamw(self.parameters(), self.optimizer_config)
+        optimizer = make_optimizer(self.model.named_parameters(), self.optimizer_config)
         total_steps = self.trainer.max_steps  # not estimated_stepping_batches: that makes the loader before a resume
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, total_steps, self.schedule_config)

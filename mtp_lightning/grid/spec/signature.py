@@ -74,6 +74,8 @@ LATER: tuple[tuple[str, Any], ...] = (
     ),
     ("data.source.chat_template", None),
     ("data.init_args.source.chat_template", None),
+    ("model.optimizer.kind", "adamw"),
+    ("model.optimizer.momentum", 0.95),
     ("data.mixture", None),
     ("data.init_args.mixture", None),
     ("model.init", {"path": None, "heads": "keep", "unembedding": "keep"}),
