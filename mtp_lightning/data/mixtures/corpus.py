@@ -10,6 +10,7 @@ from mtp_lightning.data.tokens.packing import PackedOrder, check_room, pack, rea
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, check_whole, prepare_source, summary
 from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.data.tokens.verify import verify_shards
 from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder, tokens_needed
 from mtp_lightning.errors import InputError
 
@@ -21,6 +22,7 @@ class Corpus:
         source: where its text is.
         folder: where prepared corpora are kept.
         name: in a mixture.
+        workers: processes that tokenize it.
     """
 
     def __init__(
@@ -30,8 +32,10 @@ class Corpus:
         settings: ShardSettings,
         folder: Path,
         name: str = "",
+        workers: int = 1,
     ) -> None:
         self.source, self.tokenizer, self.settings, self.folder, self.name = source, tokenizer, settings, folder, name
+        self.workers = workers
         self._stores: tuple[TokenStore, TokenStore] | None = None
 
     @property
@@ -62,11 +66,17 @@ class Corpus:
         return self.train.answer_starts is not None
 
     def prepare(self) -> None:
-        """Make its shards, if they are not there."""
+        """Make its shards, if they are not there, and see whether they hold what was written.
+
+        Raises:
+            InputError: they cannot be made, or a file of them is damaged.
+        """
         if self.source.kind == "shards":
+            verify_shards(self.shards, read_meta(self.shards))
             return
         new = not self.shards.exists()
-        meta = prepare_source(self.shards, self.source, self.tokenizer, self.settings)
+        meta = prepare_source(self.shards, self.source, self.tokenizer, self.settings, self.workers)
+        verify_shards(self.shards, meta)
         if new and meta.account is not None and meta.account["left_out"]:
             print(summary(self.source, meta), file=sys.stderr)
 

@@ -20,7 +20,7 @@ from mtp_lightning.data.mixtures.order import MixtureOrder
 from mtp_lightning.data.mixtures.reading import SourceBatches, read_mixture
 from mtp_lightning.data.mixtures.sources import MixtureSource, change_steps, check_mixture, weight_at
 from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
-from mtp_lightning.data.tokens.prepare import ShardSettings
+from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import load_tokenizer
@@ -51,6 +51,8 @@ class TokenDataModule(MTPDataModule):
         end_token: the token of a tokenizer.json that ends a document; null looks for a usual name, special tokens
             first. A text must not be able to write it.
 
+        prepare_workers: processes that tokenize a corpus when it is prepared.
+
     Raises:
         InputError: bad input; the message names the configuration key.
     """
@@ -74,6 +76,7 @@ class TokenDataModule(MTPDataModule):
         directory: str = "runs/data",
         end_token: str | None = None,
         mixture: list[MixtureSource] | None = None,
+        prepare_workers: PrepareWorkers = 1,
     ) -> None:
         super().__init__(horizon=horizon, vocab_size=vocab_size)
         check_ranges("data", TokenDataModule, locals())
@@ -93,7 +96,7 @@ class TokenDataModule(MTPDataModule):
         self.mixture: Sequence[MixtureSource] = mixture or ()
         sources = [(part.source, part.label) for part in self.mixture] or [(source, "")]
         self.corpora = [
-            Corpus(with_template(one, tokenizer), self.text_tokenizer, settings, Path(directory), name)
+            Corpus(with_template(one, tokenizer), self.text_tokenizer, settings, Path(directory), name, prepare_workers)
             for one, name in sources
         ]
         self._token_bytes: Tensor | None = None
