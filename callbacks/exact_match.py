@@ -39,7 +39,7 @@ class ExactMatchProbe(ProbeCallback):
     @override
     def is_ready(self, trainer: pl.Trainer) -> bool:
         data = _data(trainer)
-        has_pairs = isinstance(data, TokenDataModule) and data.validation_store.answer_starts is not None
+        has_pairs = isinstance(data, TokenDataModule) and data.validation_pairs is not None
         return has_pairs or isinstance(data, TaskDataModule)
 
     @property
@@ -52,7 +52,8 @@ class ExactMatchProbe(ProbeCallback):
     def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
         data = _data(trainer)
         if isinstance(data, TokenDataModule):
-            pairs = heldout_pairs(data.validation_store, MOST_PAIRS if at_end else self.questions, data.context)
+            assert data.validation_pairs is not None
+            pairs = heldout_pairs(data.validation_pairs, MOST_PAIRS if at_end else self.questions, data.context)
             self._lead = {"probe/pairs/exact": 0.5}
             return {"probe/pairs/exact": answer(model, pairs).accuracy}
         assert isinstance(data, TaskDataModule)

@@ -77,6 +77,35 @@ class HeadMetrics(Metric):
         return torch.cat([self.nll, self.correct, self.n_valid, self.n_bytes])
 
 
+class SourceMetrics:
+    """`HeadMetrics` of each source of a mixture, from its first batch on. Not a part of the model, which is the same
+    whatever it is validated on."""
+
+    def __init__(self, n_losses: int) -> None:
+        self._n_losses = n_losses
+        self._metrics: dict[str, HeadMetrics] = {}
+
+    def update(self, source: str | None, scores: HeadScores, n_bytes: Int[Tensor, ""] | None = None) -> None:
+        """
+        Args:
+            source: of the batch; None: data of one source alone.
+        """
+        if source is None:
+            return
+        if source not in self._metrics:
+            self._metrics[source] = HeadMetrics(self._n_losses).to(scores.nll.device)
+        self._metrics[source].update(scores, n_bytes)
+
+    def take(self, names: Sequence[str]) -> dict[str, float]:
+        """`val/<source>/loss/head_1` and so on, of the losses with these names; counting begins anew."""
+        found: dict[str, float] = {}
+        for source, metrics in self._metrics.items():
+            means = validation_means(names, metrics.compute())
+            found |= {f"val/{source}/{name.removeprefix('val/')}": value for name, value in means.items()}
+            metrics.reset()
+        return found
+
+
 def validation_means(names: Sequence[str], sums: Tensor) -> dict[str, float]:
     """Metrics of the losses with these names, from what `HeadMetrics` counted.
 

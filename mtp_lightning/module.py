@@ -14,7 +14,7 @@ from typing_extensions import override
 from mtp_lightning.checkpoints.description import check_same_run, describe
 from mtp_lightning.checkpoints.initial import Parent, load_initial
 from mtp_lightning.errors import DivergedError, InputError
-from mtp_lightning.metrics import HeadMetrics, mean_over_ranks, training_means, validation_means
+from mtp_lightning.metrics import HeadMetrics, SourceMetrics, mean_over_ranks, training_means, validation_means
 from mtp_lightning.model.config import CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import describe_size
 from mtp_lightning.model.freezing import freeze_model
@@ -24,10 +24,11 @@ from mtp_lightning.model.own_kind import import_kind
 from mtp_lightning.model.sharding import shard_model
 from mtp_lightning.objective.heads import check_options, model_loss, model_scores
 from mtp_lightning.objective.loss import LossOptions, LossOutput
-from mtp_lightning.objective.targets import STEP_REST, Targets, count_valid, make_targets
+from mtp_lightning.objective.targets import SOURCE, STEP_REST, Targets, count_valid, make_targets
 from mtp_lightning.objective.weights import WeightsConfig, complete, head_weights
-from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
+from mtp_lightning.optimization.adamw import OptimizerConfig
 from mtp_lightning.optimization.divergence import Divergence
+from mtp_lightning.optimization.muon import make_optimizer
 from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_factor
 
 
@@ -82,6 +83,7 @@ class MTPModule(pl.LightningModule):
         self.init_config, self.frozen = init, freeze
         self.parent: Parent | None = None  # known from the run's start on
         self.val_metrics = HeadMetrics(len(heads.loss_names))
+        self._source_metrics = SourceMetrics(len(heads.loss_names))
         self._since_step: list[LossOutput] = []
         """Losses of the batches whose gradients wait for the next optimizer step."""
         self._mean_count_M: Tensor | None = None
@@ -221,11 +223,15 @@ class MTPModule(pl.LightningModule):
         if hasattr(self.trainer.strategy, "gradient_norm"):
             norm = self.trainer.strategy.gradient_norm()
         metrics["train/gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        self._record(metrics | {"train/loss": loss, "train/lr": lr}, step)
+        self._record(metrics | self._seen(step) | {"train/loss": loss, "train/lr": lr}, step)
         self.trainer.callback_metrics["train/loss"] = torch.tensor(loss)
         self.trainer.progress_bar_metrics["train/loss"] = loss  # `self.log` would cost more than all of the above
         if diverged:
             raise self._diverged(diverged, "its loss is not finite")
+
+    def _seen(self, steps: int) -> dict[str, float]:
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        return datamodule.seen(steps) if hasattr(datamodule, "seen") else {}
 
     def _diverged_at(self, weights: Iterable[torch.nn.Parameter] = ()) -> int | None:
         """The step at which the run went out of bounds, or None for a sound run, and for one that is to go on anyway.
@@ -266,19 +272,22 @@ class MTPModule(pl.LightningModule):
             logger.log_metrics(metrics, step=step)
 
     @override
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         targets, documents_BT = self.make_targets(batch)
         bytes_V = getattr(self.trainer.datamodule, "token_bytes", None)  # type: ignore[attr-defined]
         n_bytes = None if bytes_V is None else bytes_V.to(self.device)[targets.targets[0][targets.valid[0]]].sum()
-        self.val_metrics.update(model_scores(self.model, targets, documents_BT), n_bytes)
+        scores = model_scores(self.model, targets, documents_BT)
+        self.val_metrics.update(scores, n_bytes)
+        self._source_metrics.update(batch.get(SOURCE), scores, n_bytes)
 
     @override
     def on_validation_epoch_end(self) -> None:
         sums = self.val_metrics.compute()
         self.val_metrics.reset()
+        of_sources = self._source_metrics.take(self.heads_config.loss_names)
         if self.trainer.sanity_checking:
             return  # nothing is recorded before training starts
-        metrics = validation_means(self.heads_config.loss_names, sums)
+        metrics = validation_means(self.heads_config.loss_names, sums) | of_sources
         self.log_dict(metrics, logger=False, sync_dist=True)
         self._record(metrics, self.trainer.global_step)
         if self._watches and not sums.isfinite().all():
@@ -286,7 +295,7 @@ class MTPModule(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        optimizer = make_adamw(self.parameters(), self.optimizer_config)
+        optimizer = make_optimizer(self.model.named_parameters(), self.optimizer_config)
         total_steps = self.trainer.max_steps  # not estimated_stepping_batches: that makes the loader before a resume
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, total_steps, self.schedule_config)

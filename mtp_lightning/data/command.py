@@ -34,6 +34,8 @@ def prepare_command(
     max_documents: int | None = None,
     chat_template: str | None = None,
     strict: bool = False,
+    deduplicate: bool = False,
+    workers: int = 1,
     tokenizer: str = "bytes",
     end_token: str | None = None,
     validation_fraction: float = 0.05,
@@ -42,6 +44,8 @@ def prepare_command(
     json: str | None = None,
 ) -> None:
     """Tokenize a corpus into memory-mapped shards: use them with `data.source: {kind: shards, path: OUT}`.
+
+    A command that was killed goes on when it is given again; the bytes do not depend on that, nor on --workers.
 
     Args:
         out: folder to make; must not exist.
@@ -56,6 +60,8 @@ def prepare_command(
         max_documents: read only so many documents.
         chat_template: file with the template of pairs with messages; by default the one beside the tokenizer.json.
         strict: refuse a corpus of which anything is left out.
+        deduplicate: leave out documents whose text occurred before, letter for letter.
+        workers: processes that tokenize.
         tokenizer: "bytes", or the path of a tokenizer.json.
         end_token: the token that ends a document; by default one with a usual name, special tokens first.
         validation_fraction: part of the documents, in expectation, that is for validation.
@@ -66,17 +72,18 @@ def prepare_command(
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
         revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
+        deduplicate=deduplicate,
     )  # fmt: skip
+    from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings, prepare_source, summary
+
+    check_value("workers", workers, PrepareWorkers)
     directory = Path(out)
     if directory.exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another folder")
     check_json(json)
-
-    from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source, summary
-
     settings = ShardSettings(validation_fraction, split_seed, shard_tokens)
     source = with_template(source, tokenizer)
-    meta = prepare_source(directory, source, load_tokenizer(tokenizer, end_token), settings)
+    meta = prepare_source(directory, source, load_tokenizer(tokenizer, end_token), settings, workers)
     rows = [
         {
             "split": split,
@@ -175,7 +182,8 @@ def pairs_command(
         validation_fraction: as of the data that are split so.
         split_seed: as of the data that are split so.
     """
-    from mtp_lightning.data.tokens.prepare import ShardSettings, split_position
+    from mtp_lightning.data.preparing.chunks import split_position
+    from mtp_lightning.data.tokens.prepare import ShardSettings
 
     check_value("count", count, Count)
     check_value("seed", seed, Seed)

@@ -76,6 +76,16 @@ class MTPDataModule(pl.LightningDataModule):
         return ResumableLoader(batches, self.n_train_batches, num_workers, self.trainer.accumulate_grad_batches)
 
     @property
+    def step_windows(self) -> int:
+        """Windows of an optimizer step, over all processes; of one batch without a trainer."""
+        assert self.batch_size is not None
+        return self.batch_size * (1 if self.trainer is None else self.trainer.accumulate_grad_batches)
+
+    def seen(self, steps: int) -> dict[str, float]:
+        """What is to be logged of the data that so many optimizer steps have used."""
+        return {}
+
+    @property
     def rank_and_world_size(self) -> tuple[int, int]:
         """(0, 1) without a trainer."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -19,6 +19,8 @@ from mtp_lightning.shapes import Bool, Int
 
 STEP_REST = "rest_of_step"
 """In a batch that is the first of several of an optimizer step: the list of the others, whose targets count too."""
+SOURCE = "source"
+"""In a validation batch of a mixture: the name of the source that all its windows are of."""
 
 
 class Targets(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
@@ -14,8 +14,11 @@ Decay = Annotated[float, Range(least=0, below=1)]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. Defaults are the paper's; epsilon is not stated there."""
+    """AdamW, or Muon beside it. Defaults are the paper's; epsilon is not stated there."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`adamw` for all weights; `muon`: Muon for the matrices inside layers, AdamW for embedding, unembeddings, norms
+    and biases. Muon's steps are scaled to the size of AdamW's: `lr`, its schedule and `weight_decay` are for both."""
     lr: Annotated[float, Range(least=TINY, most=100)] = 3e-4
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
@@ -24,6 +27,8 @@ class OptimizerConfig:
     """Added to the root of the mean square."""
     weight_decay: Annotated[float, Range(least=0, most=1000)] = 0.1
     """Decoupled, on matrices only: norms' gains are not decayed."""
+    momentum: Decay = 0.95
+    """Of Muon alone: decay of the running mean of the gradient (Nesterov's)."""
 
     def __post_init__(self) -> None:
         check_ranges("model.optimizer", OptimizerConfig, vars(self))

@@ -55,6 +55,23 @@ def check_strategy(strategy: Any, precision: Any, clip_algorithm: Any, accelerat
         raise InputError(f"trainer.precision is '{precision}': {name} on a CPU computes in 32-true or bf16-mixed")
 
 
+def check_optimizer(kind: str, strategy: Any) -> None:
+    """
+    Args:
+        kind: `model.optimizer.kind`.
+        strategy: `trainer.strategy` as configured.
+
+    Raises:
+        InputError: Muon, and a strategy under which it cannot have its matrices.
+    """
+    path = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
+    if kind == "muon" and path == _OURS[0]:
+        raise InputError(
+            "model.optimizer.kind is 'muon': ZeroStrategy cuts weights and optimizer states into flat pieces, and Muon "
+            "needs whole matrices; use -c conf/strategy/fsdp2.yaml or conf/strategy/ddp.yaml, or kind 'adamw'"
+        )
+
+
 def check_zero(stage: int, offload: str | None) -> None:
     """
     Raises:

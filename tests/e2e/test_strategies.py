@@ -27,6 +27,7 @@ from mtp_lightning.optimization.schedule import ScheduleConfig
 ROWS, T, STEPS = 4, 8, 2
 TOTAL = 5 * STEPS
 HEADS = HeadsConfig(n_future=2, kind="sequential")
+ADAMW, MUON = OptimizerConfig(lr=1e-2), OptimizerConfig(lr=1e-2, kind="muon")
 
 
 class Random(MTPDataModule):
@@ -58,12 +59,13 @@ class Losses(_Recorder):
 
 
 def train(
-    strategy: str, until: int, total: int, start: Path | None, save: Path | None, accumulate: int = 1
-) -> dict[int, float]:
+    strategy: str, until: int, total: int, start: Path | None, save: Path | None, accumulate: int = 1,
+    optimizer: OptimizerConfig = ADAMW,
+) -> dict[int, float]:  # fmt: skip
     """Loss of each step, from `start`'s checkpoint to step `until` of a schedule of `total`."""
     torch.manual_seed(0)
     schedule = ScheduleConfig(warmup_steps=2)
-    module = MTPModule(tiny_backbone(n_layers=4), HEADS, optimizer=OptimizerConfig(lr=1e-2), schedule=schedule)
+    module = MTPModule(tiny_backbone(n_layers=4), HEADS, optimizer=optimizer, schedule=schedule)
     recorder = Losses()
 
     class Stop(pl.Callback):
@@ -134,10 +136,34 @@ def test_one_run_through_every_strategy(
         found |= in_processes(strategy, STEPS * (i + 1), TOTAL, start, save)
         start = save
     assert found == pytest.approx(uninterrupted[0], rel=2e-5)
-    whole, pieces = (read_checkpoint(path)["state_dict"] for path in (uninterrupted[1], save))
+    assert_same_weights(uninterrupted[1], save)
+
+
+@pytest.mark.slow
+def test_muon_through_every_strategy_that_has_it(tmp_path: Path) -> None:
+    """Whole matrices under DDP, gathered ones under FSDP2. It orthogonalises in bfloat16, where the order of a sum
+    shows: the bounds are wider than AdamW's. One process goes on bit for bit."""
+    whole = in_processes("single", 8, 8, None, tmp_path / "whole.ckpt", 1, MUON)
+    start, found = None, {}
+    for i, strategy in enumerate(["single", "fsdp2", "ddp", "single"]):
+        save = tmp_path / f"{i}.ckpt"
+        found |= in_processes(strategy, 2 * (i + 1), 8, start, save, 1, MUON)
+        start = save
+    assert found == pytest.approx(whole, rel=1e-3)
+    assert [found[1], found[2]] == [whole[1], whole[2]]
+    assert_same_weights(tmp_path / "whole.ckpt", save, rtol=5e-2, atol=2e-3)
+    states = [read_checkpoint(tmp_path / f"{i}.ckpt")["optimizer_states"][0]["state"] for i in range(4)]
+    assert all(one.keys() == states[0].keys() for one in states)
+    assert {key: one.keys() for key, one in states[0].items()} == {key: one.keys() for key, one in states[2].items()}
+    again = in_processes("single", 8, 8, tmp_path / "0.ckpt", tmp_path / "again.ckpt", 1, MUON)
+    assert again == {step: loss for step, loss in whole.items() if step > 2}
+
+
+def assert_same_weights(one: Path, other: Path, rtol: float = 1e-3, atol: float = 2e-5) -> None:
+    whole, pieces = (read_checkpoint(path)["state_dict"] for path in (one, other))
     assert whole.keys() == pieces.keys()
     for name, weight in whole.items():
-        torch.testing.assert_close(pieces[name], weight, rtol=1e-3, atol=2e-5, msg=name)
+        torch.testing.assert_close(pieces[name], weight, rtol=rtol, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "fsdp2"])
@@ -159,6 +185,7 @@ CONFIGS = ["-c", "conf/base.yaml", "-c", "conf/model/tiny.yaml", "-c", "conf/dat
         (["-c", "conf/strategy/zero2.yaml", "--trainer.strategy.stage", "4"], "trainer.strategy"),
         (["-c", "conf/strategy/zero2.yaml", "--trainer.strategy.offload", "parameters"], "only stage 3 shards"),
         (["-c", "conf/strategy/zero2.yaml", "--trainer.precision", "16-mixed"], "trainer.precision is '16-mixed'"),
+        (["-c", "conf/strategy/zero2.yaml", "--model.optimizer.kind", "muon"], "Muon needs whole matrices; use"),
         (["-c", "conf/strategy/fsdp2.yaml", "--trainer.gradient_clip_algorithm", "value"], "clips by the norm"),
     ],
 )  # fmt: skip

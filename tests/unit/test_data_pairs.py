@@ -76,7 +76,7 @@ def test_exactly_the_answers_and_their_ends_are_targets(file: Path, horizon: int
     """Of every head: the first target that counts is the answer's first token, and no question's token ever counts."""
     data = module(file, horizon=horizon)
     heads = HeadsConfig(n_future=horizon)
-    batches = [data._reader(data.train_store)[0](np.arange(i, i + 1)) for i in range(200)]
+    batches = [data._reader()(np.arange(i, i + 1)) for i in range(200)]
     firsts = pack(data.train_store.document_starts, len(data.train_store), 40)
     seen: list[list[bytes]] = [[] for _ in range(horizon)]
     for batch in batches[: len(firsts) - 1]:
@@ -135,7 +135,7 @@ def test_windows_hold_whole_documents_each_once(tmp_path: Path, context: int) ->
 
 def test_a_row_that_only_fills_a_batch_never_counts(file: Path) -> None:
     data = module(file, batch_size=2, val_windows=3)
-    read, n_windows = data._reader(data.validation_store)
+    read, n_windows = data.corpora[0].validating(data.context, data.horizon, data.val_windows)
     assert n_windows == 3
     rows = [ValidationWindows(read, 3, 2, rank, 2)[1] for rank in (0, 1)]
     assert rows[0]["loss_mask"].sum() == read(np.array([2]))["loss_mask"].sum() > 0
@@ -327,7 +327,7 @@ def test_the_command_makes_shards_that_are_trained_on(file: Path, tmp_path: Path
     data.prepare_data()
     data.setup("fit")
     direct = module(file, batch_size=2)
-    a, b = (d._reader(d.train_store)[0](np.arange(5)) for d in (data, direct))
+    a, b = (d._reader()(np.arange(5)) for d in (data, direct))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 

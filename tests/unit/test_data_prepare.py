@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from mtp_lightning.data.corpora.documents import Document
 from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.preparing.chunks import split_position
 from mtp_lightning.data.tokens import prepare
-from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_shards, smallest_dtype, split_position
+from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_shards, smallest_dtype
 from mtp_lightning.data.tokens.store import SPLITS, TokenStore, read_meta
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.errors import InputError

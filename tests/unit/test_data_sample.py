@@ -110,7 +110,7 @@ def test_samples_are_trained_on_and_prompts_are_not(run: Path, tmp_path: Path) -
     data = TokenDataModule(SourceConfig(kind="shards", path=str(tmp_path / "out")), context=11, batch_size=2)
     data.prepare_data()
     data.setup("fit")
-    read, n_windows = data._reader(data.validation_store)
+    read, n_windows = data.corpora[0].validating(data.context, data.horizon, data.val_windows)
     prompts = {prompt for prompt, _ in written(tmp_path / "out")}
     assert prompts == set(PROMPTS)
     for split in SPLITS:

@@ -34,6 +34,10 @@ SMALL_DATA = {
     "python_stdlib": ["--data.val_windows=2", "--data.source.max_documents=40", "--data.context=64"],
     "stories": ["--data.val_windows=2", "--data.source.max_documents=200", "--data.context=64"],
     "text": ["--data.val_windows=2", "--data.context=64"],
+    "mixture": [
+        "--data.mixture=[{source: {kind: text, path: corpus}}, {source: {kind: stories, max_documents: 200}}]",
+        *("--data.val_windows=2", "--data.context=64"),
+    ],
     "pairs": ["--data.val_windows=2", "--data.context=64"],
     "polynomial": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
     "execution": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],

@@ -21,6 +21,7 @@ from mtp_lightning.config.trainer_ranges import RANGES, check_trainer_ranges
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.generated import GeneratedDataModule
+from mtp_lightning.data.mixtures.sources import MixtureSource
 from mtp_lightning.data.tasks.datamodule import TaskDataModule
 from mtp_lightning.data.tasks.polynomial import Polynomial
 from mtp_lightning.data.tasks.star_graph import StarGraph
@@ -41,7 +42,8 @@ CLASSES: Mapping[type, Callable[..., Any]] = {
     cls: cls
     for cls in (
         BackboneConfig, HeadsConfig, LossConfig, WeightsConfig, OptimizerConfig, SourceConfig, ShardSettings,
-        StarGraph, Polynomial, TokenDataModule, GeneratedDataModule, MTPDataModule, PeriodicCheckpoint, DecodingProbe,
+        MixtureSource, StarGraph, Polynomial, TokenDataModule, GeneratedDataModule, MTPDataModule, PeriodicCheckpoint,
+        DecodingProbe,
         ExactMatchProbe, InductionProbe, ThroughputMonitor, Heartbeat, MLflowRunLogger, FSDP2Strategy, ZeroStrategy,
         MTPModule,
     )

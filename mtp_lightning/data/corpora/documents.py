@@ -1,5 +1,6 @@
 """Where text comes from: generators of documents, in an order that does not change from run to run."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from io import TextIOWrapper
@@ -54,7 +55,9 @@ def documents(source: SourceConfig, account: Account | None = None) -> Iterator[
     """
     account = Account() if account is None else account
     account.begin()
-    for document in islice(_all_documents(source, account), source.max_documents):
+    found = _all_documents(source, account)
+    found = _distinct(found, account) if source.deduplicate else found
+    for document in islice(found, source.max_documents):
         account.documents += 1
         yield document
     if not account.documents and account.refusal:
@@ -65,6 +68,19 @@ def documents(source: SourceConfig, account: Account | None = None) -> Iterator[
             f"data.source.path: '{source.path or source.kind}' has no text in it: the corpus is empty{missing}"
         )
     refuse_losses(source, account)
+
+
+def _distinct(found: Iterator[Document], account: Account) -> Iterator[Document]:
+    """Each text once, where it occurs first."""
+    seen: set[bytes] = set()
+    for document in found:
+        text = document.text.encode("utf-8", errors="surrogatepass")
+        digest = hashlib.blake2b(text, digest_size=16, salt=str(document.answer_start or 0).encode()[:16]).digest()
+        if digest in seen:
+            account.leave_out("duplicates", document.name, harmless=True)
+        else:
+            seen.add(digest)
+            yield document
 
 
 def refuse_losses(source: SourceConfig, account: Account) -> None:

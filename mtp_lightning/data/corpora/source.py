@@ -53,6 +53,9 @@ class SourceConfig:
     chat_template: str | None = None
     """For `pairs` with `messages`: a file with the chat template (Jinja, or a tokenizer_config.json); by default the
     one that lies beside the tokenizer.json."""
+    deduplicate: bool = False
+    """Leave out documents whose text occurred before, letter for letter; they are counted as left out. Needs some 100
+    bytes of memory a document."""
     strict: bool = False
     """Refuse a corpus of which anything is left out: files of other suffixes, empty rows, rows without text."""
 

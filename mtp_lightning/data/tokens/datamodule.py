@@ -1,6 +1,7 @@
 """The data module that trains on text."""
 
-import sys
+import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,16 @@ from typing_extensions import override
 from mtp_lightning.data.corpora.chat import with_template
 from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
-from mtp_lightning.data.loader import (
-    BatchLoader,
-    Read,
-    ResumableLoader,
-    TrainingWindows,
-    ValidationWindows,
-    read_windows,
-)
+from mtp_lightning.data.loader import BatchLoader, Read, ResumableLoader, TrainingWindows, ValidationWindows
+from mtp_lightning.data.mixtures.corpus import Corpus
+from mtp_lightning.data.mixtures.order import MixtureOrder
+from mtp_lightning.data.mixtures.reading import SourceBatches, read_mixture
+from mtp_lightning.data.mixtures.sources import MixtureSource, change_steps, check_mixture, weight_at
 from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
-from mtp_lightning.data.tokens.packing import PackedOrder, check_room, pack, read_packed
-from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, check_whole, prepare_source, summary
-from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
+from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings
+from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import load_tokenizer
-from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder, tokens_needed
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Count, Fraction, Seed, Workers, check_ranges
 from mtp_lightning.shapes import Int
@@ -38,6 +34,7 @@ class TokenDataModule(MTPDataModule):
 
     Args:
         source: the corpus.
+        mixture: several corpora in its place, each with a weight, as in [{source: {kind: stories}, weight: 2}, ...].
         tokenizer: `bytes`, or the path of a tokenizer.json.
         context: T, the input tokens of a window.
         batch_size: windows of a batch, over all processes together.
@@ -48,11 +45,13 @@ class TokenDataModule(MTPDataModule):
         seed: of the order of the training windows. Follows from seed_everything.
         validation_fraction: part of the documents, in expectation, that is for validation.
         split_seed: of that choice. Not `seed`: runs with different seeds are validated on the same documents.
-        val_windows: validation windows, spread evenly over the validation documents; null for all.
+        val_windows: validation windows, of each source, spread evenly over its validation documents; null for all.
         num_workers: processes that read ahead; reading memory-mapped tokens hardly needs any.
         directory: where prepared corpora are kept.
         end_token: the token of a tokenizer.json that ends a document; null looks for a usual name, special tokens
             first. A text must not be able to write it.
+
+        prepare_workers: processes that tokenize a corpus when it is prepared.
 
     Raises:
         InputError: bad input; the message names the configuration key.
@@ -76,13 +75,16 @@ class TokenDataModule(MTPDataModule):
         num_workers: Workers = 0,
         directory: str = "runs/data",
         end_token: str | None = None,
+        mixture: list[MixtureSource] | None = None,
+        prepare_workers: PrepareWorkers = 1,
     ) -> None:
         super().__init__(horizon=horizon, vocab_size=vocab_size)
         check_ranges("data", TokenDataModule, locals())
-        self.source = with_template(source, tokenizer)
+        if mixture is not None:
+            check_mixture(mixture, source)
         self.context, self.batch_size, self.seed = context, batch_size, seed
-        self.val_windows, self.num_workers, self.directory = val_windows, num_workers, Path(directory)
-        self.settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
+        self.val_windows, self.num_workers = val_windows, num_workers
+        settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
         self.text_tokenizer = load_tokenizer(tokenizer, end_token)
         self.tokenizer = self.text_tokenizer
         n_tokens = self.text_tokenizer.vocab_size
@@ -91,72 +93,52 @@ class TokenDataModule(MTPDataModule):
                 f"model.backbone.vocab_size is {vocab_size}, and the tokenizer data.tokenizer = '{tokenizer}' has "
                 f"{n_tokens} tokens: set model.backbone.vocab_size: {n_tokens}"
             )
+        self.mixture: Sequence[MixtureSource] = mixture or ()
+        sources = [(part.source, part.label) for part in self.mixture] or [(source, "")]
+        self.corpora = [
+            Corpus(with_template(one, tokenizer), self.text_tokenizer, settings, Path(directory), name, prepare_workers)
+            for one, name in sources
+        ]
         self._token_bytes: Tensor | None = None
-        self._train: TokenStore | None = None
-        self._validation: TokenStore | None = None
-
-    @property
-    def shards(self) -> Path:
-        """The folder of the prepared corpus."""
-        if self.source.kind == "shards":
-            assert self.source.path is not None
-            return Path(self.source.path).expanduser()
-        return self.directory / cache_name(self.source, self.text_tokenizer, self.settings)
+        self._counted: tuple[MixtureOrder, list[int]] | None = None
 
     @override
     def prepare_data(self) -> None:
-        if self.source.kind == "shards":
-            return
-        new = not self.shards.exists()
-        meta = prepare_source(self.shards, self.source, self.text_tokenizer, self.settings)
-        if new and meta.account is not None and meta.account["left_out"]:
-            print(summary(self.source, meta), file=sys.stderr)
+        for corpus in self.corpora:
+            corpus.prepare()
 
     @override
     def setup(self, stage: str) -> None:
-        directory, meta = self.shards, read_meta(self.shards)
-        self._check_tokenizer(meta)
-        check_whole(directory, meta, self.source)
-        self._train, self._validation = TokenStore(directory, "train"), TokenStore(directory, "validation")
-        if meta.answers:
-            self._check_answers(stage)
-        for store in () if meta.answers else (self._train, self._validation):
-            needed = tokens_needed(self.context, self.horizon)
-            if len(store) < needed:
-                raise InputError(
-                    f"data.source: the {store.split} split of '{directory}' has {len(store)} tokens, and one window "
-                    f"needs {needed} (data.context = {self.context} and room for {needed - self.context} future "
-                    "tokens); use more text, a smaller data.context or another data.validation_fraction"
-                )
+        for corpus in self.corpora:
+            corpus.open(self.context, self.horizon, say=stage == "fit" and self.rank_and_world_size[0] == 0)
         self.check_divides_over_ranks(self.batch_size)
         if stage == "fit" and self.trainer is not None:
             _ = self.n_train_batches  # refuse before anything is trained or logged
 
-    def _check_answers(self, stage: str) -> None:
-        """Pairs are never too few for a window, which is padded; but an answer can lie beyond its window's end."""
-        for store in (self.train_store, self.validation_store):
-            found = check_room(store, self.context, self.source.strict)
-            if found and stage == "fit" and self.rank_and_world_size[0] == 0:
-                print(found, file=sys.stderr)
+    @property
+    def _only(self) -> Corpus:
+        (corpus,) = self.corpora
+        return corpus
 
-    def _check_tokenizer(self, meta: ShardsMeta) -> None:
-        mine = self.text_tokenizer
-        if meta.tokenizer_fingerprint != mine.fingerprint:
-            raise InputError(
-                f"data.tokenizer: the shards in '{self.shards}' were made with another tokenizer ({meta.vocab_size} "
-                f"tokens, fingerprint {meta.tokenizer_fingerprint}) than this one ({mine.vocab_size} tokens, "
-                f"fingerprint {mine.fingerprint}); give the one they were made with, or prepare them again"
-            )
+    @property
+    def shards(self) -> Path:
+        """The folder of the prepared corpus, where there is one alone."""
+        return self._only.shards
 
     @property
     def train_store(self) -> TokenStore:
-        assert self._train is not None, "setup() comes first"
-        return self._train
+        """Of the corpus, where there is one alone."""
+        return self._only.train
 
     @property
     def validation_store(self) -> TokenStore:
-        assert self._validation is not None, "setup() comes first"
-        return self._validation
+        """Of the corpus, where there is one alone."""
+        return self._only.validation
+
+    @property
+    def validation_pairs(self) -> TokenStore | None:
+        """The validation split of the first corpus of pairs; None without any."""
+        return next((corpus.validation for corpus in self.corpora if corpus.has_answers), None)
 
     @property
     @override
@@ -168,58 +150,116 @@ class TokenDataModule(MTPDataModule):
     @property
     @override
     def fingerprint(self) -> str | None:
-        return None if self._train is None else self._train.meta.fingerprint
+        if not all(corpus.is_open for corpus in self.corpora):
+            return None
+        first, *others = (corpus.train.meta.fingerprint for corpus in self.corpora)
+        return hashlib.sha256("\0".join([first, *others]).encode()).hexdigest()[:16] if others else first
 
     @override
     def train_dataloader(self) -> ResumableLoader:
-        batches = TrainingWindows(self._reader(self.train_store)[0], self.batch_size, *self.rank_and_world_size)
+        batches = TrainingWindows(self._reader(), self.batch_size, *self.rank_and_world_size)
         return self.training_loader(batches, self.num_workers)
 
     @override
     def val_dataloader(self) -> BatchLoader:
-        read, n_windows = self._reader(self.validation_store)
-        batches = ValidationWindows(read, n_windows, self.batch_size, *self.rank_and_world_size)
+        split = {
+            corpus.name: ValidationWindows(
+                *corpus.validating(self.context, self.horizon, self.val_windows),
+                self.batch_size,
+                *self.rank_and_world_size,
+            )
+            for corpus in self.corpora
+        }
+        batches = SourceBatches(split) if self.mixture else split[""]
         return BatchLoader(batches, len(batches), self.num_workers)
 
-    def _reader(self, store: TokenStore) -> tuple[Read, int]:
-        """What reads the split's windows by number, and how many of them are validated on."""
-        trains, sizes = store.split == "train", (self.context, self.horizon)
-        if store.answer_starts is not None:
-            firsts = pack(store.document_starts, len(store), self.context)
-            packed = PackedOrder(firsts, *sizes, seed=self.seed if trains else None, limit=self.val_windows)
-            return partial(read_packed, store, packed), packed.n_windows
-        if trains:
-            return partial(read_windows, store, TrainingOrder(len(store), *sizes, self.seed)), 0
-        order = ValidationOrder(len(store), *sizes, self.val_windows)
-        return partial(read_windows, store, order), order.n_windows
+    def _reader(self) -> Read:
+        """What reads training windows by number."""
+        reads, sizes = self._training()
+        if not self.mixture:
+            return reads[0]
+        masked = any(corpus.has_answers for corpus in self.corpora)
+        return partial(read_mixture, reads, self._order(sizes), masked)
+
+    def _training(self) -> tuple[list[Read], list[int]]:
+        """Of each corpus, what reads its training windows, and how many an epoch has."""
+        reads, sizes = zip(*(corpus.training(self.context, self.horizon, self.seed) for corpus in self.corpora))
+        return list(reads), list(sizes)
+
+    def _order(self, sizes: Sequence[int]) -> MixtureOrder:
+        """
+        Args:
+            sizes: windows of an epoch of each corpus.
+        """
+        if self.mixture[0].epochs is not None:
+            return MixtureOrder({0: [(part.epochs or 0.0) * size for part, size in zip(self.mixture, sizes)]})
+        weights = {step: [weight_at(part, step) for part in self.mixture] for step in change_steps(self.mixture)}
+        return MixtureOrder({step * self.step_windows: values for step, values in weights.items()})
+
+    @override
+    def seen(self, steps: int) -> dict[str, float]:
+        """`data/<name>/tokens` and `data/<name>/epochs` after so many optimizer steps: counted, not remembered, so that
+        a run that was resumed has the same. Of pairs, padding counts as tokens."""
+        if not self.mixture:
+            return {}
+        if self._counted is None:
+            sizes = self._training()[1]
+            self._counted = self._order(sizes), sizes
+        order, sizes = self._counted
+        found: dict[str, float] = {}
+        for part, windows, size in zip(self.mixture, order.counts(steps * self.step_windows), sizes):
+            tokens = float(windows * self.context)
+            found |= {f"data/{part.label}/tokens": tokens, f"data/{part.label}/epochs": windows / size}
+        return found
 
     def heldout_prompts(self, count: int, length: int) -> list[Tensor]:
-        """`count` pieces, (length,) int64 each, of validation documents: always the same, spread over the documents.
+        """`count` pieces, (length,) int64 each, of validation documents: always the same, spread over the corpora and
+        their documents.
 
         Each lies inside one document where documents are long enough; of pairs, questions (`heldout.heldout_prompts`).
 
         Raises:
             InputError: the validation split is shorter than a prompt.
         """
-        return heldout_prompts(self.validation_store, count, length)
+        return [
+            prompt
+            for corpus, part in self._shares(count)
+            for prompt in heldout_prompts(corpus.validation, part, length)
+        ]
 
     def heldout_texts(self, count: int) -> list[str]:
         """`count` validation documents as text, always the same, or all if there are fewer."""
-        return heldout_texts(self.validation_store, self.text_tokenizer, count)
+        return [
+            text
+            for corpus, part in self._shares(count)
+            for text in heldout_texts(corpus.validation, self.text_tokenizer, part)
+        ]
+
+    def _shares(self, count: int) -> list[tuple[Corpus, int]]:
+        """`count` dealt out to the corpora; those that get none are left out."""
+        n = len(self.corpora)
+        return [(corpus, (count + n - 1 - i) // n) for i, corpus in enumerate(self.corpora) if count > i]
 
     def token_counts(self) -> Int[np.ndarray, "V"]:
         """How often each token occurs in the training split."""
-        return token_counts(self.train_store)
+        counts: Int[np.ndarray, "V"] = np.sum([token_counts(corpus.train) for corpus in self.corpora], axis=0)
+        return counts
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {
+        state = {
             "tokenizer": self.text_tokenizer.state(),
             "fingerprint": self.fingerprint,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "context": self.context,
         }
+        return state | {"mixture": self._weights()} if len(self.corpora) > 1 else state
+
+    def _weights(self) -> str:
+        """All that the order of the sources follows from."""
+        weights = {p.label: f"{p.epochs} epochs" if p.epochs is not None else p.weight for p in self.mixture}
+        return f"{weights}, {self.step_windows} windows a step"
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -236,11 +276,13 @@ class TokenDataModule(MTPDataModule):
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
         if state_dict["fingerprint"] != mine["fingerprint"]:
+            key = "mixture" if self.mixture else "source"
+            folders = ", ".join(f"'{corpus.shards}'" for corpus in self.corpora)
             raise InputError(
-                f"ckpt_path: the checkpoint was trained on other text than data.source gives now ('{self.shards}' has "
+                f"ckpt_path: the checkpoint was trained on other text than data.{key} gives now ({folders} has "
                 f"fingerprint {mine['fingerprint']}, and it was {state_dict['fingerprint']}); start a new run"
             )
-        self.check_continues(state_dict, ("batch_size", "seed", "context"))
+        self.check_continues(state_dict, ("batch_size", "seed", "context", *({"mixture"} & mine.keys())))
 
 
 def is_padded(vocab_size: int, n_tokens: int) -> bool:

@@ -8,30 +8,31 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 from mtp_lightning.data.corpora.account import Account, from_plain
-from mtp_lightning.data.corpora.chat import template_hash
+from mtp_lightning.data.corpora.description import describe
 from mtp_lightning.data.corpora.documents import Document, documents, refuse_losses
-from mtp_lightning.data.corpora.local_files import local_files
 from mtp_lightning.data.corpora.source import PAIRS, SourceConfig
+from mtp_lightning.data.preparing.chunks import Chunk, make_chunk, read_chunk, tokenize_to_files
+from mtp_lightning.data.preparing.folders import progress, temporary_sibling, work_folder, writing_to
 from mtp_lightning.data.tokens.store import FORMAT, META_FILE, SPLITS, ShardsMeta, Split, SplitMeta, read_meta
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
-from mtp_lightning.data.tokens.tokenizing import Tokenized, tokenize
+from mtp_lightning.data.tokens.tokenizing import Tokenized
 from mtp_lightning.data.tokens.writer import SplitWriter
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Fraction, Range, Seed, check_ranges
+
+PrepareWorkers = Annotated[int, Range(least=1, most=256)]
+_DOCUMENTS = 1024
+"""Documents that are already tokenized are written so many at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,13 @@ class ShardSettings:
         check_ranges("data", ShardSettings, vars(self))
 
 
-def prepare_source(directory: Path, source: SourceConfig, tokenizer: Tokenizer, settings: ShardSettings) -> ShardsMeta:
+def prepare_source(
+    directory: Path, source: SourceConfig, tokenizer: Tokenizer, settings: ShardSettings, workers: int = 1
+) -> ShardsMeta:
     """Prepares `source` into `directory`, unless it holds shards already.
+
+    Args:
+        workers: processes that tokenize; the bytes do not depend on it.
 
     Raises:
         InputError: `directory` is something else, cannot be written, or the corpus cannot be read or split.
@@ -63,7 +69,7 @@ def prepare_source(directory: Path, source: SourceConfig, tokenizer: Tokenizer, 
         account = Account()
         corpus = partial(documents, source, account)
         has_answers = source.kind in PAIRS
-        return prepare_shards(directory, corpus, tokenizer, describe(source), settings, account, has_answers)
+        return prepare_shards(directory, corpus, tokenizer, describe(source), settings, account, has_answers, workers)
     meta = read_meta(directory)
     check_whole(directory, meta, source)
     return meta
@@ -93,25 +99,6 @@ def summary(source: SourceConfig, meta: ShardsMeta) -> str:
     return f"{source.path or source.kind}: {found}{first}; left out: {account.missing() or 'nothing'}"
 
 
-def describe(source: SourceConfig) -> dict[str, Any]:
-    """The source as plain values, with a hash of local files' sizes and dates: an edited corpus is another corpus."""
-    description: dict[str, Any] = asdict(source)
-    del description["strict"]  # the same text, or none
-    del description["chat_template"]
-    if source.chat_template is not None:
-        description["chat_template"] = template_hash(Path(source.chat_template).expanduser())
-    if source.kind == "python_stdlib":
-        description["python"] = sys.version.split()[0]
-    if source.kind != "hub":
-        root, files, _ = local_files(source)
-        hashed = hashlib.sha256()
-        for path in files:
-            status, name = path.stat(), path.relative_to(root).as_posix()
-            hashed.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
-        description["files"] = hashed.hexdigest()[:16]
-    return description
-
-
 def cache_name(source: SourceConfig, tokenizer: Tokenizer, settings: ShardSettings) -> str:
     """A folder name that differs wherever the shards would."""
     identity = [
@@ -130,19 +117,36 @@ def prepare_shards(
     settings: ShardSettings,
     account: Account | None = None,
     answers: bool = False,
+    workers: int = 1,
 ) -> ShardsMeta:
-    """Tokenizes the documents of `corpus()`, which may be called twice, and writes them to `directory`.
+    """Tokenizes the documents of `corpus()` and writes them to `directory`.
+
+    Killed in between, it goes on when it is called again: what is tokenized lies in files beside `directory`, a few
+    megabytes each. Several processes may do this at once: the first one to finish wins, the others take what it made.
 
     Args:
         account: what `corpus()` fills while it is read.
         answers: whether its documents are pairs, of which the answer alone is trained on.
+        workers: processes that tokenize; the bytes do not depend on it.
 
     Raises:
         InputError: as of `write_shards`.
     """
-    return write_shards(
-        directory, lambda: tokenize(corpus(), tokenizer), tokenizer, description, settings, account, answers
-    )
+    dtype = smallest_dtype(tokenizer.vocab_size)
+    with work_folder(directory) as folder, progress() as report:
+        try:
+            writing = partial(writing_to, directory)
+            with writing():
+                shutil.rmtree(folder / "shards", ignore_errors=True)  # half written, when somebody was killed
+                (folder / "shards").mkdir()
+            files = tokenize_to_files(folder, corpus(), tokenizer, dtype, settings.split_seed, workers, report, writing)
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"--workers is {workers}: a process that tokenizes was killed, as for lack of memory; what is done is "
+                "kept: give the command again, with fewer workers"
+            ) from error
+        chunks = partial(map, read_chunk, files)
+        return _write(folder / "shards", directory, chunks, tokenizer, description, settings, account, answers)
 
 
 def write_shards(
@@ -154,9 +158,7 @@ def write_shards(
     account: Account | None = None,
     answers: bool = False,
 ) -> ShardsMeta:
-    """Writes the documents of `corpus()`, which may be called twice, to `directory`.
-
-    Several processes may do this at once: the first one to finish wins, the others take what it made.
+    """Writes the documents of `corpus()`, tokenized already, to `directory`. It may be called twice.
 
     Args:
         account: what `corpus()` fills while it is read.
@@ -165,18 +167,40 @@ def write_shards(
     Raises:
         InputError: `directory` is there already or cannot be written, or there are too few documents to split.
     """
-    with _temporary_sibling(directory) as temporary:
-        write = partial(_write_splits, temporary, tokenizer=tokenizer, settings=settings, answers=answers)
-        written = write(corpus(), threshold=settings.validation_fraction)
+
+    def chunks() -> Iterator[Chunk]:
+        left, dtype = iter(corpus()), smallest_dtype(tokenizer.vocab_size)
+        while some := list(islice(left, _DOCUMENTS)):
+            yield make_chunk(some, dtype, settings.split_seed)
+
+    with temporary_sibling(directory) as temporary:
+        return _write(temporary, directory, chunks, tokenizer, description, settings, account, answers)
+
+
+def _write(
+    temporary: Path,
+    directory: Path,
+    chunks: Callable[[], Iterable[Chunk]],
+    tokenizer: Tokenizer,
+    description: dict[str, Any],
+    settings: ShardSettings,
+    account: Account | None,
+    answers: bool,
+) -> ShardsMeta:
+    """Writes the documents of `chunks()` to the folder `temporary`, and gives it its name."""
+    dtype = smallest_dtype(tokenizer.vocab_size)
+    with writing_to(directory):
+        write = partial(_write_splits, temporary, dtype=dtype, settings=settings, answers=answers)
+        written = write(chunks(), threshold=settings.validation_fraction)
         threshold = _threshold_for_few(written)
         if threshold is not None:
             for file in temporary.iterdir():
                 file.unlink()
-            written = write(corpus(), threshold=threshold)
+            written = write(chunks(), threshold=threshold)
         meta = ShardsMeta(
             format=FORMAT,
             vocab_size=tokenizer.vocab_size,
-            dtype=smallest_dtype(tokenizer.vocab_size),
+            dtype=dtype,
             tokenizer=tokenizer.state(),
             tokenizer_fingerprint=tokenizer.fingerprint,
             source=description,
@@ -184,22 +208,16 @@ def write_shards(
             splits={str(split): split_meta for split, split_meta in written.splits.items()},
             account=None if account is None else account.plain(),
             answers=answers,
+            hashes=written.hashes,
         )
-        with _writing_to(directory):
-            (temporary / META_FILE).write_text(meta.to_json(), encoding="utf-8")
-            try:
-                os.rename(temporary, directory)
-            except OSError:
-                # A folder that is not empty cannot be renamed over. Another process was first: take what it made.
-                if not (directory / META_FILE).is_file():
-                    raise
+        (temporary / META_FILE).write_text(meta.to_json(), encoding="utf-8")
+        try:
+            os.rename(temporary, directory)
+        except OSError:
+            # A folder that is not empty cannot be renamed over. Another process was first: take what it made.
+            if not (directory / META_FILE).is_file():
+                raise
     return read_meta(directory)
-
-
-def split_position(name: str, split_seed: int) -> float:
-    """Where in [0, 1) a document falls; below the validation fraction it is a validation document."""
-    digest = hashlib.sha256(f"{split_seed}\0{name}".encode(errors="replace")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def smallest_dtype(vocab_size: int) -> str:
@@ -209,39 +227,31 @@ def smallest_dtype(vocab_size: int) -> str:
 class _Written(NamedTuple):
     splits: dict[Split, SplitMeta]
     fingerprint: str
+    hashes: dict[str, str]
     lowest: float
     """The smallest `split_position` of a document."""
     highest: float
 
 
 def _write_splits(
-    directory: Path,
-    corpus: Iterable[Tokenized],
-    tokenizer: Tokenizer,
-    settings: ShardSettings,
-    threshold: float,
-    answers: bool,
+    directory: Path, chunks: Iterable[Chunk], dtype: str, settings: ShardSettings, threshold: float, answers: bool
 ) -> _Written:
     """Writes the files of both splits; the documents below `threshold` are for validation."""
-    dtype, lowest, highest = smallest_dtype(tokenizer.vocab_size), 1.0, 0.0
-    with _writing_to(directory):
-        writers = {split: SplitWriter(directory, split, dtype, settings.shard_tokens, answers) for split in SPLITS}
+    lowest, highest = 1.0, 0.0
+    writers = {split: SplitWriter(directory, split, dtype, settings.shard_tokens, answers) for split in SPLITS}
     try:
-        with _progress() as report:
-            for document in corpus:
-                position = split_position(document.name, settings.split_seed)
-                lowest, highest = min(lowest, position), max(highest, position)
-                split: Split = "validation" if position < threshold else "train"
-                with _writing_to(directory):
-                    writers[split].add(document.tokens, document.n_bytes, document.answer)
-                report(len(document.tokens))
-        with _writing_to(directory):
-            splits = {split: writer.finish() for split, writer in writers.items()}
+        for chunk in chunks:
+            validates = chunk.positions < threshold
+            lowest, highest = min(lowest, chunk.positions.min()), max(highest, chunk.positions.max())
+            writers["validation"].add(chunk, validates)
+            writers["train"].add(chunk, ~validates)
+        splits = {split: writer.finish() for split, writer in writers.items()}
     finally:
         for writer in writers.values():
             writer.close()
-    hashes = "".join(writers[split].hashed.hexdigest() for split in SPLITS)
-    return _Written(splits, hashlib.sha256(hashes.encode()).hexdigest()[:16], lowest, highest)
+    fingerprint = hashlib.sha256("".join(writers[split].hashed.hexdigest() for split in SPLITS).encode()).hexdigest()
+    hashes = {name: digest for writer in writers.values() for name, digest in writer.hashes.items()}
+    return _Written(splits, fingerprint[:16], hashes, float(lowest), float(highest))
 
 
 def _threshold_for_few(written: _Written) -> float | None:
@@ -255,46 +265,3 @@ def _threshold_for_few(written: _Written) -> float | None:
             "more files, or data.source.separator to split a text file into documents"
         )
     return math.nextafter(written.lowest, 1.0) if written.splits["train"].n_documents else written.highest
-
-
-@contextmanager
-def _temporary_sibling(directory: Path) -> Iterator[Path]:
-    """A new folder beside `directory`, on the same file system; gone afterwards, unless it was renamed."""
-    occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-    if occupied and not (directory / META_FILE).is_file():  # with shards: another process has just made them
-        raise InputError(f"'{directory}' exists and does not hold token shards: choose another folder")
-    # Not tempfile.mkdtemp: its folders are private, and shards are for all who may write beside them.
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    with _writing_to(directory):
-        temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _writing_to(directory: Path) -> Iterator[None]:
-    """A full disk or a missing permission is not a bug here: one clear message."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"data.directory: cannot write the shards to '{directory}': {error.strerror}") from error
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """Shows on standard error, if that is a terminal, how far it is: call what it gives with each document's size."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("preparing the corpus")
-        n_documents = n_tokens = 0
-
-        def report(size: int) -> None:
-            nonlocal n_documents, n_tokens
-            n_documents, n_tokens = n_documents + 1, n_tokens + size
-            text = f"preparing the corpus: {n_documents:,} documents, {n_tokens:,} tokens"
-            progress.update(task, description=text)
-
-        yield report

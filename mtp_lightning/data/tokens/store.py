@@ -55,11 +55,15 @@ class ShardsMeta:
     """What was read of the source and what was left out (`corpora.account`); None: made before that was noted."""
     answers: bool = False
     """Whether each document is a question with an answer, and the answer alone is trained on."""
+    hashes: dict[str, str] | None = None
+    """SHA-256 of each file, by its name (`verify`); None: made before these were noted."""
 
     def to_json(self) -> str:
         fields = asdict(self)
         if not self.answers:
             del fields["answers"]  # as shards of plain text always were
+        if self.hashes is None:
+            del fields["hashes"]
         return json.dumps(fields, indent=1) + "\n"
 
 

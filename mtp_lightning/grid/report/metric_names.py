@@ -32,6 +32,7 @@ FAMILIES: tuple[str, ...] = (
     r"val/loss/head_\d+",
     r"val/accuracy/head_\d+",
     r"val/bits_per_byte",
+    r"val/[\w-]+/loss/head_\d+",
     r"perf/tokens_per_second_median",
     r"perf/peak_memory_bytes",
     r"decode/tokens_per_forward",

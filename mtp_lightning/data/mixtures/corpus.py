@@ -1,0 +1,134 @@
+"""One corpus of a run, prepared and open: a mixture has several, every other run has one."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.loader import Read, read_windows
+from mtp_lightning.data.tokens.packing import PackedOrder, check_room, pack, read_packed
+from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, check_whole, prepare_source, summary
+from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
+from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.data.tokens.verify import verify_shards
+from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder, tokens_needed
+from mtp_lightning.errors import InputError
+
+
+class Corpus:
+    """A source with its shards, which are made when they are first asked for.
+
+    Args:
+        source: where its text is.
+        folder: where prepared corpora are kept.
+        name: in a mixture.
+        workers: processes that tokenize it.
+    """
+
+    def __init__(
+        self,
+        source: SourceConfig,
+        tokenizer: Tokenizer,
+        settings: ShardSettings,
+        folder: Path,
+        name: str = "",
+        workers: int = 1,
+    ) -> None:
+        self.source, self.tokenizer, self.settings, self.folder, self.name = source, tokenizer, settings, folder, name
+        self.workers = workers
+        self._stores: tuple[TokenStore, TokenStore] | None = None
+
+    @property
+    def shards(self) -> Path:
+        """The folder of its shards."""
+        if self.source.kind == "shards":
+            assert self.source.path is not None
+            return Path(self.source.path).expanduser()
+        return self.folder / cache_name(self.source, self.tokenizer, self.settings)
+
+    @property
+    def is_open(self) -> bool:
+        return self._stores is not None
+
+    @property
+    def train(self) -> TokenStore:
+        assert self._stores is not None, "setup() comes first"
+        return self._stores[0]
+
+    @property
+    def validation(self) -> TokenStore:
+        assert self._stores is not None, "setup() comes first"
+        return self._stores[1]
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether its answers alone count."""
+        return self.train.answer_starts is not None
+
+    def prepare(self) -> None:
+        """Make its shards, if they are not there, and see whether they hold what was written.
+
+        Raises:
+            InputError: they cannot be made, or a file of them is damaged.
+        """
+        if self.source.kind == "shards":
+            verify_shards(self.shards, read_meta(self.shards))
+            return
+        new = not self.shards.exists()
+        meta = prepare_source(self.shards, self.source, self.tokenizer, self.settings, self.workers)
+        verify_shards(self.shards, meta)
+        if new and meta.account is not None and meta.account["left_out"]:
+            print(summary(self.source, meta), file=sys.stderr)
+
+    def open(self, context: int, horizon: int, say: bool) -> None:
+        """
+        Args:
+            say: whether to print what windows of this length lose of it.
+
+        Raises:
+            InputError: shards that are missing, damaged, of another tokenizer, or too short for a window.
+        """
+        directory, meta = self.shards, read_meta(self.shards)
+        self._check_tokenizer(meta)
+        check_whole(directory, meta, self.source)
+        self._stores = TokenStore(directory, "train"), TokenStore(directory, "validation")
+        needed = tokens_needed(context, horizon)
+        for store in self._stores:
+            if meta.answers:  # pairs are never too few for a window, which is padded; one can be too long for it
+                found = check_room(store, context, self.source.strict)
+                if found and say:
+                    print(found, file=sys.stderr)
+            elif len(store) < needed:
+                raise InputError(
+                    f"data.source: the {store.split} split of '{directory}' has {len(store)} tokens, and one window "
+                    f"needs {needed} (data.context = {context} and room for {needed - context} future "
+                    "tokens); use more text, a smaller data.context or another data.validation_fraction"
+                )
+
+    def _check_tokenizer(self, meta: ShardsMeta) -> None:
+        mine = self.tokenizer
+        if meta.tokenizer_fingerprint != mine.fingerprint:
+            raise InputError(
+                f"data.tokenizer: the shards in '{self.shards}' were made with another tokenizer ({meta.vocab_size} "
+                f"tokens, fingerprint {meta.tokenizer_fingerprint}) than this one ({mine.vocab_size} tokens, "
+                f"fingerprint {mine.fingerprint}); give the one they were made with, or prepare them again"
+            )
+
+    def training(self, context: int, horizon: int, seed: int) -> tuple[Read, int]:
+        """(what reads its training windows by number, how many an epoch has)."""
+        store = self.train
+        if store.answer_starts is not None:
+            packed = PackedOrder(pack(store.document_starts, len(store), context), context, horizon, seed=seed)
+            return partial(read_packed, store, packed), packed.windows_per_epoch
+        order = TrainingOrder(len(store), context, horizon, seed)
+        return partial(read_windows, store, order), order.windows_per_epoch
+
+    def validating(self, context: int, horizon: int, limit: int | None) -> tuple[Read, int]:
+        """(what reads its validation windows by number, how many there are: at most `limit`)."""
+        store = self.validation
+        if store.answer_starts is not None:
+            firsts = pack(store.document_starts, len(store), context)
+            packed = PackedOrder(firsts, context, horizon, seed=None, limit=limit)
+            return partial(read_packed, store, packed), packed.n_windows
+        order = ValidationOrder(len(store), context, horizon, limit)
+        return partial(read_windows, store, order), order.n_windows

@@ -1,0 +1,1 @@
+"""What preparing a corpus needs beside its tokens: pieces, folders that outlive a kill, progress."""
