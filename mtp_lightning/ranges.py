@@ -147,6 +147,8 @@ def _words(hint: Any) -> str:
         return f"{'a whole number' if args[0] is int else 'a finite number'}, {_range_of(hint)}"
     if get_origin(hint) is Literal:
         return " or ".join(repr(arg) for arg in args)
+    if hint is str:
+        return "text"
     if len(args) == 2 and get_origin(hint) is dict:
         return f"{{key: value}}, each key {_words(args[0])}, each value {_words(args[1])}"
     return f"a list, each item {_words(args[0])}"

@@ -251,14 +251,20 @@ def test_what_cannot_be_is_refused_before_anything_is_written(folder: Path, make
         TokenDataModule(source=text(folder, "a"), mixture=parts(folder, b=1), directory=str(cache))
 
 
-def test_the_last_weight_is_an_axis_of_a_grid() -> None:
+def test_a_weight_is_an_axis_of_a_grid() -> None:
     files = [CONF_DIR / "base.yaml", CONF_DIR / "data" / "mixture.yaml"]
     byte_level = {"model.backbone.vocab_size": 256}
     resolver = Resolver(None)
-    cells = [resolver(files, byte_level | {"data.mixture.weight": weight}) for weight in (1, 0.5, 3)]
-    weights = [[part["weight"] for part in cell["data"]["init_args"]["mixture"]] for cell in cells]
-    assert weights == [[2, 1], [2, 0.5], [2, 3]]
+    cells = [resolver(files, byte_level | {"data.mixture_weights.stories": weight}) for weight in (1, 0.5, 3)]
+    assert [cell["data"]["init_args"]["mixture_weights"] for cell in cells] == [{"stories": w} for w in (1, 0.5, 3)]
     assert len({signature(cell) for cell in cells}) == 3
+    with pytest.raises(InputError, match=r"no source of data\.mixture is called 'story' \(there are code, stories\)"):
+        resolver(files, byte_level | {"data.mixture_weights.story": 1})
+
+
+def test_weights_by_name(folder: Path) -> None:
+    named = ready(folder, mixture=parts(folder, a=3, b={0: 1, 4: 0}), mixture_weights={"b": 1.0})
+    assert windows(named) == windows(ready(folder, mixture=parts(folder, a=3, b=1)))
 
 
 def test_cells_without_a_mixture_keep_their_names() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mtp_lightning.data.corpora.source import GENERATED, PYTHON_STDLIB, SourceConfig
-from mtp_lightning.errors import InputError
+from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.ranges import Range, Steps, Weight, check_ranges
 
 _TAKEN = ("loss", "accuracy", "bits_per_byte")
@@ -56,6 +56,24 @@ class MixtureSource:
             return self.name
         readable = Path(self.source.path).stem if self.source.path else self.source.kind
         return re.sub(r"[^\w-]", "_", readable, flags=re.ASCII)
+
+
+def reweighted(mixture: list[MixtureSource] | None, weights: Mapping[str, float]) -> list[MixtureSource] | None:
+    """The mixture with other weights of the sources with these names.
+
+    Raises:
+        InputError: a name that no source has.
+    """
+    names = [part.label for part in mixture or ()]
+    for name in weights:
+        if name not in names:
+            raise InputError(
+                f"data.mixture_weights: no source of data.mixture is called '{name}' (there are "
+                f"{', '.join(names) or 'none'}){did_you_mean(name, names)}"
+            )
+    if mixture is None:
+        return None
+    return [replace(part, weight=weights.get(part.label, part.weight)) for part in mixture]
 
 
 def check_mixture(mixture: Sequence[MixtureSource], source: SourceConfig) -> None:

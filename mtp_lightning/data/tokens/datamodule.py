@@ -18,14 +18,14 @@ from mtp_lightning.data.loader import BatchLoader, Read, ResumableLoader, Traini
 from mtp_lightning.data.mixtures.corpus import Corpus
 from mtp_lightning.data.mixtures.order import MixtureOrder
 from mtp_lightning.data.mixtures.reading import SourceBatches, read_mixture
-from mtp_lightning.data.mixtures.sources import MixtureSource, change_steps, check_mixture, weight_at
+from mtp_lightning.data.mixtures.sources import MixtureSource, change_steps, check_mixture, reweighted, weight_at
 from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
 from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import load_tokenizer
 from mtp_lightning.errors import InputError
-from mtp_lightning.ranges import Count, Fraction, Seed, Workers, check_ranges
+from mtp_lightning.ranges import Count, Fraction, Seed, Weight, Workers, check_ranges
 from mtp_lightning.shapes import Int
 
 
@@ -35,6 +35,8 @@ class TokenDataModule(MTPDataModule):
     Args:
         source: the corpus.
         mixture: several corpora in its place, each with a weight, as in [{source: {kind: stories}, weight: 2}, ...].
+        mixture_weights: weights by the names of sources, in place of those that the mixture gives these: what a grid
+            varies and a flag sets.
         tokenizer: `bytes`, or the path of a tokenizer.json.
         context: T, the input tokens of a window.
         batch_size: windows of a batch, over all processes together.
@@ -76,10 +78,12 @@ class TokenDataModule(MTPDataModule):
         directory: str = "runs/data",
         end_token: str | None = None,
         mixture: list[MixtureSource] | None = None,
+        mixture_weights: dict[str, Weight] | None = None,
         prepare_workers: PrepareWorkers = 1,
     ) -> None:
         super().__init__(horizon=horizon, vocab_size=vocab_size)
         check_ranges("data", TokenDataModule, locals())
+        mixture = reweighted(mixture, mixture_weights or {})
         if mixture is not None:
             check_mixture(mixture, source)
         self.context, self.batch_size, self.seed = context, batch_size, seed

@@ -82,6 +82,8 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("model.optimizer.momentum", 0.95),
     ("data.mixture", None),
     ("data.init_args.mixture", None),
+    ("data.mixture_weights", None),
+    ("data.init_args.mixture_weights", None),
     ("model.init", {"path": None, "heads": "keep", "unembedding": "keep"}),
     ("model.freeze", "none"),
 )
