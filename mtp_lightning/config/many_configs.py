@@ -227,7 +227,7 @@ def _holds_objects(value: Any) -> bool:
 def _without_seeds(config: Mapping[str, Any]) -> str:
     """What checks and sizes depend on."""
     found = [(".".join(path), value) for path, value in leaves(config)]
-    return exactly([CELL if _is_cell(*one) else one[1] for one in found if one[0] not in _SEEDS])
+    return exactly([[key, CELL if _is_cell(key, value) else value] for key, value in found if key not in _SEEDS])
 
 
 def _is_cell(key: str, value: Any) -> bool:

@@ -35,7 +35,7 @@ SMALL_DATA = {
     "stories": ["--data.val_windows=2", "--data.source.max_documents=200", "--data.context=64"],
     "text": ["--data.val_windows=2", "--data.context=64"],
     "mixture": [
-        "--data.mixture=[{source: {kind: text, path: corpus}}, {name: stories, source: {kind: stories, max_documents: 99}}]",
+        "--data.mixture=[{source: {kind: text, path: corpus}}, {source: {kind: stories, max_documents: 200}}]",
         *("--data.val_windows=2", "--data.context=64"),
     ],
     "pairs": ["--data.val_windows=2", "--data.context=64"],
