@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
+from mtp_lightning.decoding.compiled.compiler import wanted
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.measure import compare
 from mtp_lightning.model.mtp import MTPModel
@@ -71,7 +72,9 @@ class DecodingProbe(ProbeCallback):
 
     def decode(self, model: MTPModel, prompts: list[Tensor]) -> dict[str, float]:
         """The metrics over `prompts`."""
-        found = compare(Engine(model, dtype=torch.float32), prompts, self.new_tokens)
+        forwards = 2 * len(prompts) * self.new_tokens
+        compiled = wanted("auto", model.embedding.weight.device, forwards)
+        found = compare(Engine(model, dtype=torch.float32, compiled=compiled), prompts, self.new_tokens)
         shares = {f"decode/acceptance/head_{head}": share for head, share in found.acceptance.items()}
         return {
             "decode/tokens_per_forward": found.tokens_per_forward,

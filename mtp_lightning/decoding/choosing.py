@@ -120,6 +120,8 @@ class Chooser:
         """Head 1's choice after every node, and how far the drafts agree with it."""
         depths = list(range(tree.size)) if tree.is_chain else tree.depths
         chosen_BM = self._scores(logits_BMV, rows, targets, depths).argmax(-1)
+        if tree.size == 1:  # plain decoding: nothing to verify
+            return Verdict(torch.ones_like(chosen_BM[:, 0]), chosen_BM[:, 0], None)
         if tree.is_chain:
             right_BM = (block_BM[:, 1:] == chosen_BM[:, :-1]).cumprod(dim=1)
             accepted_B = 1 + right_BM.sum(dim=1)

@@ -31,6 +31,7 @@ def generate_command(
     seed: int = 0,
     accept: Literal["match", "ratio"] = "match",
     dtype: Literal["fp32", "bf16"] = "fp32",
+    compile: bool | Literal["auto"] = "auto",
     show_drafts: bool = False,
     beyond_context: bool = False,
     json: str | None = None,
@@ -50,6 +51,7 @@ def generate_command(
         seed: Of the samples; with accept: match a seed gives one text, with drafts and without.
         accept: Sampling: match takes drafts while they are what head 1 samples; ratio by ratio of probabilities.
         dtype: Precision; in fp32 drafting changes no text, in bf16 near ties may fall otherwise.
+        compile: Decode by layers compiled for this processor, some seconds the first time; auto does for long texts.
         show_drafts: Colour accepted drafts green, and show rejected ones struck through in red.
         beyond_context: Take a prompt longer than the windows that the model was trained on.
         json: File to write the text and the figures to as well.
@@ -71,6 +73,7 @@ def generate_command(
     import torch
 
     from mtp_lightning.decoding.choosing import Sampling
+    from mtp_lightning.decoding.compiled.compiler import wanted
     from mtp_lightning.decoding.engine import Engine
     from mtp_lightning.decoding.generate import Generation, Step, stream
 
@@ -80,7 +83,9 @@ def generate_command(
     most = model.heads_config.max_heads_used
     k = 1 if decoding == "greedy" else most if tree and heads_used == "auto" else heads_used
     sampling = Sampling(temperature, top_k, top_p, seed, accept)
-    engine = Engine(model, most if k == "auto" else k, torch.float32 if dtype == "fp32" else torch.bfloat16)
+    compiled = wanted(compile, model.embedding.weight.device, max_new_tokens)
+    precision = torch.float32 if dtype == "fp32" else torch.bfloat16
+    engine = Engine(model, most if k == "auto" else k, precision, compiled=compiled)
     if most == 1 and decoding == "speculative":
         why = "one head" if model.n_future == 1 else f"no heads to draft with (kind '{model.heads_config.kind}')"
         print(f"this model has {why}: plain decoding", file=sys.stderr)
@@ -106,6 +111,7 @@ def generate_command(
         "tokens_per_forward": out.tokens_per_forward if out.steps else None,
         "tokens_per_second": len(out.tokens) / seconds,
         "heads_used": k,
+        "compiled": compiled,
         "seconds": seconds,
     }
     heads = f"{f'up to {most}' if k == 'auto' else k} of {model.n_future} heads"

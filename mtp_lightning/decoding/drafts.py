@@ -18,8 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtp_lightning.decoding.layers import KeyValues, Layer, LayerCache, Norm, SideBySide
-from mtp_lightning.decoding.linear import Linear
+from mtp_lightning.decoding.layers import KeyValues, LayerCache, Norm, Plain
 from mtp_lightning.decoding.positions import PerRow, PositionTables
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.block import Block
@@ -97,10 +96,10 @@ class Drafter:
 class ParallelDrafter(Drafter):
     """Heads of one layer each on the trunk's output, as one batched layer."""
 
-    def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype, reach: int, rounded: bool) -> None:
+    def __init__(self, model: MTPModel, heads_used: int, made: Plain, reach: int, rounded: bool) -> None:
         super().__init__(model, heads_used)
         blocks: list[Block] = [model.heads[i][0] for i in range(1, heads_used)]
-        self.layers, self.reach = SideBySide(blocks, dtype, rounded), reach
+        self.layers, self.reach = made.side_by_side(blocks, rounded), reach
 
     def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> KeyValues:
         layers = self.layers
@@ -165,13 +164,13 @@ class SequentialDrafter(Drafter):
     positions are those of a guess, and the next window computes them again.
     """
 
-    def __init__(self, model: MTPModel, heads_used: int, dtype: torch.dtype) -> None:
+    def __init__(self, model: MTPModel, heads_used: int, made: Plain) -> None:
         super().__init__(model, heads_used)
         kind = model.heads_config.kind
         self.on_each_other = kind != "parallel"
         modules = [model.heads[min(i, len(model.heads) - 1)] for i in range(1, heads_used)]
-        made = {module: _HeadLayers(module, dtype) for module in modules}
-        self.heads = [made[module] for module in modules]
+        layers = {module: _HeadLayers(module, made) for module in modules}
+        self.heads = [layers[module] for module in modules]
         self.config = model.config
         if self.heads[0].joins:
             self.lookback = max(self.lookback, self.offsets[heads_used - 2] - 1)
@@ -214,16 +213,16 @@ class SequentialDrafter(Drafter):
 class _HeadLayers:
     """The layers of one head, and what joins a token's embedding to its input (DeepSeek-V3, equation 21)."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, made: Plain) -> None:
         self.joins = isinstance(module, Join)
         stack = module.stack if isinstance(module, Join) else module
         assert isinstance(stack, nn.ModuleList)
-        self.layers = [Layer(block, dtype) for block in stack]  # type: ignore[arg-type]
+        self.layers = [made.layer(block) for block in stack]  # type: ignore[arg-type]
         if isinstance(module, Join):
             self.hidden_norm, self.embedding_norm = Norm(module.hidden_norm), Norm(module.embedding_norm)
             norms = torch.cat((module.hidden_norm.weight, module.embedding_norm.weight)).detach()
             weight = module.projection.weight.detach() * norms * math.sqrt(module.hidden_norm.weight.numel())
-            self.projection = Linear(weight, dtype)
+            self.projection = made.linear(weight)
 
     def join(self, h_BLD: Tensor, e_BLD: Tensor) -> Tensor:
         return self.projection(torch.cat((self.hidden_norm(h_BLD), self.embedding_norm(e_BLD)), dim=-1))
@@ -240,10 +239,11 @@ def _propose_all(h_GBQD: Float[Tensor, "G B Q D"], of: Sequence[Source], text: D
     text.propose(h_JBD.transpose(0, 1), heads)
 
 
-def make_drafter(model: MTPModel, heads_used: int, dtype: torch.dtype, reach: int, rounded: bool) -> Drafter | None:
+def make_drafter(model: MTPModel, heads_used: int, made: Plain, reach: int, rounded: bool) -> Drafter | None:
     """The drafter for heads 2 .. `heads_used`; None for one head, which drafts nothing.
 
     Args:
+        made: what its layers are made of.
         reach: positions back that parallel heads look; `rounded`: whether their SwiGLUs are in bfloat16.
 
     Raises:
@@ -260,9 +260,9 @@ def make_drafter(model: MTPModel, heads_used: int, dtype: torch.dtype, reach: in
             "further ahead, and nothing to draft with; use 1"
         )
     if heads.kind == "linear":
-        return LinearDrafter(model, heads_used, dtype)
+        return LinearDrafter(model, heads_used, made.activations)
     if heads.kind == "anticausal":
         return AnticausalDrafter(model, heads_used)
     if heads.kind == "parallel" and heads.layers == 1:
-        return ParallelDrafter(model, heads_used, dtype, reach, rounded)
-    return SequentialDrafter(model, heads_used, dtype)
+        return ParallelDrafter(model, heads_used, made, reach, rounded)
+    return SequentialDrafter(model, heads_used, made)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtp_lightning.decoding.adaptive import Experience
+from mtp_lightning.decoding.compiled.layers import Compiled
 from mtp_lightning.decoding.drafts import Drafter, make_drafter
-from mtp_lightning.decoding.layers import KeyValues, Layer, LayerCache, Norm
-from mtp_lightning.decoding.linear import Linear, can_pack
+from mtp_lightning.decoding.layers import KeyValues, LayerCache, Norm, Plain
+from mtp_lightning.decoding.linear import can_pack
 from mtp_lightning.decoding.positions import NewPositions
 from mtp_lightning.machine import cpu_has_bfloat16
 from mtp_lightning.model.heads import LinearHead
@@ -32,6 +33,8 @@ class Engine:
         dtype: precision of weights and activations; by default the model's own.
         exact_drafts: draft as the heads were trained. By default parallel heads look back DRAFT_REACH positions, and on
             a CPU that computes in bfloat16 their SwiGLUs do: a draft is only a guess, and this makes it sooner.
+        compiled: run the layers of `compiled/`, where `compiler.wanted` says so. They compute in float32, with weights
+            in `dtype`, and round no drafts' activations but their weights.
 
     Raises:
         InputError: more heads than the model has, or than can draft.
@@ -44,28 +47,32 @@ class Engine:
         heads_used: int | None = None,
         dtype: torch.dtype | None = None,
         exact_drafts: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.heads_used = model.heads_config.max_heads_used if heads_used is None else heads_used
         self.config, self.heads = model.config, model.heads_config
-        self.dtype = dtype or model.embedding.weight.dtype
+        dtype = dtype or model.embedding.weight.dtype
+        made = Compiled(dtype) if compiled else Plain(dtype)
+        self.dtype, self.compiled = made.activations, compiled
         self.device = model.embedding.weight.device
-        rounded = not exact_drafts and self.device.type == "cpu" and can_pack(torch.bfloat16) and cpu_has_bfloat16()
+        cpu = self.device.type == "cpu"
+        rounded = not exact_drafts and cpu and (compiled or (can_pack(torch.bfloat16) and cpu_has_bfloat16()))
         reach = sys.maxsize if exact_drafts else DRAFT_REACH
-        self.drafter: Drafter | None = make_drafter(model, self.heads_used, self.dtype, reach, rounded)
+        self.drafter: Drafter | None = make_drafter(model, self.heads_used, made, reach, rounded)
         self.experience = Experience(self.heads.head_offsets[: self.heads_used])
         """What `heads_used="auto"` has learned from the texts so far."""
-        self.embedding = model.embedding.weight.detach().to(self.dtype, copy=True)
+        self.embedding = model.embedding.weight.detach().to(dtype).to(self.dtype, copy=True)
         self.norm = Norm(model.norm)
         self.unembeddings = [
-            Linear(own.weight.detach() * model.norm.weight.detach() * math.sqrt(model.config.dim), self.dtype)
+            made.linear(own.weight.detach() * model.norm.weight.detach() * math.sqrt(model.config.dim))
             for own in [model.unembedding, *model.further_unembeddings][: self.heads_used]
         ]
         kind = self.heads.kind
         stacks = [model.trunk, *(reversed(model.heads) if kind == "anticausal" else model.heads[:1])]
-        self.matrix: Linear | None = None
+        self.matrix = None
         if isinstance(stacks[-1], LinearHead):
-            self.matrix = Linear(stacks.pop().projection.weight, self.dtype)
-        self.path = [Layer(block, self.dtype) for stack in stacks for block in stack]
+            self.matrix = made.linear(stacks.pop().projection.weight)
+        self.path = made.path([made.layer(block) for stack in stacks for block in stack])
         ends = list(itertools.accumulate(len(stack) for stack in stacks))
         if kind in ("parallel", "linear"):
             self.taps = [ends[0]]
@@ -82,12 +89,14 @@ class Engine:
 
     def key_values(self, batch: int, size: int) -> KeyValues:
         """Caches of the path."""
-        return KeyValues(len(self.path), batch, size, self.config.kv_heads, self.embedding, self.config.head_size)
+        layers, config = len(self.path.layers), self.config
+        return KeyValues(layers, batch, size, config.kv_heads, self.embedding, config.head_size)
 
     def forward_bytes(self, heads_used: int, batch: int, length: int) -> int:
         """Bytes that one step of decoding has to read: every weight once, keys and values of every row."""
-        weights = sum(layer.nbytes for layer in self.path) + sum(u.nbytes for u in self.unembeddings[:heads_used])
-        per_position = sum(layer.position_bytes for layer in self.path)
+        layers = self.path.layers
+        weights = sum(layer.nbytes for layer in layers) + sum(u.nbytes for u in self.unembeddings[:heads_used])
+        per_position = sum(layer.position_bytes for layer in layers)
         if self.drafter is not None and heads_used > 1:
             more_weights, more_per_position = self.drafter.nbytes(heads_used)
             drafting = batch * min(length, self.drafter.reach) * more_per_position
@@ -99,20 +108,17 @@ class Engine:
     ) -> tuple[Float[Tensor, "B M D"], Float[Tensor, "B M X"] | None]:
         """(head 1's states before the norm, the drafter's inputs): one forward over new positions."""
         x_BMD = F.embedding(tokens_BM, self.embedding)
-        tapped = {0: x_BMD}
-        for i, layer in enumerate(self.path, start=1):
-            x_BMD = layer(x_BMD, new, cache[i - 1])
-            if i in self.taps:
-                tapped[i] = x_BMD
-        inputs = [tapped[tap] for tap in self.taps]
+        outs = self.path(x_BMD, new, cache)
+        inputs = [outs[tap - 1] if tap else x_BMD for tap in self.taps]
         x_BMX = None if self.drafter is None else inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        x_BMD = outs[-1] if self.path.layers else x_BMD
         return (x_BMD if self.matrix is None else self.matrix(x_BMD)), x_BMX
 
     def logits(self, h_BJD: Float[Tensor, "B J D"], heads: Sequence[int] = (1,)) -> Float[Tensor, "B J V"]:
         """Of states before the norm: all of one head, or the j-th of head `heads[j]`."""
-        h_BJD = self.norm(h_BJD)
         if len(self.unembeddings) == 1:
-            return self.unembeddings[0](h_BJD)
+            return self.unembeddings[0].of_normed(h_BJD, self.norm)
         if len(set(heads)) == 1:
-            return self.unembeddings[heads[0] - 1](h_BJD)
-        return torch.stack([self.unembeddings[head - 1](h_BJD[:, j]) for j, head in enumerate(heads)], dim=1)
+            return self.unembeddings[heads[0] - 1].of_normed(h_BJD, self.norm)
+        own = [self.unembeddings[head - 1].of_normed(h_BJD[:, j], self.norm) for j, head in enumerate(heads)]
+        return torch.stack(own, dim=1)

@@ -9,7 +9,7 @@ alone).
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class LayerCache:
 
     def __init__(self, k_BKSE: Tensor, v_BKSE: Tensor) -> None:
         self.k_BKSE, self.v_BKSE = k_BKSE, v_BKSE
+        self.pointers: list[Any] | None = None
+        """What compiled layers know it by."""
 
     def write(self, new: NewPositions, k_BMKE: Tensor, v_BMKE: Tensor) -> None:
         if isinstance(new.slots, slice):
@@ -85,7 +87,8 @@ class Norm:
 
     def __init__(self, norm: nn.RMSNorm) -> None:
         (dim,) = norm.normalized_shape
-        self.floor = torch.tensor(math.sqrt(dim * (norm.eps or 0.0)), device=norm.weight.device)
+        self.floor_value = math.sqrt(dim * (norm.eps or 0.0))
+        self.floor = torch.tensor(self.floor_value, device=norm.weight.device)
 
     def __call__(self, x_BMD: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         length = torch.linalg.vector_norm(x_BMD, dim=-1, keepdim=True, dtype=wide(x_BMD))
@@ -194,6 +197,22 @@ class Layer:
         return 2 * self.kv_heads * self.head_dim * self.itemsize
 
 
+class Path:
+    """Layers one after the other."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = list(layers)
+
+    def __call__(
+        self, x_BMD: Float[Tensor, "B M D"], new: NewPositions, caches: "Sequence[LayerCache]"
+    ) -> Sequence[Float[Tensor, "B M D"]]:
+        """Every layer's output."""
+        outs = [x_BMD]
+        for layer, cache in zip(self.layers, caches):
+            outs.append(layer(outs[-1], new, cache))
+        return outs[1:]
+
+
 class _Maps(NamedTuple):
     """The attention's maps of several layers with the same input."""
 
@@ -267,3 +286,26 @@ class SideBySide:
             maps.to_kv.nbytes + maps.to_q.nbytes + sum(w.nbytes(count) for w in (self.wo, self.gate_up, self.down))
         )
         return weights, 2 * count * self.kv_heads * self.head_dim * self.wo.weight_GIO.itemsize
+
+
+class Plain:
+    """What an engine is made of: torch's operations. `compiled.layers.Compiled` is the same in code of our own.
+
+    Attributes:
+        activations: precision of everything but weights.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.activations = dtype
+
+    def linear(self, weight_OI: Tensor) -> Linear:
+        return Linear(weight_OI, self.activations)
+
+    def layer(self, block: Block) -> Layer:
+        return Layer(block, self.activations)
+
+    def path(self, layers: Sequence[Layer]) -> Path:
+        return Path(layers)
+
+    def side_by_side(self, blocks: Sequence[Block], rounded: bool) -> SideBySide:
+        return SideBySide(blocks, self.activations, rounded)

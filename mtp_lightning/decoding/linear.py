@@ -6,7 +6,7 @@ others are computed with it.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -51,6 +51,10 @@ class Linear:
     def __call__(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
         out = _packed(x, self.weight) if self.packed else F.linear(x, self.weight)
         return out if self.bias is None else out + self.bias
+
+    def of_normed(self, x: Float[Tensor, "*rows I"], norm: Callable[[Tensor], Tensor]) -> Float[Tensor, "*rows O"]:
+        """Of rows that `norm` norms first."""
+        return self(norm(x))
 
 
 class Grouped:

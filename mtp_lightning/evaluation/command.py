@@ -31,6 +31,7 @@ class Evaluate:
         heads_used: int | Literal["auto"] = "auto",
         batch_size: int = 16,
         dtype: Literal["fp32", "bf16"] = "fp32",
+        compile: bool | Literal["auto"] = "auto",
         device: Literal["cpu", "cuda"] = "cpu",
         turns: int = 1,
         workers: int = 2,
@@ -57,6 +58,7 @@ class Evaluate:
             heads_used: Heads that draft; auto takes as many as pay. In fp32 the samples are the same.
             batch_size: Texts that are written together.
             dtype: Precision.
+            compile: Decode by layers compiled for this processor; auto does for long work.
             device: Where the model runs.
             turns: Programs of a sample, at most 3; one that fails public tests is followed by another, with feedback.
             workers: Programs that run at once.
@@ -82,7 +84,7 @@ class Evaluate:
         self.out = Path(out) if out is not None else evaluation_folder(self.ckpt)
         self.plan = Plan(
             samples, tuple(temperatures or (0.2, 0.8)), tuple(k or (1, 10)), select, top_p, seed, limit,
-            max_new_tokens, heads_used, batch_size, dtype,
+            max_new_tokens, heads_used, batch_size, dtype, compile,
         )  # fmt: skip
 
     def humaneval(self) -> None:

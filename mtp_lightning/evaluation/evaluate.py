@@ -14,6 +14,7 @@ import torch
 
 from mtp_lightning.checkpoints.verify import digest
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.decoding.compiled.compiler import wanted
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.benchmark import Benchmark
@@ -58,7 +59,11 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
     """
     prompts, max_new_tokens = check_prompts(subject, benchmark, plan)
     most = subject.model.heads_config.max_heads_used
-    engine = Engine(subject.model, most if plan.heads_used == "auto" else plan.heads_used, DTYPES[plan.dtype])
+    texts = len(prompts) * sum(plan.samples_at(temperature) for temperature in plan.temperatures)
+    forwards = -(-texts // plan.batch_size) * max_new_tokens
+    compiled = wanted(plan.compile, subject.model.embedding.weight.device, forwards)
+    heads = most if plan.heads_used == "auto" else plan.heads_used
+    engine = Engine(subject.model, heads, DTYPES[plan.dtype], compiled=compiled)
     model = model_digest(subject)
     files: dict[float, tuple[SampleFile, Writing]] = {}
     for temperature in plan.temperatures:
@@ -146,6 +151,7 @@ def described(writing: Writing, engine: Engine, plan: Plan, subject: Subject) ->
             "device": engine.device.type,
         }
         | ({"heads_used": plan.heads_used} if plan.dtype != "fp32" else {})
+        | ({"compiled": True} if plan.dtype != "fp32" and engine.compiled else {})
     )
 
 

@@ -29,6 +29,7 @@ class Plan:
     heads_used: Kept | Literal["auto"] = "auto"
     batch_size: Annotated[int, Range(least=1, most=4096)] = 16
     dtype: Literal["fp32", "bf16"] = "fp32"
+    compile: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         for name, hint in declared(Plan).items():

@@ -205,7 +205,7 @@ def test_a_torch_that_cannot_pack_decodes_the_same(name: str, monkeypatch: pytes
     monkeypatch.setattr(linear, "can_pack", lambda dtype: False)
     model = random_model(VARIANTS[name], seed=5)
     engine = Engine(model)
-    assert not any(layer.qkv.packed for layer in engine.path)
+    assert not any(layer.qkv.packed for layer in engine.path.layers)
     prompts = [torch.randint(0, 16, (length,)) for length in (1, 6, 3)]
     outs = generate(engine, prompts, 12)
     assert [out.tokens for out in outs] == [decode_plainly(model, prompt, 12) for prompt in prompts]

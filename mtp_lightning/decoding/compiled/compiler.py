@@ -1,0 +1,113 @@
+"""Compiles `kernels.cpp` for the machine at hand, in a few seconds, and keeps the result for all models and shapes."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Compile = Literal["auto"] | bool
+"""auto: for long work. true: wherever there is a compiler. Decoding goes on without where there is none."""
+LONG = 4000
+"""Forwards that are long work: compiling takes some seconds, and a forward saves a millisecond or more."""
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno")
+COMPILERS = ("g++", "clang++", "c++")
+
+
+def wanted(compile: Compile, device: torch.device, forwards: int) -> bool:
+    """Whether to decode compiled, on a CPU alone.
+
+    Args:
+        forwards: how many are to come, about.
+    """
+    asked = forwards >= LONG if compile == "auto" else compile
+    return asked and device.type == "cpu" and kernels() is not None
+
+
+@functools.cache
+def kernels() -> ctypes.CDLL | None:
+    """None where they cannot be had, which is said once."""
+    try:
+        library = ctypes.CDLL(str(_library()))
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"warning: decoding goes on without compiled layers: {error}", file=sys.stderr)
+        return None
+    for name in ("mtp_linear", "mtp_layer", "mtp_layers", "mtp_seconds"):
+        getattr(library, name).restype = None
+    return library
+
+
+def _library() -> Path:
+    """
+    Raises:
+        OSError: no compiler.
+        CalledProcessError: it fails.
+    """
+    compiler = _compiler()
+    folder = _folder()
+    if folder is None:
+        return _build(compiler, Path(tempfile.mkdtemp(prefix="mtp_kernels_")) / "decoding.so")
+    file = folder / f"decoding-{_identity(compiler)}.so"
+    return file if file.exists() and _is_ours(file) else _build(compiler, file)
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CXX"), *COMPILERS):
+        if name and (found := shutil.which(name)):
+            return found
+    raise FileNotFoundError(f"there is no C++ compiler ({', '.join(COMPILERS)}, or the one that CXX names)")
+
+
+def _identity(compiler: str) -> str:
+    """Of what is compiled, with what and for which processor: a folder may be shared by several machines."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    parts = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), version, _processor()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> bytes:
+    """What it can do, as far as the system says: any other than Linux says its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return " ".join(os.uname()).encode()
+    return b"\n".join(sorted({line for line in lines if line.lower().startswith((b"flags", b"features", b"model"))}))
+
+
+def _folder() -> Path | None:
+    """`~/.cache/mtp_lightning/kernels`, by the XDG base directory specification; None where it cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtp_lightning" / "kernels"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        print(f"warning: {folder}: {error.strerror}; compiled layers are not kept", file=sys.stderr)
+        return None
+
+
+def _is_ours(file: Path) -> bool:
+    """A library is code: one that others may have written is made again."""
+    stats = [file.stat(), file.parent.stat()]
+    return all(stat.st_uid == os.getuid() and not stat.st_mode & 0o022 for stat in stats)
+
+
+def _build(compiler: str, file: Path) -> Path:
+    """Under another name at first: two processes may compile at once."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as name:
+        made = Path(name) / file.name
+        command = [compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            raise OSError(f"{compiler} fails: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+        made.chmod(0o700)
+        made.replace(file)
+    return file
