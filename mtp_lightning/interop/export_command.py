@@ -16,7 +16,7 @@ UNPROVEN = "Nothing was compared: --verify false."
 def export_command(
     ckpt: str,
     out: str,
-    to: Literal["safetensors", "hf", "meta"] = "safetensors",
+    to: Literal["safetensors", "hf", "meta", "gguf"] = "safetensors",
     heads: int | None = None,
     dtype: Literal["keep", "float32", "bfloat16"] = "keep",
     shard_gb: ShardSize = 5.0,
@@ -30,14 +30,18 @@ def export_command(
         out: File to write, or folder for `hf` and `meta`.
         to: safetensors: one file with all heads, which every `mtp` command reads. hf: a folder for transformers, vLLM
             and the like: a Llama, the MTP standard, or code of its own for the paper's heads. meta: the layout of the
-            paper's release.
+            paper's release. gguf: a file for llama.cpp, in float32, of a model with one head, or of head 1.
         heads: 1 exports head 1 alone; by default all.
         dtype: Precision of the weights.
         shard_gb: Size above which hf divides the weights into several files.
-        verify: Load the folder with transformers and compare logits and texts before it gets its name.
+        verify: Load what was written with transformers and compare logits and texts before it gets its name; a GGUF
+            file with llama.cpp, where that is installed.
         force: Overwrite `out`.
     """
     check_value("shard_gb", shard_gb, ShardSize)
+    if to == "gguf":
+        _export_gguf(Path(ckpt), Path(out), heads, dtype, verify, force)
+        return
     if to != "safetensors":
         _export_folder(Path(ckpt), Path(out), to, heads, dtype, shard_gb, verify, force)
         return
@@ -48,17 +52,52 @@ def export_command(
     from mtp_lightning.interop.export_folder import disk_errors
 
     target = Path(out)
-    if target.suffix != ".safetensors":
-        raise InputError(f"out is '{out}': a safetensors file is named *.safetensors")
-    if target.exists() and not force:
-        raise InputError(f"'{out}' exists: give another name, or --force true to overwrite it")
-    if not target.parent.is_dir():
-        raise InputError(f"out: there is no folder '{target.parent}'")
+    _check_file(target, "safetensors", force)
     loaded = load_model(find_checkpoint(Path(ckpt)))
     with disk_errors(target):
         save_safetensors(loaded, target)
     weights = sum(p.numel() for p in loaded.model.parameters())
     print(f"{out}: {weights:,} parameters, {target.stat().st_size / 2**20:.1f} MiB, of step {loaded.step}")
+
+
+def _check_file(target: Path, kind: str, force: bool) -> None:
+    """
+    Raises:
+        InputError: nothing can be written there.
+    """
+    if target.suffix != f".{kind}":
+        raise InputError(f"out is '{target}': a {kind} file is named *.{kind}")
+    if target.exists() and not force:
+        raise InputError(f"'{target}' exists: give another name, or --force true to overwrite it")
+    if not target.parent.is_dir():
+        raise InputError(f"out: there is no folder '{target.parent}'")
+
+
+def _export_gguf(ckpt: Path, out: Path, heads: int | None, dtype: str, verify: bool, force: bool) -> None:
+    import tempfile
+
+    from mtp_lightning.checkpoints.files import load_model
+    from mtp_lightning.checkpoints.select import find_checkpoint
+    from mtp_lightning.files import open_as_usual
+    from mtp_lightning.interop.export_gguf import check_gguf, export_llama, prove, vocabulary_of, write_gguf
+
+    _check_file(out, "gguf", force)
+    if dtype == "bfloat16":
+        raise InputError("dtype is bfloat16: a GGUF file is written in float32; llama.cpp's llama-quantize rounds it")
+    check_gguf()
+    loaded = load_model(find_checkpoint(ckpt))
+    exported = export_llama(loaded.model, 1 if heads == 1 else None)
+    tokenizer = loaded.text_tokenizer
+    vocabulary = None if tokenizer is None else vocabulary_of(tokenizer, loaded.model.config.vocab_size)
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as name:
+        made = Path(name) / out.name
+        begins = loaded.begin_ids[0] if loaded.begin_ids else None
+        write_gguf(made, loaded.model, exported, loaded.context, vocabulary, begins)
+        said = prove(made, loaded.model, exported) if verify else UNPROVEN
+        open_as_usual(made)
+        made.replace(out)
+    words = "with its tokenizer" if vocabulary else "without a tokenizer: GGUF does not hold this one; give token ids"
+    print(f"{said}\n{out}: {out.stat().st_size / 2**20:.1f} MiB, of step {loaded.step}, {words}")
 
 
 def _export_folder(

@@ -2,6 +2,7 @@
 size, and every file that they name is there."""
 
 import functools
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -113,6 +114,8 @@ def shrunk(command: Command) -> list[str] | None:
         words += SMALL
         words += next(flags for data, flags in SMALL_DATA.items() if f"conf/data/{data}.yaml" in words)
         words += SMALL_PROBE if "conf/probes/induction.yaml" in words else []
+    if "gguf" in words and importlib.util.find_spec("gguf") is None:
+        return None
     if words[0] == "generate":
         words += ["--max_new_tokens", "4"]
     if words[0] == "evaluate" and words[1] not in PROBES:
