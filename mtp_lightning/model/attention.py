@@ -11,6 +11,13 @@ CAUSAL_BLOCK = 128
 """Rows of a block of `block_causal_attention`."""
 
 
+def draw(weight: Tensor, std: float) -> Tensor:
+    """`weight`, from N(0, std^2) in place. One on the meta device holds nothing to draw: asked to, torch would import
+    its compiler, which takes longer than everything else in the start of `mtp generate`."""
+    with torch.no_grad():
+        return weight if weight.is_meta else weight.normal_(std=std)
+
+
 class Projection(nn.Linear):
     """A linear map whose constructor draws it from N(0, std^2), and its bias, where it has one, as zeros.
 
@@ -22,7 +29,7 @@ class Projection(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.std)
+        draw(self.weight, self.std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtp_lightning.model.attention import causal_mask
+from mtp_lightning.model.attention import causal_mask, draw
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_heads, trunk_widths
@@ -31,7 +31,7 @@ class Unembedding(nn.Module):
 
     def __init__(self, vocab_size: int, dim: int, std: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, dim).normal_(std=std))
+        self.weight = nn.Parameter(draw(torch.empty(vocab_size, dim), std))
 
     def forward(self, h: Float[Tensor, "*rows D"], score: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
         """`score(h, weight)`: logits (..., V) by default."""
@@ -57,7 +57,7 @@ class MTPModel(nn.Module):
         self.embedding = nn.Embedding(
             backbone.vocab_size,
             backbone.dim,
-            _weight=torch.empty(backbone.vocab_size, backbone.dim).normal_(std=backbone.init_std),
+            _weight=draw(torch.empty(backbone.vocab_size, backbone.dim), backbone.init_std),
         )
         self.rotary = Rotary(backbone)
         self.trunk = nn.ModuleList(Block(backbone, ffn) for ffn in trunk_widths(backbone, heads))
