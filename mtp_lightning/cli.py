@@ -89,7 +89,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "training steps against Hugging Face and naive code",
     ),
     "bench decode": (
-        "mtp_lightning.bench.decode_command:decode_command",
+        "mtp_lightning.bench.decode.decode_command:decode_command",
         "self-speculative decoding against plain and peers",
     ),
     "bench sandbox": ("mtp_lightning.evaluation.sandbox.bench:sandbox_command", "time of 164 confined programs"),

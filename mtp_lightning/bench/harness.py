@@ -8,20 +8,26 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Name = TypeVar("Name", bound=str)
 
 
 IDLE = 0.9
 """Share of all processors' time that has to be idle for a machine to count as quiet."""
+SILENCE = 10.0
+"""Seconds between lines of progress where there is no terminal."""
 STEADY = 0.8
 """Below this share of the best rate the median is not to be judged."""
 
@@ -78,6 +84,25 @@ def _processor_ticks() -> tuple[int, int] | None:
     except OSError:
         return None
     return ticks[3] + ticks[4], sum(ticks)
+
+
+@contextmanager
+def shown_progress(console: "Console") -> Iterator[Callable[[str], None]]:
+    """Says what a benchmark does at the moment: on a terminal in one line that changes, elsewhere in a line whenever
+    SILENCE seconds have passed since the last."""
+    if console.is_terminal:
+        with console.status("") as status:
+            yield status.update
+        return
+    last = float("-inf")
+
+    def say(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SILENCE:
+            console.print(text, highlight=False)
+            last = time.monotonic()
+
+    yield say
 
 
 def pin_threads(threads: int) -> None:

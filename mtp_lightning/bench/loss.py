@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mtp_lightning.bench.harness import describe_machine, interleaved, peak_memory_bytes, pin_threads
+from mtp_lightning.bench.harness import describe_machine, interleaved, peak_memory_bytes, pin_threads, shown_progress
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
 from mtp_lightning.objective.loss import Implementation, LossOptions, multi_token_loss
@@ -110,10 +110,8 @@ def loss_command(
         console.width = 120  # a file has no edge to wrap at
     machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"), threads)
     counts = n_future or [1, 2, 4, 8]
-    with messages.status("") as status:
-        rows = ratios(
-            bench_loss(counts, vocab_size, dim, positions, dtype == "bf16", threads, rounds, lambda t: status.update(t))
-        )
+    with shown_progress(messages) as progress:
+        rows = ratios(bench_loss(counts, vocab_size, dim, positions, dtype == "bf16", threads, rounds, progress))
     shape = f"V = {vocab_size}, D = {dim}, {positions} positions, {dtype}"
     table = Table(
         title=f"Loss, forward and backward: {shape}", caption=", ".join(f"{k} {v}" for k, v in machine.items())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads
+from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads, shown_progress
 from mtp_lightning.bench.overhead import step_overheads
 from mtp_lightning.bench.train_contenders import Workload, arms, check_contenders, missing_packages
 from mtp_lightning.bench.train_measure import Row, bench_train, judged_by_cpu
@@ -82,18 +82,18 @@ def train_command(
     by_cpu = judged_by_cpu(device, threads)
     rows: list[Row] = []
     overheads: dict[str, float] = {}
-    with messages.status("") as status:
-        gate = IdleGate(patience, status.update)
+    with shown_progress(messages) as progress:
+        gate = IdleGate(patience, progress)
         for size in sizes:
             wanted = arms([n for n in named if n not in missing], counts, (False, True) if compile else (False,))
             at = replace(workload, backbone=replace(backbone, vocab_size=size))
 
             def say(text: str, size: int = size) -> None:
-                status.update(f"V = {size}: {text}")
+                progress(f"V = {size}: {text}")
 
             rows += bench_train(at, wanted, threads, rounds, memory, gate, say)
         if overhead:
-            overheads = step_overheads(workload, max(counts), rounds, by_cpu, status.update)
+            overheads = step_overheads(workload, max(counts), rounds, by_cpu, progress)
     judged_by = "CPU time" if by_cpu else "wall clock"
     caption = f"{', '.join(f'{k} {v}' for k, v in machine.items())}; medians of {rounds} rounds by {judged_by}"
     caption += "; freed memory kept" if keeps else ""

@@ -11,10 +11,10 @@ import torch
 from test_checkpoints import save
 from tiny import tiny_backbone
 
-from mtp_lightning.bench import decode_command
-from mtp_lightning.bench.decode_contenders import Arm, Run, contenders, ours
-from mtp_lightning.bench.decode_measure import bench_decode, exactness, read_bandwidth, summarize
-from mtp_lightning.bench.decode_report import FIGURES, decode_table, heads_used_rows, markdown
+from mtp_lightning.bench.decode import decode_command
+from mtp_lightning.bench.decode.decode_contenders import Arm, Run, contenders, ours
+from mtp_lightning.bench.decode.decode_measure import bench_decode, exactness, read_bandwidth, summarize
+from mtp_lightning.bench.decode.decode_report import FIGURES, decode_table, heads_used_rows, markdown
 from mtp_lightning.cli import main
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, Step
@@ -129,7 +129,7 @@ def test_texts_that_differ_are_ties_or_are_not(make_model: MakeModel, monkeypatc
     def parts(engine: Any, prompt: torch.Tensor, plain: list[int], text: list[int]) -> Difference | None:
         return None if plain == text else Difference(0, 0.0, tie=text == [2])
 
-    monkeypatch.setattr("mtp_lightning.bench.decode_measure.first_difference", parts)
+    monkeypatch.setattr("mtp_lightning.bench.decode.decode_measure.first_difference", parts)
     prompts = [[torch.arange(3)] * 2] * 2
     plain, mine = [Run([[1], [1]], 1.0)] * 2, [Run([[1], [2]], 1.0), Run([[3], [1]], 1.0)]
     counts = exactness(Engine(make_model(1)), prompts, plain, mine)

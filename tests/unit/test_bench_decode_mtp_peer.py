@@ -7,9 +7,10 @@ import pytest
 import torch
 from test_interop_export import teach, trained
 
-from mtp_lightning.bench.decode_contenders import clock_for, ours
-from mtp_lightning.bench.decode_measure import PEER, bench_decode
-from mtp_lightning.bench.decode_mtp_peer import transformers_mtp
+from mtp_lightning.bench.decode.decode_contenders import clock_for, ours
+from mtp_lightning.bench.decode.decode_measure import bench_decode
+from mtp_lightning.bench.decode.decode_mtp_peer import transformers_mtp
+from mtp_lightning.bench.decode.decode_report import USE_MTP
 from mtp_lightning.cli import main
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
@@ -19,7 +20,7 @@ pytest.importorskip("transformers")
 
 
 def test_the_peer_decodes_our_text_in_as_many_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtp_lightning.bench.decode_measure.read_bandwidth", lambda nbytes, clock: 1.0)
+    monkeypatch.setattr("mtp_lightning.bench.decode.decode_measure.read_bandwidth", lambda nbytes, clock: 1.0)
     model = trained(HeadsConfig(n_future=3, kind="recurrent"))
     teach(model)
     clock = clock_for(torch.device("cpu"), 1)
@@ -34,9 +35,20 @@ def test_the_peer_decodes_our_text_in_as_many_forwards(monkeypatch: pytest.Monke
         with pytest.raises(ValueError, match="batch"):
             peer(prompts[:2])
         rows, _ = bench_decode(
-            "it", model, prompts, [1, 2], [1, 3], 24, 2, torch.float32, clock, lambda: None, lambda text: None, peer
+            "it",
+            model,
+            prompts,
+            [1, 2],
+            [1, 3],
+            24,
+            2,
+            torch.float32,
+            clock,
+            lambda: None,
+            lambda text: None,
+            {USE_MTP: peer},
         )
-    of_peer = [row for row in rows if row["arm"] == PEER.label]
+    of_peer = [row for row in rows if row["arm"] == USE_MTP]
     assert [(row["batch"], row["texts"], row["equal"]) for row in of_peer] == [(1, 2, 2)]
     assert 1 < of_peer[0]["tokens_per_forward"] <= 3
     assert all(("over_use_mtp" in row) == (row["batch"] == 1) for row in rows if row["arm"].startswith("k"))

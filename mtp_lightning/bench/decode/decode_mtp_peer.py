@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtp_lightning.bench.decode_contenders import Clock, Decode, Run
+from mtp_lightning.bench.decode.decode_contenders import Clock, Decode, Run
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 

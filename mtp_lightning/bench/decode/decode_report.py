@@ -23,6 +23,8 @@ FIGURES: dict[str, tuple[str, str]] = {
     "over_huggingface": ("/ HF", "{:.2f}"),
     "over_huggingface_n1": ("/ HF n=1", "{:.2f}"),
     "over_use_mtp": ("/ use_mtp", "{:.2f}"),
+    "over_llama_cpp": ("/ llama.cpp", "{:.2f}"),
+    "over_torch": ("/ torch", "{:.2f}"),
 }
 """Key of a row -> heading and format."""
 USE_MTP = "use_mtp"
@@ -147,8 +149,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def _drafts(row: Row) -> bool:
-    """Whether a row is one of ours."""
-    return "tokens_per_forward" in row and row["arm"] != USE_MTP
+    """Whether a row is of the engine that is measured."""
+    return "tokens_per_forward" in row and row["arm"] not in (USE_MTP, "torch")
 
 
 def _finish(axes: "Axes", values: Sequence[Any]) -> None:

@@ -2,22 +2,29 @@
 
 import csv
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from mtp_lightning.bench.decode_contenders import Clock, Decode, clock_for
-from mtp_lightning.bench.decode_measure import Row, bench_decode
-from mtp_lightning.bench.decode_report import decode_table, draw, heads_table, markdown
-from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads
+from mtp_lightning.bench.decode.decode_contenders import Clock, Decode, clock_for
+from mtp_lightning.bench.decode.decode_measure import Row, bench_decode
+from mtp_lightning.bench.decode.decode_parts import decoding_parts, parts_table
+from mtp_lightning.bench.decode.decode_report import USE_MTP, decode_table, draw, heads_table, markdown
+from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads, shown_progress
+from mtp_lightning.decoding.compiled.compiler import LONG, wanted
+from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,7 +48,8 @@ def decode_command(
     vocab_size: int = 256,
     threads: int = 1,
     patience: float = 300.0,
-    peer: Literal["transformers", "transformers_mtp"] = "transformers",
+    compile: bool | Literal["auto"] = "auto",
+    peer: Literal["transformers", "transformers_mtp", "llama_cpp"] = "transformers",
     out: str | None = None,
     json: str | None = None,
 ) -> None:
@@ -67,8 +75,11 @@ def decode_command(
         vocab_size: Its vocabulary.
         threads: Threads; one is judged by CPU time, several by the clock once the machine is idle.
         patience: Seconds to wait for a quiet machine, in all.
-        peer: transformers: its `generate` on head 1. transformers_mtp: also `generate(use_mtp=True)` on the same
-            model, exported, at batch 1, the only one that it takes; the random model then has `sequential` heads.
+        compile: Measure layers compiled for this processor, and plain decoding by torch beside them; auto does where
+            there is a compiler, which is long work.
+        peer: transformers: its `generate` on head 1. llama_cpp: also llama.cpp, in float32, at batch 1.
+            transformers_mtp: also `generate(use_mtp=True)` on the same model, exported, at batch 1, the only one
+            that it takes; the random model then has `sequential` heads.
         out: Folder for decode.json, results.csv, tables.md and figure.png.
         json: File to write the rows to as well.
     """
@@ -85,26 +96,36 @@ def decode_command(
         raise InputError(f"batch is {batches}: every size has to be at least 1")
     backbone = BackboneConfig(vocab_size, dim, n_layers, n_heads, ffn_dim=ffn_dim)
     count = max(batches) * rounds
-    heads = HeadsConfig(n_future=n_future, kind="parallel" if peer == "transformers" else "sequential")
+    heads = HeadsConfig(n_future=n_future, kind="sequential" if peer == "transformers_mtp" else "parallel")
     models = _models(ckpts, backbone, heads, count, prompt_tokens, kind, path, Path(directory))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pin_threads(threads)
     machine = describe_machine(device, threads)
-    console = Console(width=None if Console().is_terminal else 160)
+    console, messages = Console(width=None if Console().is_terminal else 160), Console(stderr=True)
     rows: list[Row] = []
-    with console.status("decoding") as status:
-        gate = IdleGate(patience, status.update)
+    parts: list[Row] = []
+    started = time.perf_counter()
+    compiled = wanted(compile is not False, device, LONG)
+    seconds_to_compile = time.perf_counter() - started
+    with shown_progress(messages) as progress:
+        gate = IdleGate(patience, progress)
         wait = gate if threads > 1 and device.type == "cpu" else lambda: None
         for label, model, prompts in models:
             numbers = _heads_used(heads_used, model)
             clock = clock_for(device, threads)
             prompts = [prompt.to(device) for prompt in prompts]
-            with _peer(peer, model.to(device), DTYPES[dtype], new_tokens, clock) as decode:
+            room = max(len(prompt) for prompt in prompts) + new_tokens
+            with _peers(peer, model.to(device), DTYPES[dtype], new_tokens, room, threads, clock, messages) as peers:
                 more, missing = bench_decode(
                     label, model, prompts, batches, numbers, new_tokens, rounds, DTYPES[dtype], clock, wait,
-                    status.update, decode,
+                    progress, peers, compiled, lambda own: _report(messages, own),
                 )  # fmt: skip
             rows += more
+            progress(f"{label}: where the time goes")
+            for k in dict.fromkeys((1, numbers[-1])):
+                engine = Engine(model, k, DTYPES[dtype], compiled=compiled)
+                found = decoding_parts(engine, k, prompts[:1], clock)
+                parts.append({"model": label, "batch": 1, "heads_used": k, **found})
             if missing:
                 console.print(f"{label}: no comparison with Hugging Face: {missing}", highlight=False)
     judged_by = "CPU time" if threads == 1 and device.type == "cpu" else "wall clock"
@@ -112,12 +133,18 @@ def decode_command(
     caption += (
         f"; {dtype}, prompts of {prompt_tokens}, {new_tokens} new tokens, medians of {rounds} rounds by {judged_by}"
     )
+    how = f"compiled in {seconds_to_compile:.1f} s" if compiled else "not compiled"
+    caption += f"; {how}; {gate.passed_busy} steps on a busy machine" + (
+        " are not to be judged" * (gate.passed_busy > 0)
+    )
     for label in dict.fromkeys(row["model"] for row in rows):
         console.print(decode_table([row for row in rows if row["model"] == label], f"Decoding: {label}", caption))
     console.print(heads_table(rows, caption))
+    console.print(parts_table(parts, "shares as the profiler sees them; limits measured in the same run"))
     content = {
         "machine": machine, "dtype": dtype, "judged_by": judged_by, "rounds": rounds, "busy": gate.passed_busy,
-        "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rows": [_without_nan(row) for row in rows],
+        "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "compiled": compiled,
+        "seconds_to_compile": seconds_to_compile, "rows": [_without_nan(row) for row in rows], "parts": parts,
     }  # fmt: skip
     if json:
         write_json(Path(json), content)
@@ -167,14 +194,36 @@ def _models(
         yield label, model, heldout_prompts(store, count, length)
 
 
-def _peer(
-    name: str, model: MTPModel, dtype: torch.dtype, new_tokens: int, clock: Clock
-) -> AbstractContextManager[Decode | None]:
-    if name == "transformers":
-        return nullcontext()
-    from mtp_lightning.bench.decode_mtp_peer import transformers_mtp
+@contextmanager
+def _peers(
+    name: str, model: MTPModel, dtype: torch.dtype, new_tokens: int, room: int, threads: int, clock: Clock,
+    messages: "Console",
+) -> Iterator[dict[str, Decode]]:  # fmt: skip
+    """Those that decode one text at a time, by the names of their arms; llama.cpp is left out, with the reason, where
+    it cannot be measured."""
+    if name == "transformers_mtp":
+        from mtp_lightning.bench.decode.decode_mtp_peer import transformers_mtp
 
-    return transformers_mtp(model, dtype, new_tokens, clock)
+        with transformers_mtp(model, dtype, new_tokens, clock) as decode:
+            yield {USE_MTP: decode}
+        return
+    if name == "llama_cpp":
+        from mtp_lightning.bench.decode import decode_llama_cpp_peer as peer
+
+        if reason := peer.why_not(model, dtype):
+            messages.print(f"no comparison with llama.cpp: {reason}", highlight=False)
+        else:
+            with peer.llama_cpp(model, new_tokens, room, threads, clock) as decode:
+                yield {peer.NAME: decode}
+            return
+    yield {}
+
+
+def _report(messages: "Console", rows: Sequence[Row]) -> None:
+    """Results as they come."""
+    for row in rows:
+        speed = f"{row['tokens_per_second']:.0f} tokens/s, {row['speedup']:.2f} of plain"
+        messages.print(f"{row['model']}, batch {row['batch']}, {row['arm']}: {speed}", highlight=False)
 
 
 def _heads_used(asked: Sequence[int] | None, model: MTPModel) -> list[int]:

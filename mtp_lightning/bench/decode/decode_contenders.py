@@ -27,7 +27,7 @@ class Arm(NamedTuple):
     name: str
     """`ours`; `huggingface` on the layers that our plain decoding runs; `huggingface n=1` on all layers of the
     next-token model with as many parameters (with random weights: speed does not depend on them); `use_mtp`, which is
-    Hugging Face's with the further heads."""
+    Hugging Face's with the further heads; `llama_cpp`; `torch`, our plain decoding without compiled layers."""
     heads_used: HeadsUsed = 1
 
     @property
@@ -116,14 +116,23 @@ def llama(
 
 
 def contenders(
-    model: MTPModel, heads_used: Sequence[int], new_tokens: int, dtype: torch.dtype, clock: Clock
+    model: MTPModel,
+    heads_used: Sequence[int],
+    new_tokens: int,
+    dtype: torch.dtype,
+    clock: Clock,
+    compiled: bool = False,
 ) -> tuple[dict[int, Engine], dict[Arm, Decode], str]:
     """(our engine for every number of heads, how every arm decodes, why Hugging Face is missing where it is)."""
-    engines = {k: Engine(model, k, dtype) for k in heads_used}  # one each: it keeps no keys for heads not in use
+    engines = {
+        k: Engine(model, k, dtype, compiled=compiled) for k in heads_used
+    }  # one each: it keeps no keys for heads not in use
     engine = engines[max(heads_used)]
     arms: dict[Arm, Decode] = {Arm("ours", k): ours(own, k, new_tokens, clock) for k, own in engines.items()}
     if max(heads_used) > 1:
         arms[Arm("ours", "auto")] = ours(engine, "auto", new_tokens, clock)
+    if compiled:
+        arms[Arm("torch")] = ours(Engine(model, 1, dtype), 1, new_tokens, clock)
     try:
         layers = len(model.trunk) + model.heads_config.layers
         made = llama(model.config, layers, dtype, engine.device, model)

@@ -2,26 +2,28 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtp_lightning.bench.decode_contenders import Arm, Decode, Run, contenders
-from mtp_lightning.bench.decode_report import USE_MTP
+from mtp_lightning.bench.decode.decode_contenders import Arm, Decode, Run, contenders
+from mtp_lightning.bench.decode.decode_report import USE_MTP
 from mtp_lightning.bench.harness import STEADY
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.measure import acceptance, first_difference
 from mtp_lightning.model.mtp import MTPModel
 
 Row = dict[str, Any]
-PEER = Arm(USE_MTP)
 LEAST_ROUNDS = 5
 """With fewer, a row is not to be judged."""
 OVER = {
     "over_huggingface": "huggingface",
     "over_huggingface_n1": "huggingface n=1",
-    "over_use_mtp": PEER.name,
+    "over_use_mtp": USE_MTP,
+    "over_llama_cpp": "llama_cpp",
+    "over_torch": "torch",
 }
 """Key of a row of ours -> the arm whose time it is divided by."""
 
@@ -38,19 +40,20 @@ def bench_decode(
     clock: Callable[[], float],
     gate: Callable[[], None],
     progress: Callable[[str], None],
-    peer: Decode | None = None,
+    peers: Mapping[str, Decode] = MappingProxyType({}),
+    compiled: bool = False,
+    report: Callable[[Sequence[Row]], None] = lambda rows: None,
 ) -> tuple[list[Row], str]:
     """Rows of one model: every arm at every batch size; and why Hugging Face is missing where it is.
 
-    Every round decodes the next prompts with all arms, beginning with another one each time. `peer` decodes batches of
-    one, as it refuses others.
+    Every round decodes the next prompts with all arms, beginning with another one each time. `peers` decode batches of
+    one, as they refuse others. `report` gets the rows of each batch size as soon as they are there.
     """
-    engines, all_arms, missing = contenders(model, heads_used, new_tokens, dtype, clock)
-    if peer is not None:
-        all_arms[PEER] = peer
+    engines, all_arms, missing = contenders(model, heads_used, new_tokens, dtype, clock, compiled)
+    all_arms |= {Arm(name): decode for name, decode in peers.items()}
     rows: list[Row] = []
     for batch in batches:
-        arms = {arm: decode for arm, decode in all_arms.items() if arm != PEER or batch == 1}
+        arms = {arm: decode for arm, decode in all_arms.items() if arm.name not in peers or batch == 1}
         for arm, decode in arms.items():
             progress(f"{label}, batch {batch}, {arm.label}: warm-up")
             decode([prompt[: -(-len(prompt) // 2)] for prompt in prompts[:batch]])
@@ -77,6 +80,7 @@ def bench_decode(
                 row["share_of_roofline"] = row["tokens_per_second"] / row["roofline_tokens_per_second"]
                 row["bytes_per_token"] = read / batch / row["tokens_per_forward"]
             rows.append(row)
+        report(rows[-len(arms) :])
     return rows, missing
 
 
@@ -97,7 +101,7 @@ def summarize(arm: Arm, runs: Mapping[Arm, Sequence[Run]], batch: int, new_token
     for key, name in OVER.items():
         if arm.name == "ours" and Arm(name) in runs:
             row[key] = median(a.seconds / b.seconds for a, b in zip(runs[Arm(name)], mine))
-    if arm == PEER:
+    if arm.name == USE_MTP:
         row["tokens_per_forward"] = len(mine) * (new_tokens - 1) / (sum(run.forwards for run in mine) - len(mine))
     generations = [generation for run in mine for generation in run.generations]
     steps = [step for generation in generations for step in generation.steps]
