@@ -4,6 +4,7 @@ llama.cpp rotates neighbouring coordinates, so rows of the maps to queries and k
 Meta's layout. Byte-level BPE is what its tokenizer `gpt2` computes; bytes are that without merges.
 """
 
+import importlib
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -158,8 +159,7 @@ def write_gguf(
     Raises:
         OSError: the disk is full, and what else may be wrong with it.
     """
-    import gguf
-
+    gguf: Any = importlib.import_module("gguf")
     backbone, config = model.config, exported.config
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_context_length(context_of(backbone, context))
@@ -207,8 +207,7 @@ def prove(file: Path, model: MTPModel, exported: Exported) -> str:
     Raises:
         UnprovenError: a difference.
     """
-    import gguf
-
+    gguf: Any = importlib.import_module("gguf")
     missing = tensors_of(exported, model.config)
     for read in gguf.GGUFReader(file).tensors:
         tensor = missing.pop(read.name, None)

@@ -1,6 +1,7 @@
 """A GGUF file run by llama.cpp, where the package `llama-cpp-python` is installed: float32 keys and values, no flash
 attention, so that its texts can be compared with ours."""
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,7 @@ class LlamaCpp:
     """
 
     def __init__(self, file: Path, room: int, threads: int) -> None:
-        import llama_cpp
-
+        llama_cpp: Any = importlib.import_module("llama_cpp")
         float32 = 0  # GGML_TYPE_F32
         self._model: Any = llama_cpp.Llama(
             str(file), n_ctx=room, n_batch=min(room, 512), n_threads=threads, n_threads_batch=threads, type_k=float32,

@@ -69,4 +69,4 @@ def test_the_command_takes_the_peer(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = tmp_path / "rows.json"
     assert main(["bench", "decode", "--peer", "transformers_mtp", *flags, "--json", str(out)]) == 0
     assert "use_mtp" in capsys.readouterr().out
-    assert PEER.label in [row["arm"] for row in json.loads(out.read_text())["rows"]]
+    assert USE_MTP in [row["arm"] for row in json.loads(out.read_text())["rows"]]

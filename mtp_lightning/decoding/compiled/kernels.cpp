@@ -120,60 +120,90 @@ inline Vec exponential(Vec x) {  // Cephes' expf: 2^n e^r, |r| <= ln 2 / 2
   return y * Vec((__builtin_convertvector(n, Ints) + 127) << 23);
 }
 
-// One panel for R rows.
-template <int R, class W>
-void panel(const W* weight, int64_t inputs, const float* x, float* out, int64_t outputs, const float* bias,
-           const float* added, int64_t wanted) {
-  Vec total[R][2] = {};
+struct Job {              // of `apply`, for some rows and panels
+  const float* x;
+  float* out;
+  const float *bias, *added;
+  int64_t inputs, outputs, wanted;  // `wanted`: outputs from the first panel's on that there are
+};
+
+constexpr int panels_at_once(int rows) {  // so many that no sum waits for the one before it
+  return rows == 1 ? 4 : rows == 2 ? 2 : 1;
+}
+
+// P panels for R rows.
+template <int R, int P, class W>
+void panels(const W* weight, const Job& job) {
+  Vec total[R][P][2] = {};
+  const int64_t inputs = job.inputs;
   for (int64_t from = 0; from < inputs; from += CHUNK) {
-    Vec part[R][2] = {};
+    Vec part[R][P][2] = {};
     const int64_t to = std::min(inputs, from + CHUNK);
     for (int64_t i = from; i < to; ++i) {
-      const Vec low = load(weight + i * PANEL), high = load(weight + i * PANEL + LANES);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        const W* at = weight + (p * inputs + i) * PANEL;
+        const Vec low = load(at), high = load(at + LANES);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec input = all(x[r * inputs + i]);
-        part[r][0] += input * low;
-        part[r][1] += input * high;
+        for (int r = 0; r < R; ++r) {
+          const Vec input = all(job.x[r * inputs + i]);
+          part[r][p][0] += input * low;
+          part[r][p][1] += input * high;
+        }
       }
     }
     for (int r = 0; r < R; ++r)
-      for (int half = 0; half < 2; ++half) total[r][half] += part[r][half];
+      for (int p = 0; p < P; ++p)
+        for (int half = 0; half < 2; ++half) total[r][p][half] += part[r][p][half];
   }
   for (int r = 0; r < R; ++r) {
-    float lanes[PANEL];
-    store(lanes, total[r][0]);
-    store(lanes + LANES, total[r][1]);
-    float* to = out + r * outputs;
-    const float* more = added ? added + r * outputs : nullptr;
-    for (int64_t o = 0; o < wanted; ++o) to[o] = lanes[o] + (bias ? bias[o] : 0.0f) + (more ? more[o] : 0.0f);
+    float sums[P * PANEL];
+    for (int p = 0; p < P; ++p)
+      for (int half = 0; half < 2; ++half) store(sums + p * PANEL + half * LANES, total[r][p][half]);
+    const int64_t row = r * job.outputs, count = std::min<int64_t>(P * PANEL, job.wanted);
+    if (job.bias)
+      for (int64_t o = 0; o < count; ++o) sums[o] += job.bias[o];
+    if (job.added)
+      for (int64_t o = 0; o < count; ++o) sums[o] += job.added[row + o];
+    std::memcpy(job.out + row, sums, sizeof(float) * count);
   }
 }
 
 template <int R, class W>
-struct Block {            // `panel` for the rows that are left, at most R
-  static void run(int64_t rows, const W* weight, int64_t inputs, const float* x, float* out, int64_t outputs,
-                  const float* bias, const float* added, int64_t wanted) {
-    if (rows == R) return panel<R>(weight, inputs, x, out, outputs, bias, added, wanted);
-    Block<R - 1, W>::run(rows, weight, inputs, x, out, outputs, bias, added, wanted);
+void rows_of(int64_t rows, const W* weight, Job job, int64_t count) {  // `count` panels for at most R rows
+  if constexpr (R > 1) {
+    if (rows < R) return rows_of<R - 1>(rows, weight, job, count);
   }
-};
-template <class W>
-struct Block<0, W> {
-  static void run(int64_t, const W*, int64_t, const float*, float*, int64_t, const float*, const float*, int64_t) {}
-};
+  constexpr int P = panels_at_once(R);
+  for (int64_t p = 0; p < count;) {
+    const int step = count - p >= P ? P : 1;
+    if (step == P)
+      panels<R, P>(weight, job);
+    else
+      panels<R, 1>(weight, job);
+    p += step;
+    weight += step * job.inputs * PANEL;
+    const int64_t moved = step * PANEL;
+    job.out += moved, job.wanted -= moved;
+    if (job.bias) job.bias += moved;
+    if (job.added) job.added += moved;
+  }
+}
 
 template <class W>
 void apply_as(const Map& map, const float* x, int64_t rows, float* out, const float* added, int threads) {
-  const int64_t panels = (map.outputs + PANEL - 1) / PANEL;
+  constexpr int64_t AT_ONCE = panels_at_once(1);
+  const int64_t all_panels = (map.outputs + PANEL - 1) / PANEL, groups = (all_panels + AT_ONCE - 1) / AT_ONCE;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-  for (int64_t p = 0; p < panels; ++p) {
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t p = g * AT_ONCE, o = p * PANEL, count = std::min(AT_ONCE, all_panels - p);
     const W* weight = static_cast<const W*>(map.weight) + p * map.inputs * PANEL;
-    const int64_t o = p * PANEL, wanted = std::min<int64_t>(PANEL, map.outputs - o);
-    for (int64_t r = 0; r < rows; r += ROWS)
-      Block<ROWS, W>::run(std::min<int64_t>(ROWS, rows - r), weight, map.inputs, x + r * map.inputs,
-                          out + r * map.outputs + o, map.outputs, map.bias ? map.bias + o : nullptr,
-                          added ? added + r * map.outputs + o : nullptr, wanted);
+    for (int64_t r = 0; r < rows; r += ROWS) {
+      const int64_t at = r * map.outputs + o;
+      const Job job = {x + r * map.inputs, out + at, map.bias ? map.bias + o : nullptr, added ? added + at : nullptr,
+                       map.inputs, map.outputs, map.outputs - o};
+      rows_of<ROWS>(std::min<int64_t>(ROWS, rows - r), weight, job, count);
+    }
   }
 }
 
