@@ -6,17 +6,13 @@ others are computed with it.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mtp_lightning.shapes import Float
-
-if TYPE_CHECKING:
-    from mtp_lightning.decoding.layers import Norm
 
 ROWS = 4
 """How many rows oneDNN lays the weight out for."""
@@ -56,7 +52,7 @@ class Linear:
         out = _packed(x, self.weight) if self.packed else F.linear(x, self.weight)
         return out if self.bias is None else out + self.bias
 
-    def of_normed(self, x: Float[Tensor, "*rows I"], norm: "Norm") -> Float[Tensor, "*rows O"]:
+    def of_normed(self, x: Float[Tensor, "*rows I"], norm: Callable[[Tensor], Tensor]) -> Float[Tensor, "*rows O"]:
         """Of rows that `norm` norms first."""
         return self(norm(x))
 

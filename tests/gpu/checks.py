@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtp_lightning.bench.decode_measure import read_bandwidth
+from mtp_lightning.bench.decode.decode_measure import read_bandwidth
 from mtp_lightning.bench.harness import describe_machine, synchronize
 from mtp_lightning.bench.train_contenders import Arm, Workload, flops_of, make_step
 from mtp_lightning.config.config_files import find_config

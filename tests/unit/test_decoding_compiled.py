@@ -1,6 +1,7 @@
 """Compiled layers against torch's: the same texts, whatever the heads, the batch and the way of choosing; the same bits
 however many rows are computed together; and what happens where nothing can be compiled."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 from test_decoding import DRAFTING, random_model, steps_of
 from tiny import KINDS, VARIANTS
 
+from mtp_lightning.checkpoints.files import LoadedModel, save_safetensors
+from mtp_lightning.cli import main
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.decoding.choosing import Sampling
 from mtp_lightning.decoding.compiled import compiler
 from mtp_lightning.decoding.compiled.compiler import LONG, kernels, wanted
@@ -147,6 +151,20 @@ def test_any_model_any_batch_compiled_continues_as_the_definition_says(
     expected = [decode_plainly(model, prompt, new, {stop}) for prompt in prompts]
     for k in sorted({1, (engine.heads_used + 1) // 2, engine.heads_used}):
         assert [out.tokens for out in generate(engine, prompts, new, k, {stop})] == expected
+
+
+@needs_compiler
+def test_generate_writes_the_same_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = random_model(HeadsConfig(n_future=3), 4, vocab_size=256)
+    save_safetensors(LoadedModel(tmp_path, model, ByteTokenizer(), 7, 64, None), tmp_path / "m.safetensors")
+    found = []
+    for how in ("true", "false", "auto"):
+        flags = ["--max_new_tokens", "12", "--compile", how, "--json", str(tmp_path / "out.json")]
+        assert main(["generate", str(tmp_path / "m.safetensors"), "--prompt", "ab", *flags]) == 0
+        found.append(json.loads((tmp_path / "out.json").read_text()))
+    assert [out["compiled"] for out in found] == [True, False, False]
+    assert found[0]["ids"] == found[1]["ids"] == found[2]["ids"]
+    capsys.readouterr()
 
 
 @needs_compiler

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import tiny_backbone
+from tiny import KINDS, tiny_backbone
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_config import hf_config
@@ -15,7 +15,7 @@ from mtp_lightning.model.attention import (
     causal_attention,
     causal_mask,
 )
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import BackboneConfig, HeadKind, HeadsConfig
 from mtp_lightning.model.counts import count_parameters, flops_per_token, trunk_widths
 from mtp_lightning.model.mtp import MTPModel
 
@@ -134,3 +134,17 @@ def test_without_matching_the_trunk_keeps_its_layers() -> None:
 def test_impossible_models_are_refused(make: Callable[[], object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         make()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_on_the_meta_device_draws_nothing(kind: HeadKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a draw there torch imports its compiler, which doubled the start of every command that loads a model."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(torch.Tensor, "normal_", refused)
+    with torch.device("meta"):
+        MTPModel(tiny_backbone(n_layers=4), HeadsConfig(n_future=2, kind=kind))
+    with pytest.raises(AssertionError, match="drawn"):
+        MTPModel(tiny_backbone(n_layers=4), HeadsConfig(n_future=2, kind=kind))

@@ -87,7 +87,7 @@ def _shares(engine: Engine, heads_used: int, session: Session, clock: Callable[[
         total = clock() - started
     if engine.compiled:
         compiled = seconds(count=False)
-    events: list[Any] = [event for event in profiler.function_events]
+    events: list[Any] = list(profiler.function_events)
     whole = next(event.cpu_time_total for event in events if event.name == "steps")
     sums = dict.fromkeys(PARTS, 0.0)
     for event in events:

@@ -4,7 +4,7 @@ Weights may be rounded to bfloat16; what is computed with them is float32, and s
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,7 +64,8 @@ class CompiledLinear(Linear):
     def __call__(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
         return self._run(x, -1.0)
 
-    def of_normed(self, x: Float[Tensor, "*rows I"], norm: Norm) -> Float[Tensor, "*rows O"]:
+    def of_normed(self, x: Float[Tensor, "*rows I"], norm: Callable[[Tensor], Tensor]) -> Float[Tensor, "*rows O"]:
+        assert isinstance(norm, Norm)
         return self._run(x, norm.floor_value)
 
     def _run(self, x: Tensor, floor: float) -> Tensor:
