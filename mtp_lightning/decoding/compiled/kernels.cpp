@@ -23,6 +23,8 @@ constexpr int LANES = 4, ROWS = 4;
 #endif
 constexpr int PANEL = 2 * LANES;
 constexpr int64_t CHUNK = 512;  // inputs that are summed by themselves: shorter sums round less
+constexpr size_t KEPT = 1 << 22;  // floats that stay for the next call: a long prompt's are given back
+constexpr int64_t AHEAD = 24;     // inputs whose weights are asked for early
 constexpr int QUERIES = 4;      // that read a key at once
 constexpr int WIDE = LANES == 16 ? 4 : 2;  // vectors of a value that are summed at once: QUERIES WIDE sums in registers
 
@@ -143,6 +145,7 @@ void panels(const W* weight, const Job& job) {
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
         const W* at = weight + (p * inputs + i) * PANEL;
+        if constexpr (P == 1) __builtin_prefetch(at + AHEAD * PANEL);  // several streams come by themselves
         const Vec low = load(at), high = load(at + LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
@@ -417,6 +420,7 @@ void mtp_layer(const Layer* of, const Positions* new_ones, const Positions* last
     }
   }
   apply(layer.down, mid, asked, out, again, threads);
+  if (kept.size() > KEPT) std::vector<float>().swap(kept);
 }
 
 // Layers one after the other, each on the output of the one before it: out (count, B, M, D) = all of their outputs.
