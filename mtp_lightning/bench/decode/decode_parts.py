@@ -80,7 +80,7 @@ def _shares(engine: Engine, heads_used: int, session: Session, clock: Callable[[
         from mtp_lightning.decoding.compiled.layers import seconds
 
         seconds(count=True)
-    with profile() as profiler, record_function("steps"):  # the old profiler: the new one prints to standard error
+    with profile() as profiler, record_function("steps"):
         started = clock()
         for _ in range(STEPS):
             session.step(heads_used)
