@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from mtp_lightning.checkpoints.description import check_same_run, describe
 from mtp_lightning.checkpoints.initial import Parent, load_initial
+from mtp_lightning.checkpoints.lightning_files import CheckpointFiles
 from mtp_lightning.errors import DivergedError, InputError
 from mtp_lightning.metrics import HeadMetrics, SourceMetrics, mean_over_ranks, training_means, validation_means
 from mtp_lightning.model.config import CHECKPOINT_KEY, BackboneConfig, HeadsConfig
@@ -118,6 +119,7 @@ class MTPModule(pl.LightningModule):
     @override
     def setup(self, stage: str) -> None:
         """A new run begins with the weights of `model.init`; one that goes on from a checkpoint has its own."""
+        self.trainer.strategy.checkpoint_io = CheckpointFiles()
         if stage != "fit" or self.init_config.path is None or self.trainer.ckpt_path is not None or self.parent:
             return
         datamodule = getattr(self.trainer, "datamodule", None)

@@ -20,6 +20,7 @@ from typing_extensions import override
 from mtp_lightning.errors import InputError
 from mtp_lightning.strategies.states import by_index, by_name, group_names, settings
 
+PIECES = StateDictOptions()
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 SCATTER = StateDictOptions(full_state_dict=True)
 
@@ -38,6 +39,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     is_sharded = True
     """Weights in full are to be had from `lightning_module_state_dict` alone."""
+    gives_pieces = False
+    """Whether states are asked for as each rank has them, for a sharded checkpoint, and not whole on rank zero."""
 
     def __init__(self, process_group_backend: str | None = None) -> None:
         known = torch.distributed.Backend.backend_list
@@ -69,9 +72,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Full weights on rank zero, nothing elsewhere."""
+        """Full weights on rank zero, nothing elsewhere; or every rank's pieces."""
         assert self.lightning_module is not None
-        return dict(get_model_state_dict(self.lightning_module, options=GATHER))
+        return dict(get_model_state_dict(self.lightning_module, options=PIECES if self.gives_pieces else GATHER))
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -82,8 +85,9 @@ class FSDP2Strategy(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         optimizer = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         assert self.lightning_module is not None
-        gathered: dict[str, Any] = get_optimizer_state_dict(self.lightning_module, optimizer, options=GATHER)
-        if not self.is_global_zero:
+        options = PIECES if self.gives_pieces else GATHER
+        gathered: dict[str, Any] = get_optimizer_state_dict(self.lightning_module, optimizer, options=options)
+        if not (self.is_global_zero or self.gives_pieces):
             return {}
         names = group_names(self.lightning_module, optimizer)
         return by_index(names, gathered["state"], optimizer.param_groups)
