@@ -62,7 +62,8 @@ def train_command(
         keep_memory: Have the C library keep freed memory, as `mtp fit` does, for all contenders alike.
         json: File to write the rows to as well.
     """
-    recomputes = [as_recompute(text) and text for text in recompute or ()]
+    for text in recompute or ():
+        as_recompute(text)
     counts = n_future or [n for n in (1, 2, 4, 8) if n < n_layers]
     _check(counts, n_layers, dtype, {"threads": threads, "rounds": rounds, "context": context, "batch": batch})
     check_json(json)
@@ -90,7 +91,7 @@ def train_command(
         gate = IdleGate(patience, status.update)
         for size in sizes:
             here = [name for name in named if name not in missing]
-            wanted = arms(here, counts, (False, True) if compile else (False,), recomputes)
+            wanted = arms(here, counts, (False, True) if compile else (False,), recompute or ())
             at = replace(workload, backbone=replace(backbone, vocab_size=size))
 
             def say(text: str, size: int = size) -> None:

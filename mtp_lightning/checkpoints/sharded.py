@@ -78,8 +78,9 @@ def write_sharded(content: Mapping[str, Any], folder: Path, group: Any = None) -
         content: as Lightning gives it; of each tensor a rank has the whole, its piece (a DTensor), or nothing.
         group: the ranks' process group; None where there is one rank.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     rank = 0 if group is None else dist.get_rank(group)
     rest, tensors = take_apart(content)
@@ -90,8 +91,8 @@ def write_sharded(content: Mapping[str, Any], folder: Path, group: Any = None) -
         warnings.simplefilter("ignore")  # that it is one process, which is known
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         try:
-            dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)  # type: ignore[arg-type]
-        except dcp.api.CheckpointException as error:  # of all ranks
+            save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+        except CheckpointException as error:  # of all ranks
             causes = [cause for cause, _ in error.failures.values()]
             raise next((cause for cause in causes if isinstance(cause, OSError)), error) from error
     shards = (path for path in folder.iterdir() if (found := _SHARD.fullmatch(path.name)) and int(found[1]) == rank + 1)
@@ -171,12 +172,12 @@ def empty_tensors(folder: Path) -> dict[str, Tensor]:
 def fill(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Read the named tensors in place: whole ones, or of a DTensor the piece that is this rank's. No rank waits for
     another."""
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is one process
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)  # type: ignore[arg-type]
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
 
 
 def _described(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:

@@ -96,7 +96,7 @@ def _spans(numbered_T: list[int]) -> list[Span]:
     return spans
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention_by_spans(
     q_BHTE: Float[Tensor, "B H T E"],
     k_BHTE: Float[Tensor, "B H T E"],
@@ -112,11 +112,13 @@ def attention_by_spans(
     for b, spans in enumerate(documents.spans):
         lengths = [span.length for span in spans]
         # `split` on purpose: the gradients of slices would each be as long as the row
-        parts = zip(*(x[b : b + 1].split(lengths, dim=2) for x in (q_BHTE, k_BHTE, v_BHTE)))
-        masks = documents.numbered_BT[b : b + 1].split(lengths, dim=1)
+        parts = zip(*(torch.split(x[b : b + 1], lengths, dim=2) for x in (q_BHTE, k_BHTE, v_BHTE)))
+        masks = torch.split(documents.numbered_BT[b : b + 1], lengths, dim=1)
         done = [
-            causal(*part) if span.documents == 1 else F.scaled_dot_product_attention(*part, document_mask(numbered))
-            for part, span, numbered in zip(parts, spans, masks)
+            causal(q, k, v)
+            if span.documents == 1
+            else F.scaled_dot_product_attention(q, k, v, attn_mask=document_mask(numbered))
+            for (q, k, v), span, numbered in zip(parts, spans, masks)
         ]
         rows.append(torch.cat(done, dim=2))
     return torch.cat(rows)
@@ -126,9 +128,10 @@ def attention_by_spans(
 def _compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)  # type: ignore[return-value]
+    return torch.compile(flex_attention, dynamic=False)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention_by_flex(
     q_BHTE: Float[Tensor, "B H T E"],
     k_BKTE: Float[Tensor, "B K T E"],
@@ -138,6 +141,6 @@ def attention_by_flex(
     """Compiled on CUDA; elsewhere plain, forward only, to be compared with."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    run = _compiled_flex() if q_BHTE.device.type == "cuda" else flex_attention
+    run: Any = _compiled_flex() if q_BHTE.device.type == "cuda" else flex_attention
     grouped = q_BHTE.shape[1] != k_BKTE.shape[1]
-    return run(q_BHTE, k_BKTE, v_BKTE, block_mask=documents.block_mask, enable_gqa=grouped)  # type: ignore[return-value]
+    return run(q_BHTE, k_BKTE, v_BKTE, block_mask=documents.block_mask, enable_gqa=grouped)  # type: ignore[no-any-return]

@@ -93,8 +93,9 @@ class MTPModel(nn.Module):
         Raises:
             ValueError: a kind that reads true tokens did not get them.
         """
-        apart = documents_BT is not None and not self.config.attend_across_documents
-        mask = Documents(documents_BT) if apart else None
+        mask = None
+        if documents_BT is not None and not self.config.attend_across_documents:
+            mask = Documents(documents_BT)
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         rotary = self.rotary(positions)
         z_BTD = self.run_trunk(tokens_BT, rotary, mask)

@@ -12,6 +12,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import override
 
 from mtp_lightning.errors import InputError
@@ -159,8 +160,6 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param
-
         assert self.lightning_module is not None
         saved = checkpoint["state_dict"]
         own = dict(self.lightning_module.named_parameters(remove_duplicate=False))
@@ -172,7 +171,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             if name in self._frozen:
                 self._frozen[name].copy_(saved[name] if self.is_global_zero else self._frozen[name])
             elif self._optimizer is not None:
-                safe_set_full_fp32_param(parameter, saved[name].to(self.root_device))
+                self._set_whole(parameter, saved[name])
 
     @override
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
@@ -201,8 +200,6 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         assert self.lightning_module is not None
         (saved,) = checkpoint["optimizer_states"]
         inner = self._optimizer.optimizer
@@ -222,7 +219,23 @@ class ZeroStrategy(DeepSpeedStrategy):
         parameters = dict(self.lightning_module.named_parameters())
         for name, state in states.items():
             for key in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(parameters[name], state[key].to(self.root_device), key)
+                self._set_whole(parameters[name], state[key], key)
+
+    def _set_whole(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
+        """This rank's part of the float32 weight, or of a moment, out of the whole."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        whole = value.to(self.root_device)
+        if self.stage == 3:  # DeepSpeed's own setter fails where ranks do not divide the weight: parts are padded
+            part, _ = self._optimizer._get_fp32_opt_state_partition(
+                parameter, release_swap_buffers=False, optim_state_key=key
+            )
+            padded = F.pad(whole.flatten(), (0, part.numel() * self.world_size - whole.numel()))
+            part.data.copy_(padded[part.numel() * self.global_rank :][: part.numel()])
+        elif key is None:
+            safe_set_full_fp32_param(parameter, whole)
+        else:
+            safe_set_full_optimizer_state(parameter, whole, key)
 
     @property
     def _optimizer(self) -> Any:

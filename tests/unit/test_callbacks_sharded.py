@@ -4,6 +4,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,6 +23,7 @@ from mtp_lightning.checkpoints.select import find_checkpoint, latest_checkpoint
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.module import MTPModule
+from mtp_lightning.strategies.check import check_checkpoints
 
 KINDS = [("single", True), ("sharded", False), ("sharded", True)]
 
@@ -170,3 +172,14 @@ def test_a_writer_that_fails_ends_the_run(kind: Any, tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match=r"No space left on device: '.*step-00000004.ckpt'"):
         fit(tmp_path, PeriodicCheckpoint(kind=kind, background=True))
     assert list((tmp_path / "checkpoints").glob("*")) == [] if (tmp_path / "checkpoints").exists() else True
+
+
+@pytest.mark.parametrize(("key", "value"), [("background", True), ("kind", "sharded")])
+def test_a_strategy_that_is_not_known_to_give_its_states_is_refused(key: str, value: Any) -> None:
+    callback = SimpleNamespace(
+        class_path="callbacks.checkpointing.PeriodicCheckpoint", init_args=SimpleNamespace(**{key: value})
+    )
+    with pytest.raises(InputError, match=rf"PeriodicCheckpoint\.{key} is '{value}', and trainer.strategy 'my.Own'"):
+        check_checkpoints([callback], SimpleNamespace(class_path="my.Own"))
+    for strategy in ("auto", "ddp", SimpleNamespace(class_path="mtp_lightning.strategies.zero.ZeroStrategy")):
+        check_checkpoints([callback], strategy)
