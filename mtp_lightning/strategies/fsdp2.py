@@ -89,7 +89,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self._pieces_in is None:
             set_model_state_dict(self.lightning_module, dict(checkpoint["state_dict"]), options=SCATTER)
             return
-        own = get_model_state_dict(self.lightning_module, options=PIECES)
+        own: dict[str, Any] = get_model_state_dict(self.lightning_module, options=PIECES)
         fill(self._pieces_in, {f"{WEIGHTS}/{name}": weight.detach() for name, weight in own.items()})
 
     @override

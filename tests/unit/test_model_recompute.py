@@ -6,9 +6,12 @@ import pytest
 import torch
 from tiny import VARIANTS, tiny_backbone
 from torch import Tensor
+from torch.utils.checkpoint import set_checkpoint_early_stop
+from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.memory import layers_run, recomputed_flops, training_memory
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.training.recompute import Recompute, recompute_model, recomputed_parts
 from mtp_lightning.module import MTPModule
@@ -100,3 +103,30 @@ def test_a_forward_without_gradients_recomputes_nothing() -> None:
     assert len(runs) == 1
     model(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
     assert len(runs) == 3
+
+
+@pytest.mark.parametrize("name", ["parallel", "sequential", "recurrent", "linear", "two layers a head"])
+def test_recomputed_flops_by_formula_are_those_that_torch_counts(name: str) -> None:
+    """One more forward of the layers: counted with and without, on the meta device; but causal attention costs half."""
+    backbone, heads, T = tiny_backbone(n_layers=6), VARIANTS[name], 16
+    found = {}
+    for recompute in ("none", "layers", "attention"):
+        with torch.device("meta"):
+            model = MTPModel(backbone, heads)
+            tokens, ahead = torch.zeros(1, T, dtype=torch.long), torch.zeros(heads.n_future, 1, T, dtype=torch.long)
+            recompute_model(model, recompute)  # type: ignore[arg-type]
+            with set_checkpoint_early_stop(False), FlopCounterMode(display=False) as counter:
+                model(tokens, ahead_NBT=ahead).sum().backward()
+        found[recompute] = counter.get_total_flops()
+    runs = len(layers_run(backbone, heads, T, "none", "layers"))
+    half = runs * 2 * T * T * backbone.q_dim
+    for recompute in ("layers", "attention"):
+        more = T * recomputed_flops(backbone, heads, T, recompute=recompute)  # type: ignore[arg-type]
+        assert found[recompute] - found["none"] == more + half
+
+
+def test_memory_by_formula_follows() -> None:
+    backbone, heads = tiny_backbone(n_layers=6), VARIANTS["parallel"]
+    kinds: list[Recompute] = ["none", {"every": 2}, "attention", "layers"]
+    none, half, attention, layers = (training_memory(backbone, heads, 4, 64, 4, recompute=kind) for kind in kinds)
+    assert layers < min(half, attention) < max(half, attention) < none
