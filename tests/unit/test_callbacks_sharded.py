@@ -21,6 +21,8 @@ from mtp_lightning.checkpoints.files import load_model, read_checkpoint, read_we
 from mtp_lightning.checkpoints.initial import weights_digest
 from mtp_lightning.checkpoints.select import find_checkpoint, latest_checkpoint
 from mtp_lightning.errors import InputError
+from mtp_lightning.evaluation.command import evaluation_folder
+from mtp_lightning.interop.mix import open_parent
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.module import MTPModule
 from mtp_lightning.strategies.check import check_checkpoints
@@ -79,6 +81,9 @@ def test_what_reads_a_run_reads_a_folder(runs: Path) -> None:
     plain, ours = (load_model(find_checkpoint(runs / run)) for run in ("plain", "sharded-True"))
     assert (ours.step, ours.context) == (4, plain.context)
     assert weights_digest(ours.model.state_dict()) == weights_digest(plain.model.state_dict())
+    mixed = open_parent(found).weights
+    assert weights_digest(dict(mixed)) == weights_digest(dict(open_parent(find_checkpoint(runs / "plain")).weights))
+    assert evaluation_folder(found) == evaluation_folder(runs / "sharded-True") == runs / "sharded-True" / "evaluation"
     lazy = read_weights(found, lazy=True).weights
     assert all(weight.is_meta for weight in lazy.values()), "shapes alone are read"
 
