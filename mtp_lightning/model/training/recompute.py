@@ -12,9 +12,10 @@ from mtp_lightning.model.block import Block, Recomputed
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.ranges import Count, check_value
 
-Recompute = Literal["none", "layers", "attention"] | dict[Literal["every"], Count]
+Recompute = Literal["none", "layers", "attention"] | dict[str, Count]
 """`layers`: every layer of trunk and heads; `{every: k}`: one layer in k, the first of each k; `attention`: of every
 layer the attention alone, whose part of a layer's memory grows with the context."""
+_CHECKED = Literal["none", "layers", "attention"] | dict[Literal["every"], Count]
 
 
 def as_recompute(text: str) -> Recompute:
@@ -25,7 +26,7 @@ def as_recompute(text: str) -> Recompute:
     """
     name, equals, count = text.partition("=")
     found: Any = {name: int(count) if count.isdecimal() else count} if equals else text
-    check_value("recompute", found, Recompute)
+    check_value("recompute", found, _CHECKED)
     return found  # type: ignore[no-any-return]
 
 
@@ -38,7 +39,7 @@ def recomputed_parts(recompute: Recompute, layers: int) -> list[Recomputed]:
     Raises:
         InputError: not a value of this key, or every k-th of fewer than k layers.
     """
-    check_value("model.recompute", recompute, Recompute)
+    check_value("model.recompute", recompute, _CHECKED)
     if not isinstance(recompute, dict):
         part: Recomputed = "layer" if recompute == "layers" else recompute
         return [part] * layers
