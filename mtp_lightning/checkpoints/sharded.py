@@ -22,7 +22,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from mtp_lightning.checkpoints.verify import ChangedError
 
@@ -42,6 +41,8 @@ def is_sharded(path: Path) -> bool:
 def take_apart(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(what goes into `run.pt`, the tensors of the shards by a name each). Numbers of steps, tensors of one number,
     stay with the former."""
+    from torch.distributed.tensor import DTensor  # takes a while to load, which reading does not need
+
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, weight in content[WEIGHTS].items():
