@@ -2,22 +2,29 @@
 
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
+from mtp_lightning.checkpoints.lightning_files import CheckpointFiles
 from mtp_lightning.checkpoints.select import is_good
+from mtp_lightning.checkpoints.sharded import write_sharded
 from mtp_lightning.errors import PREEMPTED, Preempted
 from mtp_lightning.ranges import Count, Seconds, check_ranges
+from mtp_lightning.strategies.saving import checkpoint_content, snapshot
 
 STOPPING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """What Slurm, its users' scripts, submitit, launchers and terminals send to a run that has to go."""
@@ -42,16 +49,32 @@ class PeriodicCheckpoint(Checkpoint):
         every_n_steps: steps from one checkpoint to the next, at most.
         every_n_seconds: seconds from one checkpoint to the next, at most.
         keep: how many of the newest stay.
+        kind: `single`, a file that rank zero gathers and writes, or `sharded`, a folder in which every rank writes its
+            part, so that none holds the whole. Either is read under any strategy and number of processes.
+        background: training waits for a copy in memory alone, which is written while it goes on. What is saved is the
+            step that was asked for; there is one at a time, and a run ends after its last is written.
 
     Raises:
         InputError: a period or `keep` below 1.
     """
 
-    def __init__(self, every_n_steps: Count = 1000, every_n_seconds: Seconds = 600.0, keep: Count = 2) -> None:
+    def __init__(
+        self,
+        every_n_steps: Count = 1000,
+        every_n_seconds: Seconds = 600.0,
+        keep: Count = 2,
+        kind: Literal["single", "sharded"] = "single",
+        background: bool = False,
+    ) -> None:
         check_ranges("PeriodicCheckpoint", PeriodicCheckpoint, locals())
         self.every_n_steps = every_n_steps
         self.every_n_seconds = every_n_seconds
         self.keep = keep
+        self.kind = kind
+        self.background = background
+        self._group: Any = None
+        """Of all processes, for the writing of shards: its collectives are not those of training."""
+        self._writing: Future[None] | None = None
         self._saved_step = -1
         self._saved_at = 0.0
         self._ask_at = 0
@@ -64,6 +87,8 @@ class PeriodicCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         self._ask_at, self._asked_by, self._interrupts = 0, None, 0
+        if self.kind == "sharded" and trainer.world_size > 1:
+            self._group = torch.distributed.new_group(backend="gloo")
         # In place of Lightning's own handlers, which broadcast from inside a handler and save nothing.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in STOPPING}
@@ -85,10 +110,13 @@ class PeriodicCheckpoint(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save(trainer)
+        self._finish(trainer)
         self._restore_handlers()  # now: after this Lightning puts back what it found, before any `teardown`
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self._writing is not None:
+            wait([self._writing])  # what goes wrong with it now is not what ended the run
         self._restore_handlers()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -133,6 +161,7 @@ class PeriodicCheckpoint(Checkpoint):
         return int(agreed)
 
     def _stop(self, trainer: pl.Trainer) -> None:
+        self._finish(trainer)
         name = self._asked_by.name if self._asked_by else "another process was asked to stop"
         why = f"{name}: saved step {trainer.global_step}"
         if trainer.is_global_zero:
@@ -140,20 +169,79 @@ class PeriodicCheckpoint(Checkpoint):
         raise Preempted(128 + signal.SIGINT if self._asked_by is signal.SIGINT else PREEMPTED, why)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        path = folder / f"step-{trainer.global_step:08d}.ckpt"
-        partial = path.with_suffix(".partial")  # Lightning writes elsewhere and moves, which another disk makes a copy
-        try:
-            trainer.save_checkpoint(partial, weights_only=False)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
-        if trainer.is_global_zero:
-            _to_disk(partial)
-            partial.replace(path)
-            for old in (*folder.glob("step-*.partial"), *superseded(folder, trainer.global_step, self.keep)):
-                old.unlink(missing_ok=True)
+        self._finish(trainer)
+        step, zero = trainer.global_step, trainer.is_global_zero
+        path = Path(trainer.default_root_dir) / "checkpoints" / f"step-{step:08d}.ckpt"
+        if self.kind == "single" and not self.background:
+            with _named(path):
+                trainer.save_checkpoint(_partial(path), weights_only=False)
+            if zero:
+                put_in_place(path, step, self.keep)
+        else:
+            content = checkpoint_content(trainer, pieces=self.kind == "sharded")
+            content = snapshot(content) if self.background else content
+            if self.background:
+                writer = ThreadPoolExecutor(1, "checkpoint")
+                self._writing = writer.submit(self._write, content, path, step, zero)
+                writer.shutdown(wait=False)
+            else:
+                self._write(content, path, step, zero)
+        self._saved_step, self._saved_at = step, time.monotonic()
+
+    def _write(self, content: dict[str, Any], path: Path, step: int, zero: bool) -> None:
+        """On this process or in its background: every process's part."""
+        with _named(path):
+            if self.kind == "sharded":
+                write_sharded(content, _partial(path), self._group)
+            elif zero:
+                CheckpointFiles().save_checkpoint(content, _partial(path))
+        if zero:
+            put_in_place(path, step, self.keep)
+
+    def _finish(self, trainer: pl.Trainer) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            Exception: what went wrong with it.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+        if self.kind == "sharded":
+            trainer.strategy.barrier("checkpoint")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What the system refuses, with the name that the checkpoint would have had; the part that is there is removed."""
+    try:
+        yield
+    except OSError as error:
+        _remove(_partial(path))
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _partial(path: Path) -> Path:
+    """Lightning writes elsewhere and moves, which another disk makes a copy."""
+    return path.with_suffix(".partial")
+
+
+def put_in_place(path: Path, step: int, keep: int) -> None:
+    """Give a whole checkpoint its name, and delete those that it supersedes."""
+    partial, folder = _partial(path), path.parent
+    _to_disk(partial)
+    if path.is_dir():
+        _remove(path)  # one that was passed over when the run was resumed: no folder takes its name
+    partial.replace(path)
+    for old in (*folder.glob("step-*.partial"), *superseded(folder, step, keep)):
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def superseded(folder: Path, step: int, keep: int) -> list[Path]:
@@ -176,8 +264,11 @@ def superseded(folder: Path, step: int, keep: int) -> list[Path]:
 
 def _to_disk(path: Path) -> None:
     """A name is only given to what would outlive a loss of power."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:

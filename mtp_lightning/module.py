@@ -13,15 +13,17 @@ from typing_extensions import override
 
 from mtp_lightning.checkpoints.description import check_same_run, describe
 from mtp_lightning.checkpoints.initial import Parent, load_initial
+from mtp_lightning.checkpoints.lightning_files import CheckpointFiles
 from mtp_lightning.errors import DivergedError, InputError
 from mtp_lightning.metrics import HeadMetrics, SourceMetrics, mean_over_ranks, training_means, validation_means
 from mtp_lightning.model.config import CHECKPOINT_KEY, BackboneConfig, HeadsConfig
-from mtp_lightning.model.counts import describe_size
-from mtp_lightning.model.freezing import freeze_model
 from mtp_lightning.model.initial import InitConfig
+from mtp_lightning.model.memory import describe_size
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.own_kind import import_kind
-from mtp_lightning.model.sharding import shard_model
+from mtp_lightning.model.training.freezing import freeze_model
+from mtp_lightning.model.training.recompute import Recompute, recompute_model
+from mtp_lightning.model.training.sharding import shard_model
 from mtp_lightning.objective.heads import check_options, model_loss, model_scores
 from mtp_lightning.objective.loss import LossOptions, LossOutput
 from mtp_lightning.objective.targets import SOURCE, STEP_REST, Targets, count_valid, make_targets
@@ -52,6 +54,9 @@ class MTPModule(pl.LightningModule):
         init: weights to begin with, of another run or of an imported model; by default they are drawn.
         freeze: what has no gradient and no optimizer state: `trunk` (and embedding), `trunk_and_unembedding` (and final
             norm), or `next_token` (and head 1: what the next token follows from stays, bit for bit).
+        recompute: what is run again in the backward pass, so that its activations need not be kept: `layers`, those of
+            trunk and heads; `{every: k}`, one layer in k; `attention`, of every layer the attention. The gradients
+            are the same, a step takes longer.
         compile: compile every transformer layer (they share their code, so once) with torch.compile.
         on_divergence: what becomes of a run whose loss or weights are no longer finite: `stop` ends it as failed, its
             last good checkpoint kept; `go_on` trains to the end.
@@ -70,6 +75,7 @@ class MTPModule(pl.LightningModule):
         schedule: ScheduleConfig = ScheduleConfig(),
         init: InitConfig = InitConfig(),
         freeze: Literal["none", "trunk", "trunk_and_unembedding", "next_token"] = "none",
+        recompute: Recompute = "none",
         compile: bool = False,
         on_divergence: Literal["stop", "go_on"] = "stop",
     ) -> None:
@@ -80,7 +86,8 @@ class MTPModule(pl.LightningModule):
         self.loss_config, self.optimizer_config, self.schedule_config = loss, optimizer, schedule
         self.model = MTPModel(backbone, heads)
         freeze_model(self.model, freeze)
-        self.init_config, self.frozen = init, freeze
+        recompute_model(self.model, recompute)
+        self.init_config, self.frozen, self.recompute = init, freeze, recompute
         self.parent: Parent | None = None  # known from the run's start on
         self.val_metrics = HeadMetrics(len(heads.loss_names))
         self._source_metrics = SourceMetrics(len(heads.loss_names))
@@ -107,11 +114,12 @@ class MTPModule(pl.LightningModule):
 
     def describe(self, context: int) -> dict[str, int]:
         """Parameters and training FLOPs per token at `context` positions, for the log."""
-        return describe_size(self.model.config, self.model.heads_config, context, self.frozen)
+        return describe_size(self.model.config, self.model.heads_config, context, self.frozen, self.recompute)
 
     @override
     def setup(self, stage: str) -> None:
         """A new run begins with the weights of `model.init`; one that goes on from a checkpoint has its own."""
+        self.trainer.strategy.checkpoint_io = CheckpointFiles()
         if stage != "fit" or self.init_config.path is None or self.trainer.ckpt_path is not None or self.parent:
             return
         datamodule = getattr(self.trainer, "datamodule", None)

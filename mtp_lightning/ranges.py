@@ -143,6 +143,8 @@ def _parts(hint: Any) -> Sequence[Any]:
 
 def _words(hint: Any) -> str:
     args = get_args(hint)
+    if hint is str:
+        return "text"
     if get_origin(hint) is Annotated:
         return f"{'a whole number' if args[0] is int else 'a finite number'}, {_range_of(hint)}"
     if get_origin(hint) is Literal:

@@ -15,6 +15,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
 from mtp_lightning.machine import keep_freed_memory
 from mtp_lightning.model.config import BackboneConfig
+from mtp_lightning.model.training.recompute import as_recompute
 
 
 def train_command(
@@ -22,6 +23,7 @@ def train_command(
     vocab_size: list[int] | None = None,
     contenders: list[str] | None = None,
     compile: bool = False,
+    recompute: list[str] | None = None,
     dim: int = 256,
     n_layers: int = 6,
     n_heads: int = 4,
@@ -44,6 +46,7 @@ def train_command(
         vocab_size: Vocabularies, measured one after the other; 4096 by default.
         contenders: Some of ours, naive, paper, huggingface, litgpt; all by default.
         compile: Measure each as it is and under torch.compile.
+        recompute: Values of model.recompute with which ours is measured too: layers, attention, every=2.
         dim: Width of the model.
         n_layers: Layers, trunk and heads together.
         n_heads: Attention heads.
@@ -59,6 +62,8 @@ def train_command(
         keep_memory: Have the C library keep freed memory, as `mtp fit` does, for all contenders alike.
         json: File to write the rows to as well.
     """
+    for text in recompute or ():
+        as_recompute(text)
     counts = n_future or [n for n in (1, 2, 4, 8) if n < n_layers]
     _check(counts, n_layers, dtype, {"threads": threads, "rounds": rounds, "context": context, "batch": batch})
     check_json(json)
@@ -85,7 +90,8 @@ def train_command(
     with shown_progress(messages) as progress:
         gate = IdleGate(patience, progress)
         for size in sizes:
-            wanted = arms([n for n in named if n not in missing], counts, (False, True) if compile else (False,))
+            here = [name for name in named if name not in missing]
+            wanted = arms(here, counts, (False, True) if compile else (False,), recompute or ())
             at = replace(workload, backbone=replace(backbone, vocab_size=size))
 
             def say(text: str, size: int = size) -> None:

@@ -21,6 +21,7 @@ from mtp_lightning.interop.hf_config import hf_config
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import flops_per_token
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.training.recompute import as_recompute, recompute_model
 from mtp_lightning.objective.heads import model_loss
 from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
@@ -57,6 +58,8 @@ class Arm(NamedTuple):
     contender: str
     n_future: int
     compiled: bool
+    recompute: str = "none"
+    """`model.recompute`, of ours alone."""
 
 
 class Learner(NamedTuple):
@@ -66,10 +69,11 @@ class Learner(NamedTuple):
     learn: Callable[[Tensor], Tensor]
 
 
-def ours(workload: Workload, n_future: int, compiled: bool) -> Learner:
+def ours(workload: Workload, n_future: int, compiled: bool, recompute: str = "none") -> Learner:
     """`MTPModel` and its objective, as `MTPModule` runs them; `compiled` is its `model.compile`."""
     heads = HeadsConfig(n_future=n_future)
     model = MTPModel(workload.backbone, heads).to(workload.device)
+    recompute_model(model, as_recompute(recompute))
     if compiled:
         for block in model.blocks():
             block.compile()
@@ -166,7 +170,7 @@ def _single_backward(
     return learn
 
 
-CONTENDERS: dict[str, Callable[[Workload, int, bool], Learner]] = {
+CONTENDERS: dict[str, Callable[..., Learner]] = {
     "ours": ours,
     "naive": naive,
     "paper": paper,
@@ -199,21 +203,26 @@ def missing_packages(names: list[str]) -> dict[str, str]:
     return {name: HOW_TO_INSTALL[p] for name, p in lacking.items() if importlib.util.find_spec(p) is None}
 
 
-def arms(contenders: list[str], n_future: list[int], modes: Sequence[bool]) -> list[Arm]:
-    """All rows: each contender in each mode (compiled or not), peers that predict one token at n = 1 alone."""
+def arms(
+    contenders: list[str], n_future: list[int], modes: Sequence[bool], recomputes: Sequence[str] = ()
+) -> list[Arm]:
+    """All rows: each contender in each mode (compiled or not), peers that predict one token at n = 1 alone; ours also
+    with what `recomputes` says recomputed."""
     return [
-        Arm(name, n, compiled)
+        Arm(name, n, compiled, recompute)
         for n in n_future
         for name in contenders
         if n == 1 or name not in NEXT_TOKEN_ONLY
         for compiled in modes
+        for recompute in ("none", *(recomputes if name == "ours" else ()))
     ]
 
 
 def make_step(arm: Arm, workload: Workload) -> tuple[Learner, Callable[[], Tensor]]:
     """A contender and one step of its training: forward, backward, clipping, fused AdamW. The step returns the loss."""
     torch.manual_seed(0)
-    learner = CONTENDERS[arm.contender](workload, arm.n_future, arm.compiled)
+    more = {"recompute": arm.recompute} if arm.contender == "ours" else {}
+    learner = CONTENDERS[arm.contender](workload, arm.n_future, arm.compiled, **more)
     learner.model.train()
     window = workload.window(arm.n_future)
     parameters = list(learner.model.parameters())

@@ -60,7 +60,8 @@ def bench_train(
 
 
 def label(arm: Arm) -> str:
-    return f"{arm.contender} n = {arm.n_future}{', compiled' if arm.compiled else ''}"
+    recomputed = "" if arm.recompute == "none" else f", recompute {arm.recompute}"
+    return f"{arm.contender} n = {arm.n_future}{', compiled' if arm.compiled else ''}{recomputed}"
 
 
 def judged_by_cpu(device: str, threads: int) -> bool:
@@ -90,7 +91,8 @@ def matrix_products(workload: Workload) -> tuple[Callable[[], object], int]:
 
 
 def ratios(rows: list[Row]) -> list[Row]:
-    """Each row beside those of the same mode and vocabulary: Hugging Face, naive of its n, its own n = 1.
+    """Each row beside those of the same mode and vocabulary: Hugging Face, naive of its n, its own n = 1; and, where
+    layers are recomputed, itself without: `time_over_kept`, `memory_over_kept`.
 
     `tokens_over_n1` is tokens/s over n = 1's, `flops_n1_over` what the FLOPs alone would make of it (below 1, as
     the unembedding is run n times), `efficiency` their quotient.
@@ -98,7 +100,8 @@ def ratios(rows: list[Row]) -> list[Row]:
 
     def find(row: Row, contender: str, n: int) -> Row | None:
         same = [r for r in rows if (r["compiled"], r["vocab_size"]) == (row["compiled"], row["vocab_size"])]
-        return next((r for r in same if (r["contender"], r["n_future"]) == (contender, n)), None)
+        plain = (r for r in same if r["recompute"] == "none")
+        return next((r for r in plain if (r["contender"], r["n_future"]) == (contender, n)), None)
 
     for row in rows:
         bases = {
@@ -113,4 +116,7 @@ def ratios(rows: list[Row]) -> list[Row]:
         row["efficiency"] = row["tokens_over_n1"] / row["flops_n1_over"] if first else None
         for key, base in (("memory_over_naive", bases["over_naive"]), ("memory_over_naive_n1", find(row, "naive", 1))):
             row[key] = row["peak_bytes"] / base["peak_bytes"] if base and "peak_bytes" in row else None
+        if row["recompute"] != "none" and (kept := find(row, row["contender"], row["n_future"])):
+            row["time_over_kept"] = kept["tokens_per_second"] / row["tokens_per_second"]
+            row["memory_over_kept"] = row["peak_bytes"] / kept["peak_bytes"] if "peak_bytes" in row else None
     return rows

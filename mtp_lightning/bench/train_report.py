@@ -18,6 +18,8 @@ FIGURES: dict[str, tuple[str, str]] = {
     "peak_bytes": ("MiB", "{:.0f}"),
     "memory_over_naive": ("/ naive", "{:.2f}"),
     "memory_over_naive_n1": ("/ naive 1", "{:.2f}"),
+    "time_over_kept": ("time / kept", "{:.2f}"),
+    "memory_over_kept": ("MiB / kept", "{:.2f}"),
 }
 """Key of a row -> heading and format."""
 
@@ -29,13 +31,15 @@ def train_table(rows: Sequence[Mapping[str, Any]], title: str, caption: str) -> 
     table = Table(title=title, caption=caption)
     for heading, justify in (("contender", "left"), ("n", "right"), ("mode", "left")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for heading, _ in FIGURES.values():
-        table.add_column(heading, justify="right")
+    keys = [key for key in FIGURES if not key.endswith("_over_kept") or any(key in row for row in rows)]
+    for key in keys:
+        table.add_column(FIGURES[key][0], justify="right")
     for row in rows:
-        shown = {key: _shown(row, key) for key in FIGURES}
+        shown = {key: _shown(row, key) for key in keys}
         if not row["steady"]:
             shown["tokens_per_second"] = f"({shown['tokens_per_second']})"
         mode = "compiled" if row["compiled"] else "eager"
+        mode += "" if row["recompute"] == "none" else f", recompute {row['recompute']}"
         table.add_row(row["contender"], str(row["n_future"]), mode, *shown.values())
     return table
 

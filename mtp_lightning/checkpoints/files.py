@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mtp_lightning.checkpoints.sharded import is_sharded, read_sharded, verify_sharded
 from mtp_lightning.checkpoints.verify import ChangedError, digest, verify_zip
 from mtp_lightning.data.tokens.tokenizer import Tokenizer, tokenizer_from_state
 from mtp_lightning.errors import InputError
@@ -53,7 +54,7 @@ class LoadedModel(NamedTuple):
 def reading(path: Path) -> Iterator[None]:
     """Whatever a file's content makes the code raise that reads it, as one message that names the file."""
     try:
-        if not path.is_file():
+        if not (path.is_file() or is_sharded(path)):
             raise InputError(f"checkpoint '{path}' is not a file")
         yield
     except InputError as error:
@@ -69,23 +70,35 @@ def read_checkpoint(path: Path, lazy: bool = False) -> dict[str, Any]:
     """The file's content, verified, and loaded with `weights_only=True`.
 
     Args:
-        lazy: leave the tensors in the file until they are used, unverified, which takes no time.
+        lazy: leave the tensors in the file until they are used, unverified, which takes no time; of a sharded one they
+            have shapes alone.
 
     Raises:
         InputError: no file, not a checkpoint, or one that was truncated or changed.
     """
     with reading(path):
-        verify_zip(path, tensors=not lazy)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
-        if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
-            raise InputError(f"'{path}' is not a checkpoint of `mtp fit`: it has no '{CHECKPOINT_KEY}' entry")
-        _check_format(path, content[CHECKPOINT_KEY])
-        step, weights = content["global_step"], content["state_dict"]
-        if type(step) is not int or step < 0:
-            raise InputError(f"'{path}': its 'global_step' is {step!r}, and has to be a number of steps")
-        if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-            raise InputError(f"'{path}': its 'state_dict' holds something that is no tensor")
-        return content
+        verify_content(path, tensors=not lazy)
+        if path.is_dir():
+            content = read_sharded(path, lazy)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+        return _checked(path, content)
+
+
+def _checked(path: Path, content: Any) -> dict[str, Any]:
+    """
+    Raises:
+        InputError: not what `mtp fit` writes.
+    """
+    if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
+        raise InputError(f"'{path}' is not a checkpoint of `mtp fit`: it has no '{CHECKPOINT_KEY}' entry")
+    _check_format(path, content[CHECKPOINT_KEY])
+    step, weights = content["global_step"], content["state_dict"]
+    if type(step) is not int or step < 0:
+        raise InputError(f"'{path}': its 'global_step' is {step!r}, and has to be a number of steps")
+    if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        raise InputError(f"'{path}': its 'state_dict' holds something that is no tensor")
+    return content
 
 
 def verify_checkpoint(path: Path) -> None:
@@ -95,7 +108,19 @@ def verify_checkpoint(path: Path) -> None:
     """
     read_checkpoint(path, lazy=True)
     with reading(path):
-        verify_zip(path)
+        verify_content(path)
+
+
+def verify_content(path: Path, tensors: bool = True) -> None:
+    """
+    Args:
+        tensors: look at the tensors too.
+
+    Raises:
+        ChangedError: the bytes of a checkpoint of either kind are not those that were written.
+        zipfile.BadZipFile: a file that is no zip file, or truncated.
+    """
+    (verify_sharded if path.is_dir() else verify_zip)(path, tensors)
 
 
 class StoredModel(NamedTuple):
@@ -122,13 +147,18 @@ def read_weights(path: Path, lazy: bool = False) -> StoredModel:
         if path.suffix == SAFETENSORS:
             described, weights, step = _read_safetensors(path, lazy)
         else:
-            content = read_checkpoint(path, lazy)
+            content = _read_without_states(path, lazy) if path.is_dir() else read_checkpoint(path, lazy)
             described, step = content[CHECKPOINT_KEY], content["global_step"]
             prefix = "model."
             weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
         backbone, heads = BackboneConfig.from_dict(described["backbone"]), HeadsConfig(**described["heads"])
         _check_weights(backbone, heads, weights)
         return StoredModel(described, backbone, heads, weights, step)
+
+
+def _read_without_states(path: Path, lazy: bool) -> dict[str, Any]:
+    verify_sharded(path, tensors=not lazy)
+    return _checked(path, read_sharded(path, lazy, states=False))
 
 
 def load_model(path: Path) -> LoadedModel:

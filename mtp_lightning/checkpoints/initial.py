@@ -12,6 +12,7 @@ import yaml
 
 from mtp_lightning.checkpoints.files import SAFETENSORS, read_weights, verify_checkpoint
 from mtp_lightning.checkpoints.select import CHECKPOINTS, find_checkpoint, find_checkpoints
+from mtp_lightning.checkpoints.sharded import is_sharded
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_state
 from mtp_lightning.model.initial import InitConfig
@@ -66,9 +67,10 @@ def _read(init: InitConfig, lazy: bool = False) -> tuple[Path, Source, Any]:
     """(file, model, state of its tokenizer)."""
     assert init.path is not None
     path = source_file(Path(init.path), lazy)
-    if not lazy and path.suffix != SAFETENSORS:
+    in_place = path.is_file() and path.suffix != SAFETENSORS
+    if not lazy and in_place:
         verify_checkpoint(path)  # then the optimizer's states may stay in the file
-    stored = read_weights(path, lazy or path.suffix != SAFETENSORS)
+    stored = read_weights(path, lazy or in_place)
     source = Source(str(path), stored.backbone, stored.heads, stored.weights)
     return path, source, stored.described["tokenizer"]
 
@@ -83,14 +85,14 @@ def source_file(path: Path, lazy: bool = False) -> Path:
         InputError: there is none.
     """
     try:
-        if lazy and path.is_dir():
+        if lazy and path.is_dir() and not is_sharded(path):
             found = next(iter([*find_checkpoints(path / CHECKPOINTS).by_step, *find_checkpoints(path).by_step]), None)
             if found is not None:
                 return found
         file = find_checkpoint(path)
     except InputError as error:
         raise InputError(f"model.init.path: {error}") from error
-    if not file.is_file():
+    if not (file.is_file() or is_sharded(file)):
         raise InputError(f"model.init.path: there is no run, checkpoint or safetensors file '{path}'")
     return file
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from mtp_lightning.checkpoints.files import read_checkpoint, reading, verify_checkpoint
-from mtp_lightning.checkpoints.verify import verify_zip
+from mtp_lightning.checkpoints.files import read_checkpoint, reading, verify_checkpoint, verify_content
+from mtp_lightning.checkpoints.sharded import is_sharded
 from mtp_lightning.errors import InputError
 
 CHECKPOINTS = "checkpoints"
@@ -34,7 +34,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         InputError: a folder without any.
     """
-    if not path.is_dir():
+    if not path.is_dir() or is_sharded(path):
         return path
     newest = latest_checkpoint(path / CHECKPOINTS) or latest_checkpoint(path)
     if newest is None:
@@ -79,7 +79,7 @@ def is_good(path: Path) -> bool:
     """Whether every byte is what was written, whatever module wrote it."""
     try:
         with reading(path):
-            verify_zip(path)
+            verify_content(path)
     except InputError:
         return False
     return True

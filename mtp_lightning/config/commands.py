@@ -11,6 +11,7 @@ import torch
 
 from mtp_lightning.checkpoints.files import read_checkpoint, reading, verify_checkpoint
 from mtp_lightning.checkpoints.select import CHECKPOINTS, find_checkpoint, find_checkpoints, latest_checkpoint
+from mtp_lightning.checkpoints.sharded import is_sharded
 from mtp_lightning.config.cross_checks import check_writable, lightning_refusals
 from mtp_lightning.config.lightning_cli import MTPCLI, naming_the_place
 from mtp_lightning.config.run.continuing import check_length, check_weights
@@ -111,8 +112,9 @@ def of_run(run: Path) -> list[str]:
     """
     if not run.exists():
         raise InputError(f"mtp validate: there is no run or checkpoint '{run}'")
-    folder = run if run.is_dir() else run.absolute().parent
-    if not run.is_dir() and folder.name == CHECKPOINTS:
+    is_folder = run.is_dir() and not is_sharded(run)
+    folder = run if is_folder else run.absolute().parent
+    if not is_folder and folder.name == CHECKPOINTS:
         folder = folder.parent
     config = folder / CONFIG
     if not config.is_file():
@@ -132,7 +134,7 @@ def checkpoint_to_start_from(ckpt_path: str | None, directory: Path, module: MTP
     """
     newest = latest_checkpoint(directory / CHECKPOINTS)
     path = newest if ckpt_path == "auto" else Path(ckpt_path) if ckpt_path is not None else None
-    if path is not None and not path.is_file():
+    if path is not None and not (path.is_file() or is_sharded(path)):
         raise InputError(f"ckpt_path: there is no checkpoint file '{path}'")
     if path is not None:
         with reading(path):

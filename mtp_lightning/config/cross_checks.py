@@ -14,7 +14,7 @@ from mtp_lightning.config.trainer_ranges import check_seed, check_trainer_ranges
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import try_writing
 from mtp_lightning.optimization.schedule import ScheduleConfig
-from mtp_lightning.strategies.check import check_optimizer, check_strategy
+from mtp_lightning.strategies.check import check_checkpoints, check_optimizer, check_strategy
 
 
 def check_trainer(config: Any, warn: bool = False, trains: bool = True) -> None:
@@ -39,6 +39,7 @@ def check_trainer(config: Any, warn: bool = False, trains: bool = True) -> None:
         torch.cuda.is_available(),
     )
     check_optimizer(config.model.optimizer.kind, trainer.strategy)
+    check_checkpoints(trainer.callbacks, trainer.strategy)
     check_schedule(config, warn)
 
 

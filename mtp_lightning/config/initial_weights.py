@@ -15,6 +15,8 @@ from mtp_lightning.files import write_text
 from mtp_lightning.model.initial import CELL
 
 _CHECKPOINTS = ("checkpoints/*.ckpt", "*.ckpt")
+_MANIFEST = "manifest.json"
+"""Of a sharded checkpoint (`checkpoints.sharded`, which loads torch): it has the hashes of the other files."""
 
 
 def cell_path(signature: str = "") -> str:
@@ -39,7 +41,9 @@ def weights_content(path: str) -> str:
         InputError: there are none, or they are damaged.
     """
     at = Path(path)
-    files = sorted(file for pattern in _CHECKPOINTS for file in at.glob(pattern)) if at.is_dir() else [at]
+    is_run = at.is_dir() and at.suffix != ".ckpt"
+    files = sorted(file for pattern in _CHECKPOINTS for file in at.glob(pattern)) if is_run else [at]
+    files = [file / _MANIFEST if file.is_dir() else file for file in files]
     stats = [(str(file.absolute()), os.stat(file)) for file in files if file.is_file()]
     return _content(path, tuple(f"{name} {found.st_size} {found.st_mtime_ns}" for name, found in stats))
 

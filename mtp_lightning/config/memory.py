@@ -8,7 +8,8 @@ import torch
 from mtp_lightning.errors import InputError
 from mtp_lightning.machine import machine_memory
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
-from mtp_lightning.model.counts import count_parameters, state_memory, training_memory
+from mtp_lightning.model.counts import count_parameters
+from mtp_lightning.model.memory import state_memory, training_memory
 from mtp_lightning.model.own_kind import import_kind
 from mtp_lightning.units import quantity, size
 
@@ -39,12 +40,14 @@ def check_memory(config: Mapping[str, Any], memory: int | None = None) -> None:
     processes = _number(trainer["devices"])
     world = processes * trainer["num_nodes"]
     import_kind(heads)  # the user's own configuration names it
-    freeze = config["model"].get("freeze", "none")
+    freeze, recompute = config["model"].get("freeze", "none"), config["model"].get("recompute", "none")
     weights = state_memory(backbone, heads, freeze)
     rows, context = data.get("batch_size"), data.get("context")
     has_batch = isinstance(rows, int) and isinstance(context, int)
     width = 2 if "bf16" in str(trainer["precision"]) or "16" in str(trainer["precision"]) else 4
-    step = training_memory(backbone, heads, rows, context, width, freeze) - weights if has_batch else 0  # type: ignore[arg-type]
+    step = 0
+    if has_batch:
+        step = training_memory(backbone, heads, rows, context, width, freeze, recompute) - weights  # type: ignore[arg-type]
     here = 1 if on_gpu else processes
     held = here * (weights // (world if str(strategy.get("class_path")).endswith(_SHARDED) else 1) + step // world)
     if held <= memory:

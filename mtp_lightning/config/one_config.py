@@ -16,8 +16,9 @@ from mtp_lightning.config.keys.parser import input_error_behind
 from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.data.datamodule import MTPDataModule
-from mtp_lightning.model.counts import count_parameters, flops_per_token, training_memory
+from mtp_lightning.model.counts import count_parameters, flops_per_token
 from mtp_lightning.model.initial import CELL
+from mtp_lightning.model.memory import training_memory
 from mtp_lightning.module import MTPModule
 from mtp_lightning.yaml_lines import read_value
 
@@ -98,11 +99,12 @@ def _size(module: MTPModule, data: MTPDataModule, trainer: Any) -> Size:
     counts = count_parameters(module.model.config, module.heads_config)
     if not data.context or not data.batch_size or trainer.max_steps < 1:
         return Size(counts.total, counts.non_embedding)
+    backbone, heads = module.model.config, module.heads_config
     width = 2 if "bf16" in str(trainer.precision) or "16-" in str(trainer.precision) else 4
     return Size(
         counts.total,
         counts.non_embedding,
-        flops_per_token(module.model.config, module.heads_config, data.context, module.frozen),
+        flops_per_token(backbone, heads, data.context, module.frozen),
         data.batch_size * data.context * trainer.max_steps * trainer.accumulate_grad_batches,
-        training_memory(module.model.config, module.heads_config, data.batch_size, data.context, width, module.frozen),
+        training_memory(backbone, heads, data.batch_size, data.context, width, module.frozen, module.recompute),
     )

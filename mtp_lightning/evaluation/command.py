@@ -163,6 +163,8 @@ def load(ckpt: Path) -> "LoadedModel":
 
 
 def evaluation_folder(ckpt: Path) -> Path:
-    """In the folder of the run, or of a file that belongs to none."""
-    folder = ckpt if ckpt.is_dir() else ckpt.parent
+    """In the folder of the run, or of a checkpoint that belongs to none."""
+    from mtp_lightning.checkpoints.sharded import is_sharded
+
+    folder = ckpt if ckpt.is_dir() and not is_sharded(ckpt) else ckpt.parent
     return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation"

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mtp_lightning.checkpoints.files import SAFETENSORS, LoadedModel, describe_model, load_model
+from mtp_lightning.checkpoints.files import SAFETENSORS, LoadedModel, describe_model, load_model, read_weights
 from mtp_lightning.checkpoints.initial import weights_digest
 from mtp_lightning.checkpoints.select import find_checkpoint
 from mtp_lightning.checkpoints.streaming import write_model
@@ -107,8 +107,8 @@ def _weights(loaded: LoadedModel) -> Weights:
     """In the file's precision: a model in memory has float32."""
     if loaded.path.suffix == SAFETENSORS:
         return open_weights(loaded.path)
-    content = torch.load(loaded.path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    own = {name: content[f"model.{name}"] for name, _ in loaded.model.named_parameters()}
+    stored = read_weights(loaded.path, lazy=loaded.path.is_file()).weights
+    own = {name: stored[name] for name, _ in loaded.model.named_parameters()}
     return Weights({name: Spec(w.dtype, tuple(w.shape)) for name, w in own.items()}, own.__getitem__)
 
 

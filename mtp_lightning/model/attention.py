@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtp_lightning.model.config import BackboneConfig
-from mtp_lightning.shapes import Bool, Float
+from mtp_lightning.model.documents import Documents, Mask, attention_by_flex, attention_by_spans, causal_mask
+from mtp_lightning.shapes import Float
 
 CAUSAL_BLOCK = 128
 """Rows of a block of `block_causal_attention`."""
@@ -43,11 +44,6 @@ def rotate(
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def causal_mask(n_new: int, n_total: int, device: torch.device) -> Bool[Tensor, "T S"]:
-    """True where the i-th of the last `n_new` of `n_total` positions may look: at itself and before."""
-    return torch.ones(n_new, n_total, dtype=torch.bool, device=device).tril(n_total - n_new)
-
-
 def block_causal_attention(
     q_BHTE: Float[Tensor, "B H T E"], k_BHTE: Float[Tensor, "B H T E"], v_BHTE: Float[Tensor, "B H T E"]
 ) -> Float[Tensor, "B H T E"]:
@@ -71,18 +67,29 @@ def causal_attention(
     q_BHTE: Float[Tensor, "B H T E"],
     k_BKTE: Float[Tensor, "B K T E"],
     v_BKTE: Float[Tensor, "B K T E"],
-    mask: Bool[Tensor, "..."] | None = None,
+    mask: Mask = None,
 ) -> Float[Tensor, "B H T E"]:
-    """Attention of every position to itself and before; `mask` (True = may look), where given, replaces that."""
+    """Attention of every position to itself and before; `mask` (True = may look), where given, replaces that, and
+    documents limit it."""
     grouped = q_BHTE.shape[1] != k_BKTE.shape[1]
-    if mask is None and q_BHTE.device.type == "cpu" and q_BHTE.dtype == torch.bfloat16:
-        repeats = q_BHTE.shape[1] // k_BKTE.shape[1]
-        k, v = (x.repeat_interleave(repeats, dim=1) if grouped else x for x in (k_BKTE, v_BKTE))
+    on_cpu = q_BHTE.device.type == "cpu"
+    if isinstance(mask, Documents):
+        if not on_cpu:
+            return attention_by_flex(q_BHTE, k_BKTE, v_BKTE, mask)  # type: ignore[no-any-return]
+        spread = _repeated(q_BHTE, k_BKTE, v_BKTE)
+        return attention_by_spans(q_BHTE, *spread, mask, causal_attention)  # type: ignore[no-any-return]
+    if mask is None and on_cpu and q_BHTE.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):  # autocast would run the softmax, and store it, in float32
-            return block_causal_attention(q_BHTE, k, v)
+            return block_causal_attention(q_BHTE, *_repeated(q_BHTE, k_BKTE, v_BKTE))
     return F.scaled_dot_product_attention(
         q_BHTE, k_BKTE, v_BKTE, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
     )
+
+
+def _repeated(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values, once for each query head."""
+    repeats = q_BHTE.shape[1] // k_BKTE.shape[1]
+    return tuple(x if repeats == 1 else x.repeat_interleave(repeats, dim=1) for x in (k_BKTE, v_BKTE))  # type: ignore[return-value]
 
 
 def normed(norm: nn.RMSNorm, x: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows E"]:
@@ -124,7 +131,7 @@ class Attention(nn.Module):
         self,
         x_BTD: Float[Tensor, "B T D"],
         rotary: tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]],
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Mask = None,
     ) -> Float[Tensor, "B T D"]:
         q, k = self.queries_keys(x_BTD, rotary)
         v = self.wv(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -1,11 +1,19 @@
 """One transformer layer: what the trunk stacks, and what a parallel prediction head is."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mtp_lightning.model.attention import Attention, Projection
 from mtp_lightning.model.config import BackboneConfig
-from mtp_lightning.shapes import Bool, Float
+from mtp_lightning.model.documents import Mask
+from mtp_lightning.shapes import Float
+
+Recomputed = Literal["none", "layer", "attention"]
+"""What of a layer is run again in the backward pass (`mtp_lightning.model.training.recompute`)."""
 
 
 class SwiGLU(nn.Module):
@@ -38,12 +46,26 @@ class Block(nn.Module):
         self.attention = Attention(config, out_std)
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn = SwiGLU(config, config.ffn if ffn is None else ffn, out_std)
+        self.recomputed: Recomputed = "none"
 
     def forward(
         self,
         x_BTD: Float[Tensor, "B T D"],
         rotary: tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]],
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Mask = None,
     ) -> Float[Tensor, "B T D"]:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask)
+        recomputed = self.recomputed if torch.is_grad_enabled() else "none"
+        if recomputed == "layer":
+            return checkpoint(self._run, x_BTD, rotary, mask, use_reentrant=False)  # type: ignore[no-any-return]
+        if recomputed == "attention":
+            return self._feed(checkpoint(self._attend, x_BTD, rotary, mask, use_reentrant=False))
+        return self._run(x_BTD, rotary, mask)
+
+    def _run(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
+        return self._feed(self._attend(x_BTD, rotary, mask))
+
+    def _attend(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
+        return x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask)  # type: ignore[no-any-return]
+
+    def _feed(self, x_BTD: Tensor) -> Tensor:
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))  # type: ignore[no-any-return]

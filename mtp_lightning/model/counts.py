@@ -127,7 +127,7 @@ def trainable_parameters(backbone: BackboneConfig, heads: HeadsConfig, freeze: s
     """How many of `count_parameters(...).total` train.
 
     Args:
-        freeze: one of `freezing.Freeze`.
+        freeze: one of `training.freezing.Freeze`.
     """
     total, matrix = count_parameters(backbone, heads).total, backbone.vocab_size * backbone.dim
     if freeze == "none":
@@ -167,46 +167,3 @@ def flops_per_token(backbone: BackboneConfig, heads: HeadsConfig, context: int, 
         head_1 = 2 * d * d if heads.kind == "linear" else layers([backbone.ffn] * heads.layers)
         saved += 2 * head_1 + unembedding
     return whole - saved
-
-
-def describe_size(backbone: BackboneConfig, heads: HeadsConfig, context: int, freeze: str = "none") -> dict[str, int]:
-    """Parameters and training FLOPs per token under their metrics' names; those that train where others are frozen."""
-    counts = count_parameters(backbone, heads)
-    described = {
-        "model/parameters": counts.total,
-        "model/parameters_non_embedding": counts.non_embedding,
-        "model/flops_per_token": flops_per_token(backbone, heads, context, freeze),
-    }
-    if freeze != "none":
-        described["model/parameters_trained"] = trainable_parameters(backbone, heads, freeze)
-    return described
-
-
-STATE_BYTES = 16
-"""Of a weight in training: itself, its gradient, AdamW's two moments, in float32 (mixed precision keeps them so)."""
-
-
-def state_memory(backbone: BackboneConfig, heads: HeadsConfig, freeze: str = "none") -> int:
-    """Bytes of weights, gradients and optimizer; a weight that is frozen is 4 bytes."""
-    trained = trainable_parameters(backbone, heads, freeze)
-    return STATE_BYTES * trained + 4 * (count_parameters(backbone, heads).total - trained)
-
-
-def training_memory(
-    backbone: BackboneConfig, heads: HeadsConfig, rows: int, context: int, width: int, freeze: str = "none"
-) -> int:
-    """Bytes of one process that shards nothing, about: weights and optimizer, and what a step's forward keeps for its
-    backward. The loss, which needs O(chunk x V), and the libraries come on top.
-
-    Args:
-        width: bytes of an activation: 4, or 2 under bfloat16 autocast, where the residual stream keeps 4.
-    """
-    d, q, kv = backbone.dim, backbone.q_dim, backbone.kv_dim
-    run = count_own(backbone, heads, context).layers_run if heads.is_own else count_heads(heads).layers_run
-    run -= heads.layers if freeze == "next_token" and heads.kind != "linear" else 0
-    widths = [*(trunk_widths(backbone, heads) if freeze == "none" else ()), *[backbone.ffn] * run]
-    # inputs of two norms; normed twice, q, attention's output twice, k and v; gate, its silu, up, their product
-    kept = sum(2 * d * 4 + (2 * d + 3 * q + 2 * kv + 4 * ffn) * width for ffn in widths)
-    streams = 1 + (1 if heads.kind in ("none", "order") else heads.n_future)
-    kept += streams * 3 * d * 4  # after the trunk and each head: the stream, normed, and its gradient
-    return state_memory(backbone, heads, freeze) + rows * context * kept

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from mtp_lightning.model.attention import Projection
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
-from mtp_lightning.shapes import Bool, Float
+from mtp_lightning.model.documents import Mask
+from mtp_lightning.shapes import Float
 
 RotaryAngles = tuple[Tensor, Tensor]
-RotaryAndMask = tuple[RotaryAngles, Tensor | None]
+RotaryAndMask = tuple[RotaryAngles, Mask]
 """What every layer needs besides its input: rotary angles and, where it is not plainly causal, a mask."""
 
 
@@ -30,7 +31,7 @@ class Stack(nn.ModuleList):
         self,
         x_BTD: Float[Tensor, "B T D"],
         rotary: RotaryAngles,
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Mask = None,
     ) -> Float[Tensor, "B T D"]:
         for block in self:
             x_BTD = block(x_BTD, rotary, mask)
@@ -48,7 +49,7 @@ class LinearHead(nn.Module):
         self,
         x_BTD: Float[Tensor, "B T D"],
         rotary: RotaryAngles,
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Mask = None,
     ) -> Float[Tensor, "B T D"]:
         return self.projection(x_BTD).to(x_BTD.dtype)  # type: ignore[no-any-return]
 
@@ -68,7 +69,7 @@ class Join(nn.Module):
         h_BTD: Float[Tensor, "B T D"],
         e_BTD: Float[Tensor, "B T D"],
         rotary: RotaryAngles,
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Mask = None,
     ) -> Float[Tensor, "B T D"]:
         joined = torch.cat((self.hidden_norm(h_BTD), self.embedding_norm(e_BTD)), dim=-1)
         x_BTD = self.projection(joined).to(h_BTD.dtype)  # autocast would leave the residual stream in half precision
@@ -92,7 +93,7 @@ class Heads(nn.ModuleList):
         self,
         z_BTD: Float[Tensor, "B T D"],
         rotary: RotaryAngles,
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Mask = None,
         e_MBTD: Float[Tensor, "M B T D"] | None = None,
         detach: bool = False,
     ) -> Float[Tensor, "S B T D"]:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtp_lightning.model.attention import causal_mask, draw
+from mtp_lightning.model.attention import draw
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_heads, trunk_widths
+from mtp_lightning.model.documents import Documents, Mask
 from mtp_lightning.model.heads import make_heads
 from mtp_lightning.model.rope import Rotary
-from mtp_lightning.shapes import Bool, Float, Int
+from mtp_lightning.shapes import Float, Int
 
 
 class Unembedding(nn.Module):
@@ -53,7 +54,7 @@ class MTPModel(nn.Module):
         self.config = backbone
         self.heads_config = heads
         self.trunk_is_frozen = False
-        """Whether the trunk keeps nothing for a backward pass (`mtp_lightning.model.freezing`)."""
+        """Whether the trunk keeps nothing for a backward pass (`mtp_lightning.model.training.freezing`)."""
         self.embedding = nn.Embedding(
             backbone.vocab_size,
             backbone.dim,
@@ -95,7 +96,7 @@ class MTPModel(nn.Module):
         """
         mask = None
         if documents_BT is not None and not self.config.attend_across_documents:
-            mask = document_mask(documents_BT)
+            mask = Documents(documents_BT)
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         rotary = self.rotary(positions)
         z_BTD = self.run_trunk(tokens_BT, rotary, mask)
@@ -118,7 +119,7 @@ class MTPModel(nn.Module):
         self,
         tokens_BT: Int[Tensor, "B T"],
         rotary: tuple[Tensor, Tensor],
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Mask = None,
     ) -> Float[Tensor, "B T D"]:
         """The trunk's output z: what every head reads."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.trunk_is_frozen):
@@ -143,10 +144,3 @@ class MTPModel(nn.Module):
     def blocks(self) -> list[Block]:
         """Every transformer layer, the trunk's first."""
         return [part for part in self.modules() if isinstance(part, Block)]
-
-
-def document_mask(documents_BT: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
-    """True where a position may look: at itself and before, inside its own document."""
-    T = documents_BT.shape[1]
-    same = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return (same & causal_mask(T, T, documents_BT.device))[:, None]

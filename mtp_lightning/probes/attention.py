@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtp_lightning.model.attention import Attention, causal_mask
+from mtp_lightning.model.attention import Attention
+from mtp_lightning.model.documents import Documents, Mask, causal_mask
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.targets import Targets, make_targets
 from mtp_lightning.shapes import Bool, Float, Int
@@ -94,7 +95,7 @@ def attention_pattern(
     attention: Attention,
     x_BTD: Float[Tensor, "B T D"],
     rotary: tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]],
-    mask: Bool[Tensor, "..."] | None = None,
+    mask: Mask = None,
 ) -> Float[Tensor, "B H T T"]:
     """Probabilities, in float32, with which `attention(x, rotary, mask)` attends from position t (third) to s (last).
 
@@ -102,6 +103,7 @@ def attention_pattern(
     """
     q, k = attention.queries_keys(x_BTD, rotary)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    mask = mask.mask if isinstance(mask, Documents) else mask
     visible = causal_mask(x_BTD.shape[1], x_BTD.shape[1], x_BTD.device) if mask is None else mask
     with torch.autocast(x_BTD.device.type, enabled=False):
         scores_BHTT = q.float() @ k.float().transpose(-1, -2) * attention.head_dim**-0.5

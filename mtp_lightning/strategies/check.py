@@ -72,6 +72,32 @@ def check_optimizer(kind: str, strategy: Any) -> None:
         )
 
 
+def check_checkpoints(callbacks: Any, strategy: Any) -> None:
+    """
+    Args:
+        callbacks: `trainer.callbacks` as configured.
+        strategy: as above.
+
+    Raises:
+        InputError: checkpoints that are written in parts, or in the background, of a run whose strategy is not known to
+            give its states so.
+    """
+    path = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
+    name = path.rsplit(".", 1)[-1]
+    if path in _OURS or path == "auto" or path.startswith("ddp") or name in ("DDPStrategy", "SingleDeviceStrategy"):
+        return
+    for callback in callbacks or ():
+        settings = getattr(callback, "init_args", None)
+        if getattr(callback, "class_path", "").endswith("checkpointing.PeriodicCheckpoint"):
+            for key, plain in (("background", False), ("kind", "single")):
+                value = getattr(settings, key, plain)
+                if value != plain:
+                    raise InputError(
+                        f"PeriodicCheckpoint.{key} is '{value}', and trainer.strategy '{path}': that goes with "
+                        "conf/strategy/ single, ddp, fsdp2 and zero1 to zero3; leave it out, or take one of them"
+                    )
+
+
 def check_zero(stage: int, offload: str | None) -> None:
     """
     Raises:

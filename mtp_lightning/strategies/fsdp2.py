@@ -1,6 +1,7 @@
 """FSDP2 (torch's `fully_shard`) through Lightning's ModelParallelStrategy, data parallel only."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from typing_extensions import override
 
+from mtp_lightning.checkpoints.sharded import STATES, WEIGHTS, fill, read_sharded
 from mtp_lightning.errors import InputError
-from mtp_lightning.strategies.states import by_index, by_name, group_names, settings
+from mtp_lightning.strategies.states import Names, by_index, by_name, group_names, settings
 
+PIECES = StateDictOptions()
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 SCATTER = StateDictOptions(full_state_dict=True)
 
@@ -28,9 +31,9 @@ class FSDP2Strategy(ModelParallelStrategy):
     """Parameters, gradients and optimizer states sharded over all processes; runs on CPU with gloo too.
 
     Checkpoints are the same single file that one process writes: weights and states are gathered on rank zero, which
-    needs about 12 bytes of memory per parameter there. (Lightning's own numbers the optimizer's states in the order of
-    the module, any other strategy in the order of the optimizer's groups: loaded elsewhere they would go to the wrong
-    parameters, silently where shapes agree.)
+    needs about 12 bytes of memory per parameter there. Of sharded ones every rank writes and reads its own pieces.
+    (Lightning's own numbers the optimizer's states in the order of the module, any other strategy in the order of the
+    optimizer's groups: loaded elsewhere they would go to the wrong parameters, silently where shapes agree.)
 
     Args:
         process_group_backend: `nccl`, `gloo` or another backend of torch.distributed; by default what suits the device.
@@ -38,6 +41,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     is_sharded = True
     """Weights in full are to be had from `lightning_module_state_dict` alone."""
+    gives_pieces = False
+    """Whether states are asked for as each rank has them, for a sharded checkpoint, and not whole on rank zero."""
 
     def __init__(self, process_group_backend: str | None = None) -> None:
         known = torch.distributed.Backend.backend_list
@@ -46,6 +51,8 @@ class FSDP2Strategy(ModelParallelStrategy):
                 raise InputError(
                     f"trainer.strategy.process_group_backend is '{process_group_backend}': there are {', '.join(known)}"
                 )
+        self._pieces_in: Path | None = None
+        """The sharded checkpoint that is being read."""
         super().__init__(
             data_parallel_size="auto",
             tensor_parallel_size=1,
@@ -65,25 +72,33 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """A sharded one without its tensors: each rank reads its pieces when their places are there."""
+        path = Path(checkpoint_path)
+        self._pieces_in = path if path.is_dir() else None
+        return read_sharded(path, lazy=True) if path.is_dir() else Strategy.load_checkpoint(self, path, weights_only)
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Full weights on rank zero, nothing elsewhere."""
+        """Full weights on rank zero, nothing elsewhere; or every rank's pieces."""
         assert self.lightning_module is not None
-        return dict(get_model_state_dict(self.lightning_module, options=GATHER))
+        return dict(get_model_state_dict(self.lightning_module, options=PIECES if self.gives_pieces else GATHER))
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
-        set_model_state_dict(self.lightning_module, dict(checkpoint["state_dict"]), options=SCATTER)
+        if self._pieces_in is None:
+            set_model_state_dict(self.lightning_module, dict(checkpoint["state_dict"]), options=SCATTER)
+            return
+        own: dict[str, Any] = get_model_state_dict(self.lightning_module, options=PIECES)
+        fill(self._pieces_in, {f"{WEIGHTS}/{name}": weight.detach() for name, weight in own.items()})
 
     @override
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         optimizer = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         assert self.lightning_module is not None
-        gathered: dict[str, Any] = get_optimizer_state_dict(self.lightning_module, optimizer, options=GATHER)
-        if not self.is_global_zero:
+        options = PIECES if self.gives_pieces else GATHER
+        gathered: dict[str, Any] = get_optimizer_state_dict(self.lightning_module, optimizer, options=options)
+        if not (self.is_global_zero or self.gives_pieces):
             return {}
         names = group_names(self.lightning_module, optimizer)
         return by_index(names, gathered["state"], optimizer.param_groups)
@@ -91,8 +106,27 @@ class FSDP2Strategy(ModelParallelStrategy):
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         assert self.lightning_module is not None
-        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"]):
+        for g, (optimizer, saved) in enumerate(zip(self.optimizers, checkpoint["optimizer_states"])):
             names = group_names(self.lightning_module, optimizer)
+            if self._pieces_in is not None:
+                self._fill_states(self._pieces_in, optimizer, names, saved, g)
+                continue
             groups = [{**own, "params": members} for own, members in zip(settings(saved), names)]
             whole: dict[str, Any] = {"state": by_name(names, saved), "param_groups": groups}
             set_optimizer_state_dict(self.lightning_module, optimizer, whole, options=SCATTER)
+
+    def _fill_states(self, folder: Path, optimizer: Any, names: Names, saved: Mapping[str, Any], g: int) -> None:
+        """Read this rank's pieces of the states in place; numbers of steps are in `saved`."""
+        for group, own in zip(optimizer.param_groups, settings(saved)):
+            group.update(own)
+        if not saved["state"]:
+            return
+        made: dict[str, Any] = get_optimizer_state_dict(self.lightning_module, optimizer, options=PIECES)  # type: ignore[arg-type]
+        pieces = {}
+        for i, name in enumerate(name for group in names for name in group):
+            for key, value in made["state"][name].items():
+                if key in saved["state"][i] and not saved["state"][i][key].is_meta:
+                    value.copy_(saved["state"][i][key])
+                else:
+                    pieces[f"{STATES}/{g}/{i}/{key}"] = value
+        fill(folder, pieces)

@@ -12,6 +12,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import override
 
 from mtp_lightning.errors import InputError
@@ -52,6 +53,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.stage = stage
         self.is_sharded = True
         """Weights in full, and in float32, are to be had from `lightning_module_state_dict` alone."""
+        self.gives_pieces = False
+        """Whether whole weights and moments are dealt out to all ranks, for a sharded checkpoint, and not kept on rank
+        zero. They are gathered one at a time either way."""
         assert isinstance(self.config, dict)
         self.config["zero_force_ds_cpu_optimizer"] = False
         self._names: Names = []
@@ -134,29 +138,28 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Full weights, float32 where the engine keeps them so, on rank zero; nothing elsewhere."""
+        """Full weights, float32 where the engine keeps them so, on rank zero, or this rank's share of them."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         assert self.lightning_module is not None
         trains = self._optimizer is not None
         state = {}
-        for name, parameter in self.lightning_module.named_parameters(remove_duplicate=False):
+        for i, (name, parameter) in enumerate(self.lightning_module.named_parameters(remove_duplicate=False)):
             if name in self._frozen:
                 if self.is_global_zero:
                     state[name] = self._frozen[name]
                 continue
             with self._gathered(parameter):
                 whole = safe_get_full_fp32_param(parameter) if trains else parameter.data
-                if self.is_global_zero:
+                if self._keeps(i):
                     state[name] = whole.detach().to("cpu", copy=True)
-        buffers = self.lightning_module.state_dict().keys() - state.keys() if self.is_global_zero else ()
+        whole_here = self.is_global_zero and not self.gives_pieces
+        buffers = self.lightning_module.state_dict().keys() - state.keys() if whole_here else ()
         assert not buffers, f"state that is no parameter would be lost: {sorted(buffers)}"
         return state
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param
-
         assert self.lightning_module is not None
         saved = checkpoint["state_dict"]
         own = dict(self.lightning_module.named_parameters(remove_duplicate=False))
@@ -168,7 +171,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             if name in self._frozen:
                 self._frozen[name].copy_(saved[name] if self.is_global_zero else self._frozen[name])
             elif self._optimizer is not None:
-                safe_set_full_fp32_param(parameter, saved[name].to(self.root_device))
+                self._set_whole(parameter, saved[name])
 
     @override
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
@@ -180,21 +183,23 @@ class ZeroStrategy(DeepSpeedStrategy):
         if steps:
             self._link_states()
         state: dict[str, Any] = {}
-        for name in (name for group in self._names for name in group):
+        for i, name in enumerate(name for group in self._names for name in group):
             if not steps:
                 break
-            moments = {
-                key: safe_get_full_optimizer_state(parameters[name], key).to("cpu", copy=True)
-                for key in ("exp_avg", "exp_avg_sq")
-            }
-            if self.is_global_zero:
-                state[name] = {"step": steps[0].detach().cpu().clone(), **moments}
-        return by_index(self._names, state, self._optimizer.optimizer.param_groups) if self.is_global_zero else {}
+            moments = {key: safe_get_full_optimizer_state(parameters[name], key) for key in ("exp_avg", "exp_avg_sq")}
+            kept = {key: moment.to("cpu", copy=True) for key, moment in moments.items()} if self._keeps(i) else {}
+            if self.is_global_zero or self.gives_pieces:
+                state[name] = {"step": steps[0].detach().cpu().clone(), **kept}
+        if not (self.is_global_zero or self.gives_pieces):
+            return {}
+        return by_index(self._names, state, self._optimizer.optimizer.param_groups)
+
+    def _keeps(self, i: int) -> bool:
+        """Whether this rank keeps the i-th thing that was gathered."""
+        return i % self.world_size == self.global_rank if self.gives_pieces else self.is_global_zero
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         assert self.lightning_module is not None
         (saved,) = checkpoint["optimizer_states"]
         inner = self._optimizer.optimizer
@@ -214,7 +219,23 @@ class ZeroStrategy(DeepSpeedStrategy):
         parameters = dict(self.lightning_module.named_parameters())
         for name, state in states.items():
             for key in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(parameters[name], state[key].to(self.root_device), key)
+                self._set_whole(parameters[name], state[key], key)
+
+    def _set_whole(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
+        """This rank's part of the float32 weight, or of a moment, out of the whole."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        whole = value.to(self.root_device)
+        if self.stage == 3:  # DeepSpeed's own setter fails where ranks do not divide the weight: parts are padded
+            part, _ = self._optimizer._get_fp32_opt_state_partition(
+                parameter, release_swap_buffers=False, optim_state_key=key
+            )
+            padded = F.pad(whole.flatten(), (0, part.numel() * self.world_size - whole.numel()))
+            part.data.copy_(padded[part.numel() * self.global_rank :][: part.numel()])
+        elif key is None:
+            safe_set_full_fp32_param(parameter, whole)
+        else:
+            safe_set_full_optimizer_state(parameter, whole, key)
 
     @property
     def _optimizer(self) -> Any:

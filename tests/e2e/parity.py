@@ -25,9 +25,10 @@ from mtp_lightning.checkpoints.files import LoadedModel, save_safetensors
 from mtp_lightning.checkpoints.initial import load_initial
 from mtp_lightning.data.loader import ResumableLoader
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
-from mtp_lightning.model.freezing import Freeze
 from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.training.freezing import Freeze
+from mtp_lightning.model.training.recompute import Recompute, recompute_model
 from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import model_loss
 from mtp_lightning.objective.loss import LossOptions, LossOutput, multi_token_loss
@@ -60,7 +61,7 @@ LATER: dict[str, Any] = {"attention_bias": "qkv", "qk_norm": True, "head_dim": 1
 @dataclass(frozen=True)
 class ParityCell:
     """One combination. `wrong`: the paper's loop instead of one loss and one backward; `source`: the file
-    whose weights it begins with."""
+    whose weights it begins with; `apart`: documents do not see each other."""
 
     strategy: str
     heads: HeadsConfig
@@ -70,22 +71,26 @@ class ParityCell:
     freeze: Freeze = "none"
     source: str | None = None
     later: bool = False
+    recompute: Recompute = "none"
+    apart: bool = False
 
     def __str__(self) -> str:
         heads = [f"{k}={v}" for k, v in vars(self.heads).items() if v != getattr(HeadsConfig, k)]
         rest = f"accumulate={self.accumulate} tied={self.tied} freeze={self.freeze} from {self.source}"
-        return f"{self.strategy} {' '.join(heads)} {rest} later={self.later}"
+        rest += f" later={self.later} recompute={self.recompute} apart={self.apart}"
+        return f"{self.strategy} {' '.join(heads)} {rest}"
 
     def module(self) -> MTPModule:
         torch.manual_seed(0)
         init = InitConfig(self.source, "copy") if self.source else InitConfig()
-        return (PaperLoop if self.wrong else MTPModule)(self.backbone, self.heads, init=init, freeze=self.freeze)
+        make = PaperLoop if self.wrong else MTPModule
+        return make(self.backbone, self.heads, init=init, freeze=self.freeze, recompute=self.recompute)
 
     @property
     def backbone(self) -> BackboneConfig:
         return BackboneConfig(
             vocab_size=16, dim=32, n_layers=8, n_heads=2, ffn_dim=48, tie_embeddings=self.tied, init_std=0.3,
-            **(LATER if self.later else {}),
+            attend_across_documents=not self.apart,            **(LATER if self.later else {}),
         )  # fmt: skip
 
     def write_source(self, path: Path) -> "ParityCell":
@@ -142,8 +147,11 @@ def reference(cell: ParityCell) -> Gradients:
     batches = cell.batches()
     whole = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
     targets = make_targets(cell.heads, whole["tokens"], whole["documents"], whole.get("loss_mask"))
+    recompute_model(module.model, "none")
+    documents_BT = whole["documents"][:, :T]
     module.trainer = type("At", (), {"global_step": 0, "max_steps": 1})()  # type: ignore[assignment]
-    model_loss(module.model, targets, weights=module.head_weights(), options=LossOptions("naive")).total.backward()
+    weights, options = module.head_weights(), LossOptions("naive")
+    model_loss(module.model, targets, documents_BT, weights, options).total.backward()
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 

@@ -11,7 +11,8 @@ from tiny import VARIANTS
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
-from mtp_lightning.model.freezing import Freeze, check_freeze
+from mtp_lightning.model.training.freezing import Freeze, check_freeze
+from mtp_lightning.model.training.recompute import Recompute
 
 TOLERANCE = 3e-5
 """Relative, in float32."""
@@ -44,11 +45,13 @@ def failures(cells: Sequence[ParityCell]) -> list[str]:
 
 @pytest.mark.parametrize("strategy", QUICK)
 def test_a_slice_of_every_axis(strategy: str) -> None:
-    """Each strategy: all of accumulation x tying, and every fifth variant (all of them, over the strategies)."""
+    """Each strategy: all of accumulation x tying, every fifth variant (all of them, over the strategies),
+    and layers recomputed, with documents that do not see each other."""
     corner = [cell for cell in EVERYTHING if cell.strategy == strategy and cell.heads == PARALLEL]
     variants = list(VARIANTS.values())[list(STRATEGIES).index(strategy) :: len(STRATEGIES)]
     rest = [ParityCell(strategy, heads, accumulate=2, tied=i % 2 == 0) for i, heads in enumerate(variants)]
-    later = ParityCell(strategy, HeadsConfig(n_future=3, kind="sequential"), later=True)
+    sequential = HeadsConfig(n_future=3, kind="sequential")
+    later = ParityCell(strategy, sequential, later=True, recompute="layers", apart=True)
     assert "\n".join(failures([*corner, *rest, later])) == ""
 
 
@@ -62,6 +65,17 @@ def test_begun_with_weights_and_frozen(strategy: str, tmp_path: Path) -> None:
     begun = ParityCell(strategy, ADDED, freeze="next_token").write_source(tmp_path / "untied.safetensors")
     tied = ParityCell(strategy, ADDED, accumulate=2, tied=True).write_source(tmp_path / "tied.safetensors")
     assert "\n".join(failures([matched, begun, tied])) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_kind_of_heads_recomputed(strategy: str) -> None:
+    recomputes: list[Recompute] = ["layers", "attention", {"every": 2}]
+    cells = [
+        ParityCell(strategy, heads, accumulate, recompute=recompute, apart=accumulate == 2)
+        for heads, (accumulate, recompute) in product(VARIANTS.values(), product((1, 2), recomputes))
+    ]
+    assert "\n".join(failures(cells)) == ""
 
 
 @pytest.mark.slow

@@ -4,9 +4,9 @@ import multiprocessing
 import os
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import pytest
@@ -15,7 +15,9 @@ from parity import STRATEGIES, _Recorder
 from tiny import tiny_backbone
 from typing_extensions import override
 
+from callbacks.checkpointing import PeriodicCheckpoint
 from mtp_lightning.checkpoints.files import read_checkpoint
+from mtp_lightning.checkpoints.select import find_checkpoint
 from mtp_lightning.cli import main
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import ResumableLoader
@@ -25,6 +27,8 @@ from mtp_lightning.optimization.adamw import OptimizerConfig
 from mtp_lightning.optimization.schedule import ScheduleConfig
 
 ROWS, T, STEPS = 4, 8, 2
+ALL_ROWS = 12
+"""Of a run on numbers of ranks that 4 rows cannot be dealt to."""
 TOTAL = 5 * STEPS
 HEADS = HeadsConfig(n_future=2, kind="sequential")
 ADAMW, MUON = OptimizerConfig(lr=1e-2), OptimizerConfig(lr=1e-2, kind="muon")
@@ -33,12 +37,14 @@ ADAMW, MUON = OptimizerConfig(lr=1e-2), OptimizerConfig(lr=1e-2, kind="muon")
 class Random(MTPDataModule):
     """Global batches that depend on their index alone, dealt to the ranks in rows; documents of random lengths."""
 
+    rows = ROWS
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(index)
-        tokens = torch.randint(0, 16, (ROWS, T + self.horizon), generator=generator)
+        tokens = torch.randint(0, 16, (self.rows, T + self.horizon), generator=generator)
         documents = (torch.rand(tokens.shape, generator=generator) < 0.2).cumsum(1).int()
         rank, world = self.rank_and_world_size
-        rows = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
+        rows = slice(rank * self.rows // world, (rank + 1) * self.rows // world)
         return {"tokens": tokens[rows], "documents": documents[rows]}
 
     @override
@@ -50,12 +56,14 @@ class Losses(_Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.losses: dict[int, float] = {}
+        self.rates: dict[int, float] = {}
 
     @override
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if "train/loss" in metrics:
             assert step is not None
             self.losses[step] = metrics["train/loss"]
+            self.rates[step] = metrics["train/lr"]
 
 
 def train(
@@ -86,7 +94,50 @@ def train(
     return recorder.losses
 
 
-def in_processes(strategy: str, *args: Any) -> dict[int, float]:
+class Watched(NamedTuple):
+    """Of each step, what rank zero saw."""
+
+    losses: dict[int, float]
+    rates: dict[int, float]
+    first_rows: dict[int, list[int]]
+    """Tokens of the global batch's first row."""
+
+
+class Row(pl.Callback):
+    def __init__(self) -> None:
+        self.first: dict[int, list[int]] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, _: Any, __: Any, batch: Any, *args: Any) -> None:
+        self.first[trainer.global_step] = batch["tokens"][0].tolist()
+
+
+def watched(strategy: str, ranks: int, kind: str, until: int, start: Path | None, folder: Path) -> Watched:
+    """To step `until`, saved there as the callback of every run saves: single files at once, folders in the
+    background."""
+    torch.manual_seed(0)
+    module = MTPModule(
+        tiny_backbone(n_layers=4), HEADS, optimizer=OptimizerConfig(lr=1e-2), schedule=ScheduleConfig(warmup_steps=2)
+    )
+    recorder, row, sharded = Losses(), Row(), kind == "sharded"
+    saves = PeriodicCheckpoint(every_n_steps=until, kind=kind, background=sharded)  # type: ignore[arg-type]
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step >= until
+
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=ranks, max_steps=HANDED, max_epochs=1, min_epochs=0,
+        strategy="auto" if strategy == "single" else STRATEGIES[strategy](), gradient_clip_val=0.5,
+        callbacks=[row, saves, Stop()], logger=recorder, log_every_n_steps=1, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder,
+    )  # fmt: skip
+    data = Random(horizon=HEADS.horizon, vocab_size=16)
+    data.rows = ALL_ROWS
+    trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    return Watched(recorder.losses, recorder.rates, row.first)
+
+
+def in_processes(strategy: str, *args: Any, ranks: int = 2, run: Callable[..., Any] = train) -> Any:
     """`train` in one forked process, or in a pair of them; what rank zero saw."""
     context = multiprocessing.get_context("fork")
     with socket.socket() as found:
@@ -99,17 +150,17 @@ def in_processes(strategy: str, *args: Any) -> dict[int, float]:
         if strategy != "single":
             names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "NODE_RANK": 0}
             os.environ |= {name: str(value) for name, value in names.items()}
-        losses = train(strategy, *args)
+        losses = run(strategy, *args)
         if rank == 0:
             results.put(losses)
 
-    processes = [context.Process(target=work, args=(rank,)) for rank in range(1 if strategy == "single" else 2)]
+    processes = [context.Process(target=work, args=(rank,)) for rank in range(1 if strategy == "single" else ranks)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0, f"{strategy}: a process ended with {process.exitcode}"
-    return results.get()  # type: ignore[no-any-return]
+    return results.get()
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +215,45 @@ def assert_same_weights(one: Path, other: Path, rtol: float = 1e-3, atol: float 
     assert whole.keys() == pieces.keys()
     for name, weight in whole.items():
         torch.testing.assert_close(pieces[name], weight, rtol=rtol, atol=atol, msg=name)
+
+
+STAGES = [
+    ("single", 1, "sharded"),
+    ("ddp", 2, "single"),
+    ("fsdp2", 4, "sharded"),
+    ("zero3", 3, "sharded"),
+    ("zero1", 2, "sharded"),
+    ("fsdp2", 2, "single"),
+    ("zero2", 3, "sharded"),
+    ("ddp", 4, "sharded"),
+    ("single", 1, "single"),
+]
+"""Strategy, ranks, kind of checkpoint, of a run that is handed on after every step."""
+HANDED = len(STAGES)
+
+
+@pytest.mark.slow
+def test_the_handover_table(tmp_path: Path) -> None:
+    """One run, handed from each to the next, has the losses, windows, learning rates and states of one process's."""
+    whole = in_processes("single", 1, "single", HANDED, None, tmp_path / "whole", run=watched)
+    start, losses, rates, rows = None, {}, {}, {}
+    for i, (strategy, ranks, kind) in enumerate(STAGES):
+        folder = tmp_path / str(i)
+        seen = in_processes(strategy, ranks, kind, i + 1, start, folder, ranks=ranks, run=watched)
+        start = find_checkpoint(folder)
+        assert start.is_dir() == (kind == "sharded")
+        assert [*seen.losses] == [i + 1]
+        losses, rates, rows = losses | seen.losses, rates | seen.rates, rows | seen.first_rows
+        print(f"| {i + 1} | {strategy} | {ranks} | {kind} | {seen.losses[i + 1]:.7f} | {whole.losses[i + 1]:.7f} |")
+    assert losses == pytest.approx(whole.losses, rel=2e-5)
+    assert (rates, rows) == (whole.rates, whole.first_rows)
+    ours, theirs = (read_checkpoint(path) for path in (start, find_checkpoint(tmp_path / "whole")))
+    for name, weight in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], weight, rtol=1e-3, atol=2e-5, msg=name)
+    (mine,), (one) = ours["optimizer_states"], theirs["optimizer_states"]
+    for i, state in one[0]["state"].items():
+        for key, value in state.items():
+            torch.testing.assert_close(mine["state"][i][key], value, rtol=1e-3, atol=1e-5, msg=f"{i} {key}")
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "fsdp2"])

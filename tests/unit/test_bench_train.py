@@ -88,7 +88,7 @@ def test_contenders_are_of_equal_size_and_learn(arm: Arm) -> None:
 
 def test_peers_without_heads_stand_at_one_future_token() -> None:
     rows = arms(["ours", "huggingface"], [1, 4], [False, True])
-    assert rows == [
+    assert [row[:3] for row in rows] == [
         ("ours", 1, False), ("ours", 1, True), ("huggingface", 1, False), ("huggingface", 1, True),
         ("ours", 4, False), ("ours", 4, True),
     ]  # fmt: skip
@@ -110,9 +110,9 @@ def test_windows_of_all_contenders_are_the_same() -> None:
 
 def row(contender: str, n: int, rate: float, size: int = 4096, **changes: Any) -> dict[str, Any]:
     values = {
-        "contender": contender, "n_future": n, "compiled": True, "vocab_size": size, "tokens_per_second": rate,
-        "best_tokens_per_second": rate, "steady": True, "flops_per_token": 100 + 50 * n, "share_of_peak": 0.5,
-        "peak_bytes": 1000 * n,
+        "contender": contender, "n_future": n, "compiled": True, "recompute": "none", "vocab_size": size,
+        "tokens_per_second": rate, "best_tokens_per_second": rate, "steady": True, "flops_per_token": 100 + 50 * n,
+        "share_of_peak": 0.5, "peak_bytes": 1000 * n,
     }  # fmt: skip
     return values | changes
 
@@ -135,7 +135,7 @@ def test_ratios_by_hand() -> None:
 def test_tables_show_every_figure() -> None:
     rows = ratios([row("ours", 1, 600.0, steady=False), row("naive", 1, 400.0)])
     table = train_table(rows, "title", "caption")
-    assert len(table.columns) == 3 + len(FIGURES)
+    assert len(table.columns) == 3 + len(FIGURES) - 2, "nothing is recomputed"
     assert list(table.columns[3].cells) == ["(600)", "400"]
     assert list(table.columns[5].cells) == ["-", "-"], "without Hugging Face there is no ratio to it"
 
@@ -277,3 +277,25 @@ def test_the_command_prints_a_table(
     assert [(r["contender"], r["n_future"]) for r in content["rows"]] == [("ours", 1), ("ours", 2)]
     assert content["machine"]["threads"] == 1
     assert content["judged_by"] == "CPU time"
+
+
+def test_ours_is_measured_with_layers_recomputed_too() -> None:
+    rows = arms(["ours", "naive"], [2], (False,), ["layers", "every=2"])
+    assert [(row.contender, row.recompute) for row in rows] == [
+        ("ours", "none"), ("ours", "layers"), ("ours", "every=2"), ("naive", "none")
+    ]  # fmt: skip
+    model = make_step(rows[2], tiny_workload())[0].model
+    assert [block.recomputed for block in model.blocks()][:2] == ["layer", "none"]  # type: ignore[operator]
+    kept, again = (
+        {"contender": "ours", "n_future": 2, "compiled": False, "recompute": recompute, "vocab_size": 8,
+         "tokens_per_second": rate, "flops_per_token": 1, "peak_bytes": size}
+        for recompute, rate, size in (("none", 12.0, 10), ("layers", 10.0, 4))
+    )  # fmt: skip
+    found = ratios([kept, again])[1]
+    assert (found["time_over_kept"], found["memory_over_kept"]) == (1.2, 0.4)
+
+
+def test_what_cannot_be_recomputed_is_refused() -> None:
+    for wrong in ("layer", "every=0", "every=x", "all=2"):
+        with pytest.raises(InputError, match="recompute is"):
+            train_command.train_command(recompute=[wrong])

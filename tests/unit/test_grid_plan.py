@@ -17,7 +17,8 @@ from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.run.plan import Total, costs
 from mtp_lightning.grid.run.state import Progress, Result
 from mtp_lightning.model.config import HeadsConfig
-from mtp_lightning.model.counts import STATE_BYTES, count_parameters, training_memory
+from mtp_lightning.model.counts import count_parameters
+from mtp_lightning.model.memory import STATE_BYTES, training_memory
 from mtp_lightning.model.mtp import MTPModel
 
 __all__ = ["house"]

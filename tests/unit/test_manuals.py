@@ -23,8 +23,8 @@ SMALL_YAML = """
 trainer:
   callbacks:
     - {class_path: callbacks.heartbeat.Heartbeat}
-    - {class_path: callbacks.checkpointing.PeriodicCheckpoint}
     - {class_path: callbacks.decoding.DecodingProbe, init_args: {prompts: 1, validation_prompts: 0, new_tokens: 4}}
+    - {class_path: callbacks.checkpointing.PeriodicCheckpoint}
 """
 SMALL = [
     *(f"--model.backbone.{key}" for key in ("dim=32", "ffn_dim=64", "n_layers=6", "n_heads=2")),

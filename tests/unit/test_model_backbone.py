@@ -17,7 +17,8 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.signature import signature
 from mtp_lightning.model.attention import Attention, rotate
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig, RopeScaling
-from mtp_lightning.model.counts import count_parameters, flops_per_token, training_memory
+from mtp_lightning.model.counts import count_parameters, flops_per_token
+from mtp_lightning.model.memory import training_memory
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.rope import Rotary
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw

@@ -8,9 +8,10 @@ from tiny import VARIANTS, tiny_backbone
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
-from mtp_lightning.model.counts import count_parameters, flops_per_token, state_memory, trainable_parameters
-from mtp_lightning.model.freezing import Freeze, check_freeze, freeze_model
+from mtp_lightning.model.counts import count_parameters, flops_per_token, trainable_parameters
+from mtp_lightning.model.memory import state_memory
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.training.freezing import Freeze, check_freeze, freeze_model
 from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import model_loss
 from mtp_lightning.objective.targets import make_targets

@@ -15,7 +15,8 @@ from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import CHECKPOINT_FORMAT, CHECKPOINT_KEY, HeadsConfig
-from mtp_lightning.model.counts import count_parameters, flops_per_token, training_memory
+from mtp_lightning.model.counts import count_parameters, flops_per_token
+from mtp_lightning.model.memory import training_memory
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import check_options

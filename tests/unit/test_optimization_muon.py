@@ -14,8 +14,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.signature import signature
 from mtp_lightning.model.config import HeadsConfig
-from mtp_lightning.model.freezing import freeze_model
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.training.freezing import freeze_model
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
 from mtp_lightning.optimization.muon import MuonWithAdamW, make_optimizer
 from mtp_lightning.strategies.check import check_optimizer

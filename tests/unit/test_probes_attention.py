@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.attention import Attention, rotate
 from mtp_lightning.model.config import HeadsConfig
-from mtp_lightning.model.mtp import MTPModel, document_mask
+from mtp_lightning.model.documents import document_mask
+from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.rope import Rotary
 from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.probes import ablation, attention

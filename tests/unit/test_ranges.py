@@ -78,6 +78,8 @@ def bad_value(hint: Any) -> Any:
         return -(10**19) if args[0] is int else math.nan
     if origin in (Union, types.UnionType):
         return bad_value(next(part for part in args if part is not type(None) and get_origin(part) is not Literal))
+    if origin is dict and args[0] is str:
+        return {"text": bad_value(args[1])}
     values = [bad_value(part) for part in args if part is not Ellipsis]
     return tuple(values) if origin is tuple else [*values]
 

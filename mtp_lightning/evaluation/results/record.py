@@ -54,7 +54,7 @@ def record(
 
 def _folders(ckpt: Path) -> list[Path]:
     """The folder of the run, or of a checkpoint's run."""
-    if ckpt.is_dir():
+    if ckpt.is_dir() and ckpt.suffix != ".ckpt":  # a sharded checkpoint is a folder too
         return [ckpt]
     return [*ckpt.absolute().parents[:2]]
 

@@ -20,6 +20,7 @@ NON_SEMANTIC: tuple[tuple[str, str], ...] = (
     ("config", "where the configuration was read from"),
     ("ckpt_path", "where an interrupted run continues; the run is the same"),
     ("model.on_divergence", "a run that diverges has no result, or the same numbers to its end"),
+    ("model.recompute", "the same operations on the same numbers, once more"),
     ("trainer.logger", "where numbers are recorded"),
     ("trainer.log_every_n_steps", "how often numbers are recorded"),
     ("trainer.default_root_dir", "a folder"),
