@@ -1,6 +1,7 @@
 """`mtp fit | validate`."""
 
 import os
+import shlex
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -118,7 +119,7 @@ def of_run(run: Path) -> list[str]:
     if not config.is_file():
         raise InputError(
             f"mtp validate: the run in '{folder}' has no {CONFIG}, as runs of earlier versions have not: say what it "
-            f"was trained with, as in mtp validate -c conf/base.yaml ... --ckpt_path {run}"
+            f"was trained with, as in mtp validate -c conf/base.yaml ... --ckpt_path {shlex.quote(str(run))}"
         )
     return ["-c", str(config), "--ckpt_path", str(find_checkpoint(run))]
 

@@ -21,7 +21,7 @@ from typing_extensions import override
 from mtp_lightning.config.config_files import find_config
 from mtp_lightning.config.cross_checks import check_trainer, refused_by_trainer
 from mtp_lightning.config.keys.groups import refuse_wrong_groups
-from mtp_lightning.config.keys.key_origins import KeyOrigins
+from mtp_lightning.config.keys.key_origins import KeyOrigins, is_text
 from mtp_lightning.config.keys.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
 from mtp_lightning.config.keys.parser import Parser, input_error_behind, refused_by_class
 from mtp_lightning.config.keys.plain_text import keep_text
@@ -201,10 +201,9 @@ def resolve_config_paths(args: Sequence[str]) -> list[str]:
     """Command-line arguments with every `-c FILE` made absolute: in place, else among the shipped ones."""
     resolved, expects_path = [], False
     for arg in args:
-        if expects_path:
-            arg = str(find_config(arg))
-        elif arg.startswith("--config="):
-            arg = f"--config={find_config(arg.removeprefix('--config='))}"
+        config = arg if expects_path else arg.removeprefix("--config=")
+        if (expects_path or config != arg) and not is_text(config):
+            arg = arg.removesuffix(config) + str(find_config(config))
         expects_path = arg in ("-c", "--config")
         resolved.append(arg)
     return resolved

@@ -12,6 +12,7 @@ import test_grid_fakes
 from slurm_cluster import WHOLE, Cluster, cluster, slurm
 from test_grid_fakes import GRID, ONE, FakeHouse, cells_of, grid_file, house, starts, states
 
+from mtp_lightning.config.cell import command
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.run.attempts import read_attempts
@@ -79,7 +80,7 @@ def test_one_cell_fails_the_others_finish_and_resume_submits_it_alone(
     grid().submit()
     shown = capsys.readouterr().out
     assert "0 of 6 cells submitted; 5 finished, 1 failed" in shown
-    assert "1 failed (n_future=4 seed=1); `mtp grid resume grid.yaml` submits them again" in shown
+    assert f"1 failed (n_future=4 seed=1); `{command('grid', 'resume', 'grid.yaml')}` submits them again" in shown
     grid().logs("n_future=4 seed=1", lines=1)
     assert capsys.readouterr().out == "bad luck\n"
 

@@ -1,4 +1,5 @@
-"""From cells to job arrays: one for each set of resources, each recorded before sbatch is called and after."""
+"""From cells to job arrays: one for each set of resources and each parent that its cells wait for, recorded before
+sbatch is called and after."""
 
 import os
 import secrets
@@ -33,11 +34,15 @@ def fill_in(cell: Cell, defaults: Mapping[str, str | None]) -> Cell:
     return replace(cell, resources=replace(cell.resources, **missing))
 
 
-def submit_cells(grid: str, submissions: Submissions, cells: Sequence[Cell], parallel: int | None) -> list[Submission]:
-    """Needs the lock of `submissions`.
+def submit_cells(
+    grid: str, submissions: Submissions, cells: Sequence[Cell], parallel: int | None, queued: Mapping[str, str]
+) -> list[Submission]:
+    """Needs the lock of `submissions`. A cell whose parent is among `cells` or `queued` begins when that has finished.
 
     Args:
+        cells: parents before those that begin with their weights.
         parallel: cells of each job array at a time.
+        queued: signature -> id of the array's element, of what waits or runs already.
 
     Raises:
         InputError: Slurm refuses some of them; then none was submitted.
@@ -48,10 +53,12 @@ def submit_cells(grid: str, submissions: Submissions, cells: Sequence[Cell], par
     code = snapshot(root, submissions.folder.parent) if root is not None else None
     size = slurm.largest_array()
     made: list[Submission] = []
-    for resources, alike in _by_resources(cells).items():
+    parents: dict[str, str | None] = {}
+    for (resources, parent), alike in _groups(cells, queued).items():
         for first in range(0, len(alike), size):
             part = alike[first : first + size]
             made.append(_prepare(grid, submissions, part, resources, parallel, code))
+            parents[made[-1].token] = parent
     refused = [(one, slurm.refusal(submissions.own_folder(one) / "job.sh", one.resources.partition)) for one in made]
     if any(why for _, why in refused):
         for one in made:
@@ -60,19 +67,22 @@ def submit_cells(grid: str, submissions: Submissions, cells: Sequence[Cell], par
             "\n".join(f"{why} (cells with {resources_text(one.resources)})" for one, why in refused if why)
         )
     done: list[Submission] = []
+    ids = dict(queued)
     for one in made:
+        parent = parents[one.token]
         try:
-            done.append(_submit(submissions, one))
+            done.append(_submit(submissions, one, None if parent is None else ids[parent]))
+            ids |= {name: f"{done[-1].job}_{index}" for index, name in enumerate(one.cells)}
         except slurm.SlurmError as error:
             before = ", ".join(f"job {other.job} with {len(other.cells)} cells" for other in done)
             raise type(error)(f"{error} (submitted before: {before})" if before else str(error)) from error
     return done
 
 
-def _submit(submissions: Submissions, intent: Submission) -> Submission:
+def _submit(submissions: Submissions, intent: Submission, after: str | None) -> Submission:
     submissions.write(intent)
     try:
-        job = slurm.submit(submissions.own_folder(intent) / "job.sh", submissions.lock_descriptor)
+        job = slurm.submit(submissions.own_folder(intent) / "job.sh", submissions.lock_descriptor, after)
     except slurm.NoAnswerError as error:
         raise slurm.SlurmError(f"{error}; `mtp grid status` finds out whether it has the jobs") from error
     except slurm.SlurmError:
@@ -83,10 +93,13 @@ def _submit(submissions: Submissions, intent: Submission) -> Submission:
     return done
 
 
-def _by_resources(cells: Sequence[Cell]) -> dict[Resources, list[Cell]]:
-    found: dict[Resources, list[Cell]] = {}
+def _groups(cells: Sequence[Cell], queued: Mapping[str, str]) -> dict[tuple[Resources, str | None], list[Cell]]:
+    """By resources and the parent to wait for; in the order of the cells, so that those of a parent come first."""
+    known = {*queued, *(cell.signature for cell in cells)}
+    found: dict[tuple[Resources, str | None], list[Cell]] = {}
     for cell in cells:
-        found.setdefault(cell.resources, []).append(cell)
+        parent = cell.parent if cell.follows and cell.parent in known else None
+        found.setdefault((cell.resources, parent), []).append(cell)
     return found
 
 
