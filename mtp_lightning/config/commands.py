@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,8 @@ def fit(args: Sequence[str]) -> int:
     without_advertisements()
     cli = MTPCLI(args, "mtp fit")
     root = Path(cli.trainer.default_root_dir)
+    if not cli.trainer.checkpoint_callbacks and cli.trainer.is_global_zero:
+        print("warning: nothing of this run is saved: trainer.callbacks has no checkpoint", file=sys.stderr)
     with naming_the_place(cli.origins):
         _fit(cli, root)
     if cli.trainer.is_global_zero:

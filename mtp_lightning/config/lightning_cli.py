@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -170,8 +171,13 @@ class MTPCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         plugins = without_requeueing(self._get(self.config_init, "trainer.plugins"))
+        if plugins is not None:
+            kwargs["plugins"] = plugins
+        given = self._get(self.config_init, "trainer.callbacks") or []
+        if not any(isinstance(one, Checkpoint) for one in (given if isinstance(given, list) else [given])):
+            kwargs["enable_checkpointing"] = False  # or Lightning would add one of its own
         try:
-            trainer = super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
+            trainer = super().instantiate_trainer(**kwargs)
         except InputError:
             raise
         except Exception as error:  # Lightning and what it imports raise what they like of a setting

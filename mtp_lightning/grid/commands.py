@@ -22,7 +22,15 @@ from mtp_lightning.grid.run.launch import run_here
 from mtp_lightning.grid.run.plan import TO_RUN, Cost, Total, check_budget, costs, plan_json, plan_table
 from mtp_lightning.grid.run.settle import settle_dead
 from mtp_lightning.grid.run.state import State, cell_state
-from mtp_lightning.grid.run.status import ACTIVE, CellStatus, read_status, status_rows, status_table, to_submit, watch_status
+from mtp_lightning.grid.run.status import (
+    ACTIVE,
+    CellStatus,
+    read_status,
+    status_rows,
+    status_table,
+    to_submit,
+    watch_status,
+)
 from mtp_lightning.grid.slurm import client as slurm
 from mtp_lightning.grid.slurm.submissions import Submissions
 from mtp_lightning.grid.slurm.submit import fill_in, resources_text, submit_cells
