@@ -11,7 +11,9 @@ from small_runs import fit, make_folder
 from test_checkpoints import save
 from tiny import tiny_backbone
 
+from mtp_lightning.checkpoints.description import describe
 from mtp_lightning.checkpoints.files import load_model
+from mtp_lightning.checkpoints.initial import Parent
 from mtp_lightning.checkpoints.select import find_checkpoint
 from mtp_lightning.cli import main
 from mtp_lightning.data import SourceConfig, TokenDataModule
@@ -69,6 +71,32 @@ def test_one_number_a_document_says_where_its_answer_begins(file: Path) -> None:
     assert sorted(found) == sorted(PAIRS)
     assert 3 <= len(stored(data.validation_store)) <= 15
     assert data.train_store.meta.account == {"files": 1, "left_out": []}
+
+
+def test_questions_begin_as_their_tokenizers_texts_do(file: Path, tmp_path: Path) -> None:
+    """As Llama's do; a model that was imported has never seen one without."""
+    from tokenizers import Tokenizer, processors
+
+    fast = Tokenizer.from_str(train_bpe(iter([text for pair in PAIRS for text in pair]), 280))
+    fast.add_special_tokens(["<s>"])
+    begin = fast.token_to_id("<s>")
+    fast.save(str(tmp_path / "plain.json"))
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    fast.save(str(tmp_path / "begins.json"))
+    files = [str(tmp_path / name) for name in ("plain.json", "begins.json")]
+    plain, data = (module(file, tokenizer=name, vocab_size=begin + 1) for name in files)
+    store, without = data.train_store, plain.train_store
+    starts = store.document_starts
+    assert (store.read(0, len(store)) == begin).nonzero()[0].tolist() == starts.tolist()
+    assert store.answer_starts is not None
+    assert without.answer_starts is not None
+    assert (store.answer_starts - starts - 1 == without.answer_starts - without.document_starts).all()
+    assert (plain.begin_ids, data.begin_ids) == ([], [begin])
+    described = describe(MTPModel(tiny_backbone(), HeadsConfig(1)), data, "none", None)
+    assert described["begin_ids"] == [begin]
+    parent = Parent("a", "b", (7,))
+    described = describe(MTPModel(tiny_backbone(), HeadsConfig(1)), plain, "none", parent)
+    assert (described["begin_ids"], described["parent"]) == ([7], {"name": "a", "weights": "b"})
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
