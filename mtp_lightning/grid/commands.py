@@ -17,7 +17,7 @@ from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.equal_training import parse_at
 from mtp_lightning.grid.report.stages import report_stages
 from mtp_lightning.grid.run import logs
-from mtp_lightning.grid.run.display import counts, say, summary, writable, write_table
+from mtp_lightning.grid.run.display import say, summary, writable, write_table
 from mtp_lightning.grid.run.launch import run_here
 from mtp_lightning.grid.run.plan import TO_RUN, Cost, Total, check_budget, costs, plan_json, plan_table
 from mtp_lightning.grid.run.settle import settle_dead
@@ -28,12 +28,11 @@ from mtp_lightning.grid.run.status import (
     read_status,
     status_rows,
     status_table,
-    to_submit,
     watch_status,
 )
 from mtp_lightning.grid.slurm import client as slurm
 from mtp_lightning.grid.slurm.submissions import Submissions
-from mtp_lightning.grid.slurm.submit import fill_in, resources_text, submit_cells
+from mtp_lightning.grid.slurm.submit import fill_in, submit_cells, submitted_text, to_submit
 from mtp_lightning.grid.spec.cells import Cell, find_cell, load_cells
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
 from mtp_lightning.tracking.store import default_tracking_uri
@@ -260,26 +259,13 @@ class Grid:
             self.submissions.check()
             rows = status_rows(self.cells, self.submissions, self.submissions.update())
             ready = to_submit(rows, wanted)
-            waiting = [row for row in rows if row not in ready and row.queued is None and row.waits_for_parent]
             todo = [fill_in(row.cell, defaults) for row in ready]
             if todo:
                 self._prepare_charts()
             queued = {row.cell.signature: row.queued.id for row in rows if row.queued is not None}
             made = submit_cells(self.spec.name, self.submissions, todo, parallel, queued)
-        for one in made:
-            count = f"{len(one.cells)} cell{'s' if len(one.cells) != 1 else ''}"
-            say(f"job {one.job}: {count}, each with {resources_text(one.resources)}")
-        if waiting:
-            say(
-                f"{len(waiting)} begin with the weights of cells that are neither finished nor in Slurm's queue: the "
-                "same command submits them once these are"
-            )
-        others = [row for row in rows if row not in ready and row not in waiting]
-        rest = f"; {counts([row.state.value for row in others])}" if others else ""
-        say(f"{len(todo)} of {len(rows)} cells submitted{rest}")
-        if failed := [row.cell.label for row in others if row.state is State.FAILED]:
-            say(f"{len(failed)} failed ({', '.join(failed)}); `{self._command('resume')}` submits them again")
-        for row in others:
+        say("\n".join(submitted_text(rows, ready, made, self._command("resume"))))
+        for row in rows:
             if row.state is State.DAMAGED:
                 say(f"warning: {row.cell.label}: damaged: {row.reason}", error=True)
         return 0

@@ -238,7 +238,7 @@ def test_told_to_stop_at_its_last_step_a_run_just_ends(fit: Fit, tmp_path: Path)
 
 def test_after_an_exception_signals_are_not_noted_any_more(fit: Fit) -> None:
     """While loggers end the run, which with a server away may take long, Ctrl-C ends it."""
-    before, seen = {n: signal.getsignal(n) for n in checkpointing.STOPPING}, {}
+    seen: dict[int, Any] = {}
 
     class Broken(pl.Callback):
         @override
@@ -253,7 +253,8 @@ def test_after_an_exception_signals_are_not_noted_any_more(fit: Fit) -> None:
 
     with pytest.raises(RuntimeError, match="broken"):
         fit([Broken(), PeriodicCheckpoint()], logger=Ending())
-    assert seen == before
+    assert len(seen) == 4
+    assert not [n for n, handler in seen.items() if getattr(handler, "__func__", None) is PeriodicCheckpoint._note]
 
 
 def test_a_second_ctrl_c_does_not_wait(fit: Fit, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mtp_lightning.data import SourceConfig, TokenDataModule
 from mtp_lightning.data.command import prepare_command, train_bpe
 from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.documents import Document, documents
-from mtp_lightning.data.loader import ValidationWindows
+from mtp_lightning.data.loader import TrainingWindows, ValidationWindows
 from mtp_lightning.data.stories.generator import stories, tell
 from mtp_lightning.data.stories.questions import SEED
 from mtp_lightning.data.tokens.heldout import heldout_pairs
@@ -357,6 +357,33 @@ def test_the_command_makes_shards_that_are_trained_on(file: Path, tmp_path: Path
     direct = module(file, batch_size=2)
     a, b = (d._reader()(np.arange(5)) for d in (data, direct))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_two_ranks_share_the_windows_of_one(file: Path) -> None:
+    """Row by row, so that their means over what counts are one's."""
+    reader = module(file)._reader()
+    for index in (0, 3):
+        whole, *halves = (TrainingWindows(reader, 4, rank, of)[index] for rank, of in ((0, 1), (0, 2), (1, 2)))
+        for key, rows in whole.items():
+            assert torch.equal(rows[0::2], halves[0][key])
+            assert torch.equal(rows[1::2], halves[1][key])
+        assert whole["loss_mask"].any(dim=1).all()
+
+
+@pytest.mark.slow
+def test_a_shipped_configuration_trains_on_pairs_of_stories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path)
+    sizes = ("--data.source.max_documents=200", "--data.context=600", "--data.batch_size=2", "--data.val_windows=4")
+    short = (
+        "--model.schedule.warmup_steps=1",
+        "--trainer.max_steps=2",
+        "--trainer.val_check_interval=2",
+        "--trainer.logger=false",
+    )
+    unset = ("--data.source.path=null",)
+    assert fit("run", "-c", "conf/data/story_pairs.yaml", *unset, *sizes, *short) == 0
+    assert json.loads((tmp_path / "run/result.json").read_text())["step"] == 2
 
 
 def test_a_run_is_scored_on_answers_alone(

@@ -1,7 +1,7 @@
 """The status of each cell: from its own files first, then from Slurm. Reads each file once, and asks Slurm once."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -121,23 +121,6 @@ def read_status(cells: Sequence[Cell], runs: Path, update: bool = True) -> GridS
         return GridStatus(status_rows(cells, submissions, queue), None, queue)
     except SlurmError as error:
         return GridStatus(status_rows(cells, submissions, None), str(error))
-
-
-def to_submit(rows: Sequence[CellStatus], wanted: Collection[State]) -> list[CellStatus]:
-    """Those in a wanted state whose parent is finished, or is in Slurm's queue, or will be.
-
-    Args:
-        rows: parents first.
-    """
-    found: dict[str, CellStatus] = {}
-    for row in rows:
-        parent = row.parent
-        follows = parent is not None and (parent.queued is not None or parent.cell.signature in found)
-        may_begin = follows or not row.waits_for_parent
-        # `row.queued`: while a job is just ending, its cell is not submitted again
-        if row.queued is None and may_begin and (row.state in wanted or (follows and row.state is State.BLOCKED)):
-            found[row.cell.signature] = row
-    return list(found.values())
 
 
 def status_rows(

@@ -6,13 +6,16 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.grid.run.display import counts
 from mtp_lightning.grid.run.process import fit_command, fit_config
+from mtp_lightning.grid.run.state import State
+from mtp_lightning.grid.run.status import CellStatus
 from mtp_lightning.grid.slurm import client as slurm
 from mtp_lightning.grid.slurm.job import CellJob
 from mtp_lightning.grid.slurm.snapshot import checkout, snapshot
@@ -20,6 +23,7 @@ from mtp_lightning.grid.slurm.submissions import Submission, Submissions
 from mtp_lightning.grid.slurm.task import write_cell
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.resources import Resources
+from mtp_lightning.units import counted
 
 _FOR_EVER = 10**6
 """submitit limits how often a job reaches the end of its time, and counts any end within ten minutes as one; we count
@@ -32,6 +36,50 @@ def fill_in(cell: Cell, defaults: Mapping[str, str | None]) -> Cell:
     values = {key: value or os.environ.get(f"SBATCH_{key.upper()}") for key, value in defaults.items()}
     missing: dict[str, Any] = {key: value for key, value in values.items() if getattr(cell.resources, key) is None}
     return replace(cell, resources=replace(cell.resources, **missing))
+
+
+def to_submit(rows: Sequence[CellStatus], wanted: Collection[State]) -> list[CellStatus]:
+    """Those in a wanted state whose parent is finished, or is in Slurm's queue, or will be.
+
+    Args:
+        rows: parents first.
+    """
+    found: dict[str, CellStatus] = {}
+    for row in rows:
+        parent = row.parent
+        follows = parent is not None and (parent.queued is not None or parent.cell.signature in found)
+        may_begin = follows or not row.waits_for_parent
+        # `row.queued`: while a job is just ending, its cell is not submitted again
+        if row.queued is None and may_begin and (row.state in wanted or (follows and row.state is State.BLOCKED)):
+            found[row.cell.signature] = row
+    return list(found.values())
+
+
+def submitted_text(
+    rows: Sequence[CellStatus], ready: Sequence[CellStatus], made: Sequence[Submission], again: str
+) -> list[str]:
+    """What came of it, in lines.
+
+    Args:
+        rows: of all cells.
+        ready: those that were submitted.
+        again: the command that submits failed cells too.
+    """
+    lines = [
+        f"job {one.job}: {counted(len(one.cells), 'cell')}, each with {resources_text(one.resources)}" for one in made
+    ]
+    waiting = [row for row in rows if row not in ready and row.queued is None and row.waits_for_parent]
+    if waiting:
+        lines.append(
+            f"{len(waiting)} begin with the weights of cells that are neither finished nor in Slurm's queue: the same "
+            "command submits them once these are"
+        )
+    others = [row for row in rows if row not in ready and row not in waiting]
+    rest = f"; {counts([row.state.value for row in others])}" if others else ""
+    lines.append(f"{len(ready)} of {len(rows)} cells submitted{rest}")
+    if failed := [row.cell.label for row in others if row.state is State.FAILED]:
+        lines.append(f"{len(failed)} failed ({', '.join(failed)}); `{again}` submits them again")
+    return lines
 
 
 def submit_cells(
