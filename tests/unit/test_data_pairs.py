@@ -374,7 +374,7 @@ def test_two_ranks_share_the_windows_of_one(file: Path) -> None:
 def test_a_shipped_configuration_trains_on_pairs_of_stories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_folder(tmp_path)
-    sizes = ("--data.source.max_documents=200", "--data.context=600", "--data.batch_size=2", "--data.val_windows=4")
+    sizes = ("--data.source.max_documents=200", "--data.context=1000", "--data.batch_size=2", "--data.val_windows=4")
     short = (
         "--model.schedule.warmup_steps=1",
         "--trainer.max_steps=2",
