@@ -66,23 +66,24 @@ def mask_urls(text: str) -> str:
 def masked(value: Any) -> Any:
     """Nested mappings and sequences with all their text masked."""
     known = known_secrets()
-    return _each_text(value, lambda text: mask(text, known))
+    return each_text(value, lambda text: mask(text, known))
 
 
 def references(value: Any) -> Any:
     """What is written into a configuration: a value that is a secret of the environment as `${oc.env:NAME}`, which
     whoever reads the file again resolves; all other text masked."""
     names, known = {secret: name for name, secret in _environment().items()}, known_secrets()
-    return _each_text(value, lambda text: f"${{oc.env:{names[text]}}}" if text in names else mask(text, known))
+    return each_text(value, lambda text: f"${{oc.env:{names[text]}}}" if text in names else mask(text, known))
 
 
-def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+def each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """Nested mappings and sequences with all their text changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _each_text(item, change) for key, item in value.items()}
+        return {key: each_text(item, change) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_each_text(item, change) for item in value)
+        return type(value)(each_text(item, change) for item in value)
     return value
 
 

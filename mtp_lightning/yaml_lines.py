@@ -67,6 +67,8 @@ def _set_numbers(cls: Any, dropped: tuple[str, ...]) -> None:
 _set_numbers(Loader, ("int", "float", "timestamp"))
 _set_numbers(_Loader, ("int", "float"))
 _set_numbers(_Dumper, ())
+_Dumper.add_multi_representer(float, _Dumper.represent_float)
+_Dumper.add_multi_representer(int, _Dumper.represent_int)
 for _cls in (Loader, _Loader):
     _cls.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
@@ -79,9 +81,13 @@ def read_value(text: str) -> Any:
         return text
 
 
-def dump_yaml(value: Any) -> str:
-    """What is read back as the same, by whatever reader of YAML."""
-    return yaml.dump(value, Dumper=_Dumper, default_flow_style=False, sort_keys=False, allow_unicode=True)
+def dump_yaml(value: Any, flow: bool = False) -> str:
+    """What is read back as the same, by whatever reader of YAML.
+
+    Args:
+        flow: in braces, as in `{a: 1}`.
+    """
+    return yaml.dump(value, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, allow_unicode=True)
 
 
 def place(path: Path, lines: Lines, *key: str | int) -> str:

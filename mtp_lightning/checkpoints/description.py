@@ -19,6 +19,7 @@ NO_RESUME = (
 def describe(model: MTPModel, datamodule: Any, freeze: str, parent: Parent | None) -> dict[str, Any]:
     """What `load_model` needs beside the weights, and what a run goes on as."""
     tokenizer, task = getattr(datamodule, "tokenizer", None), getattr(datamodule, "task", None)
+    begin = list((parent.begin_ids if parent else ()) or getattr(datamodule, "begin_ids", ()))
     return describe_model(
         model.config,
         model.heads_config,
@@ -26,7 +27,8 @@ def describe(model: MTPModel, datamodule: Any, freeze: str, parent: Parent | Non
         getattr(datamodule, "context", None),
         task.state() if task is not None else None,
         freeze=freeze,
-        parent=None if parent is None else parent._asdict(),
+        parent=None if parent is None else {"name": parent.name, "weights": parent.weights},
+        **({"begin_ids": begin} if begin else {}),
     )
 
 
@@ -56,4 +58,4 @@ def check_same_run(saved: Mapping[str, Any], model: MTPModel, freeze: str, init:
             f"ckpt_path and model.init.path: the checkpoint's run was not begun with the weights of '{init.path}', and "
             f"is to go on as it was: leave one of the two out ({NO_RESUME})"
         )
-    return None if parent is None else Parent(**parent)
+    return None if parent is None else Parent(**parent, begin_ids=tuple(saved.get("begin_ids", ())))

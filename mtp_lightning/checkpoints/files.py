@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,11 @@ DIGEST = "digest"
 _MOST_HEADS = 10_000
 
 
+LINEAGE = ("parent", "parents", "imported")
+"""Where a model comes from: the weights that its run began with, the checkpoints that it is the average of, the folder
+of somebody else's that it was read from."""
+
+
 class LoadedModel(NamedTuple):
     """What a checkpoint holds, the model in evaluation mode."""
 
@@ -38,6 +44,8 @@ class LoadedModel(NamedTuple):
     """State of the synthetic task it was trained on, if that is what it was."""
     begin_ids: Sequence[int] = ()
     """Tokens that go before a prompt: of an imported model, which has never seen a text without."""
+    lineage: Mapping[str, Any] = MappingProxyType({})
+    """The entries of `LINEAGE` that the file has."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -176,7 +184,8 @@ def load_model(path: Path) -> LoadedModel:
         if not isinstance(context, int | None) or not isinstance(task, Mapping | None):
             raise InputError("its 'context' is no number, or its 'task' no mapping")
         tokenizer = None if state is None else tokenizer_from_state(state)
-        return LoadedModel(path, model.eval(), tokenizer, step, context, task, _begin_ids(described, backbone))
+        begin, lineage = _begin_ids(described, backbone), {k: described[k] for k in LINEAGE if described.get(k)}
+        return LoadedModel(path, model.eval(), tokenizer, step, context, task, begin, lineage)
 
 
 def _begin_ids(described: Mapping[str, Any], backbone: BackboneConfig) -> list[int]:
@@ -237,8 +246,8 @@ def save_safetensors(loaded: LoadedModel, path: Path) -> None:
     model = loaded.model
     tokenizer = None if loaded.text_tokenizer is None else loaded.text_tokenizer.state()
     task = None if loaded.task is None else dict(loaded.task)
-    begins = {"begin_ids": list(loaded.begin_ids)} if loaded.begin_ids else {}
-    described = describe_model(model.config, model.heads_config, tokenizer, loaded.context, task, **begins)
+    more = dict(loaded.lineage) | ({"begin_ids": list(loaded.begin_ids)} if loaded.begin_ids else {})
+    described = describe_model(model.config, model.heads_config, tokenizer, loaded.context, task, **more)
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     partial = path.with_name(path.name + ".partial")
     try:

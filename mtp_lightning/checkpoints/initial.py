@@ -29,6 +29,8 @@ class Parent(NamedTuple):
     """The signature of a cell; of anything else, the name of its file."""
     weights: str
     """`weights_digest` of what was read."""
+    begin_ids: tuple[int, ...] = ()
+    """Tokens before every text, for its model (`LoadedModel.begin_ids`)."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -54,17 +56,18 @@ def load_initial(init: InitConfig, model: MTPModel, tokenizer: Any = None) -> Pa
     Raises:
         InputError: they are not there, are damaged, or do not fit; the model is as it was.
     """
-    path, source, state = _read(init)
+    path, source, described = _read(init)
+    state = described["tokenizer"]
     same = state is None or tokenizer is None or tokenizer.state() == state
     plan = make_plan(source, model, init, same)
     fill(model, source, plan)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"model.init: {summary(source, plan)}", file=sys.stderr, flush=True)
-    return Parent(parent_name(path), weights_digest(source.weights))
+    return Parent(parent_name(path), weights_digest(source.weights), tuple(described.get("begin_ids", ())))
 
 
-def _read(init: InitConfig, lazy: bool = False) -> tuple[Path, Source, Any]:
-    """(file, model, state of its tokenizer)."""
+def _read(init: InitConfig, lazy: bool = False) -> tuple[Path, Source, dict[str, Any]]:
+    """(file, model, what the file says of it)."""
     assert init.path is not None
     path = source_file(Path(init.path), lazy)
     in_place = path.is_file() and path.suffix != SAFETENSORS
@@ -72,7 +75,7 @@ def _read(init: InitConfig, lazy: bool = False) -> tuple[Path, Source, Any]:
         verify_checkpoint(path)  # then the optimizer's states may stay in the file
     stored = read_weights(path, lazy or in_place)
     source = Source(str(path), stored.backbone, stored.heads, stored.weights)
-    return path, source, stored.described["tokenizer"]
+    return path, source, stored.described
 
 
 def source_file(path: Path, lazy: bool = False) -> Path:

@@ -1,6 +1,8 @@
 """`mtp fit | validate`."""
 
 import os
+import shlex
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,6 +33,8 @@ def fit(args: Sequence[str]) -> int:
     without_advertisements()
     cli = MTPCLI(args, "mtp fit")
     root = Path(cli.trainer.default_root_dir)
+    if not cli.trainer.checkpoint_callbacks and cli.trainer.is_global_zero:
+        print("warning: nothing of this run is saved: trainer.callbacks has no checkpoint", file=sys.stderr)
     with naming_the_place(cli.origins):
         _fit(cli, root)
     if cli.trainer.is_global_zero:
@@ -120,7 +124,7 @@ def of_run(run: Path) -> list[str]:
     if not config.is_file():
         raise InputError(
             f"mtp validate: the run in '{folder}' has no {CONFIG}, as runs of earlier versions have not: say what it "
-            f"was trained with, as in mtp validate -c conf/base.yaml ... --ckpt_path {run}"
+            f"was trained with, as in mtp validate -c conf/base.yaml ... --ckpt_path {shlex.quote(str(run))}"
         )
     return ["-c", str(config), "--ckpt_path", str(find_checkpoint(run))]
 

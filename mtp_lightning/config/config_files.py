@@ -1,9 +1,12 @@
 """Where the configurations are: the checkout's `conf/` first, else the copy that the wheel carries."""
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.secrets import each_text
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT: Path | None = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
@@ -11,6 +14,12 @@ CHECKOUT: Path | None = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").
 CONF_DIR = CHECKOUT / "conf" if CHECKOUT else _PACKAGE / "conf"
 FOLDERS = ("conf", "experiments") if CHECKOUT else ("conf",)
 """Folders whose files are found from anywhere, beside `CONF_DIR`."""
+
+
+def literal(config: Any) -> Any:
+    """A resolved configuration as it is written into a file: what looks like an interpolation is text, such as a folder
+    called `${x}`. omegaconf takes a backslash before it away, and reads two as one."""
+    return each_text(config, lambda text: re.sub(r"(?<!\\)(\\*)(?=\$\{)", r"\1\1\\", text))
 
 
 def find_config(name: str, relative_to: Path | None = None) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,7 +22,7 @@ from typing_extensions import override
 from mtp_lightning.config.config_files import find_config
 from mtp_lightning.config.cross_checks import check_trainer, refused_by_trainer
 from mtp_lightning.config.keys.groups import refuse_wrong_groups
-from mtp_lightning.config.keys.key_origins import KeyOrigins
+from mtp_lightning.config.keys.key_origins import KeyOrigins, is_text
 from mtp_lightning.config.keys.linked_keys import LINKS, SEED_KEY, refuse_linked_keys
 from mtp_lightning.config.keys.parser import Parser, input_error_behind, refused_by_class
 from mtp_lightning.config.keys.plain_text import keep_text
@@ -170,8 +171,13 @@ class MTPCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         plugins = without_requeueing(self._get(self.config_init, "trainer.plugins"))
+        if plugins is not None:
+            kwargs["plugins"] = plugins
+        given = self._get(self.config_init, "trainer.callbacks") or []
+        if not any(isinstance(one, Checkpoint) for one in (given if isinstance(given, list) else [given])):
+            kwargs["enable_checkpointing"] = False  # or Lightning would add one of its own
         try:
-            trainer = super().instantiate_trainer(**kwargs, **({} if plugins is None else {"plugins": plugins}))
+            trainer = super().instantiate_trainer(**kwargs)
         except InputError:
             raise
         except Exception as error:  # Lightning and what it imports raise what they like of a setting
@@ -201,10 +207,9 @@ def resolve_config_paths(args: Sequence[str]) -> list[str]:
     """Command-line arguments with every `-c FILE` made absolute: in place, else among the shipped ones."""
     resolved, expects_path = [], False
     for arg in args:
-        if expects_path:
-            arg = str(find_config(arg))
-        elif arg.startswith("--config="):
-            arg = f"--config={find_config(arg.removeprefix('--config='))}"
+        config = arg if expects_path else arg.removeprefix("--config=")
+        if (expects_path or config != arg) and not is_text(config):
+            arg = arg.removesuffix(config) + str(find_config(config))
         expects_path = arg in ("-c", "--config")
         resolved.append(arg)
     return resolved

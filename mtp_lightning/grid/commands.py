@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mtp_lightning.config.cell import command
 from mtp_lightning.config.config_cache import cache_folder
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError
@@ -16,15 +17,22 @@ from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.equal_training import parse_at
 from mtp_lightning.grid.report.stages import report_stages
 from mtp_lightning.grid.run import logs
-from mtp_lightning.grid.run.display import counts, say, summary, writable, write_table
+from mtp_lightning.grid.run.display import say, summary, writable, write_table
 from mtp_lightning.grid.run.launch import run_here
 from mtp_lightning.grid.run.plan import TO_RUN, Cost, Total, check_budget, costs, plan_json, plan_table
 from mtp_lightning.grid.run.settle import settle_dead
 from mtp_lightning.grid.run.state import State, cell_state
-from mtp_lightning.grid.run.status import ACTIVE, CellStatus, read_status, status_rows, status_table, watch_status
+from mtp_lightning.grid.run.status import (
+    ACTIVE,
+    CellStatus,
+    read_status,
+    status_rows,
+    status_table,
+    watch_status,
+)
 from mtp_lightning.grid.slurm import client as slurm
 from mtp_lightning.grid.slurm.submissions import Submissions
-from mtp_lightning.grid.slurm.submit import fill_in, resources_text, submit_cells
+from mtp_lightning.grid.slurm.submit import fill_in, submit_cells, submitted_text, to_submit
 from mtp_lightning.grid.spec.cells import Cell, find_cell, load_cells
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
 from mtp_lightning.tracking.store import default_tracking_uri
@@ -244,36 +252,28 @@ class Grid:
         if parallel is not None and parallel < 1:
             raise InputError(f"max_parallel: {parallel} is not a number of cells; give 1 or more")
         total = Total.of(self.costs)
-        slurm.need_slurm(f"`mtp grid run {self.file}` runs the cells on this machine")
+        slurm.need_slurm(f"`{self._command('run')}` runs the cells on this machine")
         check_budget(self.spec, total)
         writable(self.folder)
         with self.submissions.locked():
             self.submissions.check()
             rows = status_rows(self.cells, self.submissions, self.submissions.update())
-            # `row.queued`: while a job is just ending, its cell is not submitted again
-            waiting = [row for row in rows if row.parent is not None and row.parent.state is not State.FINISHED]
-            ready = [row for row in rows if row.state in wanted and row.queued is None and row not in waiting]
+            ready = to_submit(rows, wanted)
             todo = [fill_in(row.cell, defaults) for row in ready]
             if todo:
                 self._prepare_charts()
-            made = submit_cells(self.spec.name, self.submissions, todo, parallel)
-        for one in made:
-            count = f"{len(one.cells)} cell{'s' if len(one.cells) != 1 else ''}"
-            say(f"job {one.job}: {count}, each with {resources_text(one.resources)}")
-        if waiting:
-            say(
-                f"{len(waiting)} begin with the weights of cells that are not finished: the same command submits them "
-                "once these are (a job of Slurm does not wait for another one)"
-            )
-        others = [row for row in rows if row not in ready and row not in waiting]
-        rest = f"; {counts([row.state.value for row in others])}" if others else ""
-        say(f"{len(todo)} of {len(rows)} cells submitted{rest}")
-        if failed := [row.cell.label for row in others if row.state is State.FAILED]:
-            say(f"{len(failed)} failed ({', '.join(failed)}); `mtp grid resume {self.file}` submits them again")
-        for row in others:
+            queued = {row.cell.signature: row.queued.id for row in rows if row.queued is not None}
+            made = submit_cells(self.spec.name, self.submissions, todo, parallel, queued)
+        say("\n".join(submitted_text(rows, ready, made, self._command("resume"))))
+        for row in rows:
             if row.state is State.DAMAGED:
                 say(f"warning: {row.cell.label}: damaged: {row.reason}", error=True)
         return 0
+
+    def _command(self, word: str) -> str:
+        """Another command for the same grid, to be pasted into a shell."""
+        runs = () if self.runs == Path("runs") else ("--runs", str(self.runs))
+        return command("grid", word, self.file, *runs)
 
     def _warn(self, slurm_problem: str | None) -> None:
         for problem in self.submissions.problems:

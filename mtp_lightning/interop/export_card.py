@@ -1,6 +1,6 @@
 """The model card of an exported folder: what it is, how it is used, what was compared, how it was trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +39,11 @@ class Source(NamedTuple):
     """What else its folder says: tokens seen, the MLflow run, parents."""
 
 
-def read_source(checkpoint: Path, step: int) -> Source:
-    """What the folder of a run says of itself. Nothing of it is needed: a checkpoint may lie anywhere.
+def read_source(checkpoint: Path, step: int, lineage: Mapping[str, Any]) -> Source:
+    """What a checkpoint and the folder of its run say of themselves. Nothing of it is needed: it may lie anywhere.
+
+    Args:
+        lineage: `LoadedModel.lineage`.
 
     Raises:
         DamagedError: a file of a run that is damaged.
@@ -56,22 +59,21 @@ def read_source(checkpoint: Path, step: int) -> Source:
     run_id = read_state(folder / "mlflow_run_id")
     if run_id:
         facts["MLflow run"] = run_id.strip()
-    parents = _parents(read_state(folder / "config.yaml"))
-    if parents:
-        facts["Initialised from"] = parents
+    facts |= _begun_from(lineage)
     return Source(f"{folder.name}/{checkpoint.name}", step, metrics, facts)
 
 
-def _parents(config: str | None) -> str:
-    """What a run was initialised from, by its configuration."""
-    import yaml
-
-    try:
-        init: Any = ((yaml.safe_load(config or "") or {}).get("model") or {}).get("init") or {}
-    except (yaml.YAMLError, AttributeError):
-        return ""
-    path = init.get("path") if isinstance(init, dict) else init
-    return "/".join(Path(str(path)).parts[-2:]) if path else ""
+def _begun_from(lineage: Mapping[str, Any]) -> dict[str, str]:
+    """Names without the folders of whoever trained it; the digests say which weights they were."""
+    facts = {}
+    if parent := lineage.get("parent"):
+        facts["Initialised from"] = f"{parent['name']} (weights {parent['weights']})"
+    if parents := lineage.get("parents"):
+        named = ("/".join(Path(one["path"]).parts[-2:]) + f" ({one['share']:.3g})" for one in parents)
+        facts["Average of"] = ", ".join(named)
+    if imported := lineage.get("imported"):
+        facts["Imported from"] = f"the layout {imported['layout']}, {imported.get('model_type') or 'as released'}"
+    return facts
 
 
 def card(title: str, heads: HeadsConfig, exported: Exported, proof: Proof | None, source: Source) -> str:

@@ -153,7 +153,7 @@ def write_hf(
         write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context)
     write_code(folder, code_files(exported), exported.family)
     proof = prove(folder, loaded.model, exported, tokenizer) if verify else None
-    source = read_source(loaded.path, loaded.step)
+    source = read_source(loaded.path, loaded.step, loaded.lineage)
     write_text(folder / "README.md", card(out.absolute().name, loaded.model.heads_config, exported, proof, source))
     return UNPROVEN if proof is None else proven(proof)
 

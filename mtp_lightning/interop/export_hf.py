@@ -10,6 +10,7 @@ server read it; a list of widths would need code that only `transformers` runs.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -118,8 +119,7 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
         if heads.kind == "recurrent" and count > 2:
             changes.append(f"The one module of heads 2 to {count} is written {count - 1} times.")
     tensors = {name: tensor.detach().to(dtype or model.embedding.weight.dtype) for name, tensor in tensors.items()}
-    config = hf_config(backbone, path_layers(backbone, heads))
-    config |= {"intermediate_size": width, "tie_word_embeddings": tied, "initializer_range": backbone.init_std}
+    config = hf_config(replace(backbone, ffn_dim=width, tie_embeddings=tied), path_layers(backbone, heads))
     family = config["architectures"][0].removesuffix("ForCausalLM")
     config |= _heads_config(backbone, heads, layout, family, count) | {"dtype": _dtype_name(tensors)}
     return Exported(layout, family, count, config, tensors, changes)

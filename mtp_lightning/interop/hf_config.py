@@ -264,6 +264,7 @@ def hf_config(backbone: BackboneConfig, n_layers: int, context: int = 2048) -> d
         "rope_scaling": None if scaling.kind == "default" else {"rope_type": scaling.kind, **_given(ours)},
         "tie_word_embeddings": backbone.tie_embeddings,
         "max_position_embeddings": context,
+        "initializer_range": backbone.init_std,
         **({"attention_bias": False, "mlp_bias": False} if kind == "llama" else {}),
         **({"sliding_window": None} if kind == "mistral" else {}),
         **({"use_sliding_window": False, "sliding_window": None} if kind.startswith("qwen") else {}),

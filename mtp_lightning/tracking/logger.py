@@ -18,7 +18,7 @@ from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.begin import PROCESS, RUN_FILE, begun_run, new_run, not_held, read_run_id, settle
 from mtp_lightning.tracking.journal import JOURNAL, check_journal
 from mtp_lightning.tracking.machine import SYSTEM, start_monitor
-from mtp_lightning.tracking.params import as_parameters
+from mtp_lightning.tracking.params import LENGTH, as_parameters, refuse_changes
 from mtp_lightning.tracking.patience import PATIENCE
 from mtp_lightning.tracking.provenance import provenance
 from mtp_lightning.tracking.read import infinity_restored
@@ -34,10 +34,6 @@ from mtp_lightning.tracking.store import (
     whole_uri,
 )
 from mtp_lightning.tracking.writer import BRIEFLY, RunWriter
-
-LENGTH = "trainer.max_steps"
-"""The parameter that may change when a run is continued. MLflow keeps the one that the run was begun with; the tag
-`mtp.max_steps` holds the new one."""
 
 
 class MLflowRunLogger(Logger):
@@ -149,15 +145,7 @@ class MLflowRunLogger(Logger):
         if not has_store(self.tracking_uri):
             raise not_held(self.tracking_uri, self.directory, run_id)
         run = begun_run(connect(self.tracking_uri), run_id, self.tracking_uri, self.directory)
-        self._refuse_changes(as_parameters(params), run.data.params)
-
-    def _refuse_changes(self, params: Mapping[str, str], begun_with: Mapping[str, str]) -> None:
-        for key, value in params.items():
-            if key != LENGTH and begun_with.get(key, value) != value:
-                raise InputError(
-                    f"{key} is {value}, but the run in '{self.directory}' was begun with {begun_with[key]}: "
-                    "continue it as it was, or give a new folder"
-                )
+        refuse_changes(as_parameters(params), run.data.params, self.directory)
 
     def _remembered(self) -> str | None:
         """The id of the MLflow run that `directory` remembers."""
@@ -257,7 +245,7 @@ class MLflowRunLogger(Logger):
         if self._writer is None:
             self.check(params)
         writer, flat = self.writer, as_parameters(params)
-        self._refuse_changes(flat, self._params)
+        refuse_changes(flat, self._params, self.directory)
         writer.log_params({key: value for key, value in flat.items() if key not in self._params})
         if flat.get(LENGTH) != self._params.get(LENGTH, flat.get(LENGTH)):
             writer.set_tags({"mtp.max_steps": flat[LENGTH]})

@@ -8,13 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from mtp_lightning.errors import InputError
 from mtp_lightning.secrets import known_secrets, mask
 
 VALUE_LIMIT = 6000
 NAME_LIMIT = 250
 """What MLflow takes in a parameter's value, and in a name."""
+LENGTH = "trainer.max_steps"
+"""The parameter that may change when a run is continued. MLflow keeps the one that the run was begun with; the tag
+`mtp.max_steps` holds the new one."""
 _NAME = re.compile(r"[\w\-. :/]+")
 
 
@@ -43,6 +48,19 @@ def as_parameters(params: object) -> dict[str, str]:
     """
     known = known_secrets()
     return {checked_name("parameter", key): shorten(mask(_text(value), known)) for key, value in flatten(params)}
+
+
+def refuse_changes(params: Mapping[str, str], begun_with: Mapping[str, str], directory: Path | None) -> None:
+    """
+    Raises:
+        InputError: a value other than the one that the run was begun with.
+    """
+    for key, value in params.items():
+        if key != LENGTH and begun_with.get(key, value) != value:
+            raise InputError(
+                f"{key} is {value}, but the run in '{directory}' was begun with {begun_with[key]}: continue it as it "
+                "was, or give a new folder"
+            )
 
 
 def flatten(params: object, prefix: str = "") -> Iterator[tuple[str, object]]:

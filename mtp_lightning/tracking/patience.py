@@ -59,7 +59,7 @@ def with_patience(call: Callable[[], T], uri: str, away: float = PATIENCE) -> T:
         except (MlflowException, OperationalError, RequestException) as error:
             for words, number in _DISK_TROUBLE.items():
                 if words in str(error):
-                    file = uri.removeprefix("sqlite:///")
+                    file = uri.partition(":///")[2]
                     raise OSError(number, f"MLflow cannot write ({words})", file) from error
             if _is_away(error, uri):
                 wait = min(wait, LONGEST_WAIT)
@@ -76,7 +76,7 @@ def with_patience(call: Callable[[], T], uri: str, away: float = PATIENCE) -> T:
 def _is_away(error: "MlflowException | OperationalError | RequestException", uri: str) -> bool:
     """No connection, no answer in time, or one that says try later. MLflow gives all of these the status 500 and above
     or 429; what it refuses for good is in the 400s. Files go by requests of their own."""
-    if uri.startswith("sqlite:"):
+    if uri.startswith("sqlite"):
         return False
     answer = getattr(error, "response", None)
     status = getattr(error, "get_http_status_code", lambda: 503 if answer is None else answer.status_code)()

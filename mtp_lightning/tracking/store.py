@@ -20,7 +20,9 @@ RUNS = Path("runs")
 """Default folder of everything that runs write, below the working directory."""
 KEY = "trainer.logger.init_args.tracking_uri"
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
-_SQLITE = "sqlite:///"
+_SQLITE, _ESCAPED = "sqlite:///", "sqlite+pysqlite:///"
+"""An address with its path as it is, and one with the path's `%` and `?` escaped. SQLAlchemy reads both with escapes;
+of the first, MLflow also makes the folder as it is written, which is why it cannot hold any."""
 _LONGEST_NAME = 200
 """Of a file, less than the 255 bytes of most disks: MLflow writes some that are longer."""
 
@@ -49,11 +51,20 @@ def whole_uri(uri: str) -> str:
 
 
 def _below(runs: Path) -> str:
-    return f"{_SQLITE}{(runs.absolute() / 'mlflow.db').as_posix()}"
+    return _address(runs.absolute() / "mlflow.db")
+
+
+def _address(file: Path) -> str:
+    path = file.as_posix()
+    if "?" not in path and unquote(path) == path:
+        return _SQLITE + path
+    return _ESCAPED + path.replace("%", "%25").replace("?", "%3F")
 
 
 def sqlite_file(uri: str) -> Path | None:
     """The database file of a SQLite store, None for any other."""
+    if uri.startswith(_ESCAPED):
+        return Path(unquote(uri.removeprefix(_ESCAPED)))
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
@@ -76,11 +87,17 @@ def check_uri(uri: str) -> None:
             f"give sqlite:////path/mlflow.db or http://HOST:PORT, or leave it out for {_below(RUNS)}"
         )
     file = sqlite_file(uri)
-    # SQLAlchemy decodes `%41`, MLflow makes the folder of the address as it is: there is no right way to write either.
-    if file is not None and ("?" in uri or unquote(uri) != uri or not uri.isprintable()):
+    if file is None:
+        return
+    if not str(file).isprintable():
         raise InputError(
-            f"{KEY} is {uri!r}: the address of a SQLite store cannot have a question mark, a line break or another "
-            "control character, nor what reads as an escape (%41); give another folder"
+            f"{KEY} is {uri!r}: the address of a SQLite store cannot have a line break or another control character; "
+            "give another folder"
+        )
+    if "?" in uri or (uri.startswith(_SQLITE) and unquote(uri) != uri):
+        raise InputError(
+            f"{KEY} is {uri!r}: after sqlite:/// there can be neither a question mark nor what reads as an escape "
+            f"(%41); where that is the file's name, give {_address(file)}"
         )
 
 
@@ -158,7 +175,7 @@ def _make_store(file: Path, uri: str) -> None:
     root = artifact_root(uri)
     assert root is not None
     make_store: Any = SqlAlchemyStore  # untyped
-    with_patience(lambda: make_store(f"{_SQLITE}{scratch.as_posix()}", root), uri).engine.dispose()
+    with_patience(lambda: make_store(_address(scratch.absolute()), root), uri).engine.dispose()
     os.replace(scratch, file)
 
 

@@ -69,7 +69,7 @@ def find_experiment(uri: str, name: str | None) -> "Experiment":
         InputError: no such store or experiment.
         StoreAwayError: a server that does not answer.
     """
-    if not is_server(uri) and not uri.startswith(("sqlite:", "postgresql", "mysql", "mssql")):
+    if not is_server(uri) and not uri.startswith(("sqlite", "postgresql", "mysql", "mssql")):
         raise InputError(f"uri: '{mask(uri)}' is neither a database nor a server that MLflow's pages could come from")
     client = connect_existing(uri)
     experiments = with_patience(lambda: client.search_experiments(order_by=["creation_time DESC"]), uri, away=1.0)

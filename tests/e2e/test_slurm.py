@@ -12,10 +12,12 @@ import test_grid_fakes
 from slurm_cluster import WHOLE, Cluster, cluster, slurm
 from test_grid_fakes import GRID, ONE, FakeHouse, cells_of, grid_file, house, starts, states
 
+from mtp_lightning.config.cell import command
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.run.attempts import read_attempts
 from mtp_lightning.grid.slurm.submissions import Submissions
+from mtp_lightning.grid.spec import cell_maker
 from mtp_lightning.grid.spec.cells import Cell
 
 __all__ = ["cluster", "house", "slurm"]
@@ -79,7 +81,7 @@ def test_one_cell_fails_the_others_finish_and_resume_submits_it_alone(
     grid().submit()
     shown = capsys.readouterr().out
     assert "0 of 6 cells submitted; 5 finished, 1 failed" in shown
-    assert "1 failed (n_future=4 seed=1); `mtp grid resume grid.yaml` submits them again" in shown
+    assert f"1 failed (n_future=4 seed=1); `{command('grid', 'resume', 'grid.yaml')}` submits them again" in shown
     grid().logs("n_future=4 seed=1", lines=1)
     assert capsys.readouterr().out == "bad luck\n"
 
@@ -89,6 +91,51 @@ def test_one_cell_fails_the_others_finish_and_resume_submits_it_alone(
     cluster.until(lambda: not cluster.jobs())
     assert states(cells) == ["finished"] * 6
     assert [starts(cell) for cell in cells] == [1, 1, 1, 1, 1, 3]
+
+
+CHAIN = """\
+name: chain
+configs: [base.yaml]
+overrides: {trainer.max_steps: 5}
+seeds: [0, 1]
+stages:
+  - {name: first, axes: {model.heads.n_future: [1]}}
+  - {name: second, from: first}
+"""
+ONE_PARENT_FAILS = """
+first = "path: null" in text
+time.sleep(2 * first)
+if first and seed == 1 and not os.path.exists("mended"):
+    sys.exit(5)
+(cell.parent / "order").open("a").write(f"{'first' if first else 'second'} {seed}\\n")
+finish()
+"""
+
+
+@pytest.mark.slow
+def test_a_stage_waits_for_the_one_it_comes_from(
+    cluster: Cluster,
+    house: FakeHouse,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Cell by cell; what waits for one that fails leaves the queue, and comes again with it."""
+    init = {"path": None, "heads": "keep", "unembedding": "keep"}
+    monkeypatch.setitem(test_grid_fakes.CONFIG, "model", {**test_grid_fakes.CONFIG["model"], "init": init})
+    monkeypatch.setattr(cell_maker, "check_chained", lambda *_: None)
+    house.script = ONE_PARENT_FAILS
+    grid_file(tmp_path, CHAIN)
+    assert grid().submit() == 0
+    assert "4 of 4 cells submitted" in capsys.readouterr().out
+    cluster.until(lambda: not cluster.jobs())
+    assert [row["state"] for row in rows()] == ["finished", "failed", "finished", "blocked"]
+    (tmp_path / "mended").touch()
+    assert grid().resume() == 0
+    cluster.until(lambda: not cluster.jobs())
+    assert [row["state"] for row in rows()] == ["finished"] * 4
+    order = (tmp_path / "runs/order").read_text().splitlines()
+    assert order == ["first 0", "second 0", "first 1", "second 1"]
 
 
 KILLED = """

@@ -25,6 +25,7 @@ from mtp_lightning.data.command import train_bpe
 from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import load_tokenizer
 from mtp_lightning.errors import InputError
+from mtp_lightning.grid import commands
 
 
 class SilentChangeError(Exception):
@@ -179,6 +180,8 @@ class States(Target):
         (self.cell / "failure.json").write_text('{"error": "ValueError", "message": "it was", "where": "here.py:1"}')
         self.files = [path for path in self.cell.iterdir() if path.is_file() and path.suffix in (".json", "", ".jsonl")]
         self.whole = {path: path.read_bytes() for path in self.files}
+        loaded = commands.Grid("grid.yaml")._loaded
+        commands.Grid._loaded = property(lambda _: loaded)  # type: ignore[assignment]  # the grid's file is whole
 
     def use(self, chance: random.Random) -> str:
         path = chance.choice(self.files)

@@ -236,6 +236,27 @@ def test_told_to_stop_at_its_last_step_a_run_just_ends(fit: Fit, tmp_path: Path)
     assert {n: signal.getsignal(n) for n in checkpointing.STOPPING} == before
 
 
+def test_after_an_exception_signals_are_not_noted_any_more(fit: Fit) -> None:
+    """While loggers end the run, which with a server away may take long, Ctrl-C ends it."""
+    seen: dict[int, Any] = {}
+
+    class Broken(pl.Callback):
+        @override
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 2:
+                raise RuntimeError("broken")
+
+    class Ending(Recorder):
+        @override
+        def finalize(self, status: str) -> None:
+            seen.update({n: signal.getsignal(n) for n in checkpointing.STOPPING})
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fit([Broken(), PeriodicCheckpoint()], logger=Ending())
+    assert len(seen) == 4
+    assert not [n for n, handler in seen.items() if getattr(handler, "__func__", None) is PeriodicCheckpoint._note]
+
+
 def test_a_second_ctrl_c_does_not_wait(fit: Fit, tmp_path: Path) -> None:
     class Twice(pl.Callback):
         @override

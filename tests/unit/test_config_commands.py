@@ -57,6 +57,17 @@ def test_a_run_is_validated_by_its_folder_alone(folder: Path, capsys: pytest.Cap
     assert numbers(capsys.readouterr().out) != found[0], "flags go on top"
 
 
+def test_without_a_checkpoint_callback_nothing_is_saved_and_that_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning would add one of its own, whose files `ckpt_path: auto` does not know."""
+    assert fit("runs/bare", "--trainer.callbacks=null", "--trainer.logger=false", "--trainer.max_steps=3") == 0
+    assert not list(folder.glob("runs/bare/**/*.ckpt"))
+    shown = capsys.readouterr()
+    assert "warning: nothing of this run is saved" in shown.err
+    assert "no checkpoint was saved" in shown.out
+
+
 def test_validation_writes_its_metrics_for_programs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "runs/one", "--json", "metrics.json"]) == 0
     printed, written = numbers(capsys.readouterr().out), json.loads((folder / "metrics.json").read_text())

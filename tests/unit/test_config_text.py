@@ -8,8 +8,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from mtp_lightning.config.config_files import find_config
+from mtp_lightning.config.config_files import find_config, literal
 from mtp_lightning.config.keys.key_origins import arguments
 from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.config.one_config import parse_config
@@ -85,7 +86,32 @@ def test_null_unsets(cli: MTPCLI) -> None:
     assert by_file(cli, PATH, "'null'") == "null"
     assert by_flag(cli, "data.init_args.tokenizer", "null") == "null", "which can hold nothing but text"
     assert by_grid(cli, PATH, "null") is None
-    assert by_grid(cli, PATH, "123") == "123"
+
+
+@pytest.mark.parametrize("key", [PATH, "data.init_args.tokenizer", "trainer.default_root_dir"])
+def test_a_grid_says_what_a_file_says(cli: MTPCLI, key: str) -> None:
+    """What is quoted is text, and what YAML reads as something else is no text."""
+    for text in ("'null'", "'yes'", "'off'", "'010'", "'é\U0001f600'", '"a\\tb\\x85"'):
+        quoted = by_file(cli, key, text)
+        assert by_grid(cli, key, text) == quoted == yaml.safe_load(text)
+    for text in ("yes", "off", "010", "1e3", "[a]"):
+        for way in (by_file, by_grid):
+            with pytest.raises(InputError, match="it has to be text"):
+                way(cli, key, text)
+
+
+@given(st.text("\\\\${}a.:/", max_size=12))
+def test_what_looks_like_an_interpolation_is_text_in_a_written_configuration(text: str) -> None:
+    """Resolved as jsonargparse does it: all of it, once, where a `${` is in it."""
+    config = {"a": [f"${{{text}"]}
+    assert OmegaConf.to_container(OmegaConf.create(literal(config)), resolve=True) == config
+
+
+def test_a_folder_called_like_an_interpolation(cli: MTPCLI) -> None:
+    name = "runs/${trainer.max_steps}/\\${x"
+    Path("mine.yaml").write_text(dump_yaml(literal({"trainer": {"default_root_dir": name}})), encoding="utf-8")
+    config = cli.parsed_from([*BASE, "-c", "mine.yaml"]).config
+    assert [config.trainer.default_root_dir, config.trainer.logger.init_args.directory] == [name, name]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"])) | st.sampled_from(["1e3", "08", "0o7", "1:30", "off"]))

@@ -11,14 +11,16 @@ from small_runs import fit, make_folder
 from test_checkpoints import save
 from tiny import tiny_backbone
 
+from mtp_lightning.checkpoints.description import describe
 from mtp_lightning.checkpoints.files import load_model
+from mtp_lightning.checkpoints.initial import Parent
 from mtp_lightning.checkpoints.select import find_checkpoint
 from mtp_lightning.cli import main
 from mtp_lightning.data import SourceConfig, TokenDataModule
 from mtp_lightning.data.command import prepare_command, train_bpe
 from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.documents import Document, documents
-from mtp_lightning.data.loader import ValidationWindows
+from mtp_lightning.data.loader import TrainingWindows, ValidationWindows
 from mtp_lightning.data.stories.generator import stories, tell
 from mtp_lightning.data.stories.questions import SEED
 from mtp_lightning.data.tokens.heldout import heldout_pairs
@@ -69,6 +71,32 @@ def test_one_number_a_document_says_where_its_answer_begins(file: Path) -> None:
     assert sorted(found) == sorted(PAIRS)
     assert 3 <= len(stored(data.validation_store)) <= 15
     assert data.train_store.meta.account == {"files": 1, "left_out": []}
+
+
+def test_questions_begin_as_their_tokenizers_texts_do(file: Path, tmp_path: Path) -> None:
+    """As Llama's do; a model that was imported has never seen one without."""
+    from tokenizers import Tokenizer, processors
+
+    fast = Tokenizer.from_str(train_bpe(iter([text for pair in PAIRS for text in pair]), 280))
+    fast.add_special_tokens(["<s>"])
+    begin = fast.token_to_id("<s>")
+    fast.save(str(tmp_path / "plain.json"))
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    fast.save(str(tmp_path / "begins.json"))
+    files = [str(tmp_path / name) for name in ("plain.json", "begins.json")]
+    plain, data = (module(file, tokenizer=name, vocab_size=begin + 1) for name in files)
+    store, without = data.train_store, plain.train_store
+    starts = store.document_starts
+    assert (store.read(0, len(store)) == begin).nonzero()[0].tolist() == starts.tolist()
+    assert store.answer_starts is not None
+    assert without.answer_starts is not None
+    assert (store.answer_starts - starts - 1 == without.answer_starts - without.document_starts).all()
+    assert (plain.begin_ids, data.begin_ids) == ([], [begin])
+    described = describe(MTPModel(tiny_backbone(), HeadsConfig(1)), data, "none", None)
+    assert described["begin_ids"] == [begin]
+    parent = Parent("a", "b", (7,))
+    described = describe(MTPModel(tiny_backbone(), HeadsConfig(1)), plain, "none", parent)
+    assert (described["begin_ids"], described["parent"]) == ([7], {"name": "a", "weights": "b"})
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
@@ -329,6 +357,33 @@ def test_the_command_makes_shards_that_are_trained_on(file: Path, tmp_path: Path
     direct = module(file, batch_size=2)
     a, b = (d._reader()(np.arange(5)) for d in (data, direct))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_two_ranks_share_the_windows_of_one(file: Path) -> None:
+    """Row by row, so that their means over what counts are one's."""
+    reader = module(file)._reader()
+    for index in (0, 3):
+        whole, *halves = (TrainingWindows(reader, 4, rank, of)[index] for rank, of in ((0, 1), (0, 2), (1, 2)))
+        for key, rows in whole.items():
+            assert torch.equal(rows[0::2], halves[0][key])
+            assert torch.equal(rows[1::2], halves[1][key])
+        assert whole["loss_mask"].any(dim=1).all()
+
+
+@pytest.mark.slow
+def test_a_shipped_configuration_trains_on_pairs_of_stories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path)
+    sizes = ("--data.source.max_documents=200", "--data.context=1000", "--data.batch_size=2", "--data.val_windows=4")
+    short = (
+        "--model.schedule.warmup_steps=1",
+        "--trainer.max_steps=2",
+        "--trainer.val_check_interval=2",
+        "--trainer.logger=false",
+    )
+    unset = ("--data.source.path=null",)
+    assert fit("run", "-c", "conf/data/story_pairs.yaml", *unset, *sizes, *short) == 0
+    assert json.loads((tmp_path / "run/result.json").read_text())["step"] == 2
 
 
 def test_a_run_is_scored_on_answers_alone(

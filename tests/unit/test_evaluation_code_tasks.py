@@ -4,8 +4,10 @@ import gzip
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -161,6 +163,15 @@ def test_mbpp(tmp_path: Path, sandbox: Sandbox) -> None:
     assert list(mbpp(tmp_path / "mbpp.jsonl", whole=True).prompts) == [f"Mbpp/{i}" for i in (2, 3, 4, 11, 600)]
     with pytest.raises(InputError, match="no problem 3, and 2, 3 and 4 are MBPP's worked examples"):
         mbpp(write(tmp_path / "few.jsonl", mbpp_row(2), mbpp_row(4)))
+
+
+def test_a_slow_solution_of_mbpp_has_its_time_and_no_other(tmp_path: Path) -> None:
+    task = mbpp(write(tmp_path / "mbpp.jsonl", *map(mbpp_row, (2, 3, 4, 122, 123))))
+    usual = Limits(memory_mb=256)
+    task.prepare(cast(Sandbox, SimpleNamespace(limits=usual)))
+    slow, other = (task.jobs(name, "")[0].program.limits for name in ("Mbpp/123", "Mbpp/122"))
+    assert other is None, "the sandbox's own"
+    assert slow == replace(usual, cpu_seconds=20.0)
 
 
 def test_mbpp_sanitized(tmp_path: Path, sandbox: Sandbox) -> None:
@@ -332,8 +343,9 @@ def test_stubs_fail_quickly(bench: Path, sandbox: Sandbox) -> None:
 @pytest.mark.slow
 def test_all_canonical_solutions_pass(bench: Path, sandbox: Sandbox) -> None:
     assert canonical(humaneval(bench / "HumanEval.jsonl.gz"), sandbox) == ({"": 164}, 164)
-    assert canonical(mbpp(bench / "mbpp.jsonl"), sandbox) == ({"": 500}, 500)
-    assert canonical(mbpp(bench / "sanitized-mbpp.json", whole=True), sandbox) == ({"": 427}, 427)
+    with Sandbox(workers=2) as usual:  # with the limits that `mtp evaluate` has by default
+        assert canonical(mbpp(bench / "mbpp.jsonl"), usual) == ({"": 500}, 500)
+        assert canonical(mbpp(bench / "sanitized-mbpp.json", whole=True), usual) == ({"": 427}, 427)
     assert canonical(cruxeval(bench / "cruxeval.jsonl", "output"), sandbox) == ({"": 800}, 800)
     assert canonical(cruxeval(bench / "cruxeval.jsonl", "input"), sandbox) == ({"": 800}, 800)
 

@@ -20,7 +20,7 @@ from mtp_lightning.grid.spec.cells import axis_names, baseline_values
 from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.spec.resources import Resources
 from mtp_lightning.grid.spec.settings import find_settings
-from mtp_lightning.grid.spec.signature import canonical
+from mtp_lightning.grid.spec.signature import Number, canonical
 
 GRID = """\
 name: g
@@ -42,6 +42,20 @@ def test_a_group_advances_together_where_its_first_axis_stands(tmp_path: Path) -
     assert labels(tmp_path, more) == [
         f"n_future={n} width={width} n_layers={layers}" for n in (1, 2, 4) for width, layers in ((8, 4), (16, 6))
     ]
+
+
+def test_one_batch_and_all_of_them_are_two_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`1.0` of Lightning's keys that take a number or a share; of other keys 1 and 1.0 are one value."""
+    monkeypatch.setitem(CONFIG["trainer"], "limit_val_batches", None)
+    grid = "name: g\nconfigs: [base.yaml]\naxes: {trainer.limit_val_batches: [1, 1.0, 0.5]}\n"
+    cells = cells_of(tmp_path, f"{grid}baseline: {{trainer.limit_val_batches: 1.0}}\n")
+    assert [cell.label for cell in cells] == [f"limit_val_batches={value}" for value in ("1", "1.0", "0.5")]
+    assert [cell.baseline for cell in cells] == [False, True, False]
+    assert len({cell.signature for cell in cells}) == 3
+    (left,) = cells_of(tmp_path, f"{grid}exclude: [limit_val_batches < 1, limit_val_batches == 1.0]\n")
+    assert [left.values, type(left.values["trainer.limit_val_batches"])] == [{"trainer.limit_val_batches": 1}, Number]
+    with pytest.raises(InputError, match=r"limit_val_batches: 1.0 is given twice"):
+        cells_of(tmp_path, grid.replace("0.5", "1.0"))
 
 
 def test_what_is_excluded_is_left_out(tmp_path: Path) -> None:

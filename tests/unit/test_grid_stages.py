@@ -5,16 +5,22 @@ from typing import Any
 
 import pytest
 import test_grid_fakes
-from test_grid_fakes import FakeResolver, grid_file, launch, load_grid, starts, states
+from test_grid_fakes import FakeHouse, FakeResolver, finish, grid_file, house, launch, load_grid, starts, states
 from test_grid_schema import VALIDATOR
+from test_grid_slurm_fakes import FakeSlurm, slurm
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.run.process import fit_config
-from mtp_lightning.grid.run.state import State
+from mtp_lightning.grid.run.state import State, Status
 from mtp_lightning.grid.run.status import read_status
+from mtp_lightning.grid.slurm import submit
+from mtp_lightning.grid.slurm.submissions import Submissions
 from mtp_lightning.grid.spec import cell_maker
 from mtp_lightning.grid.spec.cells import Cell, expand, find_cell, load_cells
 from mtp_lightning.yaml_lines import read_yaml
+
+__all__ = ["house", "slurm"]
 
 CHAIN = """\
 name: chain
@@ -147,6 +153,47 @@ def test_a_failed_parent_blocks_what_begins_with_it_and_nothing_else(tmp_path: P
     assert rows[blocked[-1].label].json()["parent"] == blocked[-1].parent
     launched, _ = launch(cells)  # once it is well, all of them run
     assert states(cells) == ["finished"] * 9
+
+
+def test_on_slurm_a_child_begins_when_its_parent_has_ended_well(
+    slurm: FakeSlurm,
+    house: FakeHouse,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(submit, "checkout", lambda: None)
+    cells = chain(tmp_path, CHAIN.replace("[0, 1]", "[0]", 1))
+    finish(cells[0])
+
+    def waits() -> list[str]:
+        """What the arrays that were submitted since the last call wait for."""
+        calls = slurm.folder / "calls"
+        lines = [line for line in calls.read_text().splitlines() if line.startswith("sbatch --parsable")]
+        calls.unlink()
+        assert all(("--kill-on-invalid-dep=yes" in line) == ("afterok" in line) for line in lines)
+        return [line.partition("afterok:")[2].partition(" ")[0] for line in lines]
+
+    Grid("grid.yaml").submit()
+    assert waits() == ["", "7_1", "7_2", "8_0", "8_1"]
+    assert slurm.elements() == ["7_0", "7_1", "7_2", "8_0", "8_1", "9_0", "10_0", "11_0"]
+    ids = {name: element.id for name, element in Submissions(tmp_path / "runs").elements({}).items()}
+    assert [ids[str(cell.parent)] for cell in cells[4:]] == ["7_1", "7_1", "7_2", "8_0", "8_1"]
+    Grid("grid.yaml").submit()
+    assert "0 of 9 cells submitted; 8 queued, 1 finished" in capsys.readouterr().out
+
+    slurm.empty()  # the parent of the two failed, so that Slurm dropped what waited for it; the others ended
+    for cell in (cells[1], cells[3], cells[6]):
+        finish(cell)
+    cells[2].directory.mkdir()
+    Status(State.FAILED.value, 1, host="node1", started_at=0.0, job="7_1").write(cells[2].directory)
+    Grid("grid.yaml").submit()
+    shown = capsys.readouterr().out
+    assert "4 begin with the weights of cells that are neither finished nor in Slurm's queue" in shown
+    assert "0 of 9 cells submitted" in shown
+    (slurm.folder / "calls").unlink()
+    Grid("grid.yaml").resume()
+    assert waits() == ["", "7_0", "8_0", "8_1"]
 
 
 def test_a_cell_is_found_by_its_stage_and_label(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from test_grid_fakes import GRID, ONE, cells_of, finish, grid_file, house, start
 from test_grid_slurm_fakes import FakeSlurm, slurm
 
 from mtp_lightning.cli import main
+from mtp_lightning.config.cell import command
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import FileLock
 from mtp_lightning.grid.commands import Grid
@@ -71,7 +72,7 @@ def test_missing_and_interrupted_cells_are_submitted_and_failed_ones_named(
     assert record.cells == tuple(cell.signature for cell in (cells[2], *cells[4:]))
     shown = capsys.readouterr().out
     assert "3 of 6 cells submitted; 1 finished, 1 failed, 1 running" in shown
-    assert "1 failed (n_future=1 seed=1); `mtp grid resume grid.yaml` submits them again" in shown
+    assert f"1 failed (n_future=1 seed=1); `{command('grid', 'resume', 'grid.yaml')}` submits them again" in shown
     call(Grid.resume)
     assert [list(one.cells) for one in records()[1:]] == [[cells[1].signature]]
     assert slurm.elements() == ["7_0", "7_1", "7_2", "8_0"]

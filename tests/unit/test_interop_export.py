@@ -149,18 +149,33 @@ def _write(folder: Path, exported: export_hf.Exported) -> Path:
     return folder
 
 
+BEGUN = (
+    "| Initialised from | fit/step-30.ckpt (weights 0123abcd) |",
+    "| Average of | soup/a.ckpt (0.25) |",
+    "| Imported from | the layout hf, llama |",
+)
+
+
 def test_a_folder_says_what_it_is_and_what_was_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = trained(HeadsConfig(n_future=3, kind="sequential"))
     run = tmp_path / "mine"
     (run / "checkpoints").mkdir(parents=True)
     metrics = {"val/loss/head_1": 1.25, "perf/peak_memory_bytes": 9.0}
     (run / "result.json").write_text(json.dumps({"step": 7, "tokens": 1000, "metrics": metrics}))
-    (run / "config.yaml").write_text("model: {init: {path: runs/parent/x.ckpt}}\n")
-    source = save(run / "checkpoints" / "a.safetensors", model)
+    lineage = {
+        "parent": {"name": "fit/step-30.ckpt", "weights": "0123abcd"},
+        "parents": [{"path": f"{tmp_path}/soup/a.ckpt", "share": 0.25, "step": 3, "sha256": "1"}],
+        "imported": {"layout": "hf", "model_type": "llama"},
+    }
+    first = run / "first.safetensors"
+    save_safetensors(LoadedModel(first, model, ByteTokenizer(), 7, 64, None, lineage=lineage), first)
+    source = run / "checkpoints" / "a.safetensors"
+    assert main(["export", str(first), str(source)]) == 0
+    first.unlink()
     out = tmp_path / "out"
     assert main(["export", str(source), str(out), "--to", "hf", "--shard_gb", "0.0001", "--dtype", "bfloat16"]) == 0
     card = (out / "README.md").read_text()
-    for says in ("use_mtp=True", "| 3 |", "`val/loss/head_1` | 1.25", "1,000", "parent/x.ckpt", "mine/a.safetensors"):
+    for says in ("use_mtp=True", "| 3 |", "`val/loss/head_1` | 1.25", "1,000", *BEGUN, "mine/a.safetensors"):
         assert says in card
     assert "perf/" not in card
     assert str(tmp_path) not in card

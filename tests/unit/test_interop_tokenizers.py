@@ -7,11 +7,12 @@ import pytest
 from mtp_lightning.data.tokens.tokenizer import (
     ByteTokenizer,
     HuggingFaceTokenizer,
+    begin_ids,
     load_tokenizer,
     tokenizer_from_state,
 )
 from mtp_lightning.errors import InputError
-from mtp_lightning.interop.importing.tokenizers import begin_ids, converted, find_tokenizer
+from mtp_lightning.interop.importing.tokenizers import converted, find_tokenizer
 
 sentencepiece = pytest.importorskip("sentencepiece")
 

@@ -1,6 +1,5 @@
 """Which file, on which line, or which flag set a key of the configuration: the last one that did."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mtp_lightning.config.config_files import CONF_DIR, find_config
 from mtp_lightning.errors import InputError
-from mtp_lightning.yaml_lines import parse_yaml, read_value, read_yaml
+from mtp_lightning.yaml_lines import dump_yaml, parse_yaml, read_value, read_yaml
 
 Path_ = tuple[str, ...]
 """A key's parts as written; an item of a list has its index, from 0, as text."""
@@ -54,7 +53,7 @@ class KeyOrigins:
             if not equals and rest and not (rest[0].startswith("--") or name == "--print_config"):
                 value = rest.pop(0) if arg.startswith("-") else value
             if name in ("-c", "--config") and value:
-                self.all += _of_file(find_config(value), source)
+                self.all += _of_text(value, flags, source) if is_text(value) else _of_file(find_config(value), source)
             elif name.startswith("--"):
                 path = _parts(name.removeprefix("--"))
                 self.all += [Origin(at, v, flags, source) for at, v in _walk(path, _loaded(value))]
@@ -93,10 +92,14 @@ class KeyOrigins:
 
 
 def arguments(configs: Sequence[Path], overrides: Mapping[str, Any]) -> list[str]:
-    """Files and overrides as they would be written on the command line."""
+    """Files, and overrides as the text of one more: a value is what it is, where a flag is read for what it may be."""
     files = [part for path in configs for part in ("-c", str(path))]
-    values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in overrides.items()}
-    return [*files, *(f"--{key}={value}" for key, value in values.items())]
+    return [*files, f"--config={dump_yaml(dict(overrides), flow=True)}"] if overrides else files
+
+
+def is_text(config: str) -> bool:
+    """Whether what follows `-c` is the text of a configuration, as `arguments` writes it, and no file's name."""
+    return config.startswith("{")
 
 
 def _short(origin: Origin) -> Path_:
@@ -114,6 +117,11 @@ def shown_file(path: Path) -> str:
         if path.is_relative_to(folder):
             return path.relative_to(folder).as_posix()
     return str(path)
+
+
+def _of_text(text: str, where: str, source: int) -> Iterator[Origin]:
+    document, _ = parse_yaml(text, "the text of a configuration")
+    return (Origin(at, value, where, source) for at, value in _walk((), document))
 
 
 def _of_file(path: Path, source: int) -> Iterator[Origin]:

@@ -5,24 +5,28 @@ By itself it parses every value of a key that may hold text or null, from a flag
 """
 
 from importlib import import_module
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from jsonargparse import set_dumper
 
+from mtp_lightning.config.keys.linked_keys import SEED_KEY
 from mtp_lightning.yaml_lines import Loader, dump_yaml
 
 _typehints: Any = import_module("jsonargparse._typehints")
 _loaders_dumpers: Any = import_module("jsonargparse._loaders_dumpers")
+_core: Any = import_module("jsonargparse._core")
+_apply_interpolation = _core.omegaconf_apply
 _check_type = _typehints.ActionTypeHint._check_type
 _call = _typehints.ActionTypeHint.__call__
 _parse_value = _typehints.parse_value_or_config
 
 
 def is_text(hint: Any) -> bool:
-    """Whether all that a key can hold is text, or null."""
+    """Whether all that a key can hold is text, the name of a file among it, or null."""
     if get_origin(hint) in (Union, UnionType):
-        return set(get_args(hint)) == {str, NoneType}
+        return str in get_args(hint) and set(get_args(hint)) <= {str, Path, NoneType}
     return hint is str
 
 
@@ -48,10 +52,17 @@ def _parse_own_value(value: Any, enable_path: bool = True, simple_types: bool = 
     return _parse_value(value, enable_path=enable_path, simple_types=simple_types)
 
 
+def _apply_once(parser: Any, config: Any) -> Any:
+    """The parsers that jsonargparse has for classes come after the one for everything, and are given what that one
+    resolved: a `${` in it is text."""
+    return _apply_interpolation(parser, config) if f"--{SEED_KEY}" in parser._option_string_actions else config
+
+
 def keep_text() -> None:
     """For all parsers of this process, from now on."""
     _loaders_dumpers.yaml_default_loader = Loader
     _typehints.ActionTypeHint._check_type = _check_text
     _typehints.ActionTypeHint.__call__ = _call_with_text
     _typehints.parse_value_or_config = _parse_own_value
+    _core.omegaconf_apply = _apply_once
     set_dumper("yaml", dump_yaml)

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from typing_extensions import override
 
 from mtp_lightning.checkpoints.select import CHECKPOINTS
+from mtp_lightning.config.config_files import literal
 from mtp_lightning.config.run.continuing import is_finished, reopen_epoch
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_state, write_text
@@ -46,7 +47,7 @@ class StartRun(SaveConfigCallback):
         """The resolved configuration as YAML, without secrets: they come from the environment again."""
         text = str(self.parser.dump(self.config, skip_none=False))
         whole = yaml.safe_load(text)
-        written = references(whole)
+        written = references(literal(whole))
         return text if written == whole else str(yaml.safe_dump(written, sort_keys=False, allow_unicode=True))
 
     @property

@@ -23,7 +23,7 @@ from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, to
 from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.token_bytes import token_bytes
-from mtp_lightning.data.tokens.tokenizer import load_tokenizer
+from mtp_lightning.data.tokens.tokenizer import begin_ids, load_tokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Count, Fraction, Seed, Weight, Workers, check_ranges
 from mtp_lightning.shapes import Int
@@ -105,6 +105,12 @@ class TokenDataModule(MTPDataModule):
         ]
         self._token_bytes: Tensor | None = None
         self._counted: tuple[MixtureOrder, list[int]] | None = None
+
+    @property
+    def begin_ids(self) -> list[int]:
+        """Tokens that every question of pairs begins with."""
+        pairs = any(one.has_answers if one.is_open else one.source.kind == "pairs" for one in self.corpora)
+        return begin_ids(self.text_tokenizer) if pairs else []
 
     @override
     def prepare_data(self) -> None:

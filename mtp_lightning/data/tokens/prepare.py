@@ -24,7 +24,7 @@ from mtp_lightning.data.corpora.source import PAIRS, SourceConfig
 from mtp_lightning.data.preparing.chunks import Chunk, make_chunk, read_chunk, tokenize_to_files
 from mtp_lightning.data.preparing.folders import progress, temporary_sibling, work_folder, writing_to
 from mtp_lightning.data.tokens.store import FORMAT, META_FILE, SPLITS, ShardsMeta, Split, SplitMeta, read_meta
-from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.data.tokens.tokenizer import Tokenizer, begin_ids
 from mtp_lightning.data.tokens.tokenizing import Tokenized
 from mtp_lightning.data.tokens.writer import SplitWriter
 from mtp_lightning.errors import InputError
@@ -101,9 +101,9 @@ def summary(source: SourceConfig, meta: ShardsMeta) -> str:
 
 def cache_name(source: SourceConfig, tokenizer: Tokenizer, settings: ShardSettings) -> str:
     """A folder name that differs wherever the shards would."""
-    identity = [
-        FORMAT, describe(source), tokenizer.fingerprint, settings.validation_fraction, settings.split_seed,
-    ]  # fmt: skip
+    identity = [FORMAT, describe(source), tokenizer.fingerprint, settings.validation_fraction, settings.split_seed]
+    if source.kind == "pairs" and begin_ids(tokenizer):
+        identity.append("begins")  # shards of earlier versions lack the tokens before a question
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     readable = Path(source.path).stem if source.path else source.kind
     return f"{''.join(c if c.isalnum() else '_' for c in readable)}-{digest}"

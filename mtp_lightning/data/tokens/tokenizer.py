@@ -196,6 +196,17 @@ class HuggingFaceTokenizer:
         return _fingerprint(self.state())
 
 
+def begin_ids(tokenizer: Tokenizer) -> list[int]:
+    """Ids that the file itself puts before every text (Llama's <s>): its model has never seen a text without. `encode`
+    gives texts alone, so these go before a prompt, and before a question with its answer."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return []
+    whole: list[int] = tokenizer._tokenizer.encode("a").ids
+    plain = tokenizer.encode("a")
+    start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    return whole[:start]
+
+
 def _first_name(vocabulary: Mapping[str, int], origin: str) -> str:
     name = next((name for name in EOS_NAMES if name in vocabulary), None)
     if name is None:

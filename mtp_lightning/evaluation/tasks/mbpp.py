@@ -2,13 +2,14 @@
 the sanitized one, and MBPP+, its file in EvalPlus's format (zero-shot: a row is a docstring and has no examples)."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.programs import CodeTask, Job
 from mtp_lightning.evaluation.rows import check_distinct, read_rows
-from mtp_lightning.evaluation.sandbox import Program
+from mtp_lightning.evaluation.sandbox import Limits, Program, Sandbox
 from mtp_lightning.evaluation.tasks.evalplus import EvalPlus
 
 STOPS = ("[DONE]",)
@@ -17,6 +18,8 @@ SHOTS = (2, 3, 4)
 """task_ids of the worked examples."""
 TEST = range(11, 511)
 """task_ids of the test split."""
+SLOW = {"Mbpp/123": 20.0}
+"""CPU seconds for problems whose own solution needs more than `Limits` has: it tries all divisors, for 3 to 6 s."""
 
 
 def mbpp(path: str | Path, whole: bool = False) -> CodeTask:
@@ -41,14 +44,21 @@ def mbpp(path: str | Path, whole: bool = False) -> CodeTask:
     shots = "".join(f"{_question(row[text], row)}{row['code']}\n[DONE]\n\n" for row in map(by_number.get, SHOTS) if row)
     prompts = {task_id: shots + _question(row[text], row) for task_id, row in asked.items()}
 
+    limits: dict[str, Limits] = {}
+
+    def prepare(sandbox: Sandbox) -> None:
+        for task_id, seconds in SLOW.items():
+            limits[task_id] = replace(sandbox.limits, cpu_seconds=max(seconds, sandbox.limits.cpu_seconds))
+
     def jobs(task_id: str, source: str) -> list[Job]:
         row = asked[task_id]
         # after the code: what is set up may use its classes
         setup = [row.get("test_setup_code") or "", *row.get("test_imports", [])]
-        return [Job(Program(source, check="\n".join([*setup, *row["test_list"]])))]
+        check = "\n".join([*setup, *row["test_list"]])
+        return [Job(Program(source, check=check, limits=limits.get(task_id)))]
 
     canonical = {task_id: row["code"] for task_id, row in asked.items()}
-    return CodeTask("mbpp", prompts, STOPS, lambda task_id, completion: completion, jobs, canonical)
+    return CodeTask("mbpp", prompts, STOPS, lambda task_id, completion: completion, jobs, canonical, prepare=prepare)
 
 
 def _question(text: str, row: Mapping[str, Any]) -> str:

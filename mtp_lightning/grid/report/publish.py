@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mtp_lightning.config.cell import command
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_json, write_bytes, write_json, write_text
 from mtp_lightning.grid.report import mlflow_page
@@ -103,7 +104,7 @@ def _check_started(spec: GridSpec, cells: Sequence[Cell]) -> None:
         runs = runs.relative_to(here) if runs.is_relative_to(here) else runs
         raise InputError(
             f"{spec.path}: no cell of the grid has run yet in '{runs}', so there is nothing to report; "
-            f"`mtp grid run {spec.path}` runs them"
+            f"`{command('grid', 'run', str(spec.path))}` runs them"
         )
 
 

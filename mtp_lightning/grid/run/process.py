@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.config import cell as config_cell
+from mtp_lightning.config.config_files import literal
 from mtp_lightning.errors import PREEMPTED
 from mtp_lightning.files import FileLock, write_text
 from mtp_lightning.grid.run.attempts import log_attempt
@@ -26,7 +27,7 @@ from mtp_lightning.yaml_lines import dump_yaml
 
 def fit_config(cell: Cell) -> dict[str, Any]:
     """The configuration that `mtp fit` is given."""
-    return config_cell.cell_config(
+    config = config_cell.cell_config(
         cell.config,
         cell.directory,
         run_name=cell.label,
@@ -41,6 +42,7 @@ def fit_config(cell: Cell) -> dict[str, Any]:
         devices=cell.resources.tasks_per_node,
         nodes=cell.resources.nodes,
     )
+    return dict(literal(config))
 
 
 def fit_command(cell: Cell) -> list[str]:

@@ -54,6 +54,10 @@ class CellStatus:
         return State.QUEUED if self.queued.waits else State.RUNNING if self.queued.runs else found
 
     @property
+    def waits_for_parent(self) -> bool:
+        return self.parent is not None and self.parent.state is not State.FINISHED
+
+    @property
     def reason(self) -> str | None:
         if self.state is State.BLOCKED and self.parent is not None:
             return blocked_by(self.cell, self.parent.state)

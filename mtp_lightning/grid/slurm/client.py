@@ -140,17 +140,19 @@ def _out_of_service(partition: str | None) -> str | None:
     return None if all(states) else f"{states.count(False)} of {len(states)} nodes of {of}"
 
 
-def submit(script: Path, keep_open: int) -> str:
+def submit(script: Path, keep_open: int, after: str | None = None) -> str:
     """The id of the new job.
 
     Args:
         keep_open: a file descriptor that sbatch holds while it works, so that a lock on it outlives this process.
+        after: id of an element that has to end well before the job begins; if it does not, Slurm drops the job.
 
     Raises:
         NoAnswerError: it is not known whether the job was accepted.
         SlurmError: it was not accepted.
     """
-    done = _run("sbatch", "--parsable", str(script), keep_open=keep_open)
+    waits = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+    done = _run("sbatch", "--parsable", *waits, str(script), keep_open=keep_open)
     if done.returncode < 0 or (done.returncode and _UNSURE.search(done.stderr)):
         raise NoAnswerError(_said(done))
     return _answer(done).split(";")[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.errors import InputError, did_you_mean
-from mtp_lightning.grid.spec.signature import canonical
+from mtp_lightning.grid.spec.signature import same
 from mtp_lightning.grid.spec.values import SEED, endings, is_file, is_number, kind
 
 Values = Mapping[str, Any]
@@ -161,7 +161,7 @@ class Expression:
 def _same(left: Any, right: Any) -> bool:
     if isinstance(left, str) and isinstance(right, str):
         return left == right or right == _stem(left) or left == _stem(right)
-    return canonical(left) == canonical(right)
+    return same(left, right)
 
 
 def _stem(text: str) -> str | None:

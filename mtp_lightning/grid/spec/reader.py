@@ -12,7 +12,7 @@ from mtp_lightning.errors import did_you_mean
 from mtp_lightning.grid.spec.expressions import Expression
 from mtp_lightning.grid.spec.grid_file import GridFile
 from mtp_lightning.grid.spec.resources import positive, read_budget, read_resources, read_retry
-from mtp_lightning.grid.spec.signature import canonical
+from mtp_lightning.grid.spec.signature import as_meant, canonical
 from mtp_lightning.grid.spec.stages import Stage
 from mtp_lightning.grid.spec.values import SEED, is_file, kind, nearest_key, shown
 from mtp_lightning.yaml_lines import Lines
@@ -101,6 +101,7 @@ class Reader(GridFile):
             elif not values:
                 self.problem("axes", key, message="has no values")
             else:
+                values = [as_meant(key, value) for value in values]
                 good = [self.value(value, "axes", key, index) for index, value in enumerate(values)]
                 if all(good) and (self.in_a_group(key) or self.no_duplicates(values, "axes", key)):
                     axes[key] = tuple(values)
@@ -163,6 +164,7 @@ class Reader(GridFile):
     def baseline(self, axes: Axes, groups: Sequence[Sequence[str]]) -> dict[str, Any]:
         baseline: dict[str, Any] = {}
         for key, value in self.mapping("baseline").items():
+            value = as_meant(str(key), value)
             if not self.is_axis(key, "baseline", str(key)) or key not in axes or not self.plain(value, "baseline", key):
                 continue
             if canonical(value) in map(canonical, axes[key]):
@@ -199,7 +201,7 @@ class Reader(GridFile):
                 for key, value in values.items()
             ]
             if good and all(good):
-                found[index] = values
+                found[index] = {key: as_meant(key, value) for key, value in values.items()}
         self.keep("include", indices=[*found])
         return tuple(found.values())
 

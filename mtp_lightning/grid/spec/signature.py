@@ -95,6 +95,28 @@ _COUNT_OR_SHARE = ("limit_train_batches", "limit_val_batches", "overfit_batches"
 """Keys of Lightning's where 1 is one batch and 1.0 is all; everywhere else they are one number."""
 
 
+class Share(float):
+    """A fraction that a grid file gives to one of these keys."""
+
+
+class Number(int):
+    """A whole number that it gives to one."""
+
+
+def as_meant(key: str, value: Any) -> Any:
+    """A value of a grid file, for a dotted key."""
+    if key.rpartition(".")[2] not in _COUNT_OR_SHARE or not isinstance(value, int | float) or isinstance(value, bool):
+        return value
+    return Share(value) if isinstance(value, float) else Number(value)
+
+
+def same(left: object, right: object) -> bool:
+    """Whether two values of one key are equal."""
+    if isinstance(left, Share | Number) or isinstance(right, Share | Number):
+        return isinstance(left, float) == isinstance(right, float) and left == right
+    return canonical(left) == canonical(right)
+
+
 def signature(config: Mapping[str, Any], *, without_seed: bool = False) -> str:
     """12 hexadecimal digits; `without_seed` gives the group, shared by the seeds of one setting."""
     semantic = _semantic(config, ())
@@ -151,7 +173,7 @@ def _plain(value: object, at: str) -> object:
     if value is None or isinstance(value, (str, bool, int)):  # first: nearly all are
         return value
     if isinstance(value, float):
-        return int(value) if value.is_integer() else value
+        return int(value) if value.is_integer() and not isinstance(value, Share) else value
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{at}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):

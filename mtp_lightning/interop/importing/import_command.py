@@ -36,9 +36,10 @@ def import_command(
     """
     from mtp_lightning.checkpoints.files import describe_model
     from mtp_lightning.checkpoints.streaming import write_model
+    from mtp_lightning.data.tokens.tokenizer import begin_ids
     from mtp_lightning.interop.importing.import_hf import open_hf
     from mtp_lightning.interop.importing.import_meta import open_meta
-    from mtp_lightning.interop.importing.tokenizers import begin_ids, find_tokenizer
+    from mtp_lightning.interop.importing.tokenizers import find_tokenizer
 
     source, target = Path(folder), check_target(out, force)
     if not source.is_dir():

@@ -69,19 +69,6 @@ def _end_token(folder: Path) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def begin_ids(tokenizer: Tokenizer) -> list[int]:
-    """Ids that the file itself puts before every text (Llama's <s>): the model has never seen a text without. Ours are
-    texts alone, so they go before a prompt."""
-    if not isinstance(tokenizer, HuggingFaceTokenizer):
-        return []
-    from tokenizers import Tokenizer as Fast
-
-    whole: list[int] = Fast.from_str(tokenizer.state()["json"]).encode("a").ids
-    plain = tokenizer.encode("a")
-    start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
-    return whole[:start]
-
-
 def converted(path: Path) -> str:
     """A SentencePiece model (BPE with bytes for what it does not know, as Llama 1 and 2 and Mistral have) as the text
     of a tokenizer.json.
