@@ -67,9 +67,8 @@ class TellRank(pl.Callback):
 """
 
 
-@pytest.mark.parametrize(
-    "strategy", ["ddp", *[pytest.param(name, marks=pytest.mark.slow) for name in ("zero3", "fsdp2")]]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "zero3", "fsdp2"])
 def test_one_rank_is_told_to_stop_and_all_save(mtp: Mtp, folder: Path, strategy: str) -> None:
     (folder / "teller.py").write_text(TELLER)
     fresh_store(folder / "runs")

@@ -75,6 +75,7 @@ def recorded_losses(store: str) -> int:
         return int(database.execute("select count(*) from metrics where key = 'train/loss'").fetchone()[0])
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_mid_run_costs_nothing(folder: Path) -> None:
     steps, run_folder = 200, folder / "runs" / "fit"
     store = fresh_store(folder / "store")

@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -168,7 +167,7 @@ def test_mbpp(tmp_path: Path, sandbox: Sandbox) -> None:
 def test_a_slow_solution_of_mbpp_has_its_time_and_no_other(tmp_path: Path) -> None:
     task = mbpp(write(tmp_path / "mbpp.jsonl", *map(mbpp_row, (2, 3, 4, 122, 123))))
     usual = Limits(memory_mb=256)
-    task.prepare(cast(Sandbox, SimpleNamespace(limits=usual)))
+    task.prepare(Sandbox(usual, 1))
     slow, other = (task.jobs(name, "")[0].program.limits for name in ("Mbpp/123", "Mbpp/122"))
     assert other is None, "the sandbox's own"
     assert slow == replace(usual, cpu_seconds=20.0)

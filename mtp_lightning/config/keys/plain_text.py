@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from jsonargparse import set_dumper
+from jsonargparse import Namespace, set_dumper
 
 from mtp_lightning.config.keys.linked_keys import SEED_KEY
 from mtp_lightning.yaml_lines import Loader, dump_yaml
@@ -30,9 +30,16 @@ def is_text(hint: Any) -> bool:
     return hint is str
 
 
+def _holds_mapping(hint: Any) -> bool:
+    """Whether a key can hold a mapping with keys of a user's own."""
+    return dict in (get_origin(hint), *map(get_origin, get_args(hint)))
+
+
 def _check_text(self: Any, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
     if isinstance(value, str) and is_text(self._typehint):
         return value
+    if isinstance(value, Namespace) and _holds_mapping(self._typehint):  # `weights.a: 1` out of a file
+        value = value.as_dict()
     try:
         return _check_type(self, value, append=append, cfg=cfg, mode=mode)
     except OverflowError as error:  # a whole number where a fraction may stand
