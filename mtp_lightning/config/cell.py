@@ -66,6 +66,6 @@ def command(*words: str) -> str:
     program = ["mtp"]
     if shutil.which("mtp") is None:
         program = [os.path.relpath(sys.argv[0])]
-        if not Path(program[0]).is_file() or program[0].endswith("__main__.py"):
+        if program[0] == "-c" or program[0].endswith("__main__.py"):
             program = [os.path.relpath(sys.executable), "-m", "mtp_lightning"]
     return shlex.join([*program, *words])

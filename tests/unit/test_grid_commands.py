@@ -237,6 +237,7 @@ def test_nothing_heavy_is_loaded_for_help() -> None:
     assert result.stdout == "[]\n"
 
 
+@pytest.mark.slow  # seconds are judged
 def test_a_thousand_cells_are_planned_and_their_status_read_quickly(tmp_path: Path) -> None:
     import time
 

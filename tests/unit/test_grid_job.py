@@ -291,7 +291,7 @@ def test_a_run_that_lost_a_node_is_queued_again_and_one_that_failed_is_not(
 ) -> None:
     """The first fails, since it hears no more of the other: that may be dead with its node, or have failed itself."""
     scontrol(tmp_path, "exit 1")
-    script = RANKED + "while not (cell / 'lost').exists(): time.sleep(0.02)\nif rank: time.sleep(60)\nsys.exit(3)"
+    script = RANKED + "while not (cell / 'lost').exists(): time.sleep(0.02)\nif rank: time.sleep(8)\nsys.exit(3)"
     for job, kill in (("7", True), ("8", False)):
         tasks = [slurm.start(replace(cell, resources=NODES), script, job=job, rank=rank) for rank in range(2)]
         until(lambda: (cell.directory / "rank1").exists(), 60)
