@@ -1,6 +1,5 @@
 """Checkpoints that a killed or preempted run continues from without a gap or a repeat."""
 
-import os
 import re
 import shutil
 import signal
@@ -23,6 +22,7 @@ from mtp_lightning.checkpoints.lightning_files import CheckpointFiles
 from mtp_lightning.checkpoints.select import is_good
 from mtp_lightning.checkpoints.sharded import write_sharded
 from mtp_lightning.errors import PREEMPTED, Preempted
+from mtp_lightning.files import to_disk
 from mtp_lightning.ranges import Count, Seconds, check_ranges
 from mtp_lightning.strategies.saving import checkpoint_content, snapshot
 
@@ -229,7 +229,7 @@ def _partial(path: Path) -> Path:
 def put_in_place(path: Path, step: int, keep: int) -> None:
     """Give a whole checkpoint its name, and delete those that it supersedes."""
     partial, folder = _partial(path), path.parent
-    _to_disk(partial)
+    to_disk(partial)
     if path.is_dir():
         _remove(path)  # one that was passed over when the run was resumed: no folder takes its name
     partial.replace(path)
@@ -260,15 +260,6 @@ def superseded(folder: Path, step: int, keep: int) -> list[Path]:
         if len(kept) < keep and is_good(path):
             kept.append(path)
     return [path for path in steps if path not in kept]
-
-
-def _to_disk(path: Path) -> None:
-    """A name is only given to what would outlive a loss of power."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:

@@ -169,3 +169,13 @@ def try_writing(folder: Path) -> None:
         folder = folder.parent
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def to_disk(path: Path) -> None:
+    """Write through what the system still holds of a file, or of a folder's names: a name is only given to what would
+    outlive a loss of power."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

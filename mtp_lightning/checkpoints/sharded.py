@@ -11,7 +11,6 @@ is unpickled: torch writes safetensors, whose headers say where a piece belongs,
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -24,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mtp_lightning.checkpoints.verify import ChangedError
+from mtp_lightning.files import to_disk
 
 MANIFEST, RUN = "manifest.json", "run.pt"
 FORMAT = 1
@@ -107,8 +107,8 @@ def write_sharded(content: Mapping[str, Any], folder: Path, group: Any = None) -
     files = {name: found for part in [*written, _described([folder / RUN])] for name, found in part.items()}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"format": FORMAT, "files": dict(sorted(files.items()))}, indent=1))
-    _to_disk(manifest)
-    _to_disk(folder)
+    to_disk(manifest)
+    to_disk(folder)
 
 
 def verify_sharded(folder: Path, tensors: bool = True) -> None:
@@ -185,7 +185,7 @@ def _described(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Name -> size and hash of files that are on the disk by now."""
     found = {}
     for path in paths:
-        _to_disk(path)
+        to_disk(path)
         found[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     return found
 
@@ -193,11 +193,3 @@ def _described(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
