@@ -146,7 +146,7 @@ def test_a_checkpoint_is_on_disk_before_it_has_its_name(
         assert not file.with_suffix(".ckpt").exists()
         synced.append(file.name)
 
-    monkeypatch.setattr(checkpointing.os, "fsync", fsync)
+    monkeypatch.setattr("mtp_lightning.files.os.fsync", fsync)
     fit([PeriodicCheckpoint(every_n_steps=8)])
     assert synced == ["step-00000008.partial", "step-00000012.partial"]
 
