@@ -21,8 +21,8 @@ EVERYTHING = [
     for strategy, heads, accumulate, tied in product(STRATEGIES, VARIANTS.values(), (1, 2), (False, True))
 ]
 PARALLEL = HeadsConfig(n_future=3)
-QUICK = [pytest.param(name, marks=pytest.mark.slow) if name in ("zero1", "zero2") else name for name in STRATEGIES]
-"""ZeRO-1 and 2 are ZeRO-3's code with less of it sharded."""
+SOME = [name if name in ("ddp", "fsdp2") else pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES]
+"""DeepSpeed's three are the slowest; test_strategies.py has two of them in its quick tests."""
 
 
 def failures(cells: Sequence[ParityCell]) -> list[str]:
@@ -43,7 +43,7 @@ def failures(cells: Sequence[ParityCell]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("strategy", QUICK)
+@pytest.mark.parametrize("strategy", SOME)
 def test_a_slice_of_every_axis(strategy: str) -> None:
     """Each strategy: all of accumulation x tying, every fifth variant (all of them, over the strategies),
     and layers recomputed, with documents that do not see each other."""
@@ -58,7 +58,7 @@ def test_a_slice_of_every_axis(strategy: str) -> None:
 ADDED = HeadsConfig(n_future=3, match="none")
 
 
-@pytest.mark.parametrize("strategy", QUICK)
+@pytest.mark.parametrize("strategy", SOME)
 def test_begun_with_weights_and_frozen(strategy: str, tmp_path: Path) -> None:
     """Each strategy: heads added to a model that stays; a trunk that stays below what trains; all of it trained."""
     matched = ParityCell(strategy, HeadsConfig(n_future=3, kind="sequential"), accumulate=2, freeze="trunk")
@@ -113,7 +113,7 @@ def test_the_papers_loop_is_right_in_one_process() -> None:
     assert worst_error(gradients, reference(cell)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])
 def test_the_papers_loop_is_seen_to_be_wrong_in_two(strategy: str) -> None:
     (failure,) = failures([ParityCell(strategy, PARALLEL, wrong=True)])
     assert "gradients off by" in failure or "already been reduced" in failure

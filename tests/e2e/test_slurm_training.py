@@ -55,6 +55,7 @@ def run_mtp(*words: str) -> None:
     assert main(list(words)) == 0
 
 
+@pytest.mark.slow
 def test_a_preempted_run_ends_with_the_weights_of_one_that_was_left_alone(
     cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
