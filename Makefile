@@ -38,10 +38,11 @@ lint: install
 install: $(VENV)/.installed
 
 # torch goes first and alone, so that whatever build of it the index offers (CPU, CUDA) is settled before the rest.
+# Modules are compiled when they are first imported: to compile all of them takes as long as the rest of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
