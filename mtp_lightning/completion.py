@@ -7,7 +7,8 @@ from typing import Literal, get_args, get_origin
 
 import shtab
 
-from mtp_lightning.cli import COMMANDS, FROM_YAML, class_of, load
+from mtp_lightning.cli import COMMANDS, FROM_YAML, load
+from mtp_lightning.config.keys.command_parser import class_of
 
 
 def completion_command(shell: Literal["bash", "zsh"]) -> None:

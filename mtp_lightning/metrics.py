@@ -28,15 +28,19 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return sum_over_ranks(x) / ranks
 
 
-def training_means(batches: Sequence[LossOutput]) -> tuple[float, list[float]]:
-    """(the objective, nats per token of each loss) of a step: of all its batches, of all ranks.
+def training_means(names: Sequence[str], batches: Sequence[LossOutput], weights: Sequence[float]) -> dict[str, float]:
+    """Metrics of a step, of all its batches and all ranks: `train/loss`, which is the objective, and of each loss the
+    nats per token and its weight.
 
     A loss without a valid target gives 0, which is what it adds to the objective.
     """
     sums_2M = torch.stack([torch.stack([out.nll.double(), out.n_valid.double()]) for out in batches]).sum(0)
     nll_M, n_valid_M = sum_over_ranks(sums_2M).cpu()
     total = mean_over_ranks(torch.stack([out.total for out in batches]).double().mean())
-    return total.item(), (nll_M / n_valid_M.clamp(min=1)).tolist()
+    metrics = {"train/loss": total.item()}
+    for name, nll, weight in zip(names, (nll_M / n_valid_M.clamp(min=1)).tolist(), weights, strict=True):
+        metrics |= {f"train/loss/{name}": nll, f"train/weight/{name}": weight}
+    return metrics
 
 
 class HeadMetrics(Metric):

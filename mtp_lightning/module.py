@@ -1,8 +1,12 @@
-"""The LightningModule: windows -> targets -> trunk and heads -> one loss, one backward."""
+"""The LightningModule: windows -> targets -> trunk and heads -> one loss, one backward.
+
+Longer than other files: all that Lightning calls on a model stands here, in the order of a run, so that what a step
+does can be read from top to bottom; what is computed is in `objective`, `optimization`, `metrics` and `checkpoints`.
+"""
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -25,21 +29,13 @@ from mtp_lightning.model.training.freezing import freeze_model
 from mtp_lightning.model.training.recompute import Recompute, recompute_model
 from mtp_lightning.model.training.sharding import shard_model
 from mtp_lightning.objective.heads import check_options, model_loss, model_scores
-from mtp_lightning.objective.loss import LossOptions, LossOutput
+from mtp_lightning.objective.loss import LossOutput
 from mtp_lightning.objective.targets import SOURCE, STEP_REST, Targets, count_valid, make_targets
-from mtp_lightning.objective.weights import WeightsConfig, complete, head_weights
+from mtp_lightning.objective.weights import LossConfig, complete, head_weights
 from mtp_lightning.optimization.adamw import OptimizerConfig
-from mtp_lightning.optimization.divergence import Divergence
+from mtp_lightning.optimization.divergence import Divergence, diverged_error
 from mtp_lightning.optimization.muon import make_optimizer
 from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_factor
-
-
-@dataclass(frozen=True)
-class LossConfig(LossOptions):
-    """How the losses of the heads are weighed and computed."""
-
-    weights: WeightsConfig = WeightsConfig()
-    """w_i, and how they move during training; all 1 by default for the paper's heads."""
 
 
 class MTPModule(pl.LightningModule):
@@ -224,14 +220,13 @@ class MTPModule(pl.LightningModule):
         diverged = self._diverged_at() if logs or asks_each_step else None
         if not (logs or diverged):
             return
-        loss, means = training_means(outs)
-        metrics = {f"train/loss/{name}": nll for name, nll in zip(self.heads_config.loss_names, means)}
-        metrics |= {f"train/weight/{name}": weight for name, weight in zip(self.heads_config.loss_names, weights)}
         norm = self._gradient_norm
         if hasattr(self.trainer.strategy, "gradient_norm"):
             norm = self.trainer.strategy.gradient_norm()
+        metrics = training_means(self.heads_config.loss_names, outs, weights)
         metrics["train/gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        self._record(metrics | self._seen(step) | {"train/loss": loss, "train/lr": lr}, step)
+        self._record(metrics | self._seen(step) | {"train/lr": lr}, step)
+        loss = metrics["train/loss"]
         self.trainer.callback_metrics["train/loss"] = torch.tensor(loss)
         self.trainer.progress_bar_metrics["train/loss"] = loss  # `self.log` would cost more than all of the above
         if diverged:
@@ -251,12 +246,7 @@ class MTPModule(pl.LightningModule):
         return self.on_divergence == "stop" and self.trainer.state.fn == "fit"
 
     def _diverged(self, step: int, what: str) -> DivergedError:
-        return DivergedError(
-            f"diverged at step {step}: {what}. The last checkpoint before it stays in "
-            f"'{self.trainer.default_root_dir}'. A new run may hold with a smaller model.optimizer.lr, a longer "
-            "model.schedule.warmup_steps or a smaller trainer.gradient_clip_val; model.on_divergence: go_on trains to "
-            "the end anyway"
-        )
+        return diverged_error(step, what, self.trainer.default_root_dir)
 
     @override
     def on_train_end(self) -> None:

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtp_lightning.decoding.layers import KeyValues, LayerCache, Norm, Plain
-from mtp_lightning.decoding.positions import PerRow, PositionTables
+from mtp_lightning.decoding.layers import Norm, Plain
+from mtp_lightning.decoding.positions import KeyValues, LayerCache, PerRow, PositionTables
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.heads import Join, LinearHead

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from mtp_lightning.decoding.adaptive import Experience
 from mtp_lightning.decoding.compiled.layers import Compiled
 from mtp_lightning.decoding.drafts import Drafter, make_drafter
-from mtp_lightning.decoding.layers import KeyValues, LayerCache, Norm, Plain
+from mtp_lightning.decoding.layers import Norm, Plain
 from mtp_lightning.decoding.linear import can_pack
-from mtp_lightning.decoding.positions import NewPositions
+from mtp_lightning.decoding.positions import KeyValues, LayerCache, NewPositions
 from mtp_lightning.machine import cpu_has_bfloat16
 from mtp_lightning.model.heads import LinearHead
 from mtp_lightning.model.mtp import MTPModel

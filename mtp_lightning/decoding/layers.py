@@ -9,74 +9,16 @@ alone).
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtp_lightning.decoding.linear import Grouped, Linear, RoundedGrouped
-from mtp_lightning.decoding.positions import NewPositions
+from mtp_lightning.decoding.positions import LayerCache, NewPositions
 from mtp_lightning.model.block import Block
 from mtp_lightning.shapes import Float
-
-
-class KeyValues:
-    """Keys and values of `layers` layers for B rows of S slots each, written in place. Rolling back needs nothing:
-    slots after a row's accepted tokens are hidden by the mask, and written again."""
-
-    def __init__(self, layers: int, batch: int, size: int, kv_heads: int, like: Tensor, head_dim: int) -> None:
-        self.data = like.new_zeros(layers, 2, batch, kv_heads, size, head_dim)  # a NaN would spread, masked or not
-        self._views: dict[tuple[int, int], list[LayerCache]] = {}
-
-    def layers(self, rows: slice) -> "list[LayerCache]":
-        """Every layer's part for the given rows."""
-        key = rows.start, rows.stop
-        if key not in self._views:
-            self._views[key] = [LayerCache(*layer[:, rows]) for layer in self.data]
-        return self._views[key]
-
-    def move_row(self, source: int, target: int) -> None:
-        self.data[:, :, target] = self.data[:, :, source]
-
-    def gather(self, row: int, start: int, slots: Tensor) -> None:
-        """The given slots, in their order, become those from `start` on."""
-        self.data[:, :, row, :, start : start + len(slots)] = self.data[:, :, row][:, :, :, slots]
-
-
-class LayerCache:
-    """One layer's part of `KeyValues`, for the rows in use."""
-
-    def __init__(self, k_BKSE: Tensor, v_BKSE: Tensor) -> None:
-        self.k_BKSE, self.v_BKSE = k_BKSE, v_BKSE
-        self.pointers: list[Any] | None = None
-        """What compiled layers know it by."""
-
-    def write(self, new: NewPositions, k_BMKE: Tensor, v_BMKE: Tensor) -> None:
-        if isinstance(new.slots, slice):
-            self.k_BKSE[:, :, new.slots] = k_BMKE.transpose(1, 2)
-            self.v_BKSE[:, :, new.slots] = v_BMKE.transpose(1, 2)
-        else:
-            rows_B1, slots_BM = new.slots
-            self.k_BKSE[rows_B1, :, slots_BM] = k_BMKE
-            self.v_BKSE[rows_B1, :, slots_BM] = v_BMKE
-
-    def attend(self, new: NewPositions, q_BMHE: Float[Tensor, "B M H E"]) -> Float[Tensor, "B M D"]:
-        seen = slice(new.first, new.span)
-        k, v = self.k_BKSE[:, :, seen], self.v_BKSE[:, :, seen]
-        y = F.scaled_dot_product_attention(
-            q_BMHE.transpose(1, 2),
-            k,
-            v,
-            attn_mask=new.mask,
-            is_causal=new.causal,
-            enable_gqa=q_BMHE.shape[2] != k.shape[1],
-        )
-        return y.transpose(1, 2).flatten(2)
-
-    def heads(self, count: int) -> "LayerCache":
-        """Of the first `count` key/value heads alone."""
-        return LayerCache(self.k_BKSE[:, :count], self.v_BKSE[:, :count])
 
 
 class Norm:

@@ -1,4 +1,4 @@
-"""Where the new positions of a batch lie in its caches, and which keys each of them may look at.
+"""The caches of keys and values, where the new positions of a batch lie in them, and which keys each may look at.
 
 A draft is a tree of tokens: its root is certain, a chain is the tree without branches. Its nodes take the cache slots
 after a row's accepted tokens, in order, while a node's position in the text is that of its depth:
@@ -11,14 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig
 from mtp_lightning.model.rope import rope_frequencies
+from mtp_lightning.shapes import Float
 
 PerRow = Sequence[int] | Tensor
 """One position of every row of a batch; a tensor on the device stands for numbers that the host does not know."""
@@ -120,6 +122,64 @@ class NewPositions(NamedTuple):
             return self
         first = max(min(ends) - reach, 0)
         return self._replace(first=first, mask=None if self.mask is None else self.mask[..., first:])
+
+
+class KeyValues:
+    """Keys and values of `layers` layers for B rows of S slots each, written in place. Rolling back needs nothing:
+    slots after a row's accepted tokens are hidden by the mask, and written again."""
+
+    def __init__(self, layers: int, batch: int, size: int, kv_heads: int, like: Tensor, head_dim: int) -> None:
+        self.data = like.new_zeros(layers, 2, batch, kv_heads, size, head_dim)  # a NaN would spread, masked or not
+        self._views: dict[tuple[int, int], list[LayerCache]] = {}
+
+    def layers(self, rows: slice) -> "list[LayerCache]":
+        """Every layer's part for the given rows."""
+        key = rows.start, rows.stop
+        if key not in self._views:
+            self._views[key] = [LayerCache(*layer[:, rows]) for layer in self.data]
+        return self._views[key]
+
+    def move_row(self, source: int, target: int) -> None:
+        self.data[:, :, target] = self.data[:, :, source]
+
+    def gather(self, row: int, start: int, slots: Tensor) -> None:
+        """The given slots, in their order, become those from `start` on."""
+        self.data[:, :, row, :, start : start + len(slots)] = self.data[:, :, row][:, :, :, slots]
+
+
+class LayerCache:
+    """One layer's part of `KeyValues`, for the rows in use."""
+
+    def __init__(self, k_BKSE: Tensor, v_BKSE: Tensor) -> None:
+        self.k_BKSE, self.v_BKSE = k_BKSE, v_BKSE
+        self.pointers: list[Any] | None = None
+        """What compiled layers know it by."""
+
+    def write(self, new: NewPositions, k_BMKE: Tensor, v_BMKE: Tensor) -> None:
+        if isinstance(new.slots, slice):
+            self.k_BKSE[:, :, new.slots] = k_BMKE.transpose(1, 2)
+            self.v_BKSE[:, :, new.slots] = v_BMKE.transpose(1, 2)
+        else:
+            rows_B1, slots_BM = new.slots
+            self.k_BKSE[rows_B1, :, slots_BM] = k_BMKE
+            self.v_BKSE[rows_B1, :, slots_BM] = v_BMKE
+
+    def attend(self, new: NewPositions, q_BMHE: Float[Tensor, "B M H E"]) -> Float[Tensor, "B M D"]:
+        seen = slice(new.first, new.span)
+        k, v = self.k_BKSE[:, :, seen], self.v_BKSE[:, :, seen]
+        y = F.scaled_dot_product_attention(
+            q_BMHE.transpose(1, 2),
+            k,
+            v,
+            attn_mask=new.mask,
+            is_causal=new.causal,
+            enable_gqa=q_BMHE.shape[2] != k.shape[1],
+        )
+        return y.transpose(1, 2).flatten(2)
+
+    def heads(self, count: int) -> "LayerCache":
+        """Of the first `count` key/value heads alone."""
+        return LayerCache(self.k_BKSE[:, :count], self.v_BKSE[:, :count])
 
 
 class PositionTables:

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from mtp_lightning.decoding.choosing import Chooser, Verdict
 from mtp_lightning.decoding.drafts import DraftedText
 from mtp_lightning.decoding.engine import Engine
-from mtp_lightning.decoding.layers import KeyValues
-from mtp_lightning.decoding.positions import NewPositions, PerRow, PositionTables, Tree
+from mtp_lightning.decoding.positions import KeyValues, NewPositions, PerRow, PositionTables, Tree
 from mtp_lightning.shapes import Float, Int
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.objective.loss import LossOptions
 from mtp_lightning.ranges import LARGEST_WEIGHT, Range, Weight, check_ranges
 
 Schedule = Literal["constant", "anneal", "forward", "reverse"]
@@ -61,6 +62,14 @@ class WeightsConfig:
             raise InputError(f"model.loss.weights.values is {list(self.values)}: the weights cannot be all zero")
         if isinstance(self.lam, dict) and (next(iter(self.lam), None) != 0 or [*self.lam] != sorted(self.lam)):
             raise InputError(f"model.loss.weights.lam is {self.lam}: steps begin at progress 0, and increase")
+
+
+@dataclass(frozen=True)
+class LossConfig(LossOptions):
+    """How the losses of the heads are weighed and computed."""
+
+    weights: WeightsConfig = WeightsConfig()
+    """w_i, and how they move during training; all 1 by default for the paper's heads."""
 
 
 def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from mtp_lightning.errors import DivergedError
+
 NEVER = 2**62
 
 
@@ -39,6 +41,19 @@ class Divergence:
             torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
         step = int(first)
         return None if step == NEVER else step
+
+
+def diverged_error(step: int, what: str, folder: str) -> DivergedError:
+    """
+    Args:
+        what: is not finite.
+        folder: the run's.
+    """
+    return DivergedError(
+        f"diverged at step {step}: {what}. The last checkpoint before it stays in '{folder}'. A new run may hold with "
+        "a smaller model.optimizer.lr, a longer model.schedule.warmup_steps or a smaller trainer.gradient_clip_val; "
+        "model.on_divergence: go_on trains to the end anyway"
+    )
 
 
 def _local(weight: nn.Parameter) -> Tensor:

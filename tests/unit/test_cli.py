@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtp_lightning.cli import COMMANDS, command_parser, joined, load, main
+from mtp_lightning.cli import COMMANDS, load, main
 from mtp_lightning.config.config_files import find_config
+from mtp_lightning.config.keys.command_parser import command_parser, joined
 from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.errors import InputError
 

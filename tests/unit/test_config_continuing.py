@@ -12,8 +12,8 @@ from tiny import tiny_backbone
 from mtp_lightning.config.run.continuing import check_length, is_finished
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
-from mtp_lightning.module import LossConfig, MTPModule
-from mtp_lightning.objective.weights import WeightsConfig
+from mtp_lightning.module import MTPModule
+from mtp_lightning.objective.weights import LossConfig, WeightsConfig
 from mtp_lightning.optimization.schedule import ScheduleConfig
 from mtp_lightning.tracking.read import history, read_run
 from mtp_lightning.tracking.store import default_tracking_uri

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
 import callbacks
-from mtp_lightning.cli import COMMANDS, FROM_YAML, command_parser, load, main
+from mtp_lightning.cli import COMMANDS, FROM_YAML, load, main
+from mtp_lightning.config.keys.command_parser import command_parser
 from mtp_lightning.config.keys.help_format import is_noise, type_name
 from mtp_lightning.config.lightning_cli import MTPCLI
 from mtp_lightning.data import MTPDataModule

@@ -11,7 +11,7 @@ from test_grid_fakes import GRID, ONE, cells_of, finish, grid_file, house
 from test_grid_slurm_fakes import FakeSlurm, slurm
 from test_grid_submit import attempted, call, no_snapshot, records, rows
 
-from mtp_lightning.cli import call as cli_call
+from mtp_lightning.config.keys.command_parser import call as cli_call
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.run import logs

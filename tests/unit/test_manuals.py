@@ -14,6 +14,7 @@ from manuals import MANUALS, ROOT, Command, blocks, commands, commands_of_page
 
 import mtp_lightning.completion  # noqa: F401 - before `cli.load`, which it takes, is replaced here
 from mtp_lightning import cli
+from mtp_lightning.config.keys.command_parser import class_of
 from mtp_lightning.config.lightning_cli import MTPCLI
 
 PAGES = sorted((ROOT / "experiments").glob("*/README.md"))
@@ -67,7 +68,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             seen.append(kwargs)
             return 0
 
-        owner = cli.class_of(function)
+        owner = class_of(function)
         if owner is not None:  # a method is looked up again in an object of its class
             monkeypatch.setattr(owner, function.__name__, record)
         return record

@@ -89,4 +89,10 @@ def test_training_means_weigh_batches_by_their_targets() -> None:
         LossOutput(torch.tensor(1.5), torch.tensor([9.0, 0.0]), torch.tensor([9, 0])),
         LossOutput(torch.tensor(2.5), torch.tensor([3.0, 0.0]), torch.tensor([1, 0])),
     ]
-    assert training_means(outs) == (2.0, [1.2, 0.0])
+    assert training_means(["head_1", "head_2"], outs, (1.0, 0.5)) == {
+        "train/loss": 2.0,
+        "train/loss/head_1": 1.2,
+        "train/loss/head_2": 0.0,
+        "train/weight/head_1": 1.0,
+        "train/weight/head_2": 0.5,
+    }

@@ -29,8 +29,8 @@ from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.data.tokens.prepare import ShardSettings
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
-from mtp_lightning.module import LossConfig, MTPModule
-from mtp_lightning.objective.weights import WeightsConfig
+from mtp_lightning.module import MTPModule
+from mtp_lightning.objective.weights import LossConfig, WeightsConfig
 from mtp_lightning.optimization.adamw import OptimizerConfig
 from mtp_lightning.optimization.schedule import ScheduleConfig
 from mtp_lightning.ranges import Range, check_ranges, check_value, declared

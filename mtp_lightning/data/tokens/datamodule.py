@@ -23,7 +23,7 @@ from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, to
 from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.token_bytes import token_bytes
-from mtp_lightning.data.tokens.tokenizer import begin_ids, load_tokenizer
+from mtp_lightning.data.tokens.tokenizer import begin_ids, is_padded, load_tokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Count, Fraction, Seed, Weight, Workers, check_ranges
 from mtp_lightning.shapes import Int
@@ -52,7 +52,6 @@ class TokenDataModule(MTPDataModule):
         directory: where prepared corpora are kept.
         end_token: the token of a tokenizer.json that ends a document; null looks for a usual name, special tokens
             first. A text must not be able to write it.
-
         prepare_workers: processes that tokenize a corpus when it is prepared.
 
     Raises:
@@ -293,9 +292,3 @@ class TokenDataModule(MTPDataModule):
                 f"fingerprint {mine['fingerprint']}, and it was {state_dict['fingerprint']}); start a new run"
             )
         self.check_continues(state_dict, ("batch_size", "seed", "context", *({"mixture"} & mine.keys())))
-
-
-def is_padded(vocab_size: int, n_tokens: int) -> bool:
-    """Whether a model has some rows more than its tokenizer has tokens, as Qwen's have for faster matrix products: a
-    multiple of 64, at most 1,024 more."""
-    return vocab_size % 64 == 0 and 0 < vocab_size - n_tokens <= 1024

@@ -273,3 +273,9 @@ def _fingerprint(state: Mapping[str, str]) -> str:
 
 def _without_surrogates(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def is_padded(vocab_size: int, n_tokens: int) -> bool:
+    """Whether a model has some rows more than its tokenizer has tokens, as Qwen's have for faster matrix products: a
+    multiple of 64, at most 1,024 more."""
+    return vocab_size % 64 == 0 and 0 < vocab_size - n_tokens <= 1024

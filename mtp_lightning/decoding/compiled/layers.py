@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.decoding.compiled.compiler import kernels
-from mtp_lightning.decoding.layers import QKV, Layer, LayerCache, Norm, Path, Plain, SideBySide, folded, qkv_of
+from mtp_lightning.decoding.layers import QKV, Layer, Norm, Path, Plain, SideBySide, folded, qkv_of
 from mtp_lightning.decoding.linear import Linear
-from mtp_lightning.decoding.positions import NewPositions
+from mtp_lightning.decoding.positions import LayerCache, NewPositions
 from mtp_lightning.model.block import Block
 from mtp_lightning.shapes import Float
 
