@@ -4,7 +4,7 @@ own in a private mount namespace, so that one that escapes mounts over nothing o
     sandbox_hostile.py MOUNT_NAMESPACE_OF_THE_CALLER USER_ID namespaces|alone|unsafe
 
 prints {name: why it escaped, or ""}; `unsafe`, which is no sandbox, shows that the oracles see what escapes. Every
-program does harm to what this script made for it, and to nothing else.
+program does harm to what this script made for it, and to nothing else. Longer than other files: one list of programs.
 """
 
 import ctypes

@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +10,8 @@ import torch
 from tiny import tiny_backbone
 from torch import Tensor, nn
 
-from mtp_lightning.bench import harness, overhead, train_command, train_measure
-from mtp_lightning.bench.harness import IdleGate, Timing, interleaved
+from mtp_lightning.bench import overhead, train_command, train_measure
+from mtp_lightning.bench.harness import IdleGate
 from mtp_lightning.bench.train_contenders import (
     CONTENDERS,
     Arm,
@@ -30,7 +28,6 @@ from mtp_lightning.bench.train_report import FIGURES, train_table
 from mtp_lightning.cli import main
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_names import to_llama_state_dict
-from mtp_lightning.machine import keep_freed_memory
 from mtp_lightning.model.mtp import MTPModel
 
 CPU = torch.device("cpu")
@@ -138,69 +135,6 @@ def test_tables_show_every_figure() -> None:
     assert len(table.columns) == 3 + len(FIGURES) - 2, "nothing is recomputed"
     assert list(table.columns[3].cells) == ["(600)", "400"]
     assert list(table.columns[5].cells) == ["-", "-"], "without Hugging Face there is no ratio to it"
-
-
-def test_the_gate_waits_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = iter([0.2, 0.5, 0.95, 0.1, 0.1, 0.1])
-    monkeypatch.setattr("mtp_lightning.bench.harness.idle_share", lambda seconds: next(shares))
-    said: list[str] = []
-    gate = IdleGate(patience=0.6, progress=said.append, window=0.2)
-    gate()
-    assert (len(said), gate.passed_busy) == (2, 0)
-    gate()
-    assert (len(said), gate.passed_busy) == (3, 1)
-    assert "waiting for a quiet machine (20% idle" in said[0]
-
-
-def test_the_machine_is_as_idle_as_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 40 ticks of all processors 30 were idle, 5 of them waiting for a disk."""
-    lines = iter(["cpu  100 0 50 800 20 0 0 0 9 9\n", "cpu  108 0 52 825 25 0 0 0 99 99\n"])
-    monkeypatch.setattr(harness, "open", lambda *_, **__: StringIO(next(lines)), raising=False)
-    waits: list[float] = []
-    monkeypatch.setattr(harness, "time", SimpleNamespace(sleep=waits.append))
-    assert harness.idle_share(0.2) == 0.75
-    assert waits == [0.2]
-    monkeypatch.setattr(harness, "_processor_ticks", lambda: None)
-    assert harness.idle_share(0.2) == 1.0, "where nothing is known, nobody waits"
-
-
-def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[int, int]] = []
-    glibc = SimpleNamespace(mallopt=lambda *args: calls.append(args) or 1)
-    monkeypatch.setattr("ctypes.CDLL", lambda name: glibc)
-    assert keep_freed_memory() is True
-    assert calls == [(-3, 2**31 - 1), (-1, 2**31 - 1)], "M_MMAP_THRESHOLD, M_TRIM_THRESHOLD"
-    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace())
-    assert keep_freed_memory() is False
-
-
-def test_every_contender_has_its_turn_in_every_round() -> None:
-    calls: list[str] = []
-    steps: dict[str, Callable[[], object]] = {name: (lambda name=name: calls.append(name)) for name in "ab"}  # type: ignore[misc]
-    waits: list[int] = []
-    timings = interleaved(steps, 3, CPU, warmup=2, before_step=lambda: waits.append(len(calls)))
-    assert calls == list("ababababab")
-    assert waits == [4, 5, 6, 7, 8, 9], "before each counted step"
-    assert all(timing.cpu_best <= timing.cpu for timing in timings.values())
-
-
-def test_the_median_is_reported_and_the_best_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounds of 2, 9 and 4 seconds by the wall and of 1, 3 and 8 by the processor; the warm-up's 100 do not count."""
-    now = SimpleNamespace(wall=0.0, cpu=0.0)
-    spent = iter([(100.0, 100.0), (2.0, 1.0), (9.0, 3.0), (4.0, 8.0)])
-
-    def step() -> None:
-        wall, cpu = next(spent)
-        now.wall, now.cpu = now.wall + wall, now.cpu + cpu
-
-    clocks = SimpleNamespace(perf_counter=lambda: now.wall, process_time=lambda: now.cpu)
-    monkeypatch.setattr(harness, "time", clocks)
-    assert interleaved({"a": step}, 3, CPU) == {"a": Timing(median=4.0, best=2.0, cpu=3.0, cpu_best=1.0)}
-
-
-def test_one_thread_is_judged_by_its_processor_time_and_several_by_the_clock() -> None:
-    timing = Timing(median=4.0, best=3.0, cpu=2.0, cpu_best=1.0)
-    assert (train_measure._seconds(timing, True), train_measure._seconds(timing, False)) == ((2.0, 1.0), (4.0, 3.0))
 
 
 def test_rows_of_a_real_run_carry_what_the_table_needs(monkeypatch: pytest.MonkeyPatch) -> None:

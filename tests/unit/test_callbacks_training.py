@@ -3,12 +3,9 @@
 import math
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import create_autospec
 
 import lightning.pytorch as pl
 import pytest
@@ -16,13 +13,12 @@ import torch
 from tiny import Recorder, tiny_backbone
 from typing_extensions import override
 
-from callbacks import checkpointing
 from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.decoding import DecodingProbe
 from callbacks.heartbeat import Heartbeat
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import BatchLoader, ResumableLoader
-from mtp_lightning.errors import InputError, Preempted
+from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadKind, HeadsConfig
 from mtp_lightning.module import MTPModule
 from mtp_lightning.optimization.adamw import OptimizerConfig
@@ -198,149 +194,6 @@ class Tell(pl.Callback):
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step in self.steps and self.validating:
             os.kill(os.getpid(), self.number)
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(n, 130 if n is signal.SIGINT else 75) for n in checkpointing.STOPPING], ids=lambda v: str(v)
-)
-def test_a_run_that_is_told_to_stop_saves_its_step_and_ends(
-    fit: Fit, tmp_path: Path, number: signal.Signals, status: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = {n: signal.getsignal(n) for n in checkpointing.STOPPING}
-    tell = Tell(number, [4])
-    with pytest.raises(Preempted) as stopped:
-        fit([tell, Heartbeat(), PeriodicCheckpoint()])
-    assert stopped.value.code == status
-    assert tell.trained == [1, 2, 3, 4]
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004.ckpt"]
-    assert capsys.readouterr().err.endswith(f"{number.name}: saved step 4, stopping\n")
-    assert not (tmp_path / "result.json").exists()
-    assert not (tmp_path / "failure.json").exists()
-    assert {n: signal.getsignal(n) for n in checkpointing.STOPPING} == before
-
-
-def test_told_to_stop_in_a_validation_it_ends_behind_it(fit: Fit, tmp_path: Path) -> None:
-    """Not inside: a resumed run would never log that validation."""
-    tell = Tell(signal.SIGTERM, [6], validating=True)
-    with pytest.raises(Preempted):
-        fit([tell, PeriodicCheckpoint()])
-    assert tell.trained[-1] == 6
-    (file,) = (tmp_path / "checkpoints").iterdir()
-    assert file.name == "step-00000006.ckpt"
-
-
-def test_told_to_stop_at_its_last_step_a_run_just_ends(fit: Fit, tmp_path: Path) -> None:
-    before = {n: signal.getsignal(n) for n in checkpointing.STOPPING}
-    fit([Tell(signal.SIGTERM, [7]), Heartbeat(), PeriodicCheckpoint()], steps=7)
-    assert (tmp_path / "result.json").exists()
-    assert {n: signal.getsignal(n) for n in checkpointing.STOPPING} == before
-
-
-def test_after_an_exception_signals_are_not_noted_any_more(fit: Fit) -> None:
-    """While loggers end the run, which with a server away may take long, Ctrl-C ends it."""
-    seen: dict[int, Any] = {}
-
-    class Broken(pl.Callback):
-        @override
-        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.global_step == 2:
-                raise RuntimeError("broken")
-
-    class Ending(Recorder):
-        @override
-        def finalize(self, status: str) -> None:
-            seen.update({n: signal.getsignal(n) for n in checkpointing.STOPPING})
-
-    with pytest.raises(RuntimeError, match="broken"):
-        fit([Broken(), PeriodicCheckpoint()], logger=Ending())
-    assert len(seen) == 4
-    assert not [n for n, handler in seen.items() if getattr(handler, "__func__", None) is PeriodicCheckpoint._note]
-
-
-def test_a_second_ctrl_c_does_not_wait(fit: Fit, tmp_path: Path) -> None:
-    class Twice(pl.Callback):
-        @override
-        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.global_step == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(SystemExit) as stopped:  # Lightning's answer to a KeyboardInterrupt
-        fit([Twice(), PeriodicCheckpoint()])
-    assert stopped.value.code == 1
-    assert not (tmp_path / "checkpoints").exists()
-
-
-def test_a_newer_file_that_is_torn_does_not_push_out_a_good_one(fit: Fit, tmp_path: Path) -> None:
-    """A run that went on from an earlier step, behind a torn file of a later one."""
-    (tmp_path / "checkpoints").mkdir()
-    torn = tmp_path / "checkpoints" / "step-00000400.ckpt"
-    torn.write_bytes(b"torn")
-    fit([PeriodicCheckpoint(every_n_steps=2, keep=2)], steps=6)
-    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert left == ["step-00000004.ckpt", "step-00000006.ckpt"]
-
-
-def test_clocks_do_not_choose_which_checkpoint_goes(tmp_path: Path) -> None:
-    """Those up to the step just saved stay by their steps; one of a later step could not be read, and goes."""
-    for age, step in enumerate((40, 30, 20, 10, 50)):  # the older, the later it was written
-        path = tmp_path / f"step-{step:08d}.ckpt"
-        torch.save({"step": step}, path)
-        os.utime(path, (1000 + age, 1000 + age))
-    (tmp_path / "step-best.ckpt").touch()  # somebody's own
-    gone = checkpointing.superseded(tmp_path, step=40, keep=2)
-    assert sorted(path.name for path in gone) == [f"step-{step:08d}.ckpt" for step in (10, 20, 50)]
-    assert checkpointing.superseded(tmp_path, step=10, keep=9) == [
-        path for path in tmp_path.glob("step-*.ckpt") if path.stem[5:].isdigit() and int(path.stem[5:]) > 10
-    ]
-
-
-def test_a_damaged_checkpoint_does_not_count_among_those_that_stay(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4):
-        torch.save({"weight": torch.ones(100)}, tmp_path / f"step-{step:08d}.ckpt")
-    damaged = tmp_path / "step-00000003.ckpt"
-    content = bytearray(damaged.read_bytes())
-    content[content.index(torch.ones(4).numpy().tobytes())] ^= 1
-    damaged.write_bytes(bytes(content))
-    gone = checkpointing.superseded(tmp_path, step=4, keep=2)
-    assert sorted(path.name for path in gone) == ["step-00000001.ckpt", "step-00000003.ckpt"]
-    assert checkpointing.superseded(tmp_path, step=4, keep=1) == [
-        path for path in tmp_path.glob("*.ckpt") if path.name != "step-00000004.ckpt"
-    ]
-
-
-def test_two_ctrl_c_behind_another_signal_do_not_wait(fit: Fit, tmp_path: Path) -> None:
-    class Thrice(pl.Callback):
-        @override
-        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
-                os.kill(os.getpid(), number)
-
-    with pytest.raises(SystemExit) as stopped:
-        fit([Thrice(), PeriodicCheckpoint()])
-    assert stopped.value.code == 1
-
-
-def test_several_processes_ask_each_other_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At steps that all of them know, the strongest wish wins: here the other process has to stop from step 5 on."""
-    asked: list[int] = []
-    trainer = create_autospec(pl.Trainer, instance=True, world_size=2)
-
-    def reduce(wishes: torch.Tensor, reduce_op: str) -> torch.Tensor:
-        assert reduce_op == "max"
-        asked.append(trainer.global_step)
-        other = checkpointing.STOP if trainer.global_step >= 5 else checkpointing.GO_ON
-        return torch.maximum(wishes, torch.tensor([other, 3]))
-
-    trainer.strategy = SimpleNamespace(reduce=reduce, root_device="cpu")
-    monkeypatch.setattr(checkpointing, "ASK_SECONDS", 0.0)
-    checkpoint = PeriodicCheckpoint()
-    checkpoint._saved_at = time.monotonic()
-    answers = []
-    for trainer.global_step in range(1, 9):
-        answers.append(checkpoint._agreed(trainer, checkpointing.GO_ON))
-    assert asked == [1, 4, 7]
-    assert answers == [checkpointing.GO_ON] * 6 + [checkpointing.STOP, checkpointing.GO_ON]
 
 
 def test_no_checkpoint_inside_a_step(fit: Fit) -> None:

@@ -1,4 +1,3 @@
-import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -7,32 +6,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import fit, make_folder
-from test_checkpoints import save
 from tiny import tiny_backbone
 
 from mtp_lightning.checkpoints.description import describe
-from mtp_lightning.checkpoints.files import load_model
 from mtp_lightning.checkpoints.initial import Parent
-from mtp_lightning.checkpoints.select import find_checkpoint
-from mtp_lightning.cli import main
 from mtp_lightning.data import SourceConfig, TokenDataModule
-from mtp_lightning.data.command import prepare_command, train_bpe
+from mtp_lightning.data.command import train_bpe
 from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.documents import Document, documents
-from mtp_lightning.data.loader import TrainingWindows, ValidationWindows
-from mtp_lightning.data.stories.generator import stories, tell
-from mtp_lightning.data.stories.questions import SEED
-from mtp_lightning.data.tokens.heldout import heldout_pairs
+from mtp_lightning.data.loader import ValidationWindows
 from mtp_lightning.data.tokens.packing import PackedOrder, pack, read_packed
-from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_shards
-from mtp_lightning.data.tokens.store import TokenStore, read_meta
+from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_shards
+from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.targets import make_targets
-from mtp_lightning.probes.exact_match import written
 
 PAIRS = [(f"What is {i} and {i}?" + "?" * (i % 4), f"{2 * i}!" * (1 + i % 3)) for i in range(40)]
 
@@ -276,204 +266,3 @@ def chat_tokenizer(folder: Path, **config: object) -> Path:
 def conversation(*turns: str) -> dict[str, Any]:
     roles = ("user", "assistant")
     return {"messages": [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]}
-
-
-def test_messages_become_a_question_and_the_last_answer(tmp_path: Path) -> None:
-    folder = chat_tokenizer(tmp_path / "tok", chat_template=TEMPLATE, eos_token={"content": "<|endoftext|>"})
-    rows = [conversation("hi", "ho", f"q{i}", f"answer {i}") for i in range(12)]
-    path = tmp_path / "chat.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = module(path, tokenizer=str(folder), vocab_size=260)
-    store, tokenizer = data.train_store, data.text_tokenizer
-    assert store.answer_starts is not None
-    start, answer, end = (int(x) for x in (store.document_starts[0], store.answer_starts[0], store.document_starts[1]))
-    eos, user, assistant = tokenizer.eos_id, 258, 259
-    i = int(tokenizer.decode(store.read(start, end - start).tolist())[-2:])
-    encode = tokenizer.encode
-    assert store.read(start, answer - start).tolist() == [
-        user, *encode("hi"), eos, assistant, *encode("ho"), eos, user, *encode(f"q{i}"), eos, assistant,
-    ]  # fmt: skip
-    assert store.read(answer, end - answer).tolist() == [*encode(f"answer {i}"), eos], "the end is not written twice"
-
-
-def test_the_chat_is_what_transformers_writes(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    folder = chat_tokenizer(tmp_path / "tok", chat_template=TEMPLATE, eos_token="<|endoftext|>")
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|endoftext|>", chat_template=TEMPLATE
-    )
-    path = tmp_path / "chat.jsonl"
-    row = conversation("hé <b>", "ho\n", "what?", "so")
-    path.write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
-    (document, *_) = documents(
-        SourceConfig(kind="pairs", path=str(path), chat_template=str(folder / "tokenizer_config.json"))
-    )
-    assert document.text == theirs.apply_chat_template(row["messages"], tokenize=False)
-    ids = theirs.apply_chat_template(row["messages"], return_dict=False)
-    data = module(path, tokenizer=str(folder), vocab_size=260)
-    assert data.train_store.read(0, len(ids)).tolist() == ids
-
-
-def test_templates_are_found_asked_for_and_held_in(tmp_path: Path) -> None:
-    path = tmp_path / "chat.jsonl"
-    path.write_text("".join(json.dumps(conversation("a", "b")) + "\n" for _ in range(3)))
-    with pytest.raises(InputError, match=r"data\.source\.chat_template is missing: .*line 1, has 'messages'"):
-        module(path)
-    with pytest.raises(InputError, match=r"chat_template goes with data\.source\.kind = 'pairs', not with 'text'"):
-        SourceConfig(kind="text", path="x", chat_template="y")
-    for text, message in (
-        ("{% if %}", "is no Jinja template"),
-        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
-        ("{{ messages.append(1) }}", "SecurityError"),
-        ("", "holds no chat template"),
-        ("{{ add_generation_prompt }}", "does not begin with the text before it"),
-    ):
-        template = tmp_path / f"{len(message)}.jinja"
-        template.write_text(text)
-        with pytest.raises(InputError, match=message):
-            module(path, source={"chat_template": str(template)})
-    with pytest.raises(InputError, match=r"data\.source\.chat_template: there is no file"):
-        module(path, source={"chat_template": str(tmp_path / "none.jinja")})
-
-
-def test_another_template_is_another_corpus(tmp_path: Path) -> None:
-    path = tmp_path / "chat.jsonl"
-    path.write_text(json.dumps(conversation("a", "b")))
-    names = set()
-    for i in range(2):
-        folder = chat_tokenizer(tmp_path / f"t{i}", chat_template=TEMPLATE, eos_token=f"<{i}>")
-        source = SourceConfig(kind="pairs", path=str(path), chat_template=str(folder / "tokenizer_config.json"))
-        names.add(cache_name(source, ByteTokenizer(), ShardSettings()))
-    assert len(names) == 2
-
-
-def test_the_command_makes_shards_that_are_trained_on(file: Path, tmp_path: Path) -> None:
-    prepare_command(out=str(tmp_path / "out"), kind="pairs", path=str(file), validation_fraction=0.2)
-    assert read_meta(tmp_path / "out").answers
-    source = SourceConfig(kind="shards", path=str(tmp_path / "out"))
-    data = TokenDataModule(source=source, context=40, batch_size=2)
-    data.prepare_data()
-    data.setup("fit")
-    direct = module(file, batch_size=2)
-    a, b = (d._reader()(np.arange(5)) for d in (data, direct))
-    assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-def test_two_ranks_share_the_windows_of_one(file: Path) -> None:
-    """Row by row, so that their means over what counts are one's."""
-    reader = module(file)._reader()
-    for index in (0, 3):
-        whole, *halves = (TrainingWindows(reader, 4, rank, of)[index] for rank, of in ((0, 1), (0, 2), (1, 2)))
-        for key, rows in whole.items():
-            assert torch.equal(rows[0::2], halves[0][key])
-            assert torch.equal(rows[1::2], halves[1][key])
-        assert whole["loss_mask"].any(dim=1).all()
-
-
-@pytest.mark.slow
-def test_a_shipped_configuration_trains_on_pairs_of_stories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_folder(tmp_path)
-    sizes = ("--data.source.max_documents=200", "--data.context=1000", "--data.batch_size=2", "--data.val_windows=4")
-    short = (
-        "--model.schedule.warmup_steps=1",
-        "--trainer.max_steps=2",
-        "--trainer.val_check_interval=2",
-        "--trainer.logger=false",
-    )
-    unset = ("--data.source.path=null",)
-    assert fit("run", "-c", "conf/data/story_pairs.yaml", *unset, *sizes, *short) == 0
-    assert json.loads((tmp_path / "run/result.json").read_text())["step"] == 2
-
-
-def test_a_run_is_scored_on_answers_alone(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Bits per byte and loss of `mtp fit` against a loop over the pairs, one at a time, without any packing."""
-    monkeypatch.chdir(tmp_path)
-    make_folder(tmp_path)
-    source = ["--data.source", f"{{kind: pairs, path: {file}}}", "--data.context=60", "--data.val_windows=null"]
-    metrics = tmp_path / "m.json"
-    assert fit("run", *source, "--model.backbone.attend_across_documents=false") == 0
-    assert main(["validate", "run", "--json", str(metrics)]) == 0, capsys.readouterr().err
-    loaded = load_model(find_checkpoint(tmp_path / "run"))
-    found = json.loads(metrics.read_text())["metrics"]
-    data = module(file, validation_fraction=0.3)
-    nll, n_tokens, n_bytes = 0.0, 0, 0
-    with torch.no_grad():
-        for question, answer in stored(data.validation_store):
-            ids = torch.tensor([*question.encode(), *answer.encode(), 255])
-            logits = loaded.model.unembedding(loaded.model.next_token_states(ids[None, :-1]))[0]
-            nlls = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")[len(question.encode()) - 1 :]
-            nll, n_tokens, n_bytes = nll + nlls.sum().item(), n_tokens + len(nlls), n_bytes + len(answer.encode())
-    assert found["val/loss/head_1"] == pytest.approx(nll / n_tokens, rel=1e-5)
-    assert found["val/bits_per_byte"] == pytest.approx(nll / n_bytes / np.log(2), rel=1e-5)
-
-
-def test_story_pairs_are_answered_by_their_stories_and_kept_apart() -> None:
-    """Names and the last sentence, found again in the text; the name of a pair is its story's alone."""
-    found = list(documents(SourceConfig(kind="story_pairs", max_documents=300)))
-    told = {story.text: story for story in (tell(i, SEED) for i in range(300))}
-    asked: dict[str, int] = {}
-    for document in found:
-        question, answer = document.parts
-        story, line = question.rsplit("\n\n", 1)
-        asked[line] = asked.get(line, 0) + 1
-        if line == "Who is in the story?\n":
-            assert sorted(answer.split(", ")) == sorted(character.name for character in told[story].characters)
-            first = [story.index(name) for name in answer.split(", ")]
-            assert first == sorted(first)
-        else:
-            assert line == "How does the story end?\n"
-            assert story.endswith(answer)
-            assert answer[0].isupper() or answer[0] == '"'
-            assert story.removesuffix(answer)[-1] in " \n"
-        assert document.name == hashlib.sha256(story.encode()).hexdigest()[:16]
-    assert min(asked.values()) > 100
-    assert found[:20] == list(documents(SourceConfig(kind="story_pairs", max_documents=20)))
-    assert not set(told) & set(stories(300)), "others than those that are pretrained on"
-
-
-def test_whole_answers_and_their_loss(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`mtp evaluate pairs`, against decoding one question after the other."""
-    data = module(file)
-    torch.manual_seed(0)
-    model = MTPModel(tiny_backbone(vocab_size=256, n_layers=3), HeadsConfig(n_future=2)).eval()
-    save(tmp_path / "a.ckpt", model)
-    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    content["mtp_lightning"]["context"] = 40
-    torch.save(content, tmp_path / "a.ckpt")
-    examples = heldout_pairs(data.validation_store, 5, 40)
-    assert examples.lengths.tolist() == [len(q) + len(a) + 1 for q, a in stored(data.validation_store)[:5]]
-    said = written(model, examples)
-    right = [tokens == [*answer.encode(), 255] for tokens, (_, answer) in zip(said, stored(data.validation_store))]
-    arguments = ["evaluate", "pairs", str(tmp_path / "a.ckpt"), "--shards", str(data.shards), "--count", "5"]
-    assert main([*arguments, "--json", str(tmp_path / "out.json")]) == 0, capsys.readouterr().err
-    found = json.loads((tmp_path / "out.json").read_text())["metrics"]
-    assert found["exact"] == sum(right) / 5
-    losses = []
-    for question, answer in stored(data.validation_store)[:5]:
-        ids = torch.tensor([*question.encode(), *answer.encode(), 255])
-        logits = model.unembedding(model.next_token_states(ids[None, :-1]))[0].log_softmax(-1)
-        losses += [-logits[i - 1, ids[i]].item() for i in range(len(question.encode()), len(ids))]
-    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert main(["evaluate", "pairs", str(tmp_path / "a.ckpt")]) == 2
-    with pytest.raises(InputError, match=r"no pair of the validation split .* fits into 3 tokens"):
-        heldout_pairs(data.validation_store, 5, 3)
-
-
-def test_story_pairs_as_a_file_are_those_that_are_trained_on(tmp_path: Path) -> None:
-    sides = []
-    for side in ("train", "validation", "all"):
-        assert main(["data", "pairs", str(tmp_path / f"{side}.jsonl"), "--count", "60", "--side", side]) == 0
-        rows = [json.loads(line) for line in (tmp_path / f"{side}.jsonl").read_text().splitlines()]
-        sides.append({(row["prompt"], row["completion"]) for row in rows})
-    assert sides[0] | sides[1] == sides[2]
-    assert [len(side) for side in sides] == [60 - len(sides[1]), len(sides[1]), 60]
-    source = SourceConfig(kind="story_pairs", max_documents=60)
-    data = TokenDataModule(source=source, context=1152, directory=str(tmp_path / "cache"))
-    data.prepare_data()
-    data.setup("validate")
-    assert set(stored(data.validation_store)) == sides[1]
-    assert main(["data", "pairs", str(tmp_path / "all.jsonl")]) == 2
-    assert main(["data", "pairs", str(tmp_path / "x.jsonl"), "--count", "0"]) == 2

@@ -1,9 +1,6 @@
 """Verdicts: what passes, what only pretends to, and what was no failure of the program at all."""
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +12,6 @@ from mtp_lightning.evaluation.sandbox import (
     Program,
     Sandbox,
     SandboxError,
-    confine,
-    run,
     server,
     values,
 )
@@ -209,97 +204,7 @@ def test_programs_know_nothing_of_each_other(sandbox: Sandbox) -> None:
         assert all(int(text.split()[2]) >= 200_000 and text.endswith("[]\n") for text in seen)
 
 
-def test_several_at_once_and_a_caller_that_leaves() -> None:
-    with Sandbox(Limits(cpu_seconds=2.0), workers=2) as sandbox:
-        outcomes = dict(sandbox.run(Program(f"print({i})") for i in range(9)))
-        assert {i: outcome.stdout for i, outcome in outcomes.items()} == {i: f"{i}\n" for i in range(9)}
-        for _, outcome in sandbox.run(Program("print(1)") for _ in range(100_000)):
-            assert outcome.verdict == "passed"
-            break
-        assert next(iter(sandbox.run([Program("print(2)")])))[1].stdout == "2\n"
-
-
 # What is no failure of a program
-
-
-def test_no_sandbox_is_no_failed_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(FileNotFoundError), Sandbox():
-        pass
-    monkeypatch.undo()
-    monkeypatch.setattr(run, "_NOTHING_ALLOWED", "allowed = ['fork']")
-    with pytest.raises(SandboxError, match=r"does not hold here .*fork"), Sandbox():
-        pass
-
-
-def test_without_landlock_and_bubblewrap_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confine, "landlock_abi", lambda: 0)
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with (
-        pytest.raises(SandboxError, match=r"no Landlock, and bwrap is not installed.*--unsafe_execution true"),
-        Sandbox(),
-    ):
-        pass
-    monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    with pytest.raises(SandboxError, match=r"on x86_64 or aarch64, and this is .*riscv64"):
-        run.confinement()
-    with Sandbox(unsafe=True) as sandbox:
-        assert sandbox.level == "none"
-        assert one(sandbox, Program(GOOD, check=CHECK)).verdict == "passed"
-
-
-def test_a_kernel_that_denies_landlock() -> None:
-    """By a filter that answers ENOSYS to landlock_create_ruleset, as old kernels and some containers do."""
-    code = """
-import errno, os, sys
-from mtp_lightning.evaluation.sandbox import Program, Sandbox, SandboxError, confine, filters
-filters.NUMBERS["landlock_create_ruleset"] = (444, 444)
-confine._libc().prctl(38, 1, 0, 0, 0)
-rules = [filters.Rule("landlock_create_ruleset", errno.ENOSYS)]
-confine.install(filters.assemble(rules, os.uname().machine))
-try:
-    with Sandbox() as sandbox:
-        print("ran", [o.verdict for _, o in sandbox.run([Program("x")])])
-except SandboxError as error:
-    print(error)
-"""
-    env = {"PYTHONPATH": str(ROOT), "PATH": "/nowhere"}
-    out = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
-    assert "has no Landlock, and bwrap is not installed" in out.stdout, out
-
-
-def test_a_server_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Sandbox() as sandbox:
-        process = sandbox._servers[0]._process
-        assert process is not None
-        process.kill()
-        assert one(sandbox, Program(GOOD, check=CHECK)).verdict == "passed"
-        monkeypatch.setattr(run, "_START", "raise OSError(28, 'No space left on device')")
-        assert sandbox._servers[0]._process is not None
-        sandbox._servers[0]._process.kill()
-        with pytest.raises(SandboxError, match=r"server ended: OSError: .*No space left"):
-            list(sandbox.run([Program(GOOD, check=CHECK)]))
-
-
-def test_a_child_that_cannot_be_confined_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = run._START.replace(
-        "main(sys.argv[2])",
-        "from mtp_lightning.evaluation.sandbox import confine; d = 'def r(*a): raise OSError(1, \"denied\")'; "
-        "exec(d); confine.restrict = r; main(sys.argv[2])",
-    )
-    monkeypatch.setattr(run, "_START", start)
-    with pytest.raises(SandboxError, match="denied"), Sandbox():
-        pass
-
-
-def test_infrastructure_is_tried_again_and_never_returned(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> None:
-    broken = Outcome("infrastructure", 0.0, 0.0, stderr="killed from outside")
-    answers: list[Outcome] = [broken, Outcome("passed", 0.1, 0.1), broken, broken]
-    monkeypatch.setattr(run._Server, "ask", lambda self, *args: answers.pop(0))
-    assert one(sandbox, Program("")).verdict == "passed"
-    with pytest.raises(SandboxError, match="could not run a program: killed from outside"):
-        list(sandbox.run([Program("")]))
-    assert answers == []
 
 
 @pytest.mark.parametrize(
@@ -315,30 +220,3 @@ def test_infrastructure_is_tried_again_and_never_returned(monkeypatch: pytest.Mo
 )  # fmt: skip
 def test_how_an_end_is_judged(report: bytes, status: int, cpu: float, limit: str, verdict: str) -> None:
     assert server.judge(report, "N", status, cpu, 4.0, limit)[0] == verdict
-
-
-def test_bubblewraps_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not installed everywhere: what would be run."""
-    monkeypatch.setattr(confine, "landlock_abi", lambda: 0)
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    command, landlock = run.confinement()
-    assert not landlock
-    assert command[:2] == ["/usr/bin/bwrap", "--unshare-all"]
-    assert command[-3:] == ["--remount-ro", "/", "--"]
-    text = " ".join(command)
-    for part in ("--die-with-parent", "--new-session", "--cap-drop ALL", "--ro-bind /usr /usr", "--dev-bind /dev/null"):
-        assert part in text
-    assert "--bind /" not in text.replace("-bind /dev", "").replace("--ro-bind", "")
-    assert f"--ro-bind {sys.base_prefix} {sys.base_prefix}" in text
-    assert "/proc" not in text  # it would show bwrap's own environment
-    started = {}
-
-    def popen(words: list[str], **options: object) -> None:
-        started.update(options, words=words)
-        raise OSError("not here")
-
-    monkeypatch.setattr(subprocess, "Popen", popen)
-    with pytest.raises(OSError, match="not here"), Sandbox():
-        pass
-    assert started["env"] == run.ENVIRONMENT
-    assert not json.loads(started["words"][-1])["landlock"]  # type: ignore[index]

@@ -2,25 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import tiny_backbone
 from torch import Tensor
 
-from mtp_lightning.checkpoints.files import LoadedModel, load_model, save_safetensors
+from mtp_lightning.checkpoints.files import LoadedModel, save_safetensors
 from mtp_lightning.cli import main
-from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.decoding.reference import decode_plainly, decode_speculatively
-from mtp_lightning.interop import export_gate, export_hf
-from mtp_lightning.interop.export_folder import byte_tokenizer, write_tokenizer
+from mtp_lightning.interop import export_hf
 from mtp_lightning.interop.export_gate import loaded, their_logits
 from mtp_lightning.model.config import HeadsConfig, RopeScaling
 from mtp_lightning.model.heads import Join
@@ -139,16 +134,6 @@ def teach(model: MTPModel) -> None:
             part.projection.weight.data = torch.eye(2 * model.config.dim)[model.config.dim :] * 3
 
 
-def _write(folder: Path, exported: export_hf.Exported) -> Path:
-    from mtp_lightning.interop.export_folder import write_code, write_config, write_tensors
-
-    folder.mkdir()
-    write_tensors(folder, exported.tensors, 10**9)
-    write_config(folder, exported.config | {"max_position_embeddings": 64}, None)
-    write_code(folder, export_hf.code_files(exported), exported.family)
-    return folder
-
-
 BEGUN = (
     "| Initialised from | fit/step-30.ckpt (weights 0123abcd) |",
     "| Average of | soup/a.ckpt (0.25) |",
@@ -254,132 +239,6 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.Ca
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "out"]
 
 
-def mutate_tensor(exported: export_hf.Exported) -> None:
-    exported.tensors["model.layers.0.mlp.down_proj.weight"][0, 0] += 0.5
-
-
-def swap_back(exported: export_hf.Exported) -> None:
-    name = next(name for name in exported.tensors if name.endswith("eh_proj.weight"))
-    exported.tensors[name] = torch.cat(exported.tensors[name].chunk(2, dim=1)[::-1], dim=1)
-
-
-def turn_rope(exported: export_hf.Exported) -> None:
-    exported.config["rope_theta"] *= 1.05
-
-
-BREAKS: dict[str, tuple[Callable[[export_hf.Exported], None], str]] = {
-    "tensor": (mutate_tensor, "the logits of head 1 differ"),
-    "halves": (swap_back, "the logits of head 2 differ"),
-    "rope": (turn_rope, "the logits of head 1 differ"),
-}
-
-
-@pytest.mark.parametrize("case", BREAKS)
-def test_the_gate_sees_a_wrong_conversion(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spoil, says = BREAKS[case]
-    real = export_hf.export_model
-
-    def broken(*arguments: Any) -> export_hf.Exported:
-        exported = real(*arguments)
-        exported.tensors.update({name: tensor.clone() for name, tensor in exported.tensors.items()})
-        spoil(exported)
-        return exported
-
-    monkeypatch.setattr(export_hf, "export_model", broken)
-    source = save(tmp_path / "m.safetensors", trained(HeadsConfig(n_future=2, kind="sequential")))
-    assert main(["export", str(source), str(tmp_path / "out"), "--to", "hf"]) == 1
-    assert says in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
-
-
-def test_the_gate_sees_a_changed_file_and_another_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = trained(HeadsConfig(n_future=2))
-    exported = export_hf.export_model(model)
-    folder = _write(tmp_path / "out", exported)
-    name = "mtp_heads.0.0.input_layernorm.weight"
-    kept = exported.tensors[name]
-    exported.tensors[name] = kept + 1e-6
-    with pytest.raises(export_gate.UnprovenError, match=name.replace(".", r"\.")):
-        export_gate.prove(folder, model, exported, None)
-    exported.tensors[name] = kept
-    code = folder / "custom_generate" / "generate.py"
-    code.write_text(code.read_text().replace("block[0, certain] != token", "False and token"))  # accepts every draft
-    with pytest.raises(export_gate.UnprovenError, match="another greedy text"):
-        export_gate.prove(folder, model, exported, None)
-
-
-def test_without_transformers_nothing_is_exported_unless_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = save(tmp_path / "m.safetensors", trained(HeadsConfig(n_future=2)))
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    command = ["export", str(source), str(tmp_path / "out"), "--to", "hf"]
-    assert main(command) == 2
-    assert "transformers is not installed" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-    assert main([*command, "--verify", "false"]) == 0
-    assert (tmp_path / "out" / "custom_generate" / "generate.py").is_file()
-
-
-@pytest.mark.parametrize("to", ["hf", "safetensors", "meta"])
-def test_a_full_disk_leaves_nothing(
-    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import resource
-    import signal
-
-    source = save(tmp_path / "m.safetensors", trained(HeadsConfig(n_future=2)))
-    out = tmp_path / ("out.safetensors" if to == "safetensors" else "out")
-    limits, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        status = main(["export", str(source), str(out), "--to", to])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
-    assert status == 1
-    assert "File too large" in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
-
-
-@pytest.fixture(scope="module")
-def byte_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from transformers import AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("bytes")
-    write_tokenizer(folder, ByteTokenizer().state(), None, 64)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-@settings(max_examples=100, deadline=None)
-@given(text=st.text() | st.sampled_from(["<|endoftext|>", " <|endoftext|>x", "\r\n\t", "Ā ġ Ċ", "\ufeff\u0000"]))
-def test_autotokenizer_reads_bytes_as_ours(byte_folder: Any, text: str) -> None:
-    ours = ByteTokenizer()
-    ids = ours.encode(text)
-    assert byte_folder(text)["input_ids"] == ids
-    assert byte_folder.decode(ids) == text
-    assert byte_folder.decode([*ids, ours.eos_id], skip_special_tokens=True) == text
-
-
-@settings(max_examples=50, deadline=None)
-@given(ids=st.lists(st.integers(0, 255)))
-def test_autotokenizer_decodes_any_bytes_as_ours(byte_folder: Any, ids: list[int]) -> None:
-    assert byte_folder.decode(ids, skip_special_tokens=True) == ByteTokenizer().decode(ids)
-    assert byte_folder.eos_token_id == 255
-
-
-def test_a_tokenizer_json_goes_out_as_it_is(tmp_path: Path) -> None:
-    tokenizer = HuggingFaceTokenizer(byte_tokenizer(), "it")
-    model = trained(HeadsConfig(n_future=2))
-    source = save(tmp_path / "m.safetensors", model, tokenizer)  # type: ignore[arg-type]
-    assert load_model(source).tokenizer.eos_id == 255
-    assert main(["export", str(source), str(tmp_path / "out"), "--to", "hf"]) == 0
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == byte_tokenizer()
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 255
-
-
 def test_custom_generate_samples_stops_and_refuses(tmp_path: Path) -> None:
     model = trained(HeadsConfig(n_future=3))
     teach(model)
@@ -417,37 +276,6 @@ def test_the_code_of_a_folder_is_in_the_wheel(tmp_path: Path) -> None:
     for name in ("modeling_mtp_llama.py", "modeling_mtp_lightning.py", "generate.py"):
         assert f"mtp_lightning/interop/remote_code/{name}" in files
     shutil.rmtree(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-def test_in_and_out_and_in_again_is_the_identity(name: str, tmp_path: Path) -> None:
-    features: dict[str, Any] = {
-        "llama": {"n_kv_heads": 2, "rope_scaling": RopeScaling("llama3", 8.0, 16)},
-        "qwen2": {"attention_bias": "qkv", "tie_embeddings": True},
-        "qwen3": {"qk_norm": True, "head_dim": 6},
-    }[name]
-    model = trained(HeadsConfig(n_future=3, kind="sequential", match="none"), **features)
-    model.norm.weight.data.fill_(1.0)  # as in a file of the standard, so that nothing is folded
-    source, out, back = save(tmp_path / "m.safetensors", model), tmp_path / "out", tmp_path / "back.safetensors"
-    assert main(["export", str(source), str(out), "--to", "hf", "--verify", "false"]) == 0
-    assert main(["import", str(out), str(back)]) == 0
-    found = load_model(back)
-    assert (found.model.config, found.model.heads_config) == (replace(model.config, init_std=0.02), model.heads_config)
-    assert found.context == 64
-    for key, weight in model.state_dict().items():
-        assert torch.equal(found.model.state_dict()[key], weight), key
-
-
-def test_what_was_folded_comes_back_with_the_same_logits(tmp_path: Path) -> None:
-    model = trained(HeadsConfig(n_future=3, kind="recurrent"), tie_embeddings=True)
-    source, out, back = save(tmp_path / "m.safetensors", model), tmp_path / "out", tmp_path / "back.safetensors"
-    assert main(["export", str(source), str(out), "--to", "hf"]) == 0
-    assert main(["import", str(out), str(back)]) == 0
-    found = load_model(back).model
-    assert (found.heads_config.kind, found.config.tie_embeddings) == ("sequential", False)
-    tokens = torch.randint(0, 256, (1, 33))
-    with torch.no_grad():
-        torch.testing.assert_close(true_logits(found, tokens, 3), true_logits(model, tokens, 3), atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["keep", "float32"])

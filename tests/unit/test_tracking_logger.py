@@ -2,7 +2,6 @@
 
 import math
 import signal
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from test_tracking_fakes import CountingClient, fresh_store, runs_of
 from torch.utils.data import DataLoader
@@ -218,39 +216,6 @@ def test_artifacts_and_tags(tmp_path: Path) -> None:
     tags = read_run(uri, logger.run_id).tags
     assert tags["mtp.kind"] == "cell"
     assert {"mtp.host", "mtp.device", "mtp.threads", "mtp.python", "mtp.version.torch"} <= set(tags)
-
-
-def test_the_machine_is_recorded_and_a_lock_does_not_end_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = fresh_store(tmp_path)
-    log_batch, locked = MlflowClient.log_batch, [MlflowException("database is locked")]
-
-    def once_locked(client: MlflowClient, *args: Any, **content: Any) -> Any:
-        if locked and content.get("metrics"):
-            raise locked.pop()
-        return log_batch(client, *args, **content)
-
-    queue, measured = RunWriter.log_batch, threading.Semaphore(0)
-
-    def counted(writer: RunWriter, run_id: str, metrics: Any) -> None:
-        queue(writer, run_id, metrics)
-        measured.release()
-
-    monkeypatch.setattr(RunWriter, "log_batch", counted)
-    monkeypatch.setattr(MlflowClient, "log_batch", once_locked)
-    for attempt in (1, 2):
-        logger = MLflowRunLogger(
-            tracking_uri=uri, directory=str(tmp_path / "run"), system_metrics=True, system_metrics_seconds=0.05
-        )
-        assert logger.run_id
-        for _ in range(2):
-            assert measured.acquire(timeout=60)
-        logger.finalize("success")
-        points = history(uri, logger.run_id, ["system/cpu_utilization_percentage"])["system/cpu_utilization_percentage"]
-        steps = [step for step, _ in points]
-        assert len(steps) >= 2 * attempt
-        assert len(steps) == len(set(steps))
-        assert locked == []
-        assert "system/cpu_utilization_percentage" not in logger.last_values
 
 
 class Watched(PeriodicCheckpoint):

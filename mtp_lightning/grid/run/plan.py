@@ -84,11 +84,12 @@ def _check_memory(runs: Sequence["_Run"]) -> None:
     """A cell without `resources` has this machine's memory; how much a node of a cluster has is known only where
     `resources.memory_gb` says it, and of GPUs never."""
     problems: dict[str, None] = {}
+    here = machine_memory()
     for cell, size_ in ((run.cell, run.size) for run in runs):
         wanted = cell.resources
         memory = None if wanted.memory_gb is None else round(wanted.memory_gb * 1024**3)
         of_here = memory is None and wanted == Resources()
-        limit = machine_memory() if of_here else memory
+        limit = here if of_here else memory
         if wanted.gpus or limit is None or (size_.memory_bytes or 0) <= limit:
             continue
         from mtp_lightning.config.memory import check_memory  # and torch, which most plans do without

@@ -1,0 +1,55 @@
+"""Tokenizers of an exported folder, as `AutoTokenizer` reads them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_interop_export import save, trained
+
+from mtp_lightning.checkpoints.files import load_model
+from mtp_lightning.cli import main
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from mtp_lightning.interop.export_folder import byte_tokenizer, write_tokenizer
+from mtp_lightning.model.config import HeadsConfig
+
+pytestmark = pytest.mark.filterwarnings("default")  # of transformers' own
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def byte_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("bytes")
+    write_tokenizer(folder, ByteTokenizer().state(), None, 64)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text() | st.sampled_from(["<|endoftext|>", " <|endoftext|>x", "\r\n\t", "Ā ġ Ċ", "\ufeff\u0000"]))
+def test_autotokenizer_reads_bytes_as_ours(byte_folder: Any, text: str) -> None:
+    ours = ByteTokenizer()
+    ids = ours.encode(text)
+    assert byte_folder(text)["input_ids"] == ids
+    assert byte_folder.decode(ids) == text
+    assert byte_folder.decode([*ids, ours.eos_id], skip_special_tokens=True) == text
+
+
+@settings(max_examples=50, deadline=None)
+@given(ids=st.lists(st.integers(0, 255)))
+def test_autotokenizer_decodes_any_bytes_as_ours(byte_folder: Any, ids: list[int]) -> None:
+    assert byte_folder.decode(ids, skip_special_tokens=True) == ByteTokenizer().decode(ids)
+    assert byte_folder.eos_token_id == 255
+
+
+def test_a_tokenizer_json_goes_out_as_it_is(tmp_path: Path) -> None:
+    tokenizer = HuggingFaceTokenizer(byte_tokenizer(), "it")
+    model = trained(HeadsConfig(n_future=2))
+    source = save(tmp_path / "m.safetensors", model, tokenizer)  # type: ignore[arg-type]
+    assert load_model(source).tokenizer.eos_id == 255
+    assert main(["export", str(source), str(tmp_path / "out"), "--to", "hf"]) == 0
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == byte_tokenizer()
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 255
