@@ -1,8 +1,8 @@
 """What only a GPU can check, and the figures that only a GPU can give. `run.sh` says how it is started.
 
 Each check is a function of `Scale` that returns its figures, raises AssertionError where something is wrong, and
-`SkippedError` where it cannot run here. On a CPU the same functions run at tiny sizes, so that none fails for a typo. One
-file, a little longer than others, as it is what a machine with a GPU is given to run.
+`SkippedError` where it cannot run here. On a CPU the same functions run at tiny sizes, so that none fails for a
+typo. One file, a little longer than others, as it is what a machine with a GPU is given to run.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_probes_attention import induction_by_hand
+from test_probes_ablation import induction_by_hand
 from tiny import VARIANTS, tiny_backbone
 
 from mtp_lightning.data.stories.generator import stories
