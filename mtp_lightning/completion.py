@@ -15,7 +15,7 @@ def completion_command(shell: Literal["bash", "zsh"]) -> None:
     """Print a completion script: commands, flags, files. Print it again after an update.
 
     Args:
-        shell: The shell that is to read it.
+        shell: `bash` or `zsh`.
     """
     print(shtab.complete(_all_commands(), shell))
 

@@ -48,26 +48,26 @@ def prepare_command(
     A command that was killed goes on when it is given again; the bytes do not depend on that, nor on --workers.
 
     Args:
-        out: folder to make; must not exist.
-        kind: where the corpus comes from.
-        path: file, folder or glob pattern; name of a hub data set.
-        glob: which files of a folder to read, as in "**/*.md".
-        separator: splits text files into documents; after `re:` a regular expression; by default a file is one.
-        text_column: column of json, parquet and hub data that holds the text.
-        name: configuration of a hub data set.
-        split: split of a hub data set.
-        revision: commit of a hub data set.
-        max_documents: read only so many documents.
-        chat_template: file with the template of pairs with messages; by default the one beside the tokenizer.json.
-        strict: refuse a corpus of which anything is left out.
-        deduplicate: leave out documents whose text occurred before, letter for letter.
-        workers: processes that tokenize.
+        out: Folder to make; must not exist.
+        kind: Where the corpus comes from.
+        path: File, folder or glob pattern; name of a hub data set.
+        glob: Which files of a folder to read, as in "**/*.md".
+        separator: Splits text files into documents; after `re:` a regular expression; by default a file is one.
+        text_column: Column of json, parquet and hub data that holds the text.
+        name: Configuration of a hub data set.
+        split: Split of a hub data set.
+        revision: Commit of a hub data set.
+        max_documents: Read only so many documents.
+        chat_template: File with the template of pairs with messages; by default the one beside the tokenizer.json.
+        strict: Refuse a corpus of which anything is left out.
+        deduplicate: Leave out documents whose text occurred before, letter for letter.
+        workers: Processes that tokenize.
         tokenizer: "bytes", or the path of a tokenizer.json.
-        end_token: the token that ends a document; by default one with a usual name, special tokens first.
-        validation_fraction: part of the documents, in expectation, that is for validation.
-        split_seed: another seed, another choice of validation documents.
-        shard_tokens: tokens of a shard file, at most.
-        json: file to write the printed table to as well.
+        end_token: The token that ends a document; by default one with a usual name, special tokens first.
+        validation_fraction: Part of the documents, in expectation, that is for validation.
+        split_seed: Another seed, another choice of validation documents.
+        shard_tokens: Tokens of a shard file, at most.
+        json: File to write the printed table to as well.
     """
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
@@ -126,20 +126,20 @@ def train_tokenizer_command(
     """Train a byte-level BPE tokenizer on a corpus: use it with `data.tokenizer: OUT`.
 
     Args:
-        out: the tokenizer.json to make; must not exist.
-        vocab_size: tokens, the 256 bytes and the end of a document among them.
-        kind: where the corpus comes from.
-        path: file, folder or glob pattern; name of a hub data set.
-        glob: which files of a folder to read, as in "**/*.md".
-        separator: splits text files into documents; after `re:` a regular expression; by default a file is one.
-        text_column: column of json, parquet and hub data that holds the text.
-        name: configuration of a hub data set.
-        split: split of a hub data set.
-        revision: commit of a hub data set.
-        max_documents: read only so many documents.
-        chat_template: file with the template of pairs with messages; by default the one beside the tokenizer.json.
-        strict: refuse a corpus of which anything is left out.
-        json: file to write the printed table to as well.
+        out: The tokenizer.json to make; must not exist.
+        vocab_size: Tokens, the 256 bytes and the end of a document among them.
+        kind: Where the corpus comes from.
+        path: File, folder or glob pattern; name of a hub data set.
+        glob: Which files of a folder to read, as in "**/*.md".
+        separator: Splits text files into documents; after `re:` a regular expression; by default a file is one.
+        text_column: Column of json, parquet and hub data that holds the text.
+        name: Configuration of a hub data set.
+        split: Split of a hub data set.
+        revision: Commit of a hub data set.
+        max_documents: Read only so many documents.
+        chat_template: File with the template of pairs with messages; by default the one beside the tokenizer.json.
+        strict: Refuse a corpus of which anything is left out.
+        json: File to write the printed table to as well.
     """
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
@@ -174,13 +174,13 @@ def pairs_command(
     """Write questions about generated stories, with their answers, as JSON lines of `prompt` and `completion`.
 
     Args:
-        out: the file to make; must not exist.
-        count: stories, each with one question.
-        side: all of them, or those that `data.source.kind: story_pairs` trains on, or validates on.
-        seed: of the stories; that of `story_pairs` by default.
-        invented_names: names out of some two million, which a model can only copy.
-        validation_fraction: as of the data that are split so.
-        split_seed: as of the data that are split so.
+        out: The file to make; must not exist.
+        count: Stories, each with one question.
+        side: All of them, or those that `data.source.kind: story_pairs` trains on, or validates on.
+        seed: Of the stories; that of `story_pairs` by default.
+        invented_names: Names out of some two million, which a model can only copy.
+        validation_fraction: As of the data that are split so.
+        split_seed: As of the data that are split so.
     """
     from mtp_lightning.data.preparing.chunks import split_position
     from mtp_lightning.data.tokens.prepare import ShardSettings

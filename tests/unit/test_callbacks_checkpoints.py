@@ -13,7 +13,7 @@ __all__ = ["fit"]
 
 
 def test_a_newer_file_that_is_torn_does_not_push_out_a_good_one(fit: Fit, tmp_path: Path) -> None:
-    """A run that went on from an earlier step, behind a torn file of a later one."""
+    """A run that went on from an earlier step, with a torn file of a later one."""
     (tmp_path / "checkpoints").mkdir()
     torn = tmp_path / "checkpoints" / "step-00000400.ckpt"
     torn.write_bytes(b"torn")

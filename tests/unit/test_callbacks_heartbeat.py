@@ -86,12 +86,12 @@ def test_the_result_holds_everything_that_was_logged(tmp_path: Path) -> None:
     logger = MLflowRunLogger(fresh_store(tmp_path), system_metrics=False, flush_every_seconds=1e9)
     recorded: list[set[str]] = []
 
-    class Behind(pl.Callback):
+    class AfterAll(pl.Callback):
         def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
             assert (tmp_path / RESULT).exists()
             recorded.append(set(logger.client.get_run(logger.run_id).data.metrics))
 
-    fit(tmp_path, Late(), Behind(), logger=logger)
+    fit(tmp_path, Late(), AfterAll(), logger=logger)
     result = Result.read(tmp_path)
     assert result is not None
     assert (result.step, result.tokens, result.data_fingerprint) == (6, None, "f1")

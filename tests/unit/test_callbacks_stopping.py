@@ -26,7 +26,7 @@ __all__ = ["fit"]
 @pytest.mark.parametrize(
     ("number", "status"), [(n, 130 if n is signal.SIGINT else 75) for n in checkpointing.STOPPING], ids=lambda v: str(v)
 )
-def test_a_run_that_is_told_to_stop_saves_its_step_and_ends(
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_ends(
     fit: Fit, tmp_path: Path, number: signal.Signals, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {n: signal.getsignal(n) for n in checkpointing.STOPPING}
@@ -42,7 +42,7 @@ def test_a_run_that_is_told_to_stop_saves_its_step_and_ends(
     assert {n: signal.getsignal(n) for n in checkpointing.STOPPING} == before
 
 
-def test_told_to_stop_in_a_validation_it_ends_behind_it(fit: Fit, tmp_path: Path) -> None:
+def test_asked_to_stop_in_a_validation_it_ends_after_it(fit: Fit, tmp_path: Path) -> None:
     """Not inside: a resumed run would never log that validation."""
     tell = Tell(signal.SIGTERM, [6], validating=True)
     with pytest.raises(Preempted):
@@ -52,7 +52,7 @@ def test_told_to_stop_in_a_validation_it_ends_behind_it(fit: Fit, tmp_path: Path
     assert file.name == "step-00000006.ckpt"
 
 
-def test_told_to_stop_at_its_last_step_a_run_just_ends(fit: Fit, tmp_path: Path) -> None:
+def test_asked_to_stop_at_its_last_step_a_run_just_ends(fit: Fit, tmp_path: Path) -> None:
     before = {n: signal.getsignal(n) for n in checkpointing.STOPPING}
     fit([Tell(signal.SIGTERM, [7]), Heartbeat(), PeriodicCheckpoint()], steps=7)
     assert (tmp_path / "result.json").exists()
@@ -94,7 +94,7 @@ def test_a_second_ctrl_c_does_not_wait(fit: Fit, tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_two_ctrl_c_behind_another_signal_do_not_wait(fit: Fit, tmp_path: Path) -> None:
+def test_two_ctrl_c_after_another_signal_do_not_wait(fit: Fit, tmp_path: Path) -> None:
     class Thrice(pl.Callback):
         @override
         def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -178,7 +178,7 @@ def test_a_checkpoint_that_could_not_be_written_leaves_nothing(
 
 
 class Tell(pl.Callback):
-    """Sends its own process a signal at the end of a batch, or inside the validation behind it; again at each step."""
+    """Sends its own process a signal at the end of a batch, or inside the validation after it; again at each step."""
 
     def __init__(self, number: signal.Signals, steps: list[int], validating: bool = False) -> None:
         self.number, self.steps, self.validating = number, steps, validating
@@ -197,7 +197,7 @@ class Tell(pl.Callback):
 
 
 def test_no_checkpoint_inside_a_step(fit: Fit) -> None:
-    """The clock strikes behind every first batch of two; half a step's gradient is in no checkpoint."""
+    """The clock strikes after every first batch of two; half a step's gradient is in no checkpoint."""
     checkpoint = PeriodicCheckpoint(every_n_steps=1000, every_n_seconds=1.0, keep=9)
     batches: list[int] = []
 
@@ -215,7 +215,7 @@ def test_no_checkpoint_inside_a_step(fit: Fit) -> None:
 
 
 def test_the_last_checkpoint_holds_what_the_probes_measured(fit: Fit, tmp_path: Path) -> None:
-    """A run killed behind it has nothing left to measure when it is started again."""
+    """A run killed after it has nothing left to measure when it is started again."""
     probe = DecodingProbe(prompts=2, prompt_tokens=8, new_tokens=8)
     fit([probe, Heartbeat(), PeriodicCheckpoint(every_n_steps=6)], steps=6)
     (file,) = (tmp_path / "checkpoints").iterdir()

@@ -1,4 +1,4 @@
-"""What is wrong with a grid and its cells is told all at once, each with its line, and nothing that only follows."""
+"""What is wrong with a grid and its cells is reported all at once, each with its line, nothing that only follows."""
 
 import subprocess
 import sys

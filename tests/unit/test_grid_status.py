@@ -61,6 +61,8 @@ def test_files_come_first_then_the_queue(
     assert slurm.calls("squeue") == 2, "one a command"
     call(Grid.resume)
     assert "0 of 6 cells submitted" in capsys.readouterr().out, "not before its job has ended"
+    (_made(submitted[4].directory) / "progress.json").write_text("{")
+    assert shown()[4] == ("damaged", "pending (BeginTime)"), "the queue does not hide it"
 
 
 def _made(folder: Path) -> Path:
@@ -92,8 +94,8 @@ def test_a_heartbeat_from_another_host_counts_only_while_slurm_knows_the_job(
 def test_the_last_heartbeat_of_an_attempt_that_ended_elsewhere_is_no_sign_of_life(tmp_path: Path) -> None:
     now = time.time()
     attempted(tmp_path, State.FAILED, ended_at=now)
-    for behind, state in ((-1.0, State.FAILED), (1.0, State.RUNNING)):
-        Progress(step=1, max_steps=5, phase="train", updated_at=now + behind, host="node1").write(tmp_path)
+    for later, state in ((-1.0, State.FAILED), (1.0, State.RUNNING)):
+        Progress(step=1, max_steps=5, phase="train", updated_at=now + later, host="node1").write(tmp_path)
         assert cell_state(tmp_path) is state
 
 

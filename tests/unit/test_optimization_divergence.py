@@ -76,7 +76,7 @@ def test_the_step_at_which_it_went_wrong_is_recorded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [2, 4])
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, step: int) -> None:
-    """A gradient that overflows leaves a finite loss behind it; no later step shows that of the last one."""
+    """A gradient that overflows leaves a finite loss after it; no later step shows that of the last one."""
     callbacks = [At(step, poison_gradient, before_update=True), *saving(tmp_path)]
     with pytest.raises(DivergedError, match=f"diverged at step {step}: its loss, or a weight after it"):
         fit(tmp_path, 12, callbacks=callbacks, enable_checkpointing=True, gradient_clip_val=None, limit_val_batches=0)

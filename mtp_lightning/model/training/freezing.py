@@ -22,7 +22,7 @@ Freeze = Literal["none", "trunk", "trunk_and_unembedding", "next_token"]
 def check_freeze(freeze: Freeze, backbone: BackboneConfig, heads: HeadsConfig) -> None:
     """
     Raises:
-        InputError: it cannot be told from what trains, or nothing would train.
+        InputError: it is one matrix with what trains, or nothing would train.
     """
     what = f"model.freeze is '{freeze}'"
     if freeze == "trunk" and backbone.tie_embeddings:
