@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
@@ -213,3 +214,12 @@ def test_a_full_disk_does_not_hide_what_went_wrong(
     with pytest.raises(ZeroDivisionError):
         fit(tmp_path, Bang("on_train_end", ZeroDivisionError()))
     assert "failure.json could not be written: [Errno 28]" in capsys.readouterr().err
+
+
+def test_metrics_are_the_loggers_then_this_ranks_then_the_earlier_attempts() -> None:
+    heartbeat, logger = Heartbeat(), SimpleNamespace(last_values={"val/loss": 2.0})
+    metrics = {"val/loss": torch.tensor(1.0), "probe/x": torch.tensor(3.0)}
+    saved = {"metrics": {"val/loss": 9.0, "probe/earlier": 4.0}, "wall_seconds": 5.0}
+    heartbeat.on_load_checkpoint(Mock(spec=pl.Trainer), Plain(), {"heartbeat": saved})
+    heartbeat._collect(Mock(spec=pl.Trainer, callback_metrics=metrics, loggers=[logger]))
+    assert heartbeat._metrics == {"val/loss": 2.0, "probe/x": 3.0, "probe/earlier": 4.0}

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
@@ -150,3 +151,9 @@ def test_a_step_between_logs_costs_next_to_nothing(tmp_path: Path) -> None:
         monitor.on_train_batch_start(trainer, module, batch, index + 1)
         monitor.on_train_batch_end(trainer, module, None, batch, index)
     assert (time.process_time() - began) / 1000 < 0.2e-3
+
+
+def test_tokens_are_those_of_all_ranks() -> None:
+    monitor, trainer = ThroughputMonitor(), Mock(spec=pl.Trainer, world_size=2, global_step=1, log_every_n_steps=10)
+    monitor.on_train_batch_end(trainer, Timed(), None, {"tokens": torch.zeros(3, 12)}, 0)
+    assert monitor.state_dict()["tokens_seen"] == 2 * 3 * 10

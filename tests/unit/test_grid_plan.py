@@ -24,7 +24,7 @@ from mtp_lightning.model.mtp import MTPModel
 __all__ = ["house"]
 
 pytestmark = pytest.mark.usefixtures("house")
-GPUS = GRID + "resources: {gpus: 2}\n"
+GPUS = GRID + "resources: {nodes: 2, gpus: 3}\n"
 
 
 def test_hours_come_from_the_nearest_measurement(tmp_path: Path) -> None:
@@ -55,7 +55,8 @@ def test_what_a_dead_run_did_after_its_checkpoint_is_not_done(tmp_path: Path) ->
     (cell.directory / "checkpoints").mkdir(parents=True)
     Progress(step=4, max_steps=5, phase="training", updated_at=1.0).write(cell.directory)
     assert costs([cell], FakeResolver())[0].done == 0
-    (cell.directory / "checkpoints" / "step-00000002.ckpt").touch()
+    for step in (1, 2):
+        (cell.directory / "checkpoints" / f"step-{step:08d}.ckpt").touch()
     assert costs([cell], FakeResolver())[0].done == 0.4
 
 
@@ -66,9 +67,9 @@ def test_sums_of_all_and_of_what_is_left(tmp_path: Path) -> None:
         Result(step=5, metrics={}, wall_seconds=3600.0).write(cell.directory)
     found = costs(cells, FakeResolver())
     total, left = Total.of(found), Total.of(found, left=True)
-    assert total.amounts == {"gpu_hours": 2 * 14, "hours": 14, "tokens": 6 * 500, "flops": 2 * 7 * 500 * 24000}
-    assert left.amounts == {"gpu_hours": 2 * 12, "hours": 12, "tokens": 4 * 500, "flops": 2 * 6 * 500 * 24000}
-    assert str(total) == "3.00 k tokens, 168 MFLOPs, about 14 h 00 min of run time, about 28.0 GPU-hours"
+    assert total.amounts == {"gpu_hours": 6 * 14, "hours": 14, "tokens": 6 * 500, "flops": 2 * 7 * 500 * 24000}
+    assert left.amounts == {"gpu_hours": 6 * 12, "hours": 12, "tokens": 4 * 500, "flops": 2 * 6 * 500 * 24000}
+    assert str(total) == "3.00 k tokens, 168 MFLOPs, about 14 h 00 min of run time, about 84.0 GPU-hours"
 
 
 def test_speeds_of_other_resources_say_nothing(tmp_path: Path) -> None:
