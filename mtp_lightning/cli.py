@@ -94,6 +94,12 @@ FROM_YAML = ("fit", "validate")
 """Commands that LightningCLI parses itself."""
 
 
+OF_THE_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ECONNREFUSED, errno.EACCES, errno.ELOOP,
+                 errno.ENAMETOOLONG}  # fmt: skip
+"""What a system refuses whatever the program: one line says it."""
+LONGEST_NAME = 255
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status.
 
@@ -126,10 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ECONNREFUSED):
+        if debug or error.errno not in OF_THE_SYSTEM:
             raise
-        print(mask(f"mtp: error: {error.strerror}: {error.filename or 'while writing'}"), file=sys.stderr)
-        return 1
+        name = str(error.filename or "while writing")
+        shown = name if len(name) <= LONGEST_NAME else f"{name[:80]}..."
+        print(mask(f"mtp: error: {error.strerror}: {printable(shown)}"), file=sys.stderr)
+        return 2 if error.errno == errno.ENAMETOOLONG else 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

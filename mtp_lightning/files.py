@@ -1,13 +1,18 @@
-"""Files that several processes share: JSON replaced in one step, and a lock that lives as long as its holders."""
+"""Files that several processes share: JSON replaced in one step and read with distrust, dataclasses as JSON, and a lock
+that lives as long as its holders."""
 
 import fcntl
+import functools
 import json
+import math
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mtp_lightning.errors import InputError
 
@@ -53,8 +58,11 @@ MOST_BYTES = 64 * 2**20
 """No state file of ours comes near: a journal of all the points that may wait has half of it."""
 
 
-def read_state(path: Path) -> str | None:
+def read_state(path: Path, most: int = MOST_BYTES) -> str | None:
     """The text of a file that may hold anything; None where there is none.
+
+    Args:
+        most: bytes that it may have.
 
     Raises:
         DamagedError: a folder, a pipe, a loop of links, not UTF-8, too large, or what the disk says.
@@ -73,9 +81,9 @@ def read_state(path: Path) -> str | None:
             if not stat.S_ISREG(found.st_mode):
                 what = "a folder" if stat.S_ISDIR(found.st_mode) else "no ordinary file"
                 raise DamagedError(path, f"{what}, and has to be a file")
-            if found.st_size > MOST_BYTES:
-                raise DamagedError(path, f"{found.st_size:,} bytes, and this file never has more than {MOST_BYTES:,}")
-            return file.read(MOST_BYTES + 1).decode("utf-8")
+            if found.st_size > most:
+                raise DamagedError(path, f"{found.st_size:,} bytes, and this file never has more than {most:,}")
+            return file.read(found.st_size).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DamagedError(path, f"not UTF-8 (byte {error.start})") from error
     except OSError as error:
@@ -95,19 +103,112 @@ def parse_json(path: Path, text: str) -> Any:
         raise DamagedError(path, "empty" if not text.strip() else f"not JSON ({error})") from error
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON mapping in a file; None where there is no file.
+def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any] | None:
+    """The JSON mapping in a file of at most `most` bytes; None where there is no file.
 
     Raises:
         DamagedError: anything else.
     """
-    text = read_state(path)
+    text = read_state(path, most)
     if text is None:
         return None
     value = parse_json(path, text)
     if not isinstance(value, dict):
         raise DamagedError(path, f"holds a {type(value).__name__}, and has to hold a JSON mapping")
     return value
+
+
+T = TypeVar("T")
+_LARGEST = 2**63
+_LISTS = (tuple, Sequence)
+MEASURED = "loss"
+"""The field that may be NaN or infinite, beside the values of mappings: what was measured, and no time or count."""
+
+
+def read_record(cls: type[T], path: Path) -> T | None:
+    """The instance of the dataclass `cls` that a JSON file holds; None where there is no file.
+
+    Raises:
+        DamagedError: anything else; names the file, and the key that is absent or of another type.
+    """
+    raw = read_json(path)
+    return None if raw is None else as_record(cls, path, raw)
+
+
+def as_record(cls: type[T], path: Path, raw: Mapping[str, Any], prefix: str = "") -> T:
+    """The instance of the dataclass `cls` that a mapping out of `path` is. Keys that the class does not know are
+    ignored, so that a later version may add some.
+
+    Args:
+        prefix: where in the file it stands, for messages.
+
+    Raises:
+        DamagedError: a key that is absent, or of another type.
+    """
+    hints, known = _hints(cls), {}  # type: ignore[arg-type]  # mypy: classes of dataclasses cannot be hashed
+    for field in fields(cls):  # type: ignore[arg-type]  # mypy: not known to be a dataclass
+        if field.name in raw:
+            known[field.name] = _value(path, prefix + field.name, raw[field.name], hints[field.name])
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise DamagedError(path, f"has no '{prefix}{field.name}'")
+    return cls(**known)
+
+
+def _value(path: Path, key: str, value: Any, hint: Any) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
+        return as_record(hint, path, value, f"{key}.")
+    if origin is dict and is_dataclass(args[1]) and isinstance(value, dict):
+        return {name: _value(path, f"{key}.{name}", item, args[1]) for name, item in value.items()}
+    if origin in _LISTS and is_dataclass(args[0]) and isinstance(value, list):
+        return tuple(_value(path, f"{key}.{i}", item, args[0]) for i, item in enumerate(value))
+    if not _fits(value, hint, key == MEASURED):
+        raise DamagedError(path, f"its '{key}' is {_shown(value)}, and has to be {_named(hint)}")
+    return _converted(value, hint)
+
+
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _fits(value: object, hint: Any, measured: bool) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or origin is Literal:
+        return hint is Any or value in args
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option, measured) for option in args)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            type(item) is args[1] is not int or _fits(item, args[1], True) for item in value.values()
+        )
+    if origin in _LISTS:
+        return isinstance(value, list) and all(_fits(item, args[0], measured) for item in value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
+    if hint is float:
+        return _fits(value, int, measured) or (isinstance(value, float) and (measured or math.isfinite(value)))
+    return isinstance(value, hint)
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """JSON writers drop the `.0` of a float, and JSON has no tuples."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is dict:
+        return {key: item if type(item) is args[1] else _converted(item, args[1]) for key, item in value.items()}
+    if origin in _LISTS:
+        return tuple(value)
+    is_float = hint is float or float in args
+    return float(value) if is_float and type(value) is int else value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _named(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
 
 
 class FileLock:

@@ -177,6 +177,7 @@ def load_model(path: Path) -> LoadedModel:
     """
     with reading(path):
         stored = read_weights(path)
+        check_finite(stored.weights)
         described, backbone, heads, step = stored.described, stored.backbone, stored.heads, stored.step
         model = MTPModel(backbone, heads)
         model.load_state_dict(stored.weights)
@@ -212,6 +213,17 @@ def _check_weights(backbone: BackboneConfig, heads: HeadsConfig, weights: Mappin
             raise InputError(f"its weight '{name}' is of shape {have}, and the model that it describes has {want}")
         if not weights[name].is_floating_point():
             raise InputError(f"its weight '{name}' holds {weights[name].dtype}, and no real numbers")
+
+
+def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """
+    Raises:
+        InputError: a weight with a value that is no finite number. Such a model computes something all the same: the
+            likeliest of tokens that are all NaN is the first.
+    """
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise InputError(f"its weight '{name}' holds NaN or infinity: the model has diverged, or was changed")
 
 
 def describe_model(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from mtp_lightning.checkpoints.files import SAFETENSORS, read_weights, verify_checkpoint
+from mtp_lightning.checkpoints.files import SAFETENSORS, check_finite, read_weights, verify_checkpoint
 from mtp_lightning.checkpoints.select import CHECKPOINTS, find_checkpoint, find_checkpoints
 from mtp_lightning.checkpoints.sharded import is_sharded
 from mtp_lightning.errors import InputError
@@ -57,6 +57,10 @@ def load_initial(init: InitConfig, model: MTPModel, tokenizer: Any = None) -> Pa
         InputError: they are not there, are damaged, or do not fit; the model is as it was.
     """
     path, source, described = _read(init)
+    try:
+        check_finite(source.weights)
+    except InputError as error:
+        raise InputError(f"model.init.path: '{path}': {error}") from error
     state = described["tokenizer"]
     same = state is None or tokenizer is None or tokenizer.state() == state
     plan = make_plan(source, model, init, same)

@@ -15,6 +15,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mtp_lightning.checkpoints.verify import ChangedError
-from mtp_lightning.files import to_disk
+from mtp_lightning.files import DamagedError, as_record, read_json, to_disk
 
 MANIFEST, RUN = "manifest.json", "run.pt"
 FORMAT = 1
@@ -31,6 +32,22 @@ WEIGHTS, STATES = "state_dict", "optimizer_states"
 """Entries of a checkpoint whose tensors are in the shards."""
 _SHARD = re.compile(r"shard-(\d{5})-model-\d{5}-of-\d{5}\.safetensors")
 _STATE = re.compile(rf"{STATES}/(\d+)/(\d+)/(\w+)")
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A file that was written."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """`manifest.json`."""
+
+    format: int
+    files: dict[str, _Written]
 
 
 def is_sharded(path: Path) -> bool:
@@ -120,23 +137,23 @@ def verify_sharded(folder: Path, tensors: bool = True) -> None:
         ChangedError: the folder is not what was written.
     """
     try:
-        written = json.loads((folder / MANIFEST).read_text())
-        wanted = {str(name): (int(found["bytes"]), str(found["sha256"])) for name, found in written["files"].items()}
-        known = written["format"]
-    except FileNotFoundError:
-        raise ChangedError(f"it has no {MANIFEST}, which is written last: it is not whole") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ChangedError(f"its {MANIFEST} cannot be read: {error}") from error
-    if known != FORMAT:
-        raise ChangedError(f"its {MANIFEST} is of format {known}, and this version reads {FORMAT}")
+        found = read_json(folder / MANIFEST)
+        if found is None:
+            raise ChangedError(f"it has no {MANIFEST}, which is written last: it is not whole")
+        if found.get("format") != FORMAT:
+            known = f"{found.get('format')!r:.40}"
+            raise ChangedError(f"its {MANIFEST} is of format {known}, and this version reads {FORMAT}")
+        wanted = as_record(_Manifest, folder / MANIFEST, found).files
+    except DamagedError as error:
+        raise ChangedError(f"its {MANIFEST} cannot be read: {error.why}") from error
     there = {path.name for path in folder.iterdir()} - {MANIFEST}
     for name in sorted(there ^ wanted.keys() | {RUN} - wanted.keys()):
         raise ChangedError(f"its file '{name}' is {'not in its manifest' if name in there else 'not there'}")
-    for name, (size, sha256) in wanted.items():
-        path = folder / name
-        if path.stat().st_size != size:
+    for name, written in wanted.items():
+        path, size = folder / name, written.bytes
+        if path.stat().st_size != size or not path.is_file():
             raise ChangedError(f"its file '{name}' has {path.stat().st_size:,} bytes, and {size:,} were written")
-        if (tensors or name == RUN) and _sha256(path) != sha256:
+        if (tensors or name == RUN) and _sha256(path) != written.sha256:
             raise ChangedError(f"its file '{name}' was changed since it was written")
 
 

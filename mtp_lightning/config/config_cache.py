@@ -46,9 +46,9 @@ class Store:
         if file is not None and file.is_file():
             try:
                 raw = json.loads(zlib.decompress(file.read_bytes()))
-            except (zlib.error, ValueError):
-                return  # torn: made anew
-            self.known = {name: (config, Size(**size), files) for name, (config, size, files) in raw.items()}
+                self.known = {name: (config, Size(**size), files) for name, (config, size, files) in raw.items()}
+            except (OSError, zlib.error, ValueError, TypeError, AttributeError, RecursionError):
+                return  # torn, or of another kind: made anew
 
     @classmethod
     def of(cls, folder: Path | None, files: Sequence[Path]) -> "Store":

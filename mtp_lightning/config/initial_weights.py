@@ -4,6 +4,7 @@ identity, and whether those of a cell that has not run yet will fit."""
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.config.config_cache import cache_folder
-from mtp_lightning.files import write_text
+from mtp_lightning.files import DamagedError, read_state, write_text
 from mtp_lightning.model.initial import CELL
 
 _CHECKPOINTS = ("checkpoints/*.ckpt", "*.ckpt")
@@ -52,8 +53,9 @@ def weights_content(path: str) -> str:
 def _content(path: str, files: tuple[str, ...]) -> str:
     name = hashlib.sha256("\n".join(files).encode()).hexdigest()[:24]
     known = cache_folder().parent / "weights" / name
-    if files and known.is_file():
-        return known.read_text(encoding="utf-8").strip()
+    remembered = _remembered(known)
+    if files and remembered is not None:
+        return remembered
     from mtp_lightning.checkpoints.initial import digest_of  # and torch, which most plans do without
 
     found = digest_of(Path(path))
@@ -63,6 +65,15 @@ def _content(path: str, files: tuple[str, ...]) -> str:
     except OSError as error:  # it is read again the next time
         print(f"warning: {known.parent}: {error.strerror}; nothing is remembered", file=sys.stderr)
     return found
+
+
+def _remembered(file: Path) -> str | None:
+    """What a file of our own remembers; None where there is none, or one that holds something else."""
+    try:
+        found = (read_state(file) or "").strip()
+    except DamagedError:
+        return None
+    return found if re.fullmatch(r"[0-9a-f]{16}", found) else None
 
 
 def check_chained(parent: Mapping[str, Any], child: Mapping[str, Any], name: str) -> None:

@@ -102,7 +102,7 @@ def sample_command(
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
         "batch_size": batch_size, "heads_used": engine.heads_used,
     }  # fmt: skip
-    log = SampleLog(directory, made_with)
+    log = SampleLog(directory, made_with, asked, loaded.model.config.vocab_size)
     try:
         figures = _write(log, asked, engine, loaded.tokenizer.eos_id, max_new_tokens, chosen)
     finally:

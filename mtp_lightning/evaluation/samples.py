@@ -11,13 +11,16 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import read_json, write_json, write_text
+from mtp_lightning.files import DamagedError, as_record, parse_json, read_record, read_state, write_json, write_text
 
+MOST_BYTES = 2**40
+"""Of a file of samples."""
 Ended = Literal["stop", "end", "length"]
 """What ended a text: a stop string, the end-of-document token, or its greatest length."""
 
@@ -42,6 +45,26 @@ class Sample(NamedTuple):
     def _others(self) -> dict[str, Any]:
         more = {"cut": True} if self.cut else {}
         return {"sample": self.sample, "ended": self.ended} | more | ({"earlier": self.earlier} if self.earlier else {})
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A sample as it stands in the file."""
+
+    task_id: str
+    sample: int
+    completion: str
+    ended: Ended
+    cut: bool = False
+    earlier: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The side file."""
+
+    made_with: dict[str, Any]
+    counts: dict[str, int]
 
 
 class Prompt(NamedTuple):
@@ -88,23 +111,24 @@ class SampleFile:
         Raises:
             InputError: it cannot be continued.
         """
-        found = read_json(self.side)
+        text = read_state(self.path, MOST_BYTES)
+        try:
+            found = read_record(_Side, self.side)
+        except DamagedError as error:
+            raise InputError(f"{error}: what the samples were made with is unknown: move both files away") from None
         if found is None:
-            if self.path.exists() and self.path.stat().st_size:
+            if text:
                 raise InputError(f"'{self.path}' is there without '{self.side.name}', so it was not made here: move it")
             return
-        before = found.get("made_with")
-        if not isinstance(before, dict) or not isinstance(found.get("counts"), dict):
-            raise InputError(f"'{self.side}' does not say what the samples were made with: move both files away")
-        for key in sorted(before.keys() | self.made_with.keys()):
-            have, want = before.get(key), self.made_with.get(key)
+        for key in sorted(found.made_with.keys() | self.made_with.keys()):
+            have, want = found.made_with.get(key), self.made_with.get(key)
             if have != want:
                 raise InputError(
                     f"'{self.path}' was made with {key} {have!r}, and now it is {want!r}: "
                     "give another --out, or move the file away"
                 )
-        self.counts = {str(key): int(value) for key, value in found["counts"].items()}
-        for sample in read_samples(self.path) if self.path.exists() else ():
+        self.counts = dict(found.counts)
+        for sample in _parsed(self.path, text or ""):
             self.samples.setdefault((sample.task_id, sample.sample), sample)
 
     def __enter__(self) -> "SampleFile":
@@ -182,16 +206,18 @@ def read_samples(path: Path) -> Iterable[Sample]:
     Raises:
         InputError: a line that is none of ours.
     """
-    content = path.read_bytes()
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+    return _parsed(path, read_state(path, MOST_BYTES) or "")
+
+
+def _parsed(path: Path, text: str) -> Iterator[Sample]:
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
-            row = json.loads(line)
-            yield Sample(
-                row["task_id"], row["sample"], row["completion"], row["ended"], row.get("cut", False),
-                tuple(row.get("earlier", ())),
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"'{path}', line {number}: no sample of ours ({error!r}): move it away") from error
+            row = parse_json(path, line)
+            if not isinstance(row, dict):
+                raise DamagedError(path, "no mapping")
+            yield Sample(**vars(as_record(_Line, path, row)))
+        except DamagedError as error:
+            raise InputError(f"'{path}', line {number}: no sample of ours ({error.why}): move it away") from error
 
 
 def _whole_lines(path: Path) -> int:

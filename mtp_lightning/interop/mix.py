@@ -74,7 +74,7 @@ def read_shares(given: str | None, count: int) -> list[float]:
         return [1 / count] * count
     try:
         values = json.loads(given)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--weights is {given}: it has to be a list, as [0.75, 0.25]") from error
     items = values if isinstance(values, list) else []
     numbers = [item for item in items if isinstance(item, int | float) and not isinstance(item, bool)]

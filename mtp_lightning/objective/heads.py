@@ -31,7 +31,7 @@ def check_options(options: LossOptions, heads: HeadsConfig) -> None:
         InputError: a gradient is to be stopped that this kind of heads cannot separate from the others.
     """
     stop = options.stop_gradient
-    if stop is None or heads.n_future == 1:
+    if stop is None or len(heads.loss_names) == 1:
         return
     what = f"model.loss.stop_gradient is '{stop}', and model.heads.kind is '{heads.kind}'"
     if heads.kind == "none":

@@ -122,7 +122,7 @@ def pairs_command(
         json: File to write the numbers to as well.
     """
     from mtp_lightning.data.tokens.heldout import heldout_pairs
-    from mtp_lightning.data.tokens.store import TokenStore
+    from mtp_lightning.data.tokens.verify import open_store
     from mtp_lightning.probes.exact_match import answer, answer_loss
 
     if shards is None:
@@ -130,7 +130,7 @@ def pairs_command(
     check_json(json)
     _check_least("count", count)
     loaded = _load(ckpt)
-    store = TokenStore(Path(shards), split)
+    store = open_store(Path(shards), split)
     if store.meta.tokenizer_fingerprint != loaded.tokenizer.fingerprint:
         raise InputError(f"shards: '{shards}' was made with another tokenizer than the model's")
     examples = heldout_pairs(store, count, loaded.context)

@@ -2,9 +2,10 @@
 
     python tests/fuzz/fuzz.py [KIND ...] [--mutations 2000] [--seconds 600] [--seed 0]
 
-Each kind of input (`targets.TARGETS`) is set up once, in a folder of its own, and then mutated and used, in a process
-that is started again where one dies. What may come of it: it is accepted, or refused by an `InputError` (exit 2), or it
-fails with an exit status and a message. A finding is printed with its number; `--only N` runs that mutation alone.
+Each kind of input (`targets.py`, `kept_files.py`) is set up once, in a folder of its own, and then mutated and used,
+in a process that is started again where one dies. What may come of it: it is accepted, or refused by an `InputError`
+(exit 2), or it fails with an exit status and a message. A finding is printed with its number; `--only N` runs that
+mutation alone.
 """
 
 import argparse
@@ -24,8 +25,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "unit")]
 
+from kept_files import KEPT  # noqa: E402
 from targets import TARGETS, SilentChangeError, Target  # noqa: E402
 
+KINDS = {target.name: target for target in (*TARGETS, *KEPT)}
 HANG_SECONDS = 10
 """Of the processor, so that a busy machine makes no hangs; and twelve times as long by the clock."""
 
@@ -70,7 +73,7 @@ def work(kind: str, numbers: range, seed: int, sender: Connection) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "target"
         folder.mkdir()
-        target = TARGETS[kind](folder)
+        target = KINDS[kind](folder)
         for number in numbers:
             sender.send((number, None))
             signal.signal(signal.SIGALRM, _hang)
@@ -109,14 +112,14 @@ def outcomes(kind: str, numbers: range, seed: int, seconds: float) -> Iterator[t
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", help=f"of {', '.join(TARGETS)}; all by default")
+    parser.add_argument("kinds", nargs="*", help=f"of {', '.join(KINDS)}; all by default")
     parser.add_argument("--mutations", type=int, default=2000, help="of each kind, at most")
     parser.add_argument("--seconds", type=float, default=600.0, help="for each kind, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="this mutation alone")
     args = parser.parse_args()
     bad = 0
-    for kind in args.kinds or TARGETS:
+    for kind in args.kinds or KINDS:
         numbers = range(args.mutations) if args.only is None else range(args.only, args.only + 1)
         counts: Counter[str] = Counter()
         began = time.monotonic()

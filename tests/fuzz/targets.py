@@ -67,8 +67,20 @@ def attempt(act: Callable[[], object]) -> str:
     return "accepted"
 
 
+MIXED = (
+    SMALL.replace("heads: {n_future: 2}", "heads: {n_future: 2}\n  recompute: {every: 2}").replace(
+        "source: {kind: text, path: corpus}",
+        """mixture:
+    - {source: {kind: text, path: corpus}, weight: {0: 1, 3: 2}}
+    - {name: s, source: {kind: stories}, weight: 1}""",
+    )
+    + "    mixture_weights: {s: 2}\n"
+)
+
+
 class Configurations(Target):
-    """A configuration of `mtp fit`, as text and as values, and a flag: parsed, and its objects made."""
+    """A configuration of `mtp fit`, of one corpus or of a mixture, as text and as values, and a flag: parsed, and its
+    objects made."""
 
     name = "configurations"
 
@@ -80,13 +92,13 @@ class Configurations(Target):
         self.keys = [key for key, value in self.parsed.cli.config.items() if not isinstance(value, dict)]
 
     def use(self, chance: random.Random) -> str:
-        file, flags = self.folder / "mutated.yaml", {}
+        file, flags, text = self.folder / "mutated.yaml", {}, chance.choice([SMALL, MIXED])
         if chance.random() < 0.3:
-            file.write_text(mutations.text_of(SMALL, chance))
+            file.write_text(mutations.text_of(text, chance))
         elif chance.random() < 0.5:
-            file.write_text(mutations.as_yaml(mutations.value_of(yaml.safe_load(SMALL), chance)))
+            file.write_text(mutations.as_yaml(mutations.value_of(yaml.safe_load(text), chance)))
         else:
-            file.write_text(SMALL)
+            file.write_text(text)
             flags = {chance.choice(self.keys): chance.choice(mutations.ODD_VALUES)}
         return attempt(lambda: check_config(parse_config([self.base, file], flags, self.parsed)))
 
@@ -286,6 +298,4 @@ class Prompts(Target):
         return command("generate", "runs/one", "--prompt", prompt.replace("\x00", ""), *flags)
 
 
-TARGETS: dict[str, type[Target]] = {
-    target.name: target for target in (Configurations, Grids, Checkpoints, States, Data, Tokenizers, Prompts)
-}
+TARGETS: tuple[type[Target], ...] = (Configurations, Grids, Checkpoints, States, Data, Tokenizers, Prompts)

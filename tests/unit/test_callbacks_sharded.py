@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from damages import DAMAGES
 from test_callbacks_training import Counting
 from tiny import tiny_backbone
 from torch import Tensor
@@ -102,12 +103,27 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
+def in_place_of(path: Path, damage: str) -> None:
+    path.unlink()
+    DAMAGES[damage](path)
+
+
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a bit of a tensor": (lambda path: flip(path / SHARD, -5), f"'{SHARD}' was changed since it was written"),
     "a bit of the rest": (lambda path: flip(path / "run.pt", 400), "'run.pt' was changed since it was written"),
     "no manifest": (lambda path: (path / "manifest.json").unlink(), "no manifest.json, which is written last"),
     "half a manifest": (lambda path: flip(path / "manifest.json", 0), "manifest.json cannot be read"),
+    "a pipe for a manifest": (lambda path: in_place_of(path / "manifest.json", "pipe"), "no ordinary file"),
+    "a nested manifest": (lambda path: in_place_of(path / "manifest.json", "deep"), "nested too deeply"),
+    "a later manifest": (
+        lambda path: (path / "manifest.json").write_text('{"format": 2, "parts": []}'),
+        "manifest.json is of format 2, and this version reads 1",
+    ),
+    "sizes that are text": (
+        lambda path: (path / "manifest.json").write_text('{"format": 1, "files": {"a": {"bytes": "9", "sha256": ""}}}'),
+        "its 'files.a.bytes' is '9', and has to be int",
+    ),
     "no shard": (lambda path: (path / SHARD).unlink(), f"its file '{SHARD}' is not there"),
     "another file": (lambda path: (path / "more").touch(), "its file 'more' is not in its manifest"),
     "a short shard": (lambda path: (path / SHARD).write_bytes(b"1"), "has 1 bytes, and"),

@@ -176,6 +176,8 @@ def weight(value: Any) -> Callable[[dict[str, Any]], object]:
         described(tokenizer={"kind": "huggingface", "json": "{"}), described(context="long"), described(task=3),
         backbone(dim="16"), backbone(n_layers=10**9), backbone(vocab_size=10**13), backbone(n_heads=0),
         backbone(colour=1),
+        lambda content: content["state_dict"]["model.embedding.weight"][3, 1].fill_(torch.nan),
+        lambda content: content["state_dict"]["model.norm.weight"][0].fill_(torch.inf),
         weight(torch.ones(3, 3)), weight([1.0]), weight(torch.ones(256, 16, dtype=torch.int64)), weight(None),
     ],
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """Bad input: one clear message that names key and remedy, exit status 2, and nothing written."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -139,15 +141,32 @@ def test_parsing_alone_makes_no_objects_and_leaves_random_state() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_full_disk_is_said_without_a_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 1), (errno.EACCES, 1), (errno.ENAMETOOLONG, 2)])
+def test_what_the_system_refuses_is_said_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
 ) -> None:
     def full(args: list[str]) -> int:
-        raise OSError(28, "No space left on device", "runs/fit/x.ckpt")
+        raise OSError(number, os.strerror(number), "runs/fit/x.ckpt")
 
     monkeypatch.setattr("mtp_lightning.config.commands.fit", full)
-    assert main(["fit", *BASE]) == 1
-    assert "No space left on device: runs/fit/x.ckpt" in capsys.readouterr().err
+    assert main(["fit", *BASE]) == status
+    assert f"{os.strerror(number)}: runs/fit/x.ckpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["export", "runs/one", "n.safetensors"], ["export", "runs/one", "n", "--to", "hf"],
+        ["import", "n", "o.safetensors"], ["mix", "runs/one", "--out", "n.safetensors"], ["data", "prepare", "n"],
+        ["data", "sample", "runs/one", "--prompts", "p", "--out", "n"], ["generate", "n", "--prompt", "a"],
+        ["fit", *BASE, "--trainer.default_root_dir", "n"], ["validate", "n"], ["grid", "plan", "n.yaml"],
+    ],
+)  # fmt: skip
+def test_a_name_that_is_too_long_is_bad_input(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{'n' * 300}{arg[1:]}" if arg[:1] == "n" else arg for arg in args]) == 2
+    said = capsys.readouterr().err
+    assert said.count("mtp: error: ") == 1
+    assert "nnnnnnnn" in said
 
 
 @pytest.mark.parametrize("text", ["# Sort a list", "---", "~", "null", "&a", "", '"quoted"', "{a: 1}", "--prompt"])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from damages import DAMAGES
 from small_runs import SMALL, fit, make_folder
-from test_grid_damage import DAMAGES
 
 from mtp_lightning.cli import main
 from mtp_lightning.grid.run.state import Progress

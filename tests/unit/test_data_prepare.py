@@ -1,11 +1,14 @@
+import json
 import multiprocessing
 import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from damages import DAMAGES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -248,6 +251,38 @@ def test_damaged_shards(tmp_path: Path) -> None:
     (directory / "meta.json").write_text(meta[:50])
     with pytest.raises(InputError, match=r"meta\.json' is damaged"):
         TokenStore(directory, "train")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_description_that_may_hold_anything(tmp_path: Path, damage: str) -> None:
+    directory = make(tmp_path / "shards")
+    (directory / "meta.json").unlink()
+    DAMAGES[damage](directory / "meta.json")
+    with pytest.raises(InputError, match=r"meta\.json' is damaged|holds shards of format None"):
+        read_meta(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda meta: meta.update(dtype="object"), "its 'dtype' is 'object'"),
+        (lambda meta: meta.update(vocab_size=True), "its 'vocab_size' is True, and has to be int"),
+        (lambda meta: meta.update(answerz=meta.pop("answers", True)), "its 'answerz' is unknown to this version"),
+        (lambda meta: meta.update(answers=True), "its 'hashes' are of other files"),
+        (lambda meta: meta["splits"].pop("train"), "its 'splits' are not train and validation"),
+        (lambda meta: meta["splits"]["train"].update(shards=[]), "the numbers of its split 'train' cannot be"),
+        (lambda meta: meta["splits"]["train"].update(n_bytes=-1), "the numbers of its split 'train' cannot be"),
+        (lambda meta: meta["splits"]["train"].update(n_documents="3"), "its 'splits.train.n_documents' is '3'"),
+        (lambda meta: meta.update(account={"files": 1, "left_out": [{}]}), "has no 'account.left_out.0.reason'"),
+    ],
+)
+def test_a_description_that_does_not_fit_together(tmp_path: Path, change: Any, says: str) -> None:
+    directory = make(tmp_path / "shards")
+    meta = json.loads((directory / "meta.json").read_text())
+    change(meta)
+    (directory / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(InputError, match=rf"meta\.json' is damaged \({says}"):
+        read_meta(directory)
 
 
 def test_a_pickled_store_holds_no_data(tmp_path: Path) -> None:

@@ -94,6 +94,15 @@ def test_what_was_tokenized_before_a_kill_is_kept(
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "killed"}
 
 
+@pytest.mark.parametrize("how", [lambda b: b[:-40], lambda b: b[:300] + b"x" + b[301:], lambda b: b""])
+def test_what_was_damaged_since_is_tokenized_again(tmp_path: Path, small_chunks: None, how: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "killed", cut_off(corpus(), 40))
+    path = sorted((tmp_path / ".killed.partial").glob("*.npz"))[1]
+    path.write_bytes(how(path.read_bytes()))
+    assert make(tmp_path / "killed") == make(tmp_path / "whole")
+
+
 def test_a_kill_while_shards_are_written(tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make(tmp_path / "whole")
     more = [*corpus(), *(Document(f"more{i}", "x" * 100) for i in range(40))]

@@ -149,6 +149,52 @@ def test_a_model_that_begins_every_text_with_a_token_gets_it(run: Path, tmp_path
     assert [prompt for prompt, _ in written(tmp_path / "out")] == ["\x01a", "\x01the"]
 
 
+GOOD = "[[1, 2], [3]]\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (GOOD + "[[1, 2], [3.5]]\n", "line 2 is no 2 lists of tokens"),
+        (GOOD + "[[1, 2], [256]]\n", "line 2 is no 2 lists of tokens"),
+        (GOOD + "[[1], [-1]]\n", "line 2 is no 2 lists of tokens"),
+        ("[[1]]\n", "line 1 is no 2 lists of tokens"),
+        ('{"a": 1}\n', "line 1 is no 2 lists of tokens"),
+        ("[" * 5000 + "\n", "line 1 is nested too deeply"),
+        (GOOD * 2 + "[[1]]\n" + GOOD, "has 4 batches, and 3 are asked for"),
+        (None, r"cannot be read \(Is a directory\)"),
+    ],
+)
+def test_a_log_that_may_hold_anything(run: Path, tmp_path: Path, content: str | None, says: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SampleLog, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sample(run, tmp_path / "out")
+    log = tmp_path / "out.partial" / "samples.jsonl"
+    log.unlink()
+    log.mkdir() if content is None else log.write_text(content)
+    with pytest.raises(InputError, match=rf"samples\.jsonl: {says}: remove '.*out\.partial'"):
+        sample(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_log(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.partial").write_text("mine")
+    with pytest.raises(InputError, match=r"out: '.*out\.partial' cannot be written to: "):
+        sample(run, tmp_path / "out")
+
+
+def test_prompts_of_damaged_shards(run: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    (tmp_path / "pairs.jsonl").write_text("".join(f'{{"prompt": "p{i}", "completion": "c"}}\n' for i in range(9)))
+    assert main(["data", "prepare", str(shards), "--kind", "pairs", "--path", str(tmp_path / "pairs.jsonl")]) == 0
+    content = bytearray((shards / "train-00000.bin").read_bytes())
+    content[3] ^= 1
+    (shards / "train-00000.bin").write_bytes(content)
+    with pytest.raises(InputError, match=r"train-00000\.bin' is damaged: its content is not what was written"):
+        sample(run, tmp_path / "out", prompts=str(shards))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

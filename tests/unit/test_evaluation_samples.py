@@ -99,6 +99,30 @@ def test_samples_of_something_else_are_refused(tmp_path: Path, engine: Engine) -
     refused(MADE_WITH, "is there without 'a.made_with.json'")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", '{"task_id": "P/1", "sample": "0", "completion": "", "ended": "end"}\n', "its 'sample' is '0'"),
+        ("a.jsonl", '{"task_id": null, "sample": 0, "completion": "", "ended": "end"}\n', "its 'task_id' is None"),
+        ("a.jsonl", '{"task_id": "P/1", "sample": 0, "completion": "", "ended": "so"}\n', "its 'ended' is 'so'"),
+        ("a.jsonl", '{"task_id": "a", "sample": 0, "completion": "", "ended": "end", "earlier": "bc"}\n', "'earlier'"),
+        ("a.jsonl", "[" * 5000 + "\n", "line 1: no sample of ours .nested too deeply"),
+        ("a.jsonl", None, r"a\.jsonl: cannot be read"),
+        ("a.made_with.json", '{"made_with": {}, "counts": {"tokens": "many"}}', "its 'counts' is {'tokens': 'many'}"),
+        ("a.made_with.json", f'{{"made_with": {{}}, "counts": {{"tokens": 1{"0" * 400}}}}}', "its 'counts' is"),
+        ("a.made_with.json", '{"made_with": []}', "its 'made_with' is .*move both files away"),
+        ("a.made_with.json", None, r"a\.made_with\.json: cannot be read"),
+    ],
+)
+def test_files_that_may_hold_anything(tmp_path: Path, name: str, content: str | None, says: str) -> None:
+    with SampleFile(tmp_path / "a.jsonl", MADE_WITH):
+        pass
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=says), SampleFile(tmp_path / "a.jsonl", MADE_WITH):
+        pass
+
+
 @contextmanager
 def no_file_larger_than(size: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -2,17 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from damages import DAMAGES
 from test_grid_commands import grid_in
 from test_grid_fakes import FakeHouse, cells_of, finish, house, starts
 from test_grid_fakes import command as fake_command
 
 from mtp_lightning.config import cell as config_cell
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import MOST_BYTES, DamagedError, read_json, write_json
+from mtp_lightning.files import DamagedError, read_json, write_json
 from mtp_lightning.grid.run.state import CellFiles, Progress, State, Status, cell_state
 from mtp_lightning.grid.slurm.submissions import Submissions
 from mtp_lightning.tracking.journal import check_journal
@@ -22,31 +22,6 @@ __all__ = ["house"]
 pytestmark = pytest.mark.usefixtures("house")
 
 STATE_FILES = ("status.json", "progress.json", "result.json", "failure.json", "unsent.jsonl", "mlflow_run_id")
-
-
-def link_to_itself(path: Path) -> None:
-    path.symlink_to(path)
-
-
-def huge(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(MOST_BYTES + 1)
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "folder": Path.mkdir,
-    "loop": link_to_itself,
-    "dangling": lambda path: path.symlink_to("nothing"),
-    "pipe": lambda path: os.mkfifo(path),
-    "deep": lambda path: path.write_text("[" * 100_000),
-    "latin": lambda path: path.write_bytes(b'{"state": "fini\xe9"}'),
-    "torn": lambda path: path.write_text('{"state": "runn'),
-    "list": lambda path: path.write_text("[1, 2]"),
-    "wrong types": lambda path: path.write_text('{"state": 1, "step": [], "error": {}, "point": [1]}'),
-    "number": lambda path: path.write_text("1" * 5000),
-    "zeros": lambda path: path.write_bytes(bytes(64)),
-    "huge": huge,
-}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -168,12 +168,27 @@ def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, s
         (HeadsConfig(n_future=2, kind="none"), "trunk", "it has no further heads"),
         (HeadsConfig(n_future=2, kind="anticausal"), "both", "head 1 reads the further heads"),
         (HeadsConfig(n_future=2, kind="order"), "unembedding", "unembeddings of their own"),
+        (HeadsConfig(n_future=1, kind="order"), "both", "unembeddings of their own"),
         (HeadsConfig(n_future=2, replicate_unembedding=True), "both", "unembeddings of their own"),
     ],
 )
 def test_gradients_that_cannot_be_told_apart_are_refused(heads: HeadsConfig, stop: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         check_options(LossOptions(stop_gradient=stop), heads)
+
+
+@pytest.mark.parametrize("stop", ["trunk", "unembedding", "both"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "order"])
+def test_with_one_head_there_is_nothing_to_stop(kind: Any, stop: Any) -> None:
+    heads, options = HeadsConfig(n_future=1, kind=kind), LossOptions(stop_gradient=stop)
+    check_options(options, heads)
+    model, documents, targets = problem(heads)
+    found = []
+    for tried in (options, LossOptions()):
+        model.zero_grad()
+        model_loss(model, targets, documents, None, tried).total.backward()
+        found.append(gradients(model))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)

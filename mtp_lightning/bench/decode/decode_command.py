@@ -167,7 +167,7 @@ def _models(
     from mtp_lightning.data.corpora.source import SourceConfig
     from mtp_lightning.data.tokens.heldout import heldout_prompts
     from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_source
-    from mtp_lightning.data.tokens.store import TokenStore
+    from mtp_lightning.data.tokens.verify import open_store
 
     source, settings = SourceConfig(kind=kind, path=path), ShardSettings()  # type: ignore[arg-type]
     loaded = [load_model(find_checkpoint(Path(ckpt))) for ckpt in ckpts]
@@ -178,7 +178,7 @@ def _models(
         else:
             shards = directory / cache_name(source, tokenizer, settings)
             prepare_source(shards, source, tokenizer, settings)
-        store = TokenStore(shards, "validation")
+        store = open_store(shards, "validation")
         if store.meta.tokenizer_fingerprint != tokenizer.fingerprint:
             raise InputError(f"path: the shards in '{shards}' were made with another tokenizer than '{ckpt}'")
         label = f"n = {model.n_future}, L = {model.config.n_layers}"

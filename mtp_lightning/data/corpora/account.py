@@ -1,6 +1,7 @@
 """What became of everything that a source holds: what was read, and what was left out, and why."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,24 @@ class Account:
                 for reason, count in self.left_out.items()
             ],
         }
+
+
+@dataclass(frozen=True)
+class LeftOutMeta:
+    """A reason in `AccountMeta`."""
+
+    reason: str
+    count: int
+    examples: Sequence[str]
+    harmless: bool
+
+
+@dataclass(frozen=True)
+class AccountMeta:
+    """What `Account.plain` gives."""
+
+    files: int
+    left_out: Sequence[LeftOutMeta]
 
 
 def from_plain(plain: dict[str, Any]) -> Account:

@@ -72,7 +72,10 @@ class Corpus:
             InputError: they cannot be made, or a file of them is damaged.
         """
         if self.source.kind == "shards":
-            verify_shards(self.shards, read_meta(self.shards))
+            try:
+                verify_shards(self.shards, read_meta(self.shards))
+            except InputError as error:
+                raise InputError(f"data.{'mixture' if self.name else 'source'}: {error}") from error
             return
         new = not self.shards.exists()
         meta = prepare_source(self.shards, self.source, self.tokenizer, self.settings, self.workers)

@@ -3,7 +3,7 @@ is not done again.
 
 One process reads the documents and deals them out; each piece, a chunk, is tokenized by a worker, which writes a file.
 Where a chunk ends, and what is in its file, does not depend on the number of workers. A file's name has a hash of the
-chunk's documents and of what they are tokenized by, so a file that is there already is the right one.
+chunk's documents and of what they are tokenized by, so a file that is there already, and whole, is the right one.
 """
 
 import hashlib
@@ -56,8 +56,17 @@ def make_chunk(documents: Iterable[Tokenized], dtype: str, split_seed: int) -> C
 
 
 def read_chunk(path: Path) -> Chunk:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return Chunk(**{name: arrays[name] for name in Chunk._fields})
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of an earlier try is as it was written: its parts have checksums. If not, it is made again."""
+    try:
+        read_chunk(path)
+    except Exception:  # damaged bytes make whoever reads them raise anything
+        return False
+    return True
 
 
 def split_position(name: str, split_seed: int) -> float:
@@ -94,7 +103,7 @@ def tokenize_to_files(
         for number, documents in enumerate(_pieces(corpus)):
             path = folder / f"{number:06d}-{_digest(made_by, documents)}.npz"
             files.append(path)
-            there = path.is_file()
+            there = path.is_file() and _is_whole(path)
             if not there and pool is not None:
                 waiting.append(pool.submit(_work, path, documents, dtype, split_seed))
             elif not there:

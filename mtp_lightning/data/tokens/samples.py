@@ -23,12 +23,13 @@ from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.pairs import PROMPT
 from mtp_lightning.data.corpora.rows import json_values
 from mtp_lightning.data.tokens.prepare import ShardSettings, write_shards
-from mtp_lightning.data.tokens.store import META_FILE, SPLITS, ShardsMeta, TokenStore
+from mtp_lightning.data.tokens.store import META_FILE, SPLITS, ShardsMeta
 from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.data.tokens.tokenizing import Tokenized
+from mtp_lightning.data.tokens.verify import open_store
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import FileLock, read_json, write_json
+from mtp_lightning.files import DamagedError, FileLock, parse_json, read_json, read_state, write_json
 
 Ids = tuple[int, ...]
 
@@ -77,7 +78,7 @@ def _of_file(path: Path, tokenizer: Tokenizer) -> Iterator[Ids]:
 
 
 def _of_shards(folder: Path, split: str, tokenizer: Tokenizer, length: int) -> Iterator[Ids]:
-    store = TokenStore(folder, split)  # type: ignore[arg-type]
+    store = open_store(folder, split)  # type: ignore[arg-type]
     if store.meta.tokenizer_fingerprint != tokenizer.fingerprint:
         raise InputError(f"prompts: the shards in '{folder}' were made with another tokenizer than the model's")
     ends = np.append(store.document_starts[1:], len(store)) - 1  # the end of a document is no part of a prompt
@@ -112,24 +113,36 @@ def batches(prompts: Sequence[Ids], samples: int, size: int) -> list[Batch]:
 class SampleLog:
     """What has been written so far.
 
+    Args:
+        out: the folder of shards to make.
+        made_with: what every sample depends on.
+        asked: all batches.
+        vocab_size: of the model.
+
     Raises:
         InputError: the log was made with something else, is damaged, or is in use.
     """
 
-    def __init__(self, out: Path, made_with: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, made_with: Mapping[str, Any], asked: Sequence[Batch], vocab_size: int) -> None:
         self.folder = out.with_name(f"{out.name}.partial")
         self._lines = self.folder / "samples.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / "lock")
-        if not self._lock.acquire():
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mine = self._lock.acquire()
+        except OSError as error:
+            raise InputError(f"out: '{self.folder}' cannot be written to: {error.strerror}") from error
+        if not mine:
             raise InputError(f"'{self.folder}' is being written by another process")
         try:
-            self._continue(made_with)
-        except BaseException:
+            self._continue(made_with, asked, vocab_size)
+        except BaseException as error:
             self._lock.release()
+            if isinstance(error, DamagedError):
+                raise InputError(f"{error}: remove '{self.folder}'") from error
             raise
 
-    def _continue(self, made_with: Mapping[str, Any]) -> None:
+    def _continue(self, made_with: Mapping[str, Any], asked: Sequence[Batch], vocab_size: int) -> None:
         before = read_json(self.folder / "made_with.json")
         if before is not None and before != made_with:
             key = next(k for k in sorted({*before, *made_with}) if before.get(k) != made_with.get(k))
@@ -137,16 +150,32 @@ class SampleLog:
                 f"'{self.folder}' was begun with {key} = {before.get(key)!r}, and this is {made_with.get(key)!r}: go "
                 "on as it was begun, or remove it"
             )
+        content = read_state(self._lines, most=2**40) or ""
+        whole = content[: content.rfind("\n") + 1]
+        lines = whole.split("\n")[:-1]
+        if len(lines) > len(asked):
+            raise DamagedError(self._lines, f"has {len(lines)} batches, and {len(asked)} are asked for")
+        self.done = [self._batch(line, i, batch, vocab_size) for i, (line, batch) in enumerate(zip(lines, asked), 1)]
+        """Of every finished batch, what was added to each of its prompts."""
         write_json(self.folder / "made_with.json", made_with)
-        content = self._lines.read_bytes() if self._lines.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        try:
-            self.done: list[list[Ids]] = [[tuple(map(int, ids)) for ids in json.loads(x)] for x in whole.splitlines()]
-            """Of every finished batch, what was added to each of its prompts."""
-        except (ValueError, TypeError) as error:
-            raise InputError(f"'{self._lines}' is damaged ({error}): remove '{self.folder}'") from error
         self._file = self._lines.open("ab")
-        self._file.truncate(len(whole))  # a batch that was being written when the run was killed
+        self._file.truncate(len(whole.encode()))  # a batch that was being written when the run was killed
+
+    def _batch(self, line: str, number: int, batch: Batch, vocab_size: int) -> list[Ids]:
+        """
+        Raises:
+            DamagedError: a line that holds no continuations of the batch's prompts.
+        """
+        try:
+            found = parse_json(self._lines, line)
+        except DamagedError as error:
+            raise DamagedError(self._lines, f"line {number} is {error.why}") from error
+        lists = found if isinstance(found, list) and all(isinstance(ids, list) for ids in found) else []
+        if len(lists) != len(batch.prompts) or not all(
+            type(i) is int and 0 <= i < vocab_size for x in lists for i in x
+        ):
+            raise DamagedError(self._lines, f"line {number} is no {len(batch.prompts)} lists of tokens")
+        return [tuple(ids) for ids in lists]
 
     def add(self, continuations: list[Ids]) -> None:
         """One more batch; it is on the disk afterwards."""

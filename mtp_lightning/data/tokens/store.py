@@ -11,18 +11,22 @@ A position in a split counts tokens from its start, across shard files.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from mtp_lightning.data.corpora.account import AccountMeta
 from mtp_lightning.errors import InputError
+from mtp_lightning.files import DamagedError, as_record, read_json
 from mtp_lightning.shapes import Int
 
 FORMAT = 1
 META_FILE = "meta.json"
+DTYPES = ("uint8", "uint16", "uint32")
+"""Of tokens."""
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
@@ -59,12 +63,17 @@ class ShardsMeta:
     """SHA-256 of each file, by its name (`verify`); None: made before these were noted."""
 
     def to_json(self) -> str:
-        fields = asdict(self)
+        content = asdict(self)
         if not self.answers:
-            del fields["answers"]  # as shards of plain text always were
+            del content["answers"]  # as shards of plain text always were
         if self.hashes is None:
-            del fields["hashes"]
-        return json.dumps(fields, indent=1) + "\n"
+            del content["hashes"]
+        return json.dumps(content, indent=1) + "\n"
+
+    def files(self, split: str) -> list[str]:
+        """Names of a split's files."""
+        answers = [answers_file(split)] if self.answers else []
+        return [*(shard_file(split, i) for i in range(len(self.splits[split].shards))), documents_file(split), *answers]
 
 
 def shard_file(split: str, index: int) -> str:
@@ -83,24 +92,49 @@ def read_meta(directory: Path) -> ShardsMeta:
     """The description of a folder of shards.
 
     Raises:
-        InputError: not such a folder, or one of another version.
+        InputError: not such a folder, one of another version, or a description that does not fit together.
     """
     path = directory / META_FILE
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["format"] != FORMAT:
+        found = read_json(path, most=2**30) if directory.is_dir() else None  # it holds the tokenizer
+        if found is None:
             raise InputError(
-                f"'{directory}' holds shards of format {fields['format']}, and this version reads format {FORMAT}: "
-                "prepare them again"
+                f"'{directory}' is not a folder of token shards (it has no {META_FILE}); make one with `mtp data "
+                "prepare`"
             )
-        splits = {split: SplitMeta(**fields["splits"][split]) for split in SPLITS}
-        return ShardsMeta(**fields | {"splits": splits})
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            f"'{directory}' is not a folder of token shards (it has no {META_FILE}); make one with `mtp data prepare`"
-        ) from error
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"'{path}' is damaged ({error}): prepare the shards again") from error
+        if found.get("format") != FORMAT:
+            raise InputError(
+                f"'{directory}' holds shards of format {found.get('format')!r:.40}, and this version reads format "
+                f"{FORMAT}: prepare them again"
+            )
+        meta = as_record(ShardsMeta, path, found)
+        _check_meta(path, meta, found)
+    except DamagedError as error:
+        raise InputError(f"'{path}' is damaged ({error.why}): prepare the shards again") from error
+    return meta
+
+
+def _check_meta(path: Path, meta: ShardsMeta, found: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        DamagedError: numbers that do not go together. A key that is left out or renamed must not pass for one that an
+            earlier version did not write: with another `answers`, questions would be trained on.
+    """
+    unknown = sorted(found.keys() - {field.name for field in fields(ShardsMeta)})
+    if unknown:
+        raise DamagedError(path, f"its '{unknown[0]}' is unknown to this version")
+    if meta.dtype not in DTYPES:
+        raise DamagedError(path, f"its 'dtype' is {meta.dtype!r:.40}, and has to be one of {', '.join(DTYPES)}")
+    if meta.splits.keys() != set(SPLITS):
+        raise DamagedError(path, f"its 'splits' are not {' and '.join(SPLITS)}")
+    for split, part in meta.splits.items():
+        if min(*part.shards, part.n_tokens, part.n_documents, part.n_bytes, 0) < 0 or sum(part.shards) != part.n_tokens:
+            raise DamagedError(path, f"the numbers of its split '{split}' cannot be")
+    files = {name for split in meta.splits for name in meta.files(split)}
+    if meta.hashes is not None and meta.hashes.keys() != files:
+        raise DamagedError(path, "its 'hashes' are of other files than its splits have")
+    if meta.account is not None:
+        as_record(AccountMeta, path, meta.account, "account.")
 
 
 class TokenStore:

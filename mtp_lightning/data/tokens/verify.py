@@ -4,10 +4,11 @@ import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from mtp_lightning.data.tokens.store import META_FILE, ShardsMeta
+from mtp_lightning.data.tokens.store import META_FILE, ShardsMeta, Split, TokenStore, read_meta
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import write_text
+from mtp_lightning.files import DamagedError, read_json, write_text
 
 VERIFIED_FILE = "verified.json"
 """Size and date of each file when its content was last found right: until they change, it is not read again."""
@@ -32,6 +33,8 @@ def verify_shards(directory: Path, meta: ShardsMeta) -> list[str]:
             now[name] = [status.st_size, status.st_mtime_ns]
             if before.get(name) == now[name]:
                 continue
+            if not path.is_file():
+                raise InputError(f"'{path}' is no file: prepare the shards again")
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
@@ -48,9 +51,18 @@ def verify_shards(directory: Path, meta: ShardsMeta) -> list[str]:
     return read
 
 
-def _known(path: Path) -> dict[str, list[int]]:
+def open_store(directory: Path, split: Split) -> TokenStore:
+    """A split, its files verified.
+
+    Raises:
+        InputError: as of `verify_shards` and `TokenStore`.
+    """
+    verify_shards(directory, read_meta(directory))
+    return TokenStore(directory, split)
+
+
+def _known(path: Path) -> dict[str, Any]:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or one that a full disk cut: nothing is known
+        return read_json(path) or {}
+    except DamagedError:  # as by a full disk: nothing is known
         return {}
-    return known if isinstance(known, dict) else {}

@@ -21,26 +21,26 @@ def record(
     tags: Mapping[str, str] | None = None,
 ) -> bool:
     """Whether there was a run to record in: the one that the folder of the checkpoint remembers. A run that its store
-    does not hold, as of a folder that was copied, is reported and is no failure.
+    does not hold, as of a folder that was copied, or files of it that are damaged, are reported and no failure.
 
     Args:
         step: of the checkpoint.
         files: for the run's artifacts.
     """
+    import yaml
+
     from mtp_lightning.tracking.begin import begun_run, read_run_id
     from mtp_lightning.tracking.store import connect_existing, default_tracking_uri, whole_uri
     from mtp_lightning.tracking.writer import RunWriter
 
-    folder = next((f for f in _folders(ckpt) if read_run_id(f) is not None), None)
-    if folder is None:
-        return False
-    run_id = read_run_id(folder)
-    assert run_id is not None
     try:
+        folder, run_id = next(((f, i) for f in _folders(ckpt) if (i := read_run_id(f)) is not None), (None, None))
+        if folder is None or run_id is None:
+            return False
         uri = whole_uri(_uri_of(folder) or default_tracking_uri())
         client = connect_existing(uri)
         begun_run(client, run_id, uri, folder)
-    except InputError as error:
+    except (InputError, yaml.YAMLError, RecursionError) as error:
         print(f"warning: not recorded in MLflow: {error}", file=sys.stderr)
         return False
     writer = RunWriter(client, run_id, uri, flush_every_seconds=0.0)

@@ -123,9 +123,9 @@ def _read(cache: Path) -> dict[str, dict[str, Any]]:
     """Nothing where there is no cache, or none that can be used: it is made again."""
     try:
         found: dict[str, dict[str, Any]] = json.loads(gzip.decompress(cache.read_bytes()))
-    except (OSError, EOFError, ValueError, zlib.error):
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def is_right(entry: str, arguments: Sequence[Any], result: Any, expected: Any, atol: float | int) -> bool:

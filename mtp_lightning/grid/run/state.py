@@ -22,8 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from mtp_lightning.files import DamagedError, write_json
-from mtp_lightning.grid.run.records import read_record
+from mtp_lightning.files import DamagedError, read_record, write_json
 from mtp_lightning.machine import process_token
 from mtp_lightning.secrets import masked
 from mtp_lightning.tracking.begin import RUN_FILE, read_run_id

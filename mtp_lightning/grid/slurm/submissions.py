@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import DamagedError, FileLock, write_json
-from mtp_lightning.grid.run.records import read_record
+from mtp_lightning.files import DamagedError, FileLock, read_record, write_json
 from mtp_lightning.grid.slurm import client as slurm
 from mtp_lightning.grid.spec.resources import Resources
 

@@ -63,7 +63,7 @@ def _end_token(folder: Path) -> str | None:
     """What tokenizer_config.json beside it calls the end; None where it says nothing."""
     try:
         named: Any = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError):  # of no weight: the usual names are looked for
+    except (OSError, ValueError, RecursionError, AttributeError):  # of no weight: the usual names are looked for
         return None
     named = named.get("content") if isinstance(named, dict) else named
     return named if isinstance(named, str) else None
