@@ -96,7 +96,7 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
     count = 1 if keep == 1 else heads.n_future
     names = _names(backbone, heads, layout, count)
     weights, changes = model.state_dict(), []
-    fold = layout == "standard" and bool((model.norm.weight != 1).any())
+    fold = layout == "standard" and folds(model)
     if fold:
         changes.append(
             "The norm's weight is folded into the unembedding, whose norms are ones, since the standard hands the "
@@ -113,16 +113,21 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
     if set(trunk_widths(backbone, heads)) | {width} != {width}:
         changes.append(f"Narrower SwiGLUs are padded to {width} columns with zeros, which change nothing.")
     tensors = {theirs: _converted(theirs, weights[ours], width) for theirs, ours in names.items()}
-    if layout == "standard":
+    if layout == "standard" and heads.norms == "shared":
         first = len(trunk_widths(backbone, heads)) + 1
         tensors |= {SHARED_HEAD_NORM.format(first + i): weights["norm.weight"] for i in range(count - 1)}
-        if heads.kind == "recurrent" and count > 2:
-            changes.append(f"The one module of heads 2 to {count} is written {count - 1} times.")
+    if layout == "standard" and heads.kind == "recurrent" and count > 2:
+        changes.append(f"The one module of heads 2 to {count} is written {count - 1} times.")
     tensors = {name: tensor.detach().to(dtype or model.embedding.weight.dtype) for name, tensor in tensors.items()}
     config = hf_config(replace(backbone, ffn_dim=width, tie_embeddings=tied), path_layers(backbone, heads))
     family = config["architectures"][0].removesuffix("ForCausalLM")
     config |= _heads_config(backbone, heads, layout, family, count) | {"dtype": _dtype_name(tensors)}
     return Exported(layout, family, count, config, tensors, changes)
+
+
+def folds(model: MTPModel) -> bool:
+    """Whether the norm that all heads share has to go into the unembedding for the standard."""
+    return model.heads_config.norms == "shared" and bool((model.norm.weight != 1).any())
 
 
 def swiglu_width(backbone: BackboneConfig, heads: HeadsConfig) -> int:

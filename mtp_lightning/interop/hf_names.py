@@ -37,11 +37,12 @@ JOIN = {
     "hidden_norm": "hnorm",
     "embedding_norm": "enorm",
     "projection": "eh_proj",
+    "norm": "shared_head.norm",
 }
-"""What a further head has beside its layer. The columns of `projection` are [hidden | embedding], those of `eh_proj`
-[embedding | hidden]: `swap_halves`."""
+"""What a further head has beside its layer, the last where heads have norms of their own. The columns of `projection`
+are [hidden | embedding], those of `eh_proj` [embedding | hidden]: `swap_halves`."""
 SHARED_HEAD_NORM = "model.layers.{}.shared_head.norm.weight"
-"""The norm of each further head in the standard, by layer. Ours share `norm`."""
+"""The norm of each further head in the standard, by layer, which ours have with `model.heads.norms: own` alone."""
 
 _FURTHER = re.compile(r"heads\.[1-9]\d*\..+|further_unembeddings\..+")
 
@@ -68,7 +69,7 @@ def llama_names(backbone: BackboneConfig, heads: HeadsConfig) -> dict[str, str]:
 
 def standard_names(backbone: BackboneConfig, heads: HeadsConfig) -> dict[str, str]:
     """Hugging Face's name -> ours, of all heads, in the MTP standard. The one further module of `recurrent` has as
-    many names there as heads that it serves. Without the `SHARED_HEAD_NORM`s.
+    many names there as heads that it serves. The `SHARED_HEAD_NORM`s of heads that share `norm` are not among them.
 
     Raises:
         InputError: heads that the standard has no names for.

@@ -1,6 +1,7 @@
 """A folder of Hugging Face's as a model here: what its config.json describes, its tensors under our names."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,17 +55,16 @@ def open_hf(folder: Path, keep: int | None = None, context: int | None = None) -
         heads = HeadsConfig()
     if config.get("auto_map"):
         notes.append("the folder names code of its own (auto_map), which was not run: read as its model_type")
-    names = standard_names(backbone, heads)
-    shapes = model_shapes(backbone, heads)
     source = open_folder(folder)
+    norms = [SHARED_HEAD_NORM.format(backbone.n_layers + k) for k in range(heads.n_future - 1)]
+    if not _are_ones(source, ["model.norm.weight", *norms] if norms else []):
+        heads = replace(heads, norms="own")
+    names, shapes = standard_names(backbone, heads), model_shapes(backbone, heads)
     specs = _without_copies(folder, source, backbone, described_heads, keep)
     if backbone.tie_embeddings:
         del names["lm_head.weight"]
     wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
-    norms = [SHARED_HEAD_NORM.format(backbone.n_layers + k) for k in range(heads.n_future - 1)]
-    require(folder, specs, wanted | dict.fromkeys(norms, (backbone.dim,)))
-    if norms:
-        _require_ones(folder, source, ["model.norm.weight", *norms])
+    require(folder, specs, dict.fromkeys(norms, (backbone.dim,)) | wanted)
     theirs_of = {ours: theirs for theirs, ours in names.items()}
 
     def read(ours: str) -> Tensor:
@@ -106,15 +106,7 @@ def _without_copies(
     return specs
 
 
-def _require_ones(folder: Path, source: Weights, norms: list[str]) -> None:
-    """
-    Raises:
-        InputError: a norm that the further heads read through. Ours read what is before it, which is the same for ones.
-    """
-    for name in norms:
-        if not torch.equal(source[name], torch.ones_like(source[name])):
-            raise InputError(
-                f"'{folder}': the tensor '{name}' is not all ones. Further heads of the MTP standard read the states "
-                "after this norm, and heads here those before it, which is the same for a norm of ones alone (as "
-                "`mtp export` writes it). `--heads 1` imports the model without its further heads"
-            )
+def _are_ones(source: Weights, norms: list[str]) -> bool:
+    """Whether all these norms are ones. Then reading a state before its norm or after it is the same, and heads share
+    one norm, as `mtp export` writes them; else they have their own."""
+    return all(torch.equal(source[name], torch.ones_like(source[name])) for name in norms if name in source)
