@@ -196,6 +196,22 @@ def test_limits_and_their_names(sandbox: Sandbox) -> None:
     assert one(sandbox, Program("print('x' * (1 << 20))\n" + GOOD, check=CHECK)).verdict == "passed"
 
 
+def test_a_program_that_waits_for_its_turn_goes_on() -> None:
+    """On a core that it has half of, past the wall limit, up to its CPU time."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    busy = subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
+    try:
+        with Sandbox(Limits(cpu_seconds=0.5, wall_factor=1.0)) as sandbox:
+            outcome = one(sandbox, Program("while __import__('time').process_time() < .4: pass"))
+        assert (outcome.verdict, outcome.limit) == ("passed", "")
+        assert outcome.wall_seconds > 0.5
+    finally:
+        busy.kill()
+        busy.wait()
+        os.sched_setaffinity(0, cores)
+
+
 def test_programs_know_nothing_of_each_other(sandbox: Sandbox) -> None:
     programs = [Program("import math, random\nmath.pi = 3\nprint(random.random(), hash('a'))") for _ in range(3)]
     programs += [Program("import math, os; print(math.pi > 3, os.environ.get('HOME'), os.getuid(), os.getgroups())")]
@@ -342,3 +358,23 @@ def test_bubblewraps_command(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     assert started["env"] == run.ENVIRONMENT
     assert not json.loads(started["words"][-1])["landlock"]  # type: ignore[index]
+
+
+def test_a_bubblewrap_that_confines_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "bwrap"
+    fake.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(confine, "landlock_abi", lambda: 0)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(SandboxError, match=r"does not hold here \(bubblewrap, seccomp"), Sandbox():
+        pass
+
+
+def test_a_world_without_proc_has_one_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bubblewrap's."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file")
+
+    monkeypatch.setattr("builtins.open", gone)
+    assert confine._usable_ids() == (0, 0)
