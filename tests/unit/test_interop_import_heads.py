@@ -74,6 +74,10 @@ def test_what_a_run_has_to_say_to_begin_with_it_is_printed(tmp_path: Path, capsy
     found = imported(tmp_path / "hf").model.config
     said = yaml.safe_load(capsys.readouterr().out.rpartition("--model.backbone '")[2].rstrip("\n'"))
     assert BackboneConfig.from_dict(said) == found
+    save_with_heads("llama", 3, tmp_path / "mtp")
+    imported(tmp_path / "mtp")
+    heads = "--model.heads '{n_future: 3, kind: sequential, match: none, norms: own}'\n"
+    assert capsys.readouterr().out.endswith(heads)
 
 
 def test_the_model_comes_without_its_further_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

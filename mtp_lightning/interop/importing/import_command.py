@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import BackboneConfig, RopeScaling
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig, RopeScaling
 
 Layout = Literal["auto", "hf", "meta"]
 
@@ -73,7 +73,9 @@ def import_command(
         f"{weights / 2**20:.1f} MiB in {kinds}, "
         f"{'no tokenizer' if text is None else f'{text.vocab_size} tokens for {found.backbone.vocab_size} rows'}"
     )
-    print(f"to begin a run with it (model.init.path): --model.backbone '{_flow(found.backbone)}'")
+    further = {key: value for key, value in vars(found.heads).items() if value != getattr(HeadsConfig, key)}
+    with_heads = f" --model.heads '{_yaml(further)}'" if found.heads.n_future > 1 else ""
+    print(f"to begin a run with it (model.init.path): --model.backbone '{_flow(found.backbone)}'{with_heads}")
 
 
 def _flow(backbone: BackboneConfig) -> str:
@@ -87,7 +89,11 @@ def _flow(backbone: BackboneConfig) -> str:
     said["rope_scaling"] = {key: value for key, value in given.items() if value != getattr(RopeScaling, key)}
     if not said["rope_scaling"]:
         del said["rope_scaling"]
-    text: str = yaml.safe_dump(said, default_flow_style=True, width=math.inf, sort_keys=False)
+    return _yaml(said)
+
+
+def _yaml(mapping: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(mapping, default_flow_style=True, width=math.inf, sort_keys=False)
     return text.strip()
 
 
