@@ -17,7 +17,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_state
 from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.model.transfer import Source, fill, make_plan, summary
+from mtp_lightning.model.transfer import Source, fill, make_plan, other_positions, summary
 
 CELL_TAG, PARENT_TAG, PARENT_WEIGHTS_TAG = "mtp.cell", "mtp.parent", "mtp.parent_weights"
 
@@ -66,7 +66,8 @@ def load_initial(init: InitConfig, model: MTPModel, tokenizer: Any = None) -> Pa
     plan = make_plan(source, model, init, same)
     fill(model, source, plan)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"model.init: {summary(source, plan)}", file=sys.stderr, flush=True)
+        said = f"{summary(source, plan)}{other_positions(source, model.config)}"
+        print(f"model.init: {said}", file=sys.stderr, flush=True)
     return Parent(parent_name(path), weights_digest(source.weights), tuple(described.get("begin_ids", ())))
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtp_lightning.decoding.layers import Norm, Plain
+from mtp_lightning.decoding.layers import FinalNorm, Norm, Plain
 from mtp_lightning.decoding.positions import KeyValues, LayerCache, PerRow, PositionTables
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.block import Block
@@ -172,6 +172,10 @@ class SequentialDrafter(Drafter):
         layers = {module: _HeadLayers(module, made) for module in modules}
         self.heads = [layers[module] for module in modules]
         self.config = model.config
+        self.read_through: list[FinalNorm] | None = None
+        """Of each drafting head, the norm of the one before it, where that one hands on what is after it."""
+        if model.heads_config.norms == "own":
+            self.read_through = [FinalNorm(norm, made.activations) for norm in model.final_norms()[: heads_used - 1]]
         if self.heads[0].joins:
             self.lookback = max(self.lookback, self.offsets[heads_used - 2] - 1)
 
@@ -195,6 +199,8 @@ class SequentialDrafter(Drafter):
         L = x_BLX.shape[1]
         new, index, h_BLD = tables.window(ends, L), 0, x_BLX
         for number, head in enumerate(self.heads[: count - 1], start=2):
+            if self.read_through is not None:
+                h_BLD = self.read_through[number - 2](h_BLD)
             if head.joins:
                 h_BLD = head.join(h_BLD, text.embedded(L, self.offsets[number - 2]))
             elif not self.on_each_other:

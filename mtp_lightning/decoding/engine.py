@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mtp_lightning.decoding.adaptive import Experience
 from mtp_lightning.decoding.compiled.layers import Compiled
 from mtp_lightning.decoding.drafts import Drafter, make_drafter
-from mtp_lightning.decoding.layers import Norm, Plain
+from mtp_lightning.decoding.layers import FinalNorm, Norm, Plain
 from mtp_lightning.decoding.linear import can_pack
 from mtp_lightning.decoding.positions import KeyValues, LayerCache, NewPositions
 from mtp_lightning.machine import cpu_has_bfloat16
@@ -63,10 +63,17 @@ class Engine:
         """What `heads_used="auto"` has learned from the texts so far."""
         self.embedding = model.embedding.weight.detach().to(dtype).to(self.dtype, copy=True)
         self.norm = Norm(model.norm)
-        self.unembeddings = [
-            made.linear(own.weight.detach() * model.norm.weight.detach() * math.sqrt(model.config.dim))
-            for own in [model.unembedding, *model.further_unembeddings][: self.heads_used]
-        ]
+        norms, further = model.final_norms()[: self.heads_used], model.further_unembeddings
+        self.final_norms: list[FinalNorm] | None = None
+        """Of each head, where several have norms of their own before one unembedding."""
+        if self.heads.norms == "own" and len(norms) > 1 and not further:
+            self.final_norms = [FinalNorm(norm, self.dtype) for norm in norms]
+            self.unembeddings = [made.linear(model.unembedding.weight)]
+        else:
+            self.unembeddings = [
+                made.linear(own.weight.detach() * norm.weight.detach() * math.sqrt(model.config.dim))
+                for own, norm in zip([model.unembedding, *further], norms)
+            ]
         kind = self.heads.kind
         stacks = [model.trunk, *(reversed(model.heads) if kind == "anticausal" else model.heads[:1])]
         self.matrix = None
@@ -116,6 +123,11 @@ class Engine:
 
     def logits(self, h_BJD: Float[Tensor, "B J D"], heads: Sequence[int] = (1,)) -> Float[Tensor, "B J V"]:
         """Of states before the norm: all of one head, or the j-th of head `heads[j]`."""
+        if self.final_norms is not None:
+            norms = [self.final_norms[head - 1] for head in heads]
+            if len(set(heads)) == 1:
+                return self.unembeddings[0](norms[0](h_BJD))
+            return self.unembeddings[0](torch.stack([norm(h_BJD[:, j]) for j, norm in enumerate(norms)], dim=1))
         if len(self.unembeddings) == 1:
             return self.unembeddings[0].of_normed(h_BJD, self.norm)
         if len(set(heads)) == 1:

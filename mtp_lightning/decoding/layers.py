@@ -37,6 +37,17 @@ class Norm:
         return (x_BMD / torch.hypot(length, self.floor)).to(x_BMD.dtype)
 
 
+class FinalNorm:
+    """RMSNorm with its weight, for states that several maps read."""
+
+    def __init__(self, norm: nn.RMSNorm, dtype: torch.dtype) -> None:
+        self.norm = Norm(norm)
+        self.gain_D = (norm.weight.detach() * math.sqrt(norm.weight.numel())).to(dtype)
+
+    def __call__(self, x_BMD: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        return self.norm(x_BMD) * self.gain_D
+
+
 def wide(x: Tensor) -> torch.dtype:
     """The precision in which lengths and rotations are computed: at least float32."""
     return torch.promote_types(x.dtype, torch.float32)

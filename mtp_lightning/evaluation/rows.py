@@ -29,12 +29,12 @@ def read_rows(path: str | Path, fields: Mapping[str, type], what: str, key: str 
     if not rows:
         raise InputError(f"{key}: '{path}' has no rows")
     for number, row in enumerate(rows, start=1):
-        for field, kind in fields.items():
-            if not isinstance(row, dict) or not isinstance(row.get(field), kind):
-                had = f"has {', '.join(map(repr, list(row)[:8]))}" if isinstance(row, dict) else "is no mapping"
-                raise InputError(
-                    f"{key}: '{path}', row {number} {had}, and a row of {what} has '{field}' ({kind.__name__})"
-                )
+        found = row if isinstance(row, dict) else {}
+        lacks = {field: kind for field, kind in fields.items() if not isinstance(found.get(field), kind)}
+        if lacks:
+            had = f"has {', '.join(map(repr, list(row)[:8]))}" if isinstance(row, dict) else "is no mapping"
+            wanted = ", ".join(f"'{field}' ({kind.__name__})" for field, kind in lacks.items())
+            raise InputError(f"{key}: '{path}', row {number} {had}, and a row of {what} has {wanted}")
     return rows
 
 

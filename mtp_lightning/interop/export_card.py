@@ -78,7 +78,8 @@ def _begun_from(lineage: Mapping[str, Any]) -> dict[str, str]:
 
 def card(title: str, heads: HeadsConfig, exported: Exported, proof: Proof | None, source: Source) -> str:
     """README.md."""
-    kept = f"head 1 of {heads.n_future}" if exported.heads < heads.n_future else f"{exported.heads} prediction head(s)"
+    all_heads = "1 prediction head" if exported.heads == 1 else f"{exported.heads} prediction heads"
+    kept = f"head 1 of {heads.n_future}" if exported.heads < heads.n_future else all_heads
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [multi-token-prediction]\n---",
         f"# {title}",

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtp_lightning.errors import InputError, UnprovenError
-from mtp_lightning.interop.export_hf import Exported
+from mtp_lightning.interop.export_hf import Exported, folds
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.shapes import Float, Int
 
@@ -189,7 +189,7 @@ def their_logits(theirs: Any, exported: Exported, tokens_BL: Int[Tensor, "B L"])
 def as_written(model: MTPModel, exported: Exported) -> MTPModel:
     """Our model with the numbers that were written: the norm folded, everything rounded; in float32."""
     dtype = getattr(torch, exported.config["dtype"])
-    folded = exported.layout == "standard" and bool((model.norm.weight != 1).any())
+    folded = exported.layout == "standard" and folds(model)
     if not folded and all(weight.dtype == dtype == torch.float32 for weight in model.parameters()):
         return model
     made = copy.deepcopy(model)
@@ -203,7 +203,7 @@ def as_written(model: MTPModel, exported: Exported) -> MTPModel:
 
 def our_logits(model: MTPModel, exported: Exported, tokens_BL: Int[Tensor, "B L"]) -> Float[Tensor, "N B T V"]:
     """Of every head. In the standard a further head gets the state before it after the norm, and norms it again."""
-    if exported.layout != "standard":
+    if exported.layout != "standard" or model.heads_config.norms == "own":
         return trained_logits(model, exported, tokens_BL)
     n = exported.heads
     T = tokens_BL.shape[1] - n

@@ -11,7 +11,7 @@ server read it; a list of widths would need code that only `transformers` runs.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,22 +19,15 @@ from torch.nn import functional as F
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_config import hf_config
-from mtp_lightning.interop.hf_names import (
-    BLOCK,
-    SHARED_HEAD_NORM,
-    TOP,
-    llama_names,
-    standard_names,
-    swap_halves,
-    weight_names,
-)
+from mtp_lightning.interop.hf_names import SHARED_HEAD_NORM, Layout, swap_halves, tensor_names
 from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import trunk_widths
 from mtp_lightning.model.mtp import MTPModel
 
-Layout = Literal["llama", "standard", "own"]
 OWN_CODE: tuple[str, ...] = ("parallel", "causal", "linear")
 """Kinds whose heads `remote_code/modeling_mtp_lightning.py` computes."""
+LINEAR = "mtp_linear"
+"""Model type of kind `linear`, which no stock class loads; `mtp_family` says which layers it has."""
 INSTEAD = "`--heads 1` exports head 1 as an ordinary Llama, `--to safetensors` all of it for `mtp` itself"
 
 
@@ -94,13 +87,13 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
     backbone, heads = model.config, model.heads_config
     layout = choose_layout(heads, keep)
     count = 1 if keep == 1 else heads.n_future
-    names = _names(backbone, heads, layout, count)
+    names = tensor_names(backbone, heads, layout, count)
     weights, changes = model.state_dict(), []
-    fold = layout == "standard" and bool((model.norm.weight != 1).any())
+    fold = layout == "standard" and folds(model)
     if fold:
         changes.append(
-            "The norm's weight is folded into the unembedding, whose norms are ones, since the standard hands the "
-            "normed state on to the next head."
+            "The final norm's weight is folded into the unembedding, and all final norms are ones, since the standard "
+            "hands the normed state on to the next head."
         )
         weights["unembedding.weight"] = weights["unembedding.weight"].float() * weights["norm.weight"].float()
         weights["norm.weight"] = torch.ones_like(weights["norm.weight"])
@@ -113,16 +106,21 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
     if set(trunk_widths(backbone, heads)) | {width} != {width}:
         changes.append(f"Narrower SwiGLUs are padded to {width} columns with zeros, which change nothing.")
     tensors = {theirs: _converted(theirs, weights[ours], width) for theirs, ours in names.items()}
-    if layout == "standard":
+    if layout == "standard" and heads.norms == "shared":
         first = len(trunk_widths(backbone, heads)) + 1
         tensors |= {SHARED_HEAD_NORM.format(first + i): weights["norm.weight"] for i in range(count - 1)}
-        if heads.kind == "recurrent" and count > 2:
-            changes.append(f"The one module of heads 2 to {count} is written {count - 1} times.")
+    if layout == "standard" and heads.kind == "recurrent" and count > 2:
+        changes.append(f"The one module of heads 2 to {count} is written {count - 1} times.")
     tensors = {name: tensor.detach().to(dtype or model.embedding.weight.dtype) for name, tensor in tensors.items()}
     config = hf_config(replace(backbone, ffn_dim=width, tie_embeddings=tied), path_layers(backbone, heads))
     family = config["architectures"][0].removesuffix("ForCausalLM")
     config |= _heads_config(backbone, heads, layout, family, count) | {"dtype": _dtype_name(tensors)}
     return Exported(layout, family, count, config, tensors, changes)
+
+
+def folds(model: MTPModel) -> bool:
+    """Whether the norm that all heads share has to go into the unembedding for the standard."""
+    return model.heads_config.norms == "shared" and bool((model.norm.weight != 1).any())
 
 
 def swiglu_width(backbone: BackboneConfig, heads: HeadsConfig) -> int:
@@ -135,46 +133,6 @@ def path_layers(backbone: BackboneConfig, heads: HeadsConfig) -> int:
     """Transformer layers between embedding and norm on the way to head 1."""
     own = {"linear": 0, "anticausal": heads.n_future * heads.layers}.get(heads.kind, heads.layers)
     return len(trunk_widths(backbone, heads)) + own
-
-
-def _names(backbone: BackboneConfig, heads: HeadsConfig, layout: Layout, count: int) -> dict[str, str]:
-    """Hugging Face's name -> ours."""
-    if layout == "standard":
-        return standard_names(backbone, heads)
-    if heads.kind not in ("linear", "anticausal"):
-        names = llama_names(backbone, heads)
-        return names if layout == "llama" else names | _further_names(backbone, heads, count)
-    trunk = len(trunk_widths(backbone, heads))
-    names = {f"{theirs}.weight": f"{ours}.weight" for ours, theirs in TOP.items()}
-    for name in weight_names(backbone, heads):
-        part, index, *rest = name.split(".")
-        if part == "trunk":
-            names[_in_layer(f"model.layers.{index}", rest)] = name
-        elif part == "heads" and heads.kind == "anticausal":  # from the furthest down to head 1
-            layer = trunk + (heads.n_future - 1 - int(index)) * heads.layers + int(rest[0])
-            names[_in_layer(f"model.layers.{layer}", rest[1:])] = name
-    if heads.kind == "linear":
-        names["model.norm.projection.weight"] = "heads.0.projection.weight"
-        names |= _further_names(backbone, heads, count)
-    return names
-
-
-def _further_names(backbone: BackboneConfig, heads: HeadsConfig, count: int) -> dict[str, str]:
-    """Of the layout of our own: heads 2 .. count."""
-    names = {}
-    for name in weight_names(backbone, heads):
-        part, index, *rest = name.split(".")
-        if part == "heads" and 0 < int(index) < count:
-            head = f"mtp_heads.{int(index) - 1}"
-            names[f"{head}.weight" if heads.kind == "linear" else _in_layer(f"{head}.{rest[0]}", rest[1:])] = name
-        elif part == "further_unembeddings" and int(index) < count - 1:
-            names[f"mtp_lm_heads.{index}.weight"] = name
-    return names
-
-
-def _in_layer(layer: str, inside: list[str]) -> str:
-    *place, kind = inside
-    return f"{layer}.{BLOCK['.'.join(place)]}.{kind}"
 
 
 def _converted(name: str, weight: Tensor, width: int) -> Tensor:
@@ -214,7 +172,8 @@ def _heads_config(
         **_code("modeling_mtp_lightning", "MtpLightningForCausalLM"),
     }
     if heads.kind == "linear":
-        config |= _code("modeling_mtp_lightning", "MtpLinearForCausalLM") | {"model_type": "mtp_linear"}
+        config |= _code("modeling_mtp_lightning", "MtpLinearForCausalLM")
+        config |= {"model_type": LINEAR, "mtp_family": family.lower()}
         config["auto_map"]["AutoConfig"] = "modeling_mtp_lightning.MtpLinearConfig"
     return config
 

@@ -2,10 +2,12 @@
 
 Trunk layers and head 1 are the layers of a Llama (Mistral, Qwen2, Qwen3) in order. The further heads of `sequential`
 and `recurrent` have names in the MTP standard of `transformers`, whose layer L + k is the k-th further head's; the
-further heads of other kinds have no place there, and are never dropped silently.
+further heads of other kinds have no place there, and are never dropped silently: `parallel`, `causal` and `linear`
+ones have names in a layout of our own.
 """
 
 import re
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConf
 from mtp_lightning.model.counts import trunk_widths
 from mtp_lightning.model.mtp import MTPModel
 
+Layout = Literal["llama", "standard", "own"]
+"""A stock class; the MTP standard; code of our own (`export_hf`)."""
 TOP = {
     "embedding": "model.embed_tokens",
     "norm": "model.norm",
@@ -37,11 +41,12 @@ JOIN = {
     "hidden_norm": "hnorm",
     "embedding_norm": "enorm",
     "projection": "eh_proj",
+    "norm": "shared_head.norm",
 }
-"""What a further head has beside its layer. The columns of `projection` are [hidden | embedding], those of `eh_proj`
-[embedding | hidden]: `swap_halves`."""
+"""What a further head has beside its layer, the last where heads have norms of their own. The columns of `projection`
+are [hidden | embedding], those of `eh_proj` [embedding | hidden]: `swap_halves`."""
 SHARED_HEAD_NORM = "model.layers.{}.shared_head.norm.weight"
-"""The norm of each further head in the standard, by layer. Ours share `norm`."""
+"""The norm of each further head in the standard, by layer, which ours have with `model.heads.norms: own` alone."""
 
 _FURTHER = re.compile(r"heads\.[1-9]\d*\..+|further_unembeddings\..+")
 
@@ -68,7 +73,7 @@ def llama_names(backbone: BackboneConfig, heads: HeadsConfig) -> dict[str, str]:
 
 def standard_names(backbone: BackboneConfig, heads: HeadsConfig) -> dict[str, str]:
     """Hugging Face's name -> ours, of all heads, in the MTP standard. The one further module of `recurrent` has as
-    many names there as heads that it serves. Without the `SHARED_HEAD_NORM`s.
+    many names there as heads that it serves. The `SHARED_HEAD_NORM`s of heads that share `norm` are not among them.
 
     Raises:
         InputError: heads that the standard has no names for.
@@ -89,6 +94,46 @@ def standard_names(backbone: BackboneConfig, heads: HeadsConfig) -> dict[str, st
         layer = f"model.layers.{n_layers + head - 1}."
         names |= {layer + _inside(name.removeprefix(module)): name for name in further if name.startswith(module)}
     return names
+
+
+def tensor_names(backbone: BackboneConfig, heads: HeadsConfig, layout: Layout, count: int) -> dict[str, str]:
+    """Hugging Face's name -> ours, of the first `count` heads, as each layout of `mtp export --to hf` has them."""
+    if layout == "standard":
+        return standard_names(backbone, heads)
+    if heads.kind not in ("linear", "anticausal"):
+        names = llama_names(backbone, heads)
+        return names if layout == "llama" else names | _further_names(backbone, heads, count)
+    trunk = len(trunk_widths(backbone, heads))
+    names = {f"{theirs}.weight": f"{ours}.weight" for ours, theirs in TOP.items()}
+    for name in weight_names(backbone, heads):
+        part, index, *rest = name.split(".")
+        if part == "trunk":
+            names[_in_layer(f"model.layers.{index}", rest)] = name
+        elif part == "heads" and heads.kind == "anticausal":  # from the furthest down to head 1
+            layer = trunk + (heads.n_future - 1 - int(index)) * heads.layers + int(rest[0])
+            names[_in_layer(f"model.layers.{layer}", rest[1:])] = name
+    if heads.kind == "linear":
+        names["model.norm.projection.weight"] = "heads.0.projection.weight"
+        names |= _further_names(backbone, heads, count)
+    return names
+
+
+def _further_names(backbone: BackboneConfig, heads: HeadsConfig, count: int) -> dict[str, str]:
+    """Of the layout of our own: heads 2 .. count."""
+    names = {}
+    for name in weight_names(backbone, heads):
+        part, index, *rest = name.split(".")
+        if part == "heads" and 0 < int(index) < count:
+            head = f"mtp_heads.{int(index) - 1}"
+            names[f"{head}.weight" if heads.kind == "linear" else _in_layer(f"{head}.{rest[0]}", rest[1:])] = name
+        elif part == "further_unembeddings" and int(index) < count - 1:
+            names[f"mtp_lm_heads.{index}.weight"] = name
+    return names
+
+
+def _in_layer(layer: str, inside: list[str]) -> str:
+    *place, kind = inside
+    return f"{layer}.{BLOCK['.'.join(place)]}.{kind}"
 
 
 def _rename(name: str, trunk: int) -> str:

@@ -208,6 +208,10 @@ class HeadsConfig:
     leap multi-token prediction (L-MTP, arXiv 2505.17505: 1, 3, 5, 7)."""
     replicate_unembedding: bool = False
     """An unembedding matrix for each head instead of one for all (appendix B; the paper's byte models)."""
+    norms: Literal["shared", "own"] = "shared"
+    """`shared`: the final norm is that of all heads, and heads hand on the states before it; `own`: of `sequential` and
+    `recurrent`, each module of a further head has a final norm of its own, and heads hand on the states after their
+    final norms (DeepSeek-V3's release, and the MTP standard of Hugging Face)."""
 
     def __post_init__(self) -> None:
         check_ranges("model.heads", HeadsConfig, vars(self))
@@ -222,6 +226,11 @@ class HeadsConfig:
             raise InputError(
                 f"model.heads.replicate_unembedding: kind '{self.kind}' has one hidden state for all future tokens, "
                 "and nothing to replicate the unembedding for"
+            )
+        if self.norms == "own" and self.kind not in TEACHER_FORCED:
+            raise InputError(
+                f"model.heads.norms is 'own', which goes with kind {' or '.join(TEACHER_FORCED)}, and kind is "
+                f"'{self.kind}'"
             )
         if self.offsets is not None:
             offsets = tuple(self.offsets)  # YAML and JSON give lists

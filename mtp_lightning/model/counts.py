@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
 from mtp_lightning.model.own_kind import count_own
 
 
@@ -48,6 +48,8 @@ class HeadCounts(NamedTuple):
     """d x d matrices."""
     further_unembeddings: int
     unembeddings_run: int
+    norms: int = 0
+    """Final norms beside the shared one."""
 
 
 def count_heads(heads: HeadsConfig) -> HeadCounts:
@@ -58,11 +60,10 @@ def count_heads(heads: HeadsConfig) -> HeadCounts:
         return HeadCounts(0, 0, 0, 0, 0, further, n)  # what else it consists of is measured (`own_kind`)
     if heads.kind == "linear":
         return HeadCounts(0, 0, 0, 0, n, further, n)
-    if heads.kind == "sequential":
-        return HeadCounts(n * m, n * m, n - 1, n - 1, 0, further, n)
-    if heads.kind == "recurrent":
-        held = min(n, 2)
-        return HeadCounts(held * m, n * m, held - 1, n - 1, 0, further, n)
+    if heads.kind in TEACHER_FORCED:
+        held = n if heads.kind == "sequential" else min(n, 2)
+        norms = held - 1 if heads.norms == "own" else 0
+        return HeadCounts(held * m, n * m, held - 1, n - 1, 0, further, n, norms)
     if heads.kind == "none":
         return HeadCounts(m, m, 0, 0, 0, 0, 1)
     if heads.kind == "order":
@@ -75,7 +76,8 @@ def head_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
     if heads.is_own:
         return count_own(backbone, heads, 1).parameters
     d, counts = backbone.dim, count_heads(heads)
-    return counts.layers * layer_parameters(backbone) + counts.joins * (2 * d * d + 2 * d) + counts.linears * d * d
+    joins = counts.joins * (2 * d * d + 2 * d) + counts.norms * d
+    return counts.layers * layer_parameters(backbone) + joins + counts.linears * d * d
 
 
 def trunk_widths(backbone: BackboneConfig, heads: HeadsConfig) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """The prediction heads: z (B, T, D) of the trunk -> one hidden state per head, (S, B, T, D), S = N or 1.
 
 One class per way to connect heads; `make_heads` picks it by `model.heads.kind`, where the equations are. Hidden states
-leave here before the final norm, which all heads share, as they share the unembedding unless it is replicated.
+leave here after the final norm, which all heads share unless they have their own (`NormedHeads`), as they share the
+unembedding unless it is replicated.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,14 +56,19 @@ class LinearHead(nn.Module):
 
 
 class Join(nn.Module):
-    """H(M [norm(h); norm(e)]): a hidden state joined with the embedding of a later token (DeepSeek-V3, equation 21)."""
+    """H(M [norm(h); norm(e)]): a hidden state joined with the embedding of a later token (DeepSeek-V3, equation 21).
 
-    def __init__(self, config: BackboneConfig, layers: int) -> None:
+    Args:
+        normed: end with a final norm of its own.
+    """
+
+    def __init__(self, config: BackboneConfig, layers: int, normed: bool = False) -> None:
         super().__init__()
         self.hidden_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.embedding_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.projection = Projection(2 * config.dim, config.dim, config.init_std)
         self.stack = Stack(config, layers)
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps) if normed else None
 
     def forward(
         self,
@@ -73,7 +79,8 @@ class Join(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         joined = torch.cat((self.hidden_norm(h_BTD), self.embedding_norm(e_BTD)), dim=-1)
         x_BTD = self.projection(joined).to(h_BTD.dtype)  # autocast would leave the residual stream in half precision
-        return self.stack(x_BTD, rotary, mask)  # type: ignore[no-any-return]
+        x_BTD = self.stack(x_BTD, rotary, mask)
+        return x_BTD if self.norm is None else self.norm(x_BTD)  # type: ignore[no-any-return]
 
 
 class Heads(nn.ModuleList):
@@ -96,15 +103,18 @@ class Heads(nn.ModuleList):
         mask: Mask = None,
         e_MBTD: Float[Tensor, "M B T D"] | None = None,
         detach: bool = False,
+        *,
+        norm: nn.Module,
     ) -> Float[Tensor, "S B T D"]:
-        """Hidden states of all heads, before the norm.
+        """Hidden states of all heads, after their norm.
 
         Args:
+            norm: the model's final norm.
             e_MBTD: embeddings of the true tokens that heads 2 .. N may see, M = N - 1: for head i, of the token that
                 head i - 1 predicts. For kinds that are `teacher_forced` alone.
             detach: keep the further heads' gradient out of the trunk (and of head 1, where they read its output).
         """
-        return torch.stack(self.states(z_BTD, (rotary, mask), e_MBTD, detach))
+        return norm(torch.stack(self.states(z_BTD, (rotary, mask), e_MBTD, detach)))  # type: ignore[no-any-return]
 
     def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
         h_BTD = self[0](z_BTD, *rotary_mask)
@@ -176,6 +186,26 @@ class SequentialHeads(Heads):
         return states
 
 
+class NormedHeads(SequentialHeads):
+    """h_1 = norm(H_1(z)), h_i = norm_i(Join_i(h_{i-1}, e_{i-1})): states are handed on after their norm."""
+
+    def forward(
+        self,
+        z_BTD: Float[Tensor, "B T D"],
+        rotary: RotaryAngles,
+        mask: Mask = None,
+        e_MBTD: Float[Tensor, "M B T D"] | None = None,
+        detach: bool = False,
+        *,
+        norm: nn.Module,
+    ) -> Float[Tensor, "S B T D"]:
+        h_BTD = norm(self[0](z_BTD, rotary, mask))
+        if not detach:
+            return torch.stack([h_BTD, *self.further(h_BTD, z_BTD, (rotary, mask), e_MBTD)])
+        e_MBTD = None if e_MBTD is None else e_MBTD.detach()
+        return torch.stack([h_BTD, *self.further(h_BTD.detach(), z_BTD.detach(), (rotary, mask), e_MBTD)])
+
+
 class OneStream(Heads):
     """h_1 = H_1(z) alone, for kinds whose one hidden state answers for every future token."""
 
@@ -200,15 +230,16 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
         return Stack(config, layers)
 
     def join() -> nn.Module:
-        return Join(config, layers)
+        return Join(config, layers, heads.norms == "own")
 
+    sequential = NormedHeads if heads.norms == "own" else SequentialHeads
     makers: dict[str, tuple[type[Heads], list[Callable[[], nn.Module]]]] = {
         "parallel": (ParallelHeads, [stack] * n),
         "linear": (ParallelHeads, [linear] * n),
         "causal": (CausalHeads, [stack] * n),
         "anticausal": (AnticausalHeads, [stack] * n),
-        "sequential": (SequentialHeads, [stack, *[join] * (n - 1)]),
-        "recurrent": (SequentialHeads, [stack, join][:n]),
+        "sequential": (sequential, [stack, *[join] * (n - 1)]),
+        "recurrent": (sequential, [stack, join][:n]),
         "none": (OneStream, [stack]),
         "order": (OneStream, [stack]),
     }

@@ -40,7 +40,7 @@ class Unembedding(nn.Module):
 
 
 class MTPModel(nn.Module):
-    """Shared trunk, n prediction heads, one norm and one unembedding for all.
+    """Shared trunk, n prediction heads, one norm and one unembedding for all, unless heads have their own.
 
     `further_unembeddings` holds what some kinds have beside the shared one: a matrix for each head from the second on
     (`replicate_unembedding`; with tied embeddings only head 1's is tied), or the one that ranks (`order`).
@@ -105,7 +105,7 @@ class MTPModel(nn.Module):
             if ahead_NBT is None:
                 raise ValueError(f"heads of kind '{self.heads_config.kind}' read the true tokens ahead: give ahead_NBT")
             e_MBTD = self.embedding(ahead_NBT[:-1])
-        return self.norm(self.heads(z_BTD, rotary, mask, e_MBTD, detach_further))  # type: ignore[no-any-return]
+        return self.heads(z_BTD, rotary, mask, e_MBTD, detach_further, norm=self.norm)  # type: ignore[no-any-return]
 
     def next_token_states(self, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Normed hidden states of head 1 alone, which predict the next token: for using the model, not for training.
@@ -140,6 +140,12 @@ class MTPModel(nn.Module):
             return self.unembedding(h_SBTD)  # type: ignore[no-any-return]
         unembeddings = [self.unembedding, *self.further_unembeddings]
         return torch.stack([unembed(h) for unembed, h in zip(unembeddings, h_SBTD)])
+
+    def final_norms(self) -> list[nn.RMSNorm]:
+        """Of every head, the norm before its unembedding."""
+        if self.heads_config.norms == "shared":
+            return [self.norm] * self.n_future
+        return [self.norm, *(self.heads[min(i, len(self.heads) - 1)].norm for i in range(1, self.n_future))]
 
     def blocks(self) -> list[Block]:
         """Every transformer layer, the trunk's first."""

@@ -124,6 +124,10 @@ def _check_heads(source: Source, heads: HeadsConfig, init: InitConfig) -> None:
             f"{heads.n_future} of kind '{heads.kind}' (model.heads): give first (n_future 1, of head 1 alone), or "
             "copy, identity or random (further heads made anew)"
         )
+    if init.heads == "keep" and heads.n_future > 1 and there.norms != heads.norms:
+        raise InputError(
+            f"{what}, and model.heads.norms is '{heads.norms}', in '{source.name}' '{there.norms}': set the same"
+        )
     replicates = there.replicate_unembedding, heads.replicate_unembedding
     if init.heads == init.unembedding == "keep" and heads.n_future > 1 and replicates[0] != replicates[1]:
         raise InputError(
@@ -192,6 +196,7 @@ def _path(source: Source, model: MTPModel) -> Plan:
             f"model.init.path: the path to the next token has {len(theirs)} layers in '{source.name}' and {len(ours)} "
             f"here (model.backbone.n_layers {backbone.n_layers}, model.heads.match {heads.match}): the trunk has to "
             f"stay whole; set model.backbone.n_layers: {len(theirs) - extra} and model.heads.match: none"
+            f"{_differing(source, backbone, '; and ')}"
         )
     for to, out_of in zip(ours, theirs):
         plan |= {name: name.replace(to, out_of, 1) for name, _ in model.named_parameters() if name.startswith(to)}
@@ -210,6 +215,8 @@ def _further(name: str, source: Source, plan: Plan, init: InitConfig) -> str | F
     _, _, rest = name.split(".", 2)
     if rest in ("hidden_norm.weight", "embedding_norm.weight"):
         return Fill.ONES
+    if rest == "norm.weight":
+        return Fill.ONES if init.heads == "identity" else "norm.weight"
     if rest == "projection.weight":
         linear = plan.get("heads.0.projection.weight", Fill.EYE)
         return linear if init.heads == "copy" else Fill.EYE
@@ -236,10 +243,6 @@ def _check_shapes(source: Source, own: Mapping[str, Tensor], plan: Plan, backbon
 
 def _why(source: Source, backbone: BackboneConfig, taken: str) -> str:
     """What to set, as the end of a message."""
-    there, here = asdict(source.backbone), asdict(backbone)
-    differing = [key for key in ("dim", "n_heads", "n_kv_heads", "head_dim") if there[key] != here[key]]
-    if differing:
-        return "; set " + " and ".join(f"model.backbone.{key}: {there[key]}" for key in differing)
     widths = {*trunk_widths(source.backbone, source.heads)}
     if ".ffn." in taken and widths - {source.backbone.ffn}:
         return (
@@ -247,23 +250,47 @@ def _why(source: Source, backbone: BackboneConfig, taken: str) -> str:
             f"{', '.join(map(str, sorted(widths)))} columns, which "
             "only the same heads and n_layers have: train it with model.heads.match: none, or keep them"
         )
-    if ".ffn." in taken:
-        return f"; set model.backbone.ffn_dim: {source.backbone.ffn} and model.heads.match: none"
-    return ""
+    differing = _differing(source, backbone, "; set ")
+    return f"{differing}{' and model.heads.match: none' if '.ffn.' in taken else ''}"
 
 
-MAY_DIFFER = ("vocab_size", "n_layers", "ffn_dim", "tie_embeddings", "init_std", "attend_across_documents")
-"""Of the backbone; and whatever rotates: `rope_...`. The first four show in shapes where they matter."""
+def _settings(backbone: BackboneConfig) -> dict[str, object]:
+    """What makes the same weights the same function, whether written down or by default. Not what rotates: other
+    positions are another model on purpose."""
+    said = asdict(backbone) | {"n_kv_heads": backbone.kv_heads, "head_dim": backbone.head_size, "ffn_dim": backbone.ffn}
+    return {key: value for key, value in said.items() if not key.startswith("rope_") and key not in MAY_DIFFER}
+
+
+def _differing(source: Source, backbone: BackboneConfig, begin: str) -> str:
+    """All that the backbone has otherwise than the source, so that it is set at once."""
+    there, here = _settings(source.backbone), _settings(backbone)
+    differing = {key: there[key] for key in there if there[key] != here[key]}
+    if backbone.head_dim is None and source.backbone.dim == source.backbone.n_heads * source.backbone.head_size:
+        differing.pop("head_dim", None)  # follows from the others
+    said = ", ".join(f"model.backbone.{key}: {value}" for key, value in differing.items())
+    return begin + said if said else ""
+
+
+MAY_DIFFER = ("vocab_size", "n_layers", "tie_embeddings", "init_std", "attend_across_documents")
+"""Of the backbone. The first three are looked at where they matter."""
 
 
 def _check_function(source: Source, backbone: BackboneConfig) -> None:
     """What shapes do not show: with other attention heads the same weights are another function."""
-    there, here = asdict(source.backbone), asdict(backbone)
-    for keys, config in ((there, source.backbone), (here, backbone)):
-        keys |= {"n_kv_heads": config.kv_heads, "head_dim": config.head_size}  # whether written down or by default
+    there, here = _settings(source.backbone), _settings(backbone)
     for key, value in here.items():
-        if not key.startswith("rope_") and key not in MAY_DIFFER and there[key] != value:
+        if key != "ffn_dim" and there[key] != value:  # of a source without layers of that width it says nothing
             raise InputError(
                 f"model.backbone.{key} is {value!r}, and the model in '{source.name}' has {there[key]!r}: with another "
-                "its weights are another function; set the same"
+                f"its weights are another function{_differing(source, backbone, '; set ')}"
             )
+
+
+def other_positions(source: Source, backbone: BackboneConfig) -> str:
+    """How rotary positions differ from the source's, as the end of a line."""
+    there, here = asdict(source.backbone), asdict(backbone)
+    said = [
+        f"model.backbone.{key} {here[key]}, there {there[key]}"
+        for key in ("rope_theta", "rope_scaling") if there[key] != here[key]
+    ]  # fmt: skip
+    return f"; positions rotate otherwise: {', '.join(said)}" if said else ""

@@ -1,7 +1,7 @@
 """Hostile programs, and for each an oracle outside the sandbox. Run by test_evaluation_hostile.py as a process of its
 own in a private mount namespace, so that one that escapes mounts over nothing of the machine's:
 
-    sandbox_hostile.py MOUNT_NAMESPACE_OF_THE_CALLER USER_ID namespaces|alone|unsafe
+    sandbox_hostile.py MOUNT_NAMESPACE_OF_THE_CALLER USER_ID namespaces|alone|bubblewrap|unsafe
 
 prints {name: why it escaped, or ""}; `unsafe`, which is no sandbox, shows that the oracles see what escapes. Every
 program does harm to what this script made for it, and to nothing else. Longer than other files: one list of programs.
@@ -317,6 +317,8 @@ def main(callers_namespace: str, user: int, how: str) -> None:
     assert os.readlink("/proc/self/ns/mnt") != callers_namespace, "not in a mount namespace of its own"
     assert " shared:" not in Path("/proc/self/mountinfo").read_text(), "what is mounted here is seen outside"
     assert user or how != "unsafe", "never as root"
+    if how == "bubblewrap":
+        confine.landlock_abi = lambda: 0  # as on older kernels
     if os.getuid() == 0:
         for prefix in confine.interpreter():
             confine.uncover(Path(prefix))  # here alone: as if it were installed for all

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from test_checkpoints import save
+from test_evaluation_samples import no_file_larger_than
 from tiny import tiny_backbone
 
 from mtp_lightning.cli import main
@@ -147,3 +148,26 @@ def test_samples_of_another_model_are_refused(capsys: Capture) -> None:
     assert main(["evaluate", "gsm8k", "a.ckpt", *QUICK]) == 2
     assert "was made with model 'crc32:" in capsys.readouterr().err
     assert everything(Path("evaluation")) == before
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_it_says_so_and_goes_on_later(capsys: Capture) -> None:
+    checkpoint()
+    ask = ["evaluate", "gsm8k", "a.ckpt", *QUICK, "--samples", "12"]
+    assert main([*ask, "--out", "whole", "--json", "whole.json"]) == 0
+    first = "gsm8k_step_7_temperature_0.2.jsonl"
+    assert Path("whole", first).stat().st_size > 1500
+    capsys.readouterr()
+    with no_file_larger_than(1500):
+        assert main([*ask, "--batch_size", "1", "--json", "out.json"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"mtp: error: File too large: evaluation/{first}"
+    left = Path("evaluation", first).read_bytes()
+    assert left.count(b"\n") > 5
+    assert Path("whole", first).read_bytes().startswith(left)
+    assert main(ask) == 0
+    assert everything(Path("evaluation")) == everything(Path("whole"))
+    capsys.readouterr()
+    with no_file_larger_than(1500):  # every sample is there; what they come to is not
+        assert main([*ask, "--json", "out.json"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "mtp: error: File too large: out.json"
+    assert not Path("out.json").exists()

@@ -15,6 +15,8 @@ ORDINARY = 54_242
 LEVELS = [
     ("root", "namespaces"), ("user", "alone"), pytest.param("root", "alone", marks=pytest.mark.slow),
     pytest.param("user", "namespaces", marks=pytest.mark.slow),
+    pytest.param("root", "bubblewrap", marks=pytest.mark.slow),
+    pytest.param("user", "bubblewrap", marks=pytest.mark.slow),
 ]  # fmt: skip
 SEEN = [
     "read a system file", "read the runner's file", "the runner's environment", "write anywhere",
@@ -31,6 +33,8 @@ def escapes(user: str, how: str) -> dict[str, str]:
     """Name of a program -> why it counts as escaped, or an empty text."""
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare, and these programs run in a mount namespace of their own alone")
+    if how == "bubblewrap" and shutil.which("bwrap") is None:
+        pytest.skip("bwrap is not installed")
     if user == "root" and os.getuid() != 0:
         pytest.skip("only root can run them as root")
     wanted = os.getuid() if os.getuid() else {"root": 0, "user": ORDINARY}[user]
@@ -61,7 +65,7 @@ def test_a_hostile_program_is_contained(user: str, how: str, name: str) -> None:
 @pytest.mark.parametrize(("user", "how"), LEVELS)
 def test_the_level_is_the_one_that_is_meant(user: str, how: str) -> None:
     level = escapes(user, how)["level"]
-    assert "landlock" in level
+    assert ("bubblewrap" if how == "bubblewrap" else "landlock") in level
     assert "seccomp" in level
     assert ("namespaces" in level) == (how == "namespaces")
 

@@ -1,8 +1,10 @@
 """The sandbox as a part of the machine: without its means, dying servers, trying again."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_evaluation_verdicts import CHECK, GOOD, ROOT, one, sandbox
@@ -135,3 +137,23 @@ def test_bubblewraps_command(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     assert started["env"] == run.ENVIRONMENT
     assert not json.loads(started["words"][-1])["landlock"]  # type: ignore[index]
+
+
+def test_a_bubblewrap_that_confines_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "bwrap"
+    fake.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(confine, "landlock_abi", lambda: 0)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(SandboxError, match=r"does not hold here \(bubblewrap, seccomp"), Sandbox():
+        pass
+
+
+def test_a_world_without_proc_has_one_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bubblewrap's."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file")
+
+    monkeypatch.setattr("builtins.open", gone)
+    assert confine._usable_ids() == (0, 0)

@@ -191,6 +191,22 @@ def test_limits_and_their_names(sandbox: Sandbox) -> None:
     assert one(sandbox, Program("print('x' * (1 << 20))\n" + GOOD, check=CHECK)).verdict == "passed"
 
 
+def test_a_program_that_waits_for_its_turn_goes_on() -> None:
+    """On a core that it has half of, past the wall limit, up to its CPU time."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    busy = subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
+    try:
+        with Sandbox(Limits(cpu_seconds=0.5, wall_factor=1.0)) as sandbox:
+            outcome = one(sandbox, Program("while __import__('time').process_time() < .4: pass"))
+        assert (outcome.verdict, outcome.limit) == ("passed", "")
+        assert outcome.wall_seconds > 0.5
+    finally:
+        busy.kill()
+        busy.wait()
+        os.sched_setaffinity(0, cores)
+
+
 def test_programs_know_nothing_of_each_other(sandbox: Sandbox) -> None:
     programs = [Program("import math, random\nmath.pi = 3\nprint(random.random(), hash('a'))") for _ in range(3)]
     programs += [Program("import math, os; print(math.pi > 3, os.environ.get('HOME'), os.getuid(), os.getgroups())")]

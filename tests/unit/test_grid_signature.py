@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtp_lightning.grid.spec.signature import LATER, NON_SEMANTIC, canonical, non_semantic, signature
-from mtp_lightning.model.config import BackboneConfig
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 
 KEYS = st.text("abcdefgh_", min_size=1, max_size=5)
 LEAVES = st.none() | st.booleans() | st.integers(-100, 100) | st.floats(allow_nan=False) | st.text(max_size=5)
@@ -125,7 +125,7 @@ def test_one_batch_is_not_all_of_them() -> None:
 
 
 def test_what_is_left_out_of_a_signature_is_the_default() -> None:
-    defaults = asdict(BackboneConfig())
-    later = {key.rpartition(".")[2]: value for key, value in LATER if key.startswith("model.backbone.")}
-    assert later
-    assert later == {key: defaults[key] for key in later}
+    for part, defaults in (("backbone", asdict(BackboneConfig())), ("heads", asdict(HeadsConfig()))):
+        later = {key.rpartition(".")[2]: value for key, value in LATER if key.startswith(f"model.{part}.")}
+        assert later
+        assert later == {key: defaults[key] for key in later}

@@ -60,6 +60,8 @@ CASES = {
         for kind in ("sequential", "recurrent")
         for n in (2, 3, 4)
     },
+    "sequential, normed": (HeadsConfig(n_future=4, kind="sequential", norms="own"), {"tie_embeddings": True}),
+    "recurrent, normed": (HeadsConfig(n_future=3, kind="recurrent", norms="own"), {}),
     "sequential, + layers": (HeadsConfig(n_future=3, kind="sequential", match="none"), {}),
     "recurrent, grouped, tied": (HeadsConfig(n_future=3, kind="recurrent"), {"n_kv_heads": 2, "tie_embeddings": True}),
     "parallel, grouped": (HeadsConfig(n_future=4), {"n_kv_heads": 1}),
@@ -87,7 +89,8 @@ CASES = {
 }  # fmt: skip
 QUICK = (
     "sequential 3", "recurrent 4", "sequential Qwen3", "recurrent Qwen2, yarn", "sequential Mistral",
-    "recurrent, grouped, tied", "parallel, grouped", "parallel, unembeddings", "causal Qwen2, llama3", "linear",
+    "sequential, normed", "recurrent, normed", "parallel, grouped", "parallel, unembeddings", "causal Qwen2, llama3",
+    "linear",
 )  # fmt: skip
 
 

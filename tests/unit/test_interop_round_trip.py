@@ -31,9 +31,9 @@ def test_next_token_models(name: str, tmp_path: Path) -> None:
     same(first, imported(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_heads_of_the_standard(name: str, tmp_path: Path) -> None:
-    save_with_heads(name, 3, tmp_path / "hf")
+@pytest.mark.parametrize(("name", "ones"), [("llama", False), ("qwen2, tied", False), ("qwen3", True)])
+def test_heads_of_the_standard(name: str, ones: bool, tmp_path: Path) -> None:
+    save_with_heads(name, 3, tmp_path / "hf", ones)
     first = imported(tmp_path / "hf")
     assert main(["export", str(first.path), str(tmp_path / "out"), "--to", "hf", "--verify", "false"]) == 0
     same(first, imported(tmp_path / "out"))

@@ -1,5 +1,7 @@
 """What is frozen has no gradient, no optimizer state and keeps no activations; counts and FLOPs say so."""
 
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -116,3 +118,41 @@ def test_a_tied_matrix_is_frozen_as_a_whole() -> None:
     model = MTPModel(tiny_backbone(tie_embeddings=True), HeadsConfig(1))
     freeze_model(model, "trunk_and_unembedding")
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"heads"}
+
+
+MEASURE = """
+import sys, warnings
+import torch
+import lightning.pytorch as pl
+from mtp_lightning.data.loader import ResumableLoader
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.module import MTPModule
+warnings.simplefilter("ignore")
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+batch = {"tokens": torch.zeros(2, 130, dtype=torch.long), "documents": torch.zeros(2, 130, dtype=torch.int)}
+def fit(dim, layers, freeze):
+    backbone = BackboneConfig(dim=dim, n_layers=layers, n_heads=dim // 64)
+    module = MTPModule(backbone, HeadsConfig(2, match="none"), freeze=freeze)
+    trainer = pl.Trainer(accelerator="cpu", max_steps=2, max_epochs=1, logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+    trainer.fit(module, train_dataloaders=ResumableLoader([batch, batch], 2))
+    return sum(weight.numel() for weight in module.parameters())
+fit(64, 2, "none")  # what the libraries take
+before = peak()
+parameters = fit(512, 8, sys.argv[1])
+print(parameters, peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_frozen_fit_takes_at_most_six_tenths_of_the_memory() -> None:
+    """Of a whole fit of 30 million weights, steps with their optimizer included, in processes of their own."""
+    used: dict[str, int] = {}
+    for freeze in ("none", "trunk", "next_token"):
+        done = subprocess.run([sys.executable, "-c", MEASURE, freeze], capture_output=True, text=True, check=True)
+        parameters, used[freeze] = map(int, done.stdout.split()[-2:])
+        assert parameters == pytest.approx(30e6, rel=0.1)
+    assert used["trunk"] <= 0.6 * used["none"], used
+    assert used["next_token"] <= 0.6 * used["none"], used

@@ -62,6 +62,12 @@ def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
         h = [H(n, z)]
         for i in range(n - 1, 0, -1):
             h.insert(0, H(i, h[0]))
+    elif heads.norms == "own":
+        h = [model.norm(H(1, z))]
+        for i in range(2, n + 1):
+            join = model.heads[1 if heads.kind == "recurrent" else i - 1]
+            h.append(join.norm(M(i, h[-1], model.embedding.weight[ahead[i - 2]])))
+        return torch.stack(h)
     elif heads.kind in ("sequential", "recurrent"):
         h = [H(1, z)]
         for i in range(2, n + 1):
@@ -183,15 +189,17 @@ def test_autocast_leaves_hidden_states_in_full_precision(heads: HeadsConfig) -> 
     assert dtypes == [torch.float32]
 
 
-@pytest.mark.parametrize("kind", ["parallel", "linear", "causal", "sequential", "recurrent"])
+@pytest.mark.parametrize("kind", ["parallel", "linear", "causal", "sequential", "recurrent", "normed sequential"])
 def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
-    heads = HeadsConfig(n_future=3, kind=kind)
+    heads = VARIANTS[kind]
     model = random_model(heads)
     tokens, ahead = tokens_and_ahead(heads)
     model(tokens, None, ahead, True)[1:].square().sum().backward()
     trunk = [*model.trunk.parameters(), model.embedding.weight]
     if kind not in ("parallel", "linear"):
         trunk += [*model.heads[0].parameters()]
+    if heads.norms == "own":
+        trunk += [model.norm.weight]
     assert not any(p.grad is not None and p.grad.any() for p in trunk)
     assert all(p.grad is not None and p.grad.any() for head in list(model.heads)[1:] for p in head.parameters())
 
@@ -206,6 +214,10 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
         ({"n_future": 2, "offsets": (2, 3)}, "has to begin with 1 and increase strictly"),
         ({"n_future": 3, "offsets": (1, 3, 3)}, "has to begin with 1 and increase strictly"),
         ({"n_future": 2, "kind": "order", "offsets": (1, 3)}, "leave offsets out"),
+        (
+            {"n_future": 2, "norms": "own"},
+            "'own', which goes with kind sequential or recurrent, and kind is 'parallel'",
+        ),
     ],
 )
 def test_heads_that_cannot_be_are_refused(settings: dict[str, Any], says: str) -> None:

@@ -11,7 +11,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.model.transfer import Source, fill, make_plan, summary
+from mtp_lightning.model.transfer import Source, fill, make_plan, other_positions, summary
 
 TOKENS = torch.arange(24).view(2, 12) * 7 % 16
 STACKED = [kind for kind in KINDS if kind != "linear"]
@@ -153,8 +153,18 @@ REFUSED = {
         r"'trunk.0.ffn.gate.weight' is of shape \(48, 32\), and .* of \(40, 32\); set model.backbone.ffn_dim: 48",
     ),
     "dim": (NEXT, NEXT, {}, {"dim": 64}, r"of shape \(16, 32\), .* of \(16, 64\); set model.backbone.dim: 32"),
-    "groups": (NEXT, NEXT, {}, {"n_kv_heads": 1}, r"wk.weight' is of shape \(32, 32\).*n_kv_heads: None"),
+    "groups": (NEXT, NEXT, {}, {"n_kv_heads": 1}, r"wk.weight' is of shape \(32, 32\).*n_kv_heads: 2"),
     "attention heads": (NEXT, NEXT, {}, {"n_heads": 4}, "n_heads is 4, and the model in 'base.ckpt' has 2"),
+    "all at once": (
+        NEXT, NEXT, {}, {"n_layers": 4, "dim": 64, "ffn_dim": 40, "n_heads": 8, "norm_eps": 1e-6, "qk_norm": True},
+        "n_layers: 8 and model.heads.match: none; and model.backbone.dim: 32, model.backbone.n_heads: 2, "
+        "model.backbone.n_kv_heads: 2, model.backbone.ffn_dim: 48, model.backbone.norm_eps: 1e-05, "
+        "model.backbone.qk_norm: False$",
+    ),
+    "norms of their own": (
+        HeadsConfig(2, "sequential", norms="own"), HeadsConfig(2, "sequential"), {}, {},
+        "model.heads.norms is 'shared', in 'base.ckpt' 'own'",
+    ),
     "norms": (NEXT, NEXT, {}, {"norm_eps": 1e-6}, "norm_eps is 1e-06, and the model in 'base.ckpt' has 1e-05"),
     "tokens": (NEXT, NEXT, {}, {"vocab_size": 20}, "16 tokens there and 20 here .*unembedding: random"),
     "tied": (NEXT, NEXT, {}, {"tie_embeddings": True}, "tie_embeddings is true, and 'base.ckpt' has two matrices"),
@@ -180,6 +190,13 @@ def test_what_a_message_says_to_set_works() -> None:
     there, source = source_of(HeadsConfig(4), n_layers=8)
     ours = begun(source, replace(source.backbone, n_layers=5), replace(NEXT, match="none"), heads="first")
     assert torch.equal(ours.next_token_states(TOKENS), there.next_token_states(TOKENS))
+
+
+def test_positions_that_rotate_otherwise_are_named() -> None:
+    _, source = source_of(NEXT)
+    assert other_positions(source, source.backbone) == ""
+    said = other_positions(source, replace(source.backbone, rope_theta=5e5))
+    assert said == "; positions rotate otherwise: model.backbone.rope_theta 500000.0, there 10000.0"
 
 
 def test_nan_in_the_source_is_refused_and_nothing_copied() -> None:

@@ -19,6 +19,7 @@ VARIANTS = {kind: HeadsConfig(n_future=3, kind=kind) for kind in KINDS} | {
     "replicated": HeadsConfig(n_future=3, replicate_unembedding=True),
     "replicated sequential": HeadsConfig(n_future=3, kind="sequential", replicate_unembedding=True),
     "two layers a head": HeadsConfig(n_future=2, layers=2),
+    "normed sequential": HeadsConfig(n_future=3, kind="sequential", norms="own"),
     "leap": HeadsConfig(n_future=3, offsets=(1, 3, 4)),
     "leaping sequential": HeadsConfig(n_future=3, kind="sequential", offsets=(1, 3, 5)),
     "leaping none": HeadsConfig(n_future=2, kind="none", offsets=(1, 3)),

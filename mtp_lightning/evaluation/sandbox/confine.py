@@ -140,8 +140,11 @@ def become(number: int) -> None:
 
 def _usable_ids() -> tuple[int, int]:
     """(first, how many) of the ids that this user namespace has beside root's; a container may have few."""
-    with open("/proc/self/uid_map", encoding="ascii") as file:
-        maps = [tuple(map(int, line.split())) for line in file]
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            maps = [tuple(map(int, line.split())) for line in file]
+    except FileNotFoundError:  # bubblewrap's world has no /proc, and in its user namespace one id
+        return 0, 0
     inside, _, count = max(maps, key=lambda line: line[2])
     first = max(inside, min(FIRST_ID, inside + count // 2), 1)
     return first, min(IDS, inside + count - first)

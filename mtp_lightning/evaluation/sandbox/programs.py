@@ -20,7 +20,8 @@ class Limits:
         cpu_seconds: of CPU time, whatever the wall clock says.
         memory_mb: address space in MiB, some 30 of which are the interpreter's.
         output_kb: of standard output, and of standard error, in KiB each; what is more ends the program.
-        wall_factor: the wall clock may show this many times `cpu_seconds`; ends programs that sleep.
+        wall_factor: the wall clock may show this many times `cpu_seconds`; ends programs that sleep. One that works,
+            and waits for its turn on a busy machine, goes on.
     """
 
     cpu_seconds: Annotated[float, Range(above=0, most=86_400)] = 4.0

@@ -87,6 +87,7 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("data.init_args.mixture_weights", None),
     ("model.init", {"path": None, "heads": "keep", "unembedding": "keep"}),
     ("model.freeze", "none"),
+    ("model.heads.norms", "shared"),
 )
 """(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
 cells keep their names."""

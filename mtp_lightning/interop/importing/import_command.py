@@ -1,9 +1,14 @@
 """`mtp import`: somebody's model as a file of ours."""
 
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig, RopeScaling
 
 Layout = Literal["auto", "hf", "meta"]
 
@@ -63,10 +68,33 @@ def import_command(
     weights = sum(spec.nbytes for spec in found.weights.specs.values())
     kinds = ", ".join(sorted({str(spec.dtype).removeprefix("torch.") for spec in found.weights.specs.values()}))
     print(
-        f"{out}: {found.backbone.n_layers} layers of width {found.backbone.dim}, {found.heads.n_future} heads"
-        f"{f' ({found.heads.kind})' if found.heads.n_future > 1 else ''}, {weights / 2**20:.1f} MiB in {kinds}, "
+        f"{out}: {found.backbone.n_layers} layers of width {found.backbone.dim}, "
+        f"{f'{found.heads.n_future} heads ({found.heads.kind})' if found.heads.n_future > 1 else '1 head'}, "
+        f"{weights / 2**20:.1f} MiB in {kinds}, "
         f"{'no tokenizer' if text is None else f'{text.vocab_size} tokens for {found.backbone.vocab_size} rows'}"
     )
+    further = {key: value for key, value in vars(found.heads).items() if value != getattr(HeadsConfig, key)}
+    with_heads = f" --model.heads '{_yaml(further)}'" if found.heads.n_future > 1 else ""
+    print(f"to begin a run with it (model.init.path): --model.backbone '{_flow(found.backbone)}'{with_heads}")
+
+
+def _flow(backbone: BackboneConfig) -> str:
+    """What a run that begins with this model has to say, in one line of YAML; what never matters is left out."""
+    said = {
+        key: value
+        for key, value in asdict(backbone).items()
+        if value is not None and key not in ("init_std", "attend_across_documents")
+    }
+    given = vars(backbone.rope_scaling)
+    said["rope_scaling"] = {key: value for key, value in given.items() if value != getattr(RopeScaling, key)}
+    if not said["rope_scaling"]:
+        del said["rope_scaling"]
+    return _yaml(said)
+
+
+def _yaml(mapping: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(mapping, default_flow_style=True, width=math.inf, sort_keys=False)
+    return text.strip()
 
 
 def check_target(out: str, force: bool) -> Path:

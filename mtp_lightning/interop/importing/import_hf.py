@@ -1,6 +1,8 @@
 """A folder of Hugging Face's as a model here: what its config.json describes, its tensors under our names."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.interop.export_hf import LINEAR, OWN_CODE
 from mtp_lightning.interop.hf_config import read_hf_config
-from mtp_lightning.interop.hf_names import SHARED_HEAD_NORM, standard_names, swap_halves
+from mtp_lightning.interop.hf_names import SHARED_HEAD_NORM, Layout, swap_halves, tensor_names
 from mtp_lightning.interop.importing.hf_folder import CONFIG, open_folder, read_json, require
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
@@ -45,26 +48,30 @@ def open_hf(folder: Path, keep: int | None = None, context: int | None = None) -
     """
     config = read_json(folder / CONFIG)
     try:
+        own, config = split_own(config)
         backbone, heads, context = read_hf_config(config, context)
+        if own is not None:
+            heads = own_heads(own, backbone)
     except InputError as error:
         raise InputError(f"'{folder / CONFIG}': {error}") from error
     notes, described_heads = [], heads
     if heads.n_future > 1 and keep == 1:
         notes.append(f"{heads.n_future - 1} further heads are left out")
-        heads = HeadsConfig()
+        heads = HeadsConfig(kind="linear", match="none") if heads.kind == "linear" else HeadsConfig()
     if config.get("auto_map"):
         notes.append("the folder names code of its own (auto_map), which was not run: read as its model_type")
-    names = standard_names(backbone, heads)
-    shapes = model_shapes(backbone, heads)
     source = open_folder(folder)
+    layout: Layout = "standard" if own is None else "own"
+    further = heads.n_future - 1 if own is None else 0
+    norms = [SHARED_HEAD_NORM.format(backbone.n_layers + k) for k in range(further)]
+    if not _are_ones(source, ["model.norm.weight", *norms] if norms else []):
+        heads = replace(heads, norms="own")
+    names, shapes = tensor_names(backbone, heads, layout, heads.n_future), model_shapes(backbone, heads)
     specs = _without_copies(folder, source, backbone, described_heads, keep)
     if backbone.tie_embeddings:
         del names["lm_head.weight"]
     wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
-    norms = [SHARED_HEAD_NORM.format(backbone.n_layers + k) for k in range(heads.n_future - 1)]
-    require(folder, specs, wanted | dict.fromkeys(norms, (backbone.dim,)))
-    if norms:
-        _require_ones(folder, source, ["model.norm.weight", *norms])
+    require(folder, specs, dict.fromkeys(norms, (backbone.dim,)) | wanted)
     theirs_of = {ours: theirs for theirs, ours in names.items()}
 
     def read(ours: str) -> Tensor:
@@ -74,6 +81,39 @@ def open_hf(folder: Path, keep: int | None = None, context: int | None = None) -
     weights = Weights({ours: specs[theirs] for theirs, ours in names.items()}, read)
     origin = {"layout": "hf", "model_type": config["model_type"], "architectures": config.get("architectures")}
     return Imported(backbone, heads, context, weights, origin, notes)
+
+
+OWN = ("mtp_kind", "mtp_n_future", "mtp_trunk_layers", "mtp_head_layers", "mtp_unembeddings")
+"""Keys of config.json in the layout of our own, which `mtp export` writes; `mtp_family` is one of kind `linear`."""
+
+
+def split_own(config: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """(what config.json says of heads in the layout of our own, or None; the rest, as of a stock class)."""
+    rest = {key: value for key, value in config.items() if key not in (*OWN, "mtp_family")}
+    if "mtp_kind" not in config:
+        return None, dict(config)
+    if config.get("model_type") == LINEAR:
+        rest["model_type"] = config.get("mtp_family", "llama")
+    return {key: config.get(key) for key in OWN}, rest
+
+
+def own_heads(said: Mapping[str, Any], backbone: BackboneConfig) -> HeadsConfig:
+    """
+    Raises:
+        InputError: no heads that the layout of our own holds, or others than the layers leave room for.
+    """
+    kind, n, trunk, layers, unembeddings = (said[key] for key in OWN)
+    if kind not in OWN_CODE or type(unembeddings) is not bool:
+        raise InputError(f"mtp_kind is {kind!r}, and mtp_unembeddings {unembeddings!r}: no heads of `mtp export`")
+    on_path = 0 if kind == "linear" else layers
+    if not all(type(number) is int and number > 0 for number in (n, trunk, layers)) or (
+        trunk + on_path != backbone.n_layers
+    ):
+        raise InputError(
+            f"num_hidden_layers is {backbone.n_layers}, mtp_trunk_layers {trunk!r}, mtp_head_layers {layers!r} and "
+            f"mtp_n_future {n!r}: the layers have to be those of the trunk and of head 1"
+        )
+    return HeadsConfig(n, kind, match="none", layers=layers, replicate_unembedding=unembeddings and n > 1)
 
 
 def model_shapes(backbone: BackboneConfig, heads: HeadsConfig) -> dict[str, tuple[int, ...]]:
@@ -92,6 +132,7 @@ def _without_copies(
     """
     specs = dict(source.specs)
     further = {f"model.layers.{backbone.n_layers + k}." for k in range(heads.n_future - 1)}
+    further |= {"mtp_heads.", "mtp_lm_heads."}
     for name in source:
         copied = None
         if name == "lm_head.weight" and backbone.tie_embeddings:
@@ -106,15 +147,7 @@ def _without_copies(
     return specs
 
 
-def _require_ones(folder: Path, source: Weights, norms: list[str]) -> None:
-    """
-    Raises:
-        InputError: a norm that the further heads read through. Ours read what is before it, which is the same for ones.
-    """
-    for name in norms:
-        if not torch.equal(source[name], torch.ones_like(source[name])):
-            raise InputError(
-                f"'{folder}': the tensor '{name}' is not all ones. Further heads of the MTP standard read the states "
-                "after this norm, and heads here those before it, which is the same for a norm of ones alone (as "
-                "`mtp export` writes it). `--heads 1` imports the model without its further heads"
-            )
+def _are_ones(source: Weights, norms: list[str]) -> bool:
+    """Whether all these norms are ones. Then reading a state before its norm or after it is the same, and heads share
+    one norm, as `mtp export` writes them; else they have their own."""
+    return all(torch.equal(source[name], torch.ones_like(source[name])) for name in norms if name in source)
