@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
@@ -26,6 +26,7 @@ from mtp_lightning.model.memory import describe_size
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.own_kind import import_kind
 from mtp_lightning.model.training.freezing import freeze_model
+from mtp_lightning.model.training.later import make_model, make_sharded
 from mtp_lightning.model.training.recompute import Recompute, recompute_model
 from mtp_lightning.model.training.sharding import shard_model
 from mtp_lightning.objective.heads import check_options, model_loss, model_scores
@@ -80,10 +81,9 @@ class MTPModule(pl.LightningModule):
         complete(loss.weights, heads)  # both refuse what does not go together
         check_options(loss, heads)
         self.loss_config, self.optimizer_config, self.schedule_config = loss, optimizer, schedule
-        self.model = MTPModel(backbone, heads)
-        freeze_model(self.model, freeze)
-        recompute_model(self.model, recompute)
-        self.init_config, self.frozen, self.recompute = init, freeze, recompute
+        self.init_config, self.frozen, self.recompute, self._compiles = init, freeze, recompute, compile
+        model, self._drawn_from = make_model(backbone, heads)
+        self._take(model)
         self.parent: Parent | None = None  # known from the run's start on
         self.val_metrics = HeadMetrics(len(heads.loss_names))
         self._source_metrics = SourceMetrics(len(heads.loss_names))
@@ -95,8 +95,14 @@ class MTPModule(pl.LightningModule):
         self._divergence = Divergence()
         self._gradient_norm: Tensor | float = math.nan
         self._is_sharded = False
-        if compile:
-            for block in self.model.blocks():
+
+    def _take(self, model: MTPModel) -> None:
+        """What the configuration says of layers and weights that stand."""
+        freeze_model(model, self.frozen)
+        recompute_model(model, self.recompute)
+        self.model = model
+        if self._compiles:
+            for block in model.blocks():
                 block.compile()
 
     @property
@@ -114,9 +120,14 @@ class MTPModule(pl.LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """A new run begins with the weights of `model.init`; one that goes on from a checkpoint has its own."""
         self.trainer.strategy.checkpoint_io = CheckpointFiles()
-        if stage != "fit" or self.init_config.path is None or self.trainer.ckpt_path is not None or self.parent:
+        if self._drawn_from is None:
+            self._load_initial()
+
+    def _load_initial(self) -> None:
+        """A new run begins with the weights of `model.init`; one that goes on from a checkpoint has its own."""
+        fits = self.trainer.state.fn == "fit"
+        if not fits or self.init_config.path is None or self.trainer.ckpt_path is not None or self.parent:
             return
         datamodule = getattr(self.trainer, "datamodule", None)
         self.parent = load_initial(self.init_config, self.model, getattr(datamodule, "tokenizer", None))
@@ -137,10 +148,16 @@ class MTPModule(pl.LightningModule):
 
     @override
     def configure_model(self) -> None:
-        """Under FSDP2, shard; the strategy has made the mesh by now."""
-        if self._device_mesh is not None and not self._is_sharded:
+        """The processes have met: make what was left for them to make, and under FSDP2 shard."""
+        drawn_from, self._drawn_from = self._drawn_from, None
+        if drawn_from is not None:
+            shard: Callable[[nn.Module], None] = self.trainer.strategy.shard  # type: ignore[attr-defined]
+            self._take(make_sharded(self.model, drawn_from, shard))
+            shard(self.model)
+            self._load_initial()
+        elif self._device_mesh is not None and not self._is_sharded:
             shard_model(self.model, self._device_mesh["data_parallel"])
-            self._is_sharded = True
+        self._is_sharded = True
 
     @override
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -32,7 +32,9 @@ from mtp_lightning.config.run.starting import StartRun
 from mtp_lightning.config.trainer_ranges import check_seed
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.errors import InputError
+from mtp_lightning.model.training.later import made_later
 from mtp_lightning.module import MTPModule
+from mtp_lightning.strategies.check import shards_as_made
 from mtp_lightning.strategies.slurm import without_requeueing
 from mtp_lightning.tracking.keep_record import KeepRecord
 
@@ -166,7 +168,10 @@ class MTPCLI(LightningCLI):
     @override
     def instantiate_classes(self) -> None:
         if not self.parse_only:
-            super().instantiate_classes()
+            config = self.config
+            begun, frozen = config.model.init.path is not None, config.model.freeze != "none"
+            with made_later(shards_as_made(config.trainer.strategy, begun, frozen)):
+                super().instantiate_classes()
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

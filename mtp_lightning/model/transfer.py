@@ -11,7 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
@@ -87,11 +87,24 @@ def fill(model: MTPModel, source: Source, plan: Plan) -> None:
     for name, weight in model.named_parameters():
         taken = plan[name]
         if isinstance(taken, str):
-            weight.copy_(source.weights[taken])
+            _put(weight, source.weights[taken])
         elif taken is Fill.EYE:
-            nn.init.eye_(weight)
+            _put(weight, torch.eye(*weight.shape))
         elif taken is not Fill.DRAWN:
             weight.fill_(float(taken is Fill.ONES))
+
+
+def _put(weight: Tensor, value: Tensor) -> None:
+    """`value` in place; of a sharded weight, this process's part of it."""
+    if not hasattr(weight, "device_mesh"):
+        weight.copy_(value)
+        return
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(weight, DTensor)
+    whole = value.to(weight.to_local().device, weight.dtype)
+    part = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
+    weight.to_local().copy_(part.to_local())
 
 
 def summary(source: Source, plan: Plan) -> str:

@@ -55,6 +55,20 @@ def check_strategy(strategy: Any, precision: Any, clip_algorithm: Any, accelerat
         raise InputError(f"trainer.precision is '{precision}': {name} on a CPU computes in 32-true or bf16-mixed")
 
 
+def shards_as_made(strategy: Any, begun: bool, frozen: bool) -> bool:
+    """Whether a run's weights are sharded as they are made, so that no process has them whole.
+
+    Args:
+        strategy: `trainer.strategy` as configured.
+        begun: with the weights of another model (`model.init.path`); frozen: some of them (`model.freeze`). Under
+            ZeRO-3 those are made whole: they are needed so where the engine rounds them.
+    """
+    path = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
+    if path == _OURS[0]:
+        return getattr(strategy.init_args, "stage", 2) == 3 and not (begun or frozen)
+    return path == _OURS[1]
+
+
 def check_optimizer(kind: str, strategy: Any) -> None:
     """
     Args:

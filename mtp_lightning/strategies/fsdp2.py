@@ -9,6 +9,7 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -20,6 +21,8 @@ from typing_extensions import override
 
 from mtp_lightning.checkpoints.sharded import STATES, WEIGHTS, fill, read_sharded
 from mtp_lightning.errors import InputError
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.training.sharding import shard_layer, shard_model
 from mtp_lightning.strategies.states import Names, by_index, by_name, group_names, settings
 
 PIECES = StateDictOptions()
@@ -64,6 +67,14 @@ class FSDP2Strategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def shard(self, part: nn.Module) -> None:
+        """Leave this process its part of a layer, or of a model whose layers are sharded."""
+        mesh = self.device_mesh["data_parallel"]
+        if isinstance(part, MTPModel):
+            shard_model(part, mesh)
+        else:
+            shard_layer(part, mesh)
 
     @property
     @override

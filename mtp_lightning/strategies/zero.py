@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -99,6 +100,25 @@ class ZeroStrategy(DeepSpeedStrategy):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*DeepSpeed handles gradient clipping internally.*")  # known, and wanted
             super().init_deepspeed()
+
+    # -- weights -----------------------------------------------------------------------------------------------------
+
+    @override
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Nothing is made within DeepSpeed's own context: it draws on the device that trains, so other weights."""
+        yield
+
+    def shard(self, part: nn.Module) -> None:
+        """Leave this process its part of a layer, or of a model whose layers are sharded; stage 3 alone."""
+        import deepspeed
+
+        self._init_config_if_needed()
+        assert isinstance(self.config, dict)
+        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+            if self.config.get(name, {}).get("enabled"):
+                part.to(dtype)  # what the engine does with whole weights
+        deepspeed.zero.Init(module=part, config_dict_or_path=self.config, remote_device=self.remote_device)
 
     # -- gradients ---------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.training.freezing import Freeze
+from mtp_lightning.model.training.later import made_later
 from mtp_lightning.model.training.recompute import Recompute, recompute_model
 from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import model_loss
@@ -207,7 +208,9 @@ def run_cell(cell: ParityCell, rank: int) -> tuple[Gradients, float]:
         log_every_n_steps=1, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False,
     )  # fmt: skip
-    module = cell.module()
+    later = cell.strategy == "fsdp2" or (cell.strategy == "zero3" and cell.source is None and cell.freeze == "none")
+    with made_later(later):  # as by the command
+        module = cell.module()
     trainer.fit(module, train_dataloaders=ResumableLoader(batches, len(batches), step_batches=cell.accumulate))
     if rank == 0 and not cell.wrong:  # a loop that is wrong may leave heads as they were: its gradients tell
         check_frozen(cell, gather)

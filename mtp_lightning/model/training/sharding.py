@@ -1,9 +1,16 @@
 """How a model is cut for FSDP2 (torch's `fully_shard`): a unit per layer and unembedding, the rest at the root."""
 
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from mtp_lightning.model.mtp import MTPModel
+
+
+def shard_layer(block: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a layer's parameters in place, unless they are."""
+    if not isinstance(block, FSDPModule):
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
 def shard_model(model: MTPModel, mesh: DeviceMesh) -> None:
@@ -14,7 +21,7 @@ def shard_model(model: MTPModel, mesh: DeviceMesh) -> None:
     would otherwise be used, stale, in the next training step.
     """
     for block in model.blocks():
-        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        shard_layer(block, mesh)
     if model.config.tie_embeddings:
         fully_shard([model.embedding, model.unembedding], mesh=mesh, reshard_after_forward=True)
     else:
