@@ -81,30 +81,19 @@ def fill(model: MTPModel, source: Source, plan: Plan) -> None:
     Raises:
         InputError: a weight of the source holds NaN or infinity.
     """
+    from mtp_lightning.model.training.sharding import put  # and much of torch.distributed, which a plan does without
+
     for taken in plan.values():
         if isinstance(taken, str) and not source.weights[taken].isfinite().all():
             raise InputError(f"model.init.path: '{source.name}': its weight '{taken}' holds NaN or infinity")
     for name, weight in model.named_parameters():
         taken = plan[name]
         if isinstance(taken, str):
-            _put(weight, source.weights[taken])
+            put(weight, source.weights[taken])
         elif taken is Fill.EYE:
-            _put(weight, torch.eye(*weight.shape))
+            put(weight, torch.eye(*weight.shape))
         elif taken is not Fill.DRAWN:
             weight.fill_(float(taken is Fill.ONES))
-
-
-def _put(weight: Tensor, value: Tensor) -> None:
-    """`value` in place; of a sharded weight, this process's part of it."""
-    if not hasattr(weight, "device_mesh"):
-        weight.copy_(value)
-        return
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(weight, DTensor)
-    whole = value.to(weight.to_local().device, weight.dtype)
-    part = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
-    weight.to_local().copy_(part.to_local())
 
 
 def summary(source: Source, plan: Plan) -> str:

@@ -1,8 +1,9 @@
 """How a model is cut for FSDP2 (torch's `fully_shard`): a unit per layer and unembedding, the rest at the root."""
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtp_lightning.model.mtp import MTPModel
 
@@ -29,3 +30,13 @@ def shard_model(model: MTPModel, mesh: DeviceMesh) -> None:
     for unembedding in model.further_unembeddings:
         fully_shard(unembedding, mesh=mesh, reshard_after_forward=True)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def put(weight: Tensor, value: Tensor) -> None:
+    """`value` in place; of a sharded weight this process's part of it, and every process has to call."""
+    if not isinstance(weight, DTensor):
+        weight.copy_(value)
+        return
+    mine = weight.to_local()
+    whole = value.to(mine.device, weight.dtype)
+    mine.copy_(distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None).to_local())
