@@ -90,6 +90,19 @@ def test_two_axes_are_settings_side_by_side(tmp_path: Path) -> None:
     assert next(text.get_text() for text in right.get_xticklabels()) == "width=8 n_future=1"
 
 
+def test_long_names_are_rows_and_what_was_measured_once_has_no_curve(tmp_path: Path) -> None:
+    text = GRID.replace("axes:\n", "axes:\n  model.width: [8, 16]\n").replace("[1, 2, 4]", "[1, 2]")
+    report = report_of(tmp_path, text.replace("baseline: {model.heads.n_future: 1}\n", ""))
+    long = [replace(group, label=f"what the optimizer does, {i}") for i, group in enumerate(report.groups)]
+    report = replace(report, groups=long)
+    (only,) = make_figure(report, curves_of(report, points=1)).axes
+    assert [text.get_text() for text in only.get_yticklabels()] == [group.label for group in long]
+    first = only.containers[0].lines[0]
+    assert list(first.get_ydata()) == [0, 1, 2, 3]
+    assert first.get_xdata()[0] == pytest.approx(2.0 + 0.35 * math.log(2) - 0.02 + 0.02)
+    assert only.get_ylim() == (3.5, -0.5)
+
+
 def test_without_numbers_the_figure_says_so(tmp_path: Path) -> None:
     cells = cells_of(tmp_path)
     report = build_report(load_grid(tmp_path / "grid.yaml"), cells)

@@ -27,6 +27,8 @@ _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 BLUE, GREY = _COLOURS[0], "#5f5f5f"
 
+_LONG = 20
+"""Letters of a setting's name that are too many to stand below an axis."""
 _NUMBERED = re.compile(r"probe/\w+/[a-z]+_(\d+)")
 
 
@@ -147,12 +149,14 @@ def _seeds_text(gap: Difference | None) -> str:
 
 
 def _draw_along_axis(axes: Axes, report: Report, metric: str, metrics: Sequence[str]) -> None:
-    heading, unit = title_and_unit(metric.rsplit("/", 1)[0])
+    heading, unit = title_and_unit(metric if len(metrics) == 1 else metric.rsplit("/", 1)[0])
     where = _where(report, metric)
     if metric.startswith("val/loss/head_"):
         heading, unit = f"{'V' if where else 'Final v'}alidation loss of each head", "nats per token"
     groups, positions, labels, axis, numeric = _axis(report)
-    axes.set(title=heading + where, xlabel=axis, ylabel=unit)
+    rows = not numeric and max(map(len, labels), default=0) > _LONG  # long names are read one below the other
+    amount = "" if unit == heading else unit
+    axes.set(title=heading + where, xlabel=amount if rows else axis, ylabel="" if rows else amount)
     drawn = 0
     for index, name in enumerate(metrics):
         found = [(x, s) for x, group in zip(positions, groups) if (s := group.summary(name)) is not None]
@@ -160,10 +164,17 @@ def _draw_along_axis(axes: Axes, report: Report, metric: str, metrics: Sequence[
             continue
         colour = colormaps["viridis"](0.9 * index / max(1, len(metrics) - 1))
         dashes = "-" if numeric else "none"  # between categories there is nothing to follow
-        _draw_means_with_spread(axes, found, name.rsplit("/", 1)[-1].replace("_", " "), index, colour, dashes)
+        label = name.rsplit("/", 1)[-1].replace("_", " ")
+        _draw_means_with_spread(axes, found, label, index, colour, dashes, rows=rows)
         drawn += 1
     if not drawn:
         write_in_the_middle(axes, "no finished cell has these numbers")
+        return
+    legend(axes, "error bars:\nsd over seeds", outside=True, reverse=True)
+    if rows:
+        axes.set_yticks(positions, labels)
+        axes.set_ylim(len(groups) - 0.5, -0.5)  # the first on top
+        axes.grid(axis="x", color="#dddddd", linewidth=0.7)
         return
     if positions and max(positions) / max(min(positions), 1e-12) > 16 and min(positions) > 0:
         axes.set_xscale("log", base=2)
@@ -173,7 +184,6 @@ def _draw_along_axis(axes: Axes, report: Report, metric: str, metrics: Sequence[
     slant = (25 if len(labels) <= 7 else 55) if long else 0
     axes.set_xticklabels(labels, rotation=slant, rotation_mode="anchor", ha="right" if long else "center")
     axes.margins(x=0.08)
-    legend(axes, "error bars:\nsd over seeds", outside=True, reverse=True)
 
 
 def _draw_numbered_probes(axes: Axes, report: Report, heading: str, numbers: Mapping[str, int]) -> None:
@@ -196,13 +206,21 @@ def _draw_numbered_probes(axes: Axes, report: Report, heading: str, numbers: Map
 
 
 def _draw_means_with_spread(
-    axes: Axes, found: Sequence[tuple[float, Summary]], label: str, index: int, colour: Any, dashes: str
+    axes: Axes,
+    found: Sequence[tuple[float, Summary]],
+    label: str,
+    index: int,
+    colour: Any,
+    dashes: str,
+    rows: bool = False,
 ) -> None:
-    """`index` picks the marker."""
+    """`index` picks the marker. In rows, values run along x and positions down y."""
+    places, values, spread = [x for x, _ in found], [s.mean for _, s in found], [s.sd or 0.0 for _, s in found]
     axes.errorbar(
-        [x for x, _ in found],
-        [s.mean for _, s in found],
-        yerr=[s.sd or 0.0 for _, s in found],
+        values if rows else places,
+        places if rows else values,
+        xerr=spread if rows else None,
+        yerr=None if rows else spread,
         label=label,
         color=colour,
         linestyle=dashes,

@@ -1,4 +1,5 @@
-"""The picture of a report: on the left how each setting learned, on the right a panel of how they compare.
+"""The picture of a report: on the left how each setting learned, on the right a panel of how they compare. Where the
+metric was measured once in each run, the right one stands alone.
 
 What is drawn is what the grid compares first: a loss with those of all heads, or a probe with its sisters.
 """
@@ -45,12 +46,14 @@ def figure_png(report: Report, curves: Curves) -> bytes:
 
 def make_figure(report: Report, curves: Curves) -> Figure:
     figure = Figure(figsize=(11.0, max(4.6, 1.6 + 0.28 * len(report.groups))), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes in (left, right):
+    learned = any(len(points) > 1 for seeds in curves.values() for points in seeds.values())
+    *left, right = figure.subplots(1, 2) if learned or not curves else [figure.subplots()]
+    for axes in (*left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)
-    _draw_curves(left, report, curves)
+    if left:
+        _draw_curves(left[0], report, curves)
     draw_comparison(right, report, curve_metric(report))
     lacking = {"missing": report.missing, "not finished": report.unfinished}
     clauses = [f"{len(cells)} of {len(report.cells)} cells {what}" for what, cells in lacking.items() if cells]

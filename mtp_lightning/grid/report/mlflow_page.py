@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.grid.report.comparison import Report
-from mtp_lightning.grid.report.tables import legend, markdown, markdown_table, notices
+from mtp_lightning.grid.report.tables import legend, markdown_table, notices
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.spec.grid_spec import GridSpec, experiment_name
 from mtp_lightning.grid.spec.values import is_number
@@ -51,7 +51,7 @@ def write_report(client: Any, experiment: str, report: Report, files: Sequence[P
         run_id = client.create_run(experiment, run_name="report", tags=tags).info.run_id
     for path in files:
         client.log_artifact(run_id, str(path))
-    client.set_tag(run_id, NOTE, mask(markdown(report)))
+    client.set_tag(run_id, NOTE, mask(note(report)))  # the whole is among the artifacts
     client.set_terminated(run_id, "FINISHED")
     client.set_experiment_tag(experiment, NOTE, mask(note(report)))
     _write_charts(client, experiment, report.spec)
