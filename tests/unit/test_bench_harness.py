@@ -5,9 +5,9 @@ from io import StringIO
 from types import SimpleNamespace
 
 import pytest
-from test_bench_train import CPU
+from test_bench_train import CPU, tiny_workload
 
-from mtp_lightning.bench import harness, train_measure
+from mtp_lightning.bench import harness, overhead, train_measure
 from mtp_lightning.bench.harness import IdleGate, Timing, interleaved
 from mtp_lightning.machine import keep_freed_memory
 
@@ -73,3 +73,20 @@ def test_the_median_is_reported_and_the_best_beside_it(monkeypatch: pytest.Monke
 def test_one_thread_is_judged_by_its_processor_time_and_several_by_the_clock() -> None:
     timing = Timing(median=4.0, best=3.0, cpu=2.0, cpu_best=1.0)
     assert (train_measure._seconds(timing, True), train_measure._seconds(timing, False)) == ((2.0, 1.0), (4.0, 3.0))
+
+
+def test_products_count_two_operations_for_each_weight_and_row() -> None:
+    workload = tiny_workload()
+    _, flops = train_measure.matrix_products(workload)
+    assert flops == train_measure.PRODUCTS * 2 * workload.tokens * workload.backbone.dim * workload.backbone.ffn
+
+
+def test_overheads_are_milliseconds_of_the_best_run_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = iter([[2.0, 1.0, 9.0], [8.0, 8.0]])
+    logged = {False: iter([[3.0], [2.5]]), True: iter([[4.0], [7.0]])}
+    monkeypatch.setattr(overhead, "bare_steps", lambda *_: next(bare))
+    monkeypatch.setattr(overhead, "trainer_steps", lambda *_, mlflow: next(logged[mlflow]))
+    found = overhead.step_overheads(tiny_workload(), 2, 2, True, lambda text: None)
+    assert found == {"Lightning and logging": 500.0, "Lightning and MLflow": 2000.0}
+    starts = [float(step) for step in range(overhead.FIRST)] + [10.0, 12.0, 15.0]
+    assert overhead._differences(starts) == [2.0, 3.0], "the first are not counted"

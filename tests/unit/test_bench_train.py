@@ -155,6 +155,8 @@ def test_rows_of_a_real_run_carry_what_the_table_needs(monkeypatch: pytest.Monke
         assert each["peak_bytes"] == 1000 + 12 * parameters, "weights and two moments of four bytes each"
         assert 0 < each["tokens_per_second"] <= each["best_tokens_per_second"]
         assert each["memory_over_naive"] == 1
+        rate = each["flops_per_token"] * each["tokens_per_second"]
+        assert each["share_of_peak"] == pytest.approx(rate / each["peak_flops_per_second"])
     assert prepared_step(wanted[0], tiny_workload())() is not None
 
 

@@ -155,6 +155,7 @@ def test_resources_by_rule_the_last_wins_key_by_key(tmp_path: Path) -> None:
 def test_a_cells_configuration_follows_its_resources(tmp_path: Path) -> None:
     one, two, eight, *_ = cells_of(tmp_path, GRID.replace("[8, 16]", "[8]").replace("[4, 6]", "[4]") + RULES)
     trainers = [fit_config(cell)["trainer"] for cell in (one, two, eight)]
+    assert fit_config(one)["ckpt_path"] == "auto", "a cell that was killed goes on"
     assert [trainer["devices"] for trainer in trainers] == [1, 2, 8]
     assert [trainer.get("num_nodes") for trainer in trainers] == [None, None, 2]
     assert eight.config["trainer"]["devices"] == 1
