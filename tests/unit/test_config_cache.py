@@ -1,10 +1,13 @@
 """What is remembered of resolved configurations, and what makes them be resolved again."""
 
+import zlib
 from pathlib import Path
 
 import pytest
 from test_config_many import Fake, fake, files, product
 
+from mtp_lightning.config.config_cache import Store
+from mtp_lightning.config.initial_weights import _remembered
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.config.run_size import Size
 
@@ -99,3 +102,18 @@ def test_classes_of_others_are_not_remembered(fake: Fake, files: list[Path], tmp
         resolve(files, {"model.kind": {"class_path": "elsewhere.C"}})
         resolve.remember()
     assert len(fake.parses) == 2
+
+
+WRONG = (b"[1]", b"[" * 5000, b'{"a": [{}, {"colour": 1}, {}]}', b'{"a": 3}')
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", *map(zlib.compress, WRONG)])
+def test_a_memory_that_may_hold_anything_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "cache").write_bytes(content)
+    assert Store(tmp_path / "cache").known == {}
+
+
+@pytest.mark.parametrize(("content", "known"), [("0123456789abcdef\n", True), ("0123", False), ("x" * 16, False)])
+def test_what_is_remembered_of_weights_is_a_digest(tmp_path: Path, content: str, known: bool) -> None:
+    (tmp_path / "weights").write_text(content)
+    assert _remembered(tmp_path / "weights") == (content.strip() if known else None)

@@ -193,6 +193,8 @@ def test_like_the_real_parser() -> None:
     assert size.parameters > size.parameters_non_embedding > 0
     with pytest.raises(InputError, match=r"vocab_size is 300, and the tokenizer"):  # what follows from a change follows
         check_config(parse_config(configs, {}), {"model.backbone.vocab_size": 300})
+    with pytest.raises(InputError, match=r"data\.init_args\.seed is 3, and follows from seed_everything"):
+        resolve(configs, {**wanted[-1], "data.init_args.seed": 3})
     with pytest.raises(InputError, match=r"n_future is 40"):
         resolve(configs, {**wanted[-1], "model.heads.n_future": 40})
 

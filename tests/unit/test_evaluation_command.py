@@ -12,6 +12,7 @@ from tiny import tiny_backbone
 
 from mtp_lightning.cli import main
 from mtp_lightning.data.tasks.polynomial import Polynomial
+from mtp_lightning.evaluation.results.record import record
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
@@ -171,3 +172,16 @@ def test_on_a_full_disk_it_says_so_and_goes_on_later(capsys: Capture) -> None:
         assert main([*ask, "--json", "out.json"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "mtp: error: File too large: out.json"
     assert not Path("out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("mlflow_run_id", "garbage"), ("config.yaml", "[" * 5000), ("config.yaml", "a: [unclosed"), ("config.yaml", None)],
+)
+def test_a_damaged_file_of_the_run_costs_the_record_only(
+    tmp_path: Path, name: str, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow_run_id").write_text("a" * 32)
+    (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_text(content)
+    assert not record(tmp_path, 3, {"eval/x": 1.0})
+    assert "warning: not recorded in MLflow: " in capsys.readouterr().err
