@@ -218,6 +218,7 @@ print(time.process_time() - start)
 """
 
 
+@pytest.mark.slow  # it judges seconds
 def test_a_thousand_cells_are_quick(tmp_path: Path) -> None:
     """Without what a resolver takes, and in a process of its own: here every call has its types checked."""
     text = GRID.replace("[1, 2, 4]", str([*range(25)])).replace("[8, 16]", str([*range(40)])).replace("[4, 6]", "[0]")
