@@ -128,6 +128,29 @@ def test_a_broken_configuration_file_is_blamed_once(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}:2: configs: base.yaml: unknown key 'modle'; did you mean 'model'?"
 
 
+def test_a_wrong_override_hides_no_wrong_value_of_an_axis(tmp_path: Path) -> None:
+    """Every cell is refused for the override first."""
+    text = GRID.replace("overrides: {", "overrides: {model.width: 0, ").replace("[1, 2, 4]", "[1, 0, -1]")
+    with pytest.raises(InputError) as caught:
+        cells_of(tmp_path, text)
+    assert [line.split(": ", 1)[1] for line in str(caught.value).splitlines()] == [
+        "overrides.model.width = 0: model.width: must be at least 1",
+        "axes.model.heads.n_future = 0: model.heads.n_future: must be at least 1",
+        "axes.model.heads.n_future = -1: model.heads.n_future: must be at least 1",
+    ]
+
+
+def test_a_value_that_another_key_of_the_grid_makes_good_is_not_refused(tmp_path: Path) -> None:
+    text = GRID.replace("overrides: {", "overrides: {model.width: 0, model.n_layers: 9, ").replace(
+        "[1, 2, 4]", "[1, 12]"
+    )
+    (tmp_path / "base.yaml").write_text("model: {n_layers: 2}")
+    with pytest.raises(InputError) as caught:
+        expand(load_grid(grid_file(tmp_path, text)), FakeResolver(), tmp_path)
+    assert "overrides.model.width = 0" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_all_errors_are_reported_together_and_a_clash_names_the_combination(tmp_path: Path) -> None:
     text = GRID.replace(
         "  model.heads.n_future: [1, 2, 4]", "  model.heads.n_future: [1, 0, 6]\n  model.n_layers: [4, 2]"

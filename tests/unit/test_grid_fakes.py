@@ -85,10 +85,12 @@ class FakeResolver(Resolver):
 def resolve(configs: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults, the files, the overrides; `data.init_args.seed` follows the seed as an interpolation would."""
     config = _merged(configs, overrides)
+    if config["model"]["width"] < 1:
+        raise InputError("model.width: must be at least 1")
     if config["model"]["heads"]["n_future"] < 1:
         raise InputError("model.heads.n_future: must be at least 1")
     if config["model"]["heads"]["n_future"] >= config["model"]["n_layers"] * 2:
-        raise InputError("model.heads.n_future: too many for the layers")
+        raise InputError("model.heads.n_future: too many for the layers (model.n_layers)")
     config["data"]["init_args"]["seed"] = config["seed_everything"]
     return config
 

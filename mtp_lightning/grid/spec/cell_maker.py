@@ -17,6 +17,9 @@ from mtp_lightning.grid.spec.signature import canonical, signature
 from mtp_lightning.grid.spec.stages import parents_values, taken_over, without_stage
 from mtp_lightning.grid.spec.values import is_file, look_up, short_names, shown, value_names
 
+MOST_TRIED = 20
+"""Values that are each tried alone when a grid is refused: some tenths of a second each."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -219,6 +222,24 @@ class CellMaker:
                 self.blamed.add((key, canonical(value)))
                 return f"{self.where(setting, key)} = {shown(value)}: {message}"
         return None
+
+    def wrong_values(self, settings: Sequence[Setting]) -> list[str]:
+        """Overrides and values of axes that are refused on top of `configs` alone, each with its place: the first
+        refusal hid them. What names another key of the grid is left out, since that may have another value there."""
+        spec, found = self.spec, []
+        if self.refusal({}, {}):
+            return []
+        parts: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = []
+        parts += [(spec.where("overrides", key), key, {}, {key: value}) for key, value in spec.overrides.items()]
+        for one in settings:
+            parts += [(self.where(one, key), key, {key: value}, {}) for key, value in one.values.items()]
+        others = {*spec.overrides, *spec.keys}
+        tried = {(part[0], canonical(part[2])): part for part in parts}
+        for where, key, values, overrides in list(tried.values())[:MOST_TRIED]:
+            for message in self.refusal(values, overrides):
+                if not any(other in message for other in others - {key}):
+                    found.append(f"{where} = {shown((values or overrides)[key])}: {message}")
+        return found
 
     def is_blamed(self, setting: Setting) -> bool:
         return any((key, canonical(value)) in self.blamed for key, value in setting.values.items())

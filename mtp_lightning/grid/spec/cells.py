@@ -81,6 +81,8 @@ def _expand(spec: GridSpec, resolver: Resolver, runs: Path, parents: Sequence[Ce
             message = maker.blame_part(setting, refused, maker.refusal)
             if message or not problems:
                 errors[message or maker.blame_combination(setting, refused)] = None
+    if errors:
+        errors |= dict.fromkeys(maker.wrong_values(settings))
     if not problems and not errors:
         maker.rules.check_all_used()
     if found := dict.fromkeys([*problems, *errors, *maker.rules.problems]):
