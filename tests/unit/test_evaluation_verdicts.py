@@ -1,6 +1,8 @@
 """Verdicts: what passes, what only pretends to, and what was no failure of the program at all."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 

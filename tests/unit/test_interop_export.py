@@ -38,6 +38,16 @@ def trained(heads: HeadsConfig, **backbone: object) -> MTPModel:
     return model
 
 
+def write_exported(folder: Path, exported: export_hf.Exported) -> Path:
+    from mtp_lightning.interop.export_folder import write_code, write_config, write_tensors
+
+    folder.mkdir()
+    write_tensors(folder, exported.tensors, 10**9)
+    write_config(folder, exported.config | {"max_position_embeddings": 64}, None)
+    write_code(folder, export_hf.code_files(exported), exported.family)
+    return folder
+
+
 def save(path: Path, model: MTPModel, tokenizer: ByteTokenizer | None = None) -> Path:
     save_safetensors(LoadedModel(path, model, tokenizer or ByteTokenizer(), 7, 64, None), path)
     return path
@@ -103,7 +113,7 @@ def test_every_head_is_the_same_there_and_decodes_the_same_text(case: str, tmp_p
     model, n = trained(heads, **backbone), heads.n_future
     teach(model)
     exported = export_hf.export_model(model)
-    folder = _write(tmp_path / "out", exported)
+    folder = write_exported(tmp_path / "out", exported)
     tokens = torch.randint(0, model.config.vocab_size, (2, 40 + n), generator=torch.Generator().manual_seed(1))
     prompt = tokens[:1, :9]
     with torch.no_grad(), loaded(folder) as theirs:
@@ -245,7 +255,7 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.Ca
 def test_custom_generate_samples_stops_and_refuses(tmp_path: Path) -> None:
     model = trained(HeadsConfig(n_future=3))
     teach(model)
-    folder = _write(tmp_path / "out", export_hf.export_model(model))
+    folder = write_exported(tmp_path / "out", export_hf.export_model(model))
     prompt = torch.tensor([[5, 6, 7]])
     arguments: dict[str, Any] = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 12, "pad_token_id": 0}
     with loaded(folder) as theirs:

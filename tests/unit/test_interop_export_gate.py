@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_interop_export import save, trained
+from test_interop_export import save, trained, write_exported
 
 from mtp_lightning.cli import main
 from mtp_lightning.interop import export_gate, export_hf
@@ -14,16 +14,6 @@ from mtp_lightning.model.config import HeadsConfig
 
 pytestmark = pytest.mark.filterwarnings("default")  # of transformers' own
 pytest.importorskip("transformers")
-
-
-def _write(folder: Path, exported: export_hf.Exported) -> Path:
-    from mtp_lightning.interop.export_folder import write_code, write_config, write_tensors
-
-    folder.mkdir()
-    write_tensors(folder, exported.tensors, 10**9)
-    write_config(folder, exported.config | {"max_position_embeddings": 64}, None)
-    write_code(folder, export_hf.code_files(exported), exported.family)
-    return folder
 
 
 def mutate_tensor(exported: export_hf.Exported) -> None:
@@ -69,7 +59,7 @@ def test_the_gate_sees_a_wrong_conversion(
 def test_the_gate_sees_a_changed_file_and_another_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(HeadsConfig(n_future=2))
     exported = export_hf.export_model(model)
-    folder = _write(tmp_path / "out", exported)
+    folder = write_exported(tmp_path / "out", exported)
     name = "mtp_heads.0.0.input_layernorm.weight"
     kept = exported.tensors[name]
     exported.tensors[name] = kept + 1e-6
