@@ -1,5 +1,8 @@
 """What every number, switch and choice of a configuration may be at the most is tried: the run is refused by that key,
-trains for a few steps to finite losses, or says that it diverged."""
+trains for a few steps to finite losses, or says that it diverged.
+
+Longer than other files: how a field's extremes follow from its type, and how a run of them is judged, are one walk.
+"""
 
 import contextlib
 import importlib
