@@ -154,10 +154,11 @@ class MTPModule(pl.LightningModule):
             shard: Callable[[nn.Module], None] = self.trainer.strategy.shard  # type: ignore[attr-defined]
             self._take(make_sharded(self.model, drawn_from, shard))
             shard(self.model)
+            self._is_sharded = True
             self._load_initial()
         elif self._device_mesh is not None and not self._is_sharded:
             shard_model(self.model, self._device_mesh["data_parallel"])
-        self._is_sharded = True
+            self._is_sharded = True
 
     @override
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

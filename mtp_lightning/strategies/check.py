@@ -65,7 +65,8 @@ def shards_as_made(strategy: Any, begun: bool, frozen: bool) -> bool:
     """
     path = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", "")
     if path == _OURS[0]:
-        return getattr(strategy.init_args, "stage", 2) == 3 and not (begun or frozen)
+        stage = getattr(getattr(strategy, "init_args", None), "stage", 2)
+        return stage == 3 and not (begun or frozen)
     return path == _OURS[1]
 
 

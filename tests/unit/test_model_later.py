@@ -67,4 +67,4 @@ def test_which_strategies_have_no_weights_whole() -> None:
     assert shards_as_made(of(fsdp2), begun=True, frozen=True)
     assert shards_as_made(of(zero, 3), begun=False, frozen=False)
     assert not any(shards_as_made(of(zero, 3), begun, not begun) for begun in (True, False))
-    assert not any(shards_as_made(one, False, False) for one in ("auto", "ddp", of(zero, 2)))
+    assert not any(shards_as_made(one, False, False) for one in ("auto", "ddp", zero, of(zero, 2)))
