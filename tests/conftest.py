@@ -1,17 +1,22 @@
 """Tests record where they say, whatever the environment they are started in says, and nothing at the user's."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from absl import logging as absl_logging
 from hypothesis import HealthCheck, settings
 
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+# absl (rouge_score uses it) keeps what was sys.stderr when it was imported, here pytest's own file, and closes it when
+# another package configures logging, which submitit does when it is imported.
+absl_logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
 @pytest.fixture(scope="session", autouse=True)
