@@ -31,7 +31,7 @@ from mtp_lightning.model.training.recompute import Recompute, recompute_model
 from mtp_lightning.model.training.sharding import shard_model
 from mtp_lightning.objective.heads import check_options, model_loss, model_scores
 from mtp_lightning.objective.loss import LossOutput
-from mtp_lightning.objective.targets import SOURCE, STEP_REST, Targets, count_valid, make_targets
+from mtp_lightning.objective.targets import SENTINELS, SOURCE, STEP_REST, Targets, count_valid, make_targets
 from mtp_lightning.objective.weights import LossConfig, complete, head_weights
 from mtp_lightning.optimization.adamw import OptimizerConfig
 from mtp_lightning.optimization.divergence import Divergence, diverged_error
@@ -42,8 +42,8 @@ from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_fa
 class MTPModule(pl.LightningModule):
     """Trains an `MTPModel`; logs `train/loss`, `val/loss/head_i`, `val/accuracy/head_i`, `val/bits_per_byte`.
 
-    A batch is a dict: `tokens` (B, L) int64, `documents` (B, L) ids or absent, `loss_mask` (B, L) bool or absent,
-    with L = T + horizon, which is n_future but for heads that leap.
+    A batch is a dict: `tokens` (B, L) int64, `documents` (B, L) ids or absent, `loss_mask` and `sentinels` (B, L) bool
+    or absent, with L = T + horizon, which is n_future but for heads that leap.
 
     Args:
         backbone: the trunk's dimensions.
@@ -135,7 +135,8 @@ class MTPModule(pl.LightningModule):
     def make_targets(self, batch: dict[str, Tensor]) -> tuple[Targets, Tensor | None]:
         """(inputs and targets, the inputs' document ids)."""
         documents = batch.get("documents")
-        targets = make_targets(self.heads_config, batch["tokens"], documents, batch.get("loss_mask"))
+        masks = batch.get("loss_mask"), batch.get(SENTINELS)
+        targets = make_targets(self.heads_config, batch["tokens"], documents, *masks)
         return targets, None if documents is None else documents[:, : targets.inputs.shape[1]]
 
     def head_weights(self) -> tuple[float, ...]:

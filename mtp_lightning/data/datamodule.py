@@ -113,8 +113,8 @@ class MTPDataModule(pl.LightningDataModule):
             return
         mine = self.state_dict()
         for key in keys:
-            if saved[key] != mine[key]:
+            if saved.get(key) != mine.get(key):
                 raise InputError(
-                    f"ckpt_path: the checkpoint was trained with data.{key} = {saved[key]}, and this "
-                    f"configuration says {mine[key]}: the run would not go on with the same data; start a new run"
+                    f"ckpt_path: the checkpoint was trained with data.{key} = {saved.get(key)}, and this "
+                    f"configuration says {mine.get(key)}: the run would not go on with the same data; start a new run"
                 )

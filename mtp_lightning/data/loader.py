@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder
 from mtp_lightning.objective.targets import STEP_REST
 from mtp_lightning.shapes import Int
 
 Batch = dict[str, Any]
-"""`tokens` (B, L) int64, `documents` (B, L) int32 ids; `loss_mask` (B, L) bool where not every token counts."""
+"""`tokens` (B, L) int64, `documents` (B, L) int32 ids; `loss_mask` (B, L) bool where not every token counts;
+`sentinels` (B, L) bool where no head looks across them."""
 Read = Callable[[Int[np.ndarray, "B"]], Batch]
 """The numbers of samples -> their windows."""
 
@@ -69,7 +69,16 @@ class ValidationWindows(Dataset[Batch]):
         return batch
 
 
-def read_windows(store: TokenStore, order: TrainingOrder | ValidationOrder, samples: Int[np.ndarray, "B"]) -> Batch:
+@runtime_checkable
+class Tokens(Protocol):
+    """A corpus, read at any position (`TokenStore`)."""
+
+    def read(self, start: int, length: int) -> Int[np.ndarray, "{length}"]: ...
+
+    def document_ids(self, start: int, length: int) -> Int[np.ndarray, "{length}"]: ...
+
+
+def read_windows(store: Tokens, order: TrainingOrder | ValidationOrder, samples: Int[np.ndarray, "B"]) -> Batch:
     """The windows of a corpus; with the first two arguments bound it is a `Read`."""
     starts, length = order.starts(samples), order.context + order.horizon
     tokens = np.stack([store.read(int(start), length) for start in starts])

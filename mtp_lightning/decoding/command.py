@@ -21,6 +21,9 @@ MOST_NEW_TOKENS = 1_000_000
 def generate_command(
     ckpt: str,
     prompt: str | None = None,
+    prefix: str | None = None,
+    suffix: str | None = None,
+    mode: Literal["psm", "spm"] = "psm",
     max_new_tokens: int = 256,
     decoding: Literal["speculative", "greedy"] = "speculative",
     heads_used: int | Literal["auto"] = "auto",
@@ -36,11 +39,15 @@ def generate_command(
     beyond_context: bool = False,
     json: str | None = None,
 ) -> None:
-    """Continue a prompt with a checkpoint's model; the text goes to standard output, figures to standard error.
+    """Continue a prompt with a checkpoint's model, or write what is missing between a prefix and a suffix; the text
+    goes to standard output, figures to standard error.
 
     Args:
         ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
-        prompt: Text to continue (needed); `-` reads standard input.
+        prompt: Text to continue (needed, but for infilling); `-` reads standard input.
+        prefix: Infilling, by models that were trained with data.infilling: the text before what is missing.
+        suffix: The text after it.
+        mode: Of infilling: psm asks with the prefix first, spm with the suffix first.
         max_new_tokens: Most tokens to add; an end-of-document token ends the text earlier.
         decoding: greedy: plainly, one token per forward. speculative: the same text, drafted by the further heads.
         heads_used: Heads that draft, at most the model's n_future; auto takes as many as pay, measured on the way.
@@ -59,8 +66,11 @@ def generate_command(
     from mtp_lightning.checkpoints.files import load_model
     from mtp_lightning.checkpoints.select import find_checkpoint
 
-    if prompt is None:
+    fills = prefix is not None or suffix is not None
+    if prompt is None and not fills:
         raise InputError("--prompt is missing: the text to continue, or - to read it from standard input")
+    if prompt is not None and fills:
+        raise InputError("--prompt is continued, and between --prefix and --suffix is filled in: leave one of them out")
     check_json(json)
     if decoding == "greedy" and (heads_used not in ("auto", 1) or tree):
         given = f"heads_used is {heads_used}" if heads_used not in ("auto", 1) else f"tree is {tree}"
@@ -77,8 +87,16 @@ def generate_command(
     from mtp_lightning.decoding.engine import Engine
     from mtp_lightning.decoding.generate import Generation, Step, stream
 
-    text = _standard_input() if prompt == "-" else _typed(prompt)
-    ids = torch.tensor([*loaded.begin_ids, *tokenizer.encode(text)], dtype=torch.long)
+    stops = [tokenizer.eos_id]
+    before, after = "", ""
+    if fills:
+        before, after = _typed(prefix or "", "--prefix"), _typed(suffix or "", "--suffix")
+        asked, end = _infilling(tokenizer, before, after, mode)
+        stops.append(end)
+    else:
+        before = _standard_input() if prompt == "-" else _typed(prompt or "", "--prompt")
+        asked = tokenizer.encode(before)
+    ids = torch.tensor([*loaded.begin_ids, *asked], dtype=torch.long)
     _check_length(len(ids), max_new_tokens, loaded.context, beyond_context)
     most = model.heads_config.max_heads_used
     k = 1 if decoding == "greedy" else most if tree and heads_used == "auto" else heads_used
@@ -93,17 +111,17 @@ def generate_command(
     steps: list[Step] = []
     made = 0
     started = time.perf_counter()
-    for step in stream(engine, [ids], max_new_tokens, k, (tokenizer.eos_id,), sampling, tree):
+    for step in stream(engine, [ids], max_new_tokens, k, stops, sampling, tree):
         if not steps:
-            sys.stdout.write(text)
+            sys.stdout.write(before)
         steps.append(step)
         made += len(step.tokens)
         printer.write(
-            [token for token in step.tokens if token != tokenizer.eos_id],
-            _rejected(step, tree, last=made >= max_new_tokens or step.tokens[-1] == tokenizer.eos_id),
+            [token for token in step.tokens if token not in stops],
+            _rejected(step, tree, last=made >= max_new_tokens or step.tokens[-1] in stops),
         )
     seconds = time.perf_counter() - started
-    printer.finish()
+    printer.finish(after)
     out = Generation([token for step in steps for token in step.tokens], [step for step in steps if step.block])
     figures = {
         "tokens": len(out.tokens),
@@ -114,6 +132,12 @@ def generate_command(
         "compiled": compiled,
         "seconds": seconds,
     }
+    if fills:
+        figures["joined"] = bool(out.tokens) and out.tokens[-1] in stops
+        if not figures["joined"]:
+            print(
+                f"after {max_new_tokens} tokens the middle had not ended: it does not join the suffix", file=sys.stderr
+            )
     heads = f"{f'up to {most}' if k == 'auto' else k} of {model.n_future} heads"
     rate = f"{out.tokens_per_forward:.2f} tokens per forward with {heads}, " if out.steps else ""
     print(f"{figures['tokens']} tokens, {rate}{figures['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
@@ -131,12 +155,30 @@ def _standard_input() -> str:
     return _decoded(sys.stdin.buffer.read(), "standard input")
 
 
-def _typed(prompt: str) -> str:
+def _typed(text: str, flag: str) -> str:
     """An argument that Python could not decode by the locale holds its bytes as surrogates."""
     try:
-        return _decoded(prompt.encode("utf-8", errors="surrogateescape"), "--prompt")
+        return _decoded(text.encode("utf-8", errors="surrogateescape"), flag)
     except UnicodeEncodeError as error:
-        raise InputError(f"--prompt is not text: {error.reason} at character {error.start}") from error
+        raise InputError(f"{flag} is not text: {error.reason} at character {error.start}") from error
+
+
+def _infilling(tokenizer: "Tokenizer", before: str, after: str, mode: Literal["psm", "spm"]) -> tuple[list[int], int]:
+    """(what asks for the middle, the token that ends it).
+
+    Raises:
+        InputError: the model has no tokens for it.
+    """
+    from mtp_lightning.data.transforms.infilling import infilling_prompt, sentinels
+
+    marks = sentinels(tokenizer)
+    if marks is None:
+        raise InputError(
+            "--prefix and --suffix: the model's tokenizer has no infilling tokens, so the model never learned to look "
+            "at what comes after; train it with data.infilling, or continue a --prompt"
+        )
+    end = tokenizer.eos_id if marks.end is None else marks.end
+    return infilling_prompt(tokenizer.encode(before), tokenizer.encode(after), marks, mode), end
 
 
 def _decoded(content: bytes, what: str) -> str:
@@ -190,10 +232,14 @@ class _Printer:
             shown = self.tokenizer.decode(rejected).replace("\n", "\u21b5").replace("\ufffd", "?")
             sys.stdout.write(f"{RED}{shown}{PLAIN}")
 
-    def finish(self) -> None:
-        """Print what never settled, and end the line."""
+    def finish(self, after: str = "") -> None:
+        """Print what never settled, and end the line.
+
+        Args:
+            after: goes before the line's end.
+        """
         self._print(self.tokenizer.decode(self.ids))
-        sys.stdout.write("\n")
+        sys.stdout.write(f"{after}\n")
 
     def _settle(self, ids: list[int], colour: str = "") -> None:
         self.ids += ids

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtp_lightning.data.transforms.infilling import STARCODER
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import open_as_usual, write_json, write_text
 
@@ -162,20 +163,21 @@ def write_tokenizer(folder: Path, state: Mapping[str, str], end_token: str | Non
     }
     if of_bytes:
         config["split_special_tokens"] = True  # a text about the end token is no end
-    write_text(folder / "tokenizer.json", byte_tokenizer() if of_bytes else state["json"])
+    write_text(folder / "tokenizer.json", byte_tokenizer("infilling" in state) if of_bytes else state["json"])
     write_json(folder / "tokenizer_config.json", config)
 
 
-def byte_tokenizer() -> str:
+def byte_tokenizer(infilling: bool = False) -> str:
     """A tokenizer.json whose tokens are bytes, with their values as ids: byte-level BPE without merges. Byte 255, which
-    UTF-8 never has, is the end of a document."""
+    UTF-8 never has, is the end of a document; the tokens of infilling come after it."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {character: byte for byte, character in enumerate(byte_alphabet()) if byte != 255}
-    tokenizer = Tokenizer(models.BPE({**vocabulary, END_OF_BYTES: 255}, []))
+    special = {END_OF_BYTES: 255} | ({name: 256 + i for i, name in enumerate(STARCODER)} if infilling else {})
+    tokenizer = Tokenizer(models.BPE({**vocabulary, **special}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(END_OF_BYTES, special=True, normalized=False)])
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     return str(tokenizer.to_str())
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtp_lightning.data.transforms.infilling import STARCODER
 from mtp_lightning.errors import InputError, UnprovenError
 from mtp_lightning.interop import llama_cpp_model
 from mtp_lightning.interop.export_folder import END_OF_BYTES, byte_alphabet
@@ -116,7 +117,8 @@ def vocabulary_of(tokenizer: "Tokenizer", vocab_size: int) -> Vocabulary | None:
     if state["kind"] == "bytes":
         tokens = byte_alphabet()
         tokens[tokenizer.eos_id] = END_OF_BYTES
-        return Vocabulary(tokens, {tokenizer.eos_id}, [NEVER_MERGED], tokenizer.eos_id)
+        tokens += STARCODER if "infilling" in state else ()
+        return Vocabulary(tokens, {*range(tokenizer.eos_id, len(tokens))}, [NEVER_MERGED], tokenizer.eos_id)
     described = json.loads(state["json"])
     if not _is_gpt2(described):
         return None

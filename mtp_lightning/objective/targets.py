@@ -23,6 +23,10 @@ SOURCE = "source"
 """In a validation batch of a mixture: the name of the source that all its windows are of."""
 
 
+SENTINELS = "sentinels"
+"""In a batch: (B, L) bool, True for tokens that no head may look across."""
+
+
 class Targets(NamedTuple):
     """What windows of L = T + horizon tokens give a model to read, and what its heads have to predict."""
 
@@ -30,7 +34,7 @@ class Targets(NamedTuple):
     targets: Int[Tensor, "N B T"]
     """Head i's (index i - 1) target at position t is the window's token t + offsets[i - 1]."""
     valid: Bool[Tensor, "N B T"]
-    """False where the target lies in another document, or outside the loss mask."""
+    """False where the target lies in another document, beyond a sentinel, or outside the loss mask."""
     first: Bool[Tensor, "N B T"] | None = None
     """For kind `order`: valid, and the next token of its kind (`first_ahead`)."""
 
@@ -40,12 +44,14 @@ def make_targets(
     window_BL: Int[Tensor, "B L"],
     documents_BL: Int[Tensor, "B L"] | None = None,
     loss_mask_BL: Bool[Tensor, "B L"] | None = None,
+    sentinels_BL: Bool[Tensor, "B L"] | None = None,
 ) -> Targets:
     """Inputs, targets and validity of windows of T + `heads.horizon` tokens; no head loses targets at a window's edge.
 
     Args:
         documents_BL: ids that change at every border; a target in another document than its input is not valid.
         loss_mask_BL: True for tokens that may be a target (for example an answer, not its prompt).
+        sentinels_BL: True for tokens that may not lie between an input and its target. To head 1 they mean nothing.
 
     Raises:
         ValueError: a window without an input position.
@@ -61,6 +67,9 @@ def make_targets(
         valid_NBT &= ahead(documents_BL, offsets) == documents_BL[:, :T]
     if loss_mask_BL is not None:
         valid_NBT &= ahead(loss_mask_BL, offsets)
+    if sentinels_BL is not None:
+        passed_BL = sentinels_BL.cumsum(1)  # up to each position, it included
+        valid_NBT &= ahead(passed_BL, offsets) - ahead(sentinels_BL, offsets).long() == passed_BL[:, :T]
     first_NBT = valid_NBT & first_ahead(window_BL, offsets) if heads.kind == "order" else None
     return Targets(window_BL[:, :T], targets_NBT, valid_NBT, first_NBT)
 

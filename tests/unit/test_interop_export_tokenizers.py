@@ -12,7 +12,9 @@ from test_interop_export import save, trained
 from mtp_lightning.checkpoints.files import load_model
 from mtp_lightning.cli import main
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from mtp_lightning.data.transforms.infilling import sentinels
 from mtp_lightning.interop.export_folder import byte_tokenizer, write_tokenizer
+from mtp_lightning.interop.export_gguf import vocabulary_of
 from mtp_lightning.model.config import HeadsConfig
 
 pytestmark = pytest.mark.filterwarnings("default")  # of transformers' own
@@ -43,6 +45,21 @@ def test_autotokenizer_reads_bytes_as_ours(byte_folder: Any, text: str) -> None:
 def test_autotokenizer_decodes_any_bytes_as_ours(byte_folder: Any, ids: list[int]) -> None:
     assert byte_folder.decode(ids, skip_special_tokens=True) == ByteTokenizer().decode(ids)
     assert byte_folder.eos_token_id == 255
+
+
+def test_bytes_with_infilling_go_out_and_come_back(tmp_path: Path) -> None:
+    """As StarCoder's tokens, at the ids that the model was trained with."""
+    ours = ByteTokenizer(infilling=True)
+    write_tokenizer(tmp_path, ours.state(), None, 64)
+    theirs = HuggingFaceTokenizer((tmp_path / "tokenizer.json").read_text())
+    assert sentinels(theirs) == sentinels(ours)
+    text = "né <fim_prefix> 🙂"
+    assert theirs.encode(text) == ours.encode(text)
+    assert theirs.decode([256, *ours.encode(text), 258, 255]) == text
+    vocabulary = vocabulary_of(ours, 259)
+    assert vocabulary is not None
+    assert [vocabulary.tokens[i] for i in (256, 257, 258)] == ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
+    assert vocabulary.special == {255, 256, 257, 258}
 
 
 def test_a_tokenizer_json_goes_out_as_it_is(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ SMALL = [
 ]
 SMALL_DATA = {
     "python_stdlib": ["--data.val_windows=2", "--data.source.max_documents=40", "--data.context=64"],
+    "infilling": ["--data.val_windows=2", "--data.source.max_documents=40", "--data.context=64"],
     "stories": ["--data.val_windows=2", "--data.source.max_documents=200", "--data.context=64"],
     "text": ["--data.val_windows=2", "--data.context=64"],
     "mixture": [

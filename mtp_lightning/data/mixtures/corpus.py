@@ -1,6 +1,7 @@
 """One corpus of a run, prepared and open: a mixture has several, every other run has one."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.data.tokens.verify import verify_shards
 from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder, tokens_needed
+from mtp_lightning.data.transforms.infilled_store import InfilledStore
 from mtp_lightning.errors import InputError
 
 
@@ -117,14 +119,21 @@ class Corpus:
                 f"fingerprint {mine.fingerprint}); give the one they were made with, or prepare them again"
             )
 
-    def training(self, context: int, horizon: int, seed: int) -> tuple[Read, int]:
-        """(what reads its training windows by number, how many an epoch has)."""
+    def training(
+        self, context: int, horizon: int, seed: int, infilled: Callable[[TokenStore], InfilledStore] | None = None
+    ) -> tuple[Read, int]:
+        """(what reads its training windows by number, how many an epoch has).
+
+        Args:
+            infilled: what is done to its documents before they are windows.
+        """
         store = self.train
         if store.answer_starts is not None:
             packed = PackedOrder(pack(store.document_starts, len(store), context), context, horizon, seed=seed)
             return partial(read_packed, store, packed), packed.windows_per_epoch
-        order = TrainingOrder(len(store), context, horizon, seed)
-        return partial(read_windows, store, order), order.windows_per_epoch
+        tokens = store if infilled is None else infilled(store)
+        order = TrainingOrder(len(tokens), context, horizon, seed)
+        return partial(read_windows, tokens, order), order.windows_per_epoch
 
     def validating(self, context: int, horizon: int, limit: int | None) -> tuple[Read, int]:
         """(what reads its validation windows by number, how many there are: at most `limit`)."""

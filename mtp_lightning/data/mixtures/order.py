@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtp_lightning.data.mixtures.sources import MixtureSource, change_steps, weight_at
 from mtp_lightning.shapes import Int
 
 _BITS = 30
@@ -107,3 +108,15 @@ def _after(stage: _Stage, samples: int) -> tuple[tuple[int, ...], tuple[int, ...
         left.append(rest)
         reached -= taken
     return tuple(counts), tuple(left)
+
+
+def order_of(mixture: Sequence[MixtureSource], sizes: Sequence[int], step_windows: int) -> MixtureOrder:
+    """
+    Args:
+        sizes: windows of an epoch of each source.
+        step_windows: of an optimizer step.
+    """
+    if mixture[0].epochs is not None:
+        return MixtureOrder({0: [(part.epochs or 0.0) * size for part, size in zip(mixture, sizes)]})
+    weights = {step: [weight_at(part, step) for part in mixture] for step in change_steps(mixture)}
+    return MixtureOrder({step * step_windows: values for step, values in weights.items()})

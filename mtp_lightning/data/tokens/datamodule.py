@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import BatchLoader, Read, ResumableLoader, TrainingWindows, ValidationWindows
 from mtp_lightning.data.mixtures.corpus import Corpus
-from mtp_lightning.data.mixtures.order import MixtureOrder
+from mtp_lightning.data.mixtures.order import MixtureOrder, order_of
 from mtp_lightning.data.mixtures.reading import SourceBatches, read_mixture
-from mtp_lightning.data.mixtures.sources import MixtureSource, change_steps, check_mixture, reweighted, weight_at
+from mtp_lightning.data.mixtures.sources import MixtureSource, check_mixture, reweighted
 from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
 from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.token_bytes import token_bytes
-from mtp_lightning.data.tokens.tokenizer import begin_ids, is_padded, load_tokenizer
+from mtp_lightning.data.tokens.tokenizer import begin_ids, load_tokenizer
+from mtp_lightning.data.tokens.vocabulary import check_vocabulary, with_sentinels
+from mtp_lightning.data.transforms.infilled_store import InfilledStore
+from mtp_lightning.data.transforms.infilling import InfillingConfig
+from mtp_lightning.data.transforms.reading import horizon_of_plain, reading
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Count, Fraction, Seed, Weight, Workers, check_ranges
 from mtp_lightning.shapes import Int
@@ -42,8 +47,8 @@ class TokenDataModule(MTPDataModule):
         batch_size: windows of a batch, over all processes together.
         horizon: how many tokens ahead the model looks at most; a window has so many tokens more than T. Follows from
             model.heads.n_future and offsets, and is not set.
-        vocab_size: vocabulary of the model; has to be the tokenizer's, or padded (`is_padded`). Follows from
-            model.backbone.vocab_size.
+        vocab_size: vocabulary of the model; has to be the tokenizer's, or padded (`is_padded`); of bytes with
+            infilling it is 259. Follows from model.backbone.vocab_size.
         seed: of the order of the training windows. Follows from seed_everything.
         validation_fraction: part of the documents, in expectation, that is for validation.
         split_seed: of that choice. Not `seed`: runs with different seeds are validated on the same documents.
@@ -53,6 +58,7 @@ class TokenDataModule(MTPDataModule):
         end_token: the token of a tokenizer.json that ends a document; null looks for a usual name, special tokens
             first. A text must not be able to write it.
         prepare_workers: processes that tokenize a corpus when it is prepared.
+        infilling: training documents with their middle last; null for none. Validation reads them from left to right.
 
     Raises:
         InputError: bad input; the message names the configuration key.
@@ -79,6 +85,7 @@ class TokenDataModule(MTPDataModule):
         mixture: list[MixtureSource] | None = None,
         mixture_weights: dict[str, Weight] | None = None,
         prepare_workers: PrepareWorkers = 1,
+        infilling: InfillingConfig | None = None,
     ) -> None:
         super().__init__(horizon=horizon, vocab_size=vocab_size)
         check_ranges("data", TokenDataModule, locals())
@@ -88,18 +95,15 @@ class TokenDataModule(MTPDataModule):
         self.context, self.batch_size, self.seed = context, batch_size, seed
         self.val_windows, self.num_workers = val_windows, num_workers
         settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
-        self.text_tokenizer = load_tokenizer(tokenizer, end_token)
+        of_text = load_tokenizer(tokenizer, end_token)
+        self.infilling = infilling
+        self.text_tokenizer = of_text if infilling is None else with_sentinels(of_text)
         self.tokenizer = self.text_tokenizer
-        n_tokens = self.text_tokenizer.vocab_size
-        if n_tokens != vocab_size and not (tokenizer != "bytes" and is_padded(vocab_size, n_tokens)):
-            raise InputError(
-                f"model.backbone.vocab_size is {vocab_size}, and the tokenizer data.tokenizer = '{tokenizer}' has "
-                f"{n_tokens} tokens: set model.backbone.vocab_size: {n_tokens}"
-            )
+        check_vocabulary(self.text_tokenizer, vocab_size, tokenizer)
         self.mixture: Sequence[MixtureSource] = mixture or ()
         sources = [(part.source, part.label) for part in self.mixture] or [(source, "")]
         self.corpora = [
-            Corpus(with_template(one, tokenizer), self.text_tokenizer, settings, Path(directory), name, prepare_workers)
+            Corpus(with_template(one, tokenizer), of_text, settings, Path(directory), name, prepare_workers)
             for one, name in sources
         ]
         self._token_bytes: Tensor | None = None
@@ -120,6 +124,10 @@ class TokenDataModule(MTPDataModule):
     def setup(self, stage: str) -> None:
         for corpus in self.corpora:
             corpus.open(self.context, self.horizon, say=stage == "fit" and self.rank_and_world_size[0] == 0)
+        if self.infilling is not None and any(corpus.has_answers for corpus in self.corpora):
+            raise InputError(
+                "data.infilling is for text, and a source has pairs of a question and its answer: leave it out"
+            )
         self.check_divides_over_ranks(self.batch_size)
         if stage == "fit" and self.trainer is not None:
             _ = self.n_train_batches  # refuse before anything is trained or logged
@@ -185,25 +193,19 @@ class TokenDataModule(MTPDataModule):
     def _reader(self) -> Read:
         """What reads training windows by number."""
         reads, sizes = self._training()
-        if not self.mixture:
-            return reads[0]
-        masked = any(corpus.has_answers for corpus in self.corpora)
-        return partial(read_mixture, reads, self._order(sizes), masked)
+        read = reads[0]
+        if self.mixture:
+            masked = any(corpus.has_answers for corpus in self.corpora)
+            read = partial(read_mixture, reads, order_of(self.mixture, sizes, self.step_windows), masked)
+        return reading(read, self.infilling, self.text_tokenizer, self.context, self.horizon, self.seed)
 
     def _training(self) -> tuple[list[Read], list[int]]:
         """Of each corpus, what reads its training windows, and how many an epoch has."""
-        reads, sizes = zip(*(corpus.training(self.context, self.horizon, self.seed) for corpus in self.corpora))
+        horizon, infilled = horizon_of_plain(self.infilling, self.horizon), None
+        if self.infilling is not None and self.infilling.level == "document":
+            infilled = partial(InfilledStore, config=self.infilling, tokenizer=self.text_tokenizer, seed=self.seed)
+        reads, sizes = zip(*(one.training(self.context, horizon, self.seed, infilled) for one in self.corpora))
         return list(reads), list(sizes)
-
-    def _order(self, sizes: Sequence[int]) -> MixtureOrder:
-        """
-        Args:
-            sizes: windows of an epoch of each corpus.
-        """
-        if self.mixture[0].epochs is not None:
-            return MixtureOrder({0: [(part.epochs or 0.0) * size for part, size in zip(self.mixture, sizes)]})
-        weights = {step: [weight_at(part, step) for part in self.mixture] for step in change_steps(self.mixture)}
-        return MixtureOrder({step * self.step_windows: values for step, values in weights.items()})
 
     @override
     def seen(self, steps: int) -> dict[str, float]:
@@ -213,7 +215,7 @@ class TokenDataModule(MTPDataModule):
             return {}
         if self._counted is None:
             sizes = self._training()[1]
-            self._counted = self._order(sizes), sizes
+            self._counted = order_of(self.mixture, sizes, self.step_windows), sizes
         order, sizes = self._counted
         found: dict[str, float] = {}
         for part, windows, size in zip(self.mixture, order.counts(steps * self.step_windows), sizes):
@@ -263,6 +265,8 @@ class TokenDataModule(MTPDataModule):
             "seed": self.seed,
             "context": self.context,
         }
+        if self.infilling is not None:
+            state["infilling"] = asdict(self.infilling)
         return state | {"mixture": self._weights()} if len(self.corpora) > 1 else state
 
     def _weights(self) -> str:
@@ -291,4 +295,4 @@ class TokenDataModule(MTPDataModule):
                 f"ckpt_path: the checkpoint was trained on other text than data.{key} gives now ({folders} has "
                 f"fingerprint {mine['fingerprint']}, and it was {state_dict['fingerprint']}); start a new run"
             )
-        self.check_continues(state_dict, ("batch_size", "seed", "context", *({"mixture"} & mine.keys())))
+        self.check_continues(state_dict, ("batch_size", "seed", "context", "infilling", *({"mixture"} & mine.keys())))

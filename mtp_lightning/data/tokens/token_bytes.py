@@ -19,7 +19,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[int]:
     """
     state = tokenizer.state()
     if state["kind"] == "bytes":
-        return [int(i != tokenizer.eos_id) for i in range(tokenizer.vocab_size)]
+        return [int(i < tokenizer.eos_id) for i in range(tokenizer.vocab_size)]
     content = json.loads(state["json"])
     added = {token["id"]: token for token in content.get("added_tokens", [])}
     names = {i: name for name, i in _vocabulary(content["model"]).items()} | {i: t["content"] for i, t in added.items()}

@@ -70,10 +70,17 @@ class ByteTokenizer:
     """A token is a byte of UTF-8, so V = 256 and no text is out of vocabulary.
 
     The end of a document is byte 255: 0xFF never occurs in UTF-8, so it needs no 257th symbol.
+
+    Args:
+        infilling: with three tokens more, 256 to 258, that no text can write: what comes next is the prefix, the
+            suffix, the middle.
     """
 
-    vocab_size = 256
     eos_id = 255
+
+    def __init__(self, infilling: bool = False) -> None:
+        self.sentinel_ids = (256, 257, 258) if infilling else ()
+        self.vocab_size = 256 + len(self.sentinel_ids)
 
     def encode(self, text: str) -> list[int]:
         # Lone surrogates (a file name or argument that was not UTF-8) have no UTF-8 form: "?" stands for them.
@@ -86,13 +93,13 @@ class ByteTokenizer:
         return self.encode_batch(texts)  # it has no special tokens that have names
 
     def decode(self, ids: Sequence[int]) -> str:
-        return bytes(i for i in ids if i != self.eos_id).decode("utf-8", errors="replace")
+        return bytes(i for i in ids if i < self.eos_id).decode("utf-8", errors="replace")
 
     def settled(self, ids: Sequence[int]) -> str:
         return self.decode(ids).rstrip(_BROKEN)
 
     def state(self) -> dict[str, str]:
-        return {"kind": "bytes"}
+        return {"kind": "bytes"} | ({"infilling": "true"} if self.sentinel_ids else {})
 
     @property
     def fingerprint(self) -> str:
@@ -261,7 +268,7 @@ def tokenizer_from_state(state: Mapping[str, str]) -> Tokenizer:
     """
     kind = state.get("kind")
     if kind == "bytes":
-        return ByteTokenizer()
+        return ByteTokenizer(infilling="infilling" in state)
     if kind == "huggingface":
         return HuggingFaceTokenizer.saved(state)
     raise InputError(f"the saved tokenizer is of kind {kind!r}; this version knows 'bytes' and 'huggingface'")
@@ -273,9 +280,3 @@ def _fingerprint(state: Mapping[str, str]) -> str:
 
 def _without_surrogates(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
-
-
-def is_padded(vocab_size: int, n_tokens: int) -> bool:
-    """Whether a model has some rows more than its tokenizer has tokens, as Qwen's have for faster matrix products: a
-    multiple of 64, at most 1,024 more."""
-    return vocab_size % 64 == 0 and 0 < vocab_size - n_tokens <= 1024

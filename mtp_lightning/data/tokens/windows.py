@@ -69,7 +69,7 @@ class TrainingOrder:
         out = np.empty_like(indices)
         for epoch in np.unique(epochs):
             at = epochs == epoch
-            phase, *keys = _random_words(f"{self.seed} {epoch}", 1 + _ROUNDS)
+            phase, *keys = random_words(f"{self.seed} {epoch}", 1 + _ROUNDS)
             windows = permute(indices[at], self.windows_per_epoch, keys)
             out[at] = phase % self.phases + windows * self.context
         return out
@@ -121,7 +121,7 @@ def shuffled(samples: Int[np.ndarray, "B"], n: int, seed: int) -> Int[np.ndarray
     out = np.empty_like(indices)
     for epoch in np.unique(epochs):
         at = epochs == epoch
-        out[at] = permute(indices[at], n, _random_words(f"{seed} {epoch}", _ROUNDS))
+        out[at] = permute(indices[at], n, random_words(f"{seed} {epoch}", _ROUNDS))
     return out
 
 
@@ -140,12 +140,12 @@ def _feistel(x: Words, half_bits: int, keys: list[int]) -> Words:
     bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = x >> bits, x & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ np.uint64(key)) & mask)
+        left, right = right, left ^ (mix(right ^ np.uint64(key)) & mask)
     joined: Words = (left << bits) | right
     return joined
 
 
-def _mix(x: Words) -> Words:
+def mix(x: Words) -> Words:
     """Every bit of the result depends on every bit of x (the finalizer of splitmix64, Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -153,7 +153,7 @@ def _mix(x: Words) -> Words:
     return mixed
 
 
-def _random_words(name: str, count: int) -> list[int]:
+def random_words(name: str, count: int) -> list[int]:
     """Random 64-bit numbers that depend on the name only: not on the platform, nor on a library's generator."""
     digest = hashlib.blake2b(name.encode(), digest_size=8 * count).digest()
     return [int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8)]

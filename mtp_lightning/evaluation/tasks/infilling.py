@@ -9,7 +9,6 @@ A middle does not include the end of its last line, which the suffix begins with
 """
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -18,6 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from typing_extensions import override
 
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.data.transforms.infilling import Order, infilling_prompt, sentinels
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.benchmark import Judged, by_problem, fit_prompt
 from mtp_lightning.evaluation.code_benchmark import CodeBenchmark, Running
@@ -27,7 +27,7 @@ from mtp_lightning.evaluation.samples import Prompt, Sample
 from mtp_lightning.evaluation.sandbox import Program
 
 Spans = Literal["single-line", "multi-line", "random-span"]
-Mode = Literal["psm", "spm", "prefix"]
+Mode = Order | Literal["prefix"]
 RANDOM_SPANS = 10
 _ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Of a text that goes on after a prefix alone, as HumanEval's."""
@@ -40,25 +40,6 @@ class Gap(NamedTuple):
     prefix: str
     middle: str
     suffix: str
-
-
-class Sentinels(NamedTuple):
-    """Ids of the tokens that say what comes next; `end` says that the middle is whole."""
-
-    prefix: int
-    suffix: int
-    middle: int
-    end: int | None = None
-    """None: the end-of-document token says it."""
-
-
-NAMES = (
-    ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"),
-    ("<PRE>", "<SUF>", "<MID>", "<EOT>"),
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
-)
-"""Of Code Llama, of StarCoder, and of models after it."""
 
 
 class Infilling(CodeBenchmark):
@@ -100,9 +81,8 @@ class Infilling(CodeBenchmark):
         if cut:
             after = after[: max(left - len(before), left // 2)]
             before = before[max(len(before) + len(after) - left, 0) :]
-        if self.mode == "psm":
-            return Prompt(task_id, [marks.prefix, *before, marks.suffix, *after, marks.middle], cut)
-        return Prompt(task_id, [marks.prefix, marks.suffix, *after, marks.middle, *before], cut)
+        assert self.mode != "prefix"
+        return Prompt(task_id, infilling_prompt(before, after, marks, self.mode), cut)
 
     @override
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -178,21 +158,3 @@ def gaps(task_id: str, prompt: str, solution: str, spans: Spans) -> Iterator[tup
                 start, end = starts[first], starts[last] + len(lines[last])
                 number = f"L{first}" if spans == "single-line" else f"L{first}_L{last}"
                 yield number, Gap(prompt + solution[:start], solution[start:end], solution[end:])
-
-
-def sentinels(tokenizer: Tokenizer) -> Sentinels | None:
-    """Those that a tokenizer has under a usual name; None where it has none."""
-    state = tokenizer.state()
-    if state["kind"] != "huggingface":
-        return None
-    described: dict[str, Any] = json.loads(state["json"])
-    ids = {token["content"]: token["id"] for token in described.get("added_tokens") or ()}
-    vocabulary = described.get("model", {}).get("vocab")
-    if isinstance(vocabulary, dict):
-        ids |= vocabulary
-    elif isinstance(vocabulary, list):  # of a unigram model: pairs of a token and its score
-        ids |= {pair[0]: number for number, pair in enumerate(vocabulary)}
-    for names in NAMES:
-        if all(name in ids for name in names):
-            return Sentinels(*(ids[name] for name in names))
-    return None

@@ -1,0 +1,69 @@
+"""What a model that is trained on infilling makes of held-out middles, while it learns."""
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from callbacks.base import ProbeCallback, When
+from mtp_lightning.data.tokens.datamodule import TokenDataModule
+from mtp_lightning.data.transforms.infilling import needed_sentinels
+from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.probes.infilling import cut_texts, joins, middle_losses
+from mtp_lightning.ranges import Kept, check_ranges
+
+_ADDED = 4
+"""Sentinels, and the end of the middle."""
+
+
+class InfillingProbe(ProbeCallback):
+    """Cuts held-out texts in three and asks for the middle, prefix and suffix given (psm), as `val/infilling/...`:
+
+    - `loss/head_i`: nats per token of the right middle, by each head;
+    - `suffix_worth`: how much more head 1 needs from left to right, with the prefix alone;
+    - `joined`, `exact`: the share of greedy middles that come to their end within twice the tokens of the right one and
+      16 more, and that are the right one;
+    - `tokens_per_forward`, and `/last_8`, `/last_32`, `/before`: of self-speculative decoding, and by how many tokens
+      the end of the middle was away.
+
+    Without `data.infilling` it measures nothing.
+
+    Args:
+        texts: pieces of validation documents, each as long as fits into a window, at the end of training.
+        validation_texts: before that, the first ones of these.
+        when: every so many steps, "log" (spaced) or at every "validation".
+    """
+
+    name = "infilling"
+
+    def __init__(self, texts: Kept = 64, validation_texts: Kept = 16, when: When = "validation") -> None:
+        super().__init__(when)
+        check_ranges("InfillingProbe", InfillingProbe, locals())
+        self.texts, self.validation_texts = texts, validation_texts
+        self._heldout: list[Tensor] = []
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Fetched before training: data without room for a text are refused here, not hours later."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, TokenDataModule) and data.infilling is not None:
+            count = max(self.texts, self.validation_texts)
+            self._heldout = data.heldout_prompts(count, max(data.context - _ADDED, 2))
+
+    @override
+    def is_ready(self, trainer: pl.Trainer) -> bool:
+        return bool(self._heldout)
+
+    @override
+    def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
+        tokenizer = trainer.datamodule.text_tokenizer  # type: ignore[attr-defined]
+        texts = cut_texts(self._heldout[: self.texts if at_end else self.validation_texts], tokenizer)
+        if not texts:
+            return {}
+        marks = needed_sentinels(tokenizer)
+        end = tokenizer.eos_id if marks.end is None else marks.end
+        losses = middle_losses(model, texts, marks, end)
+        found = {"suffix_worth": losses.pop("suffix_worth")} | {f"loss/{name}": loss for name, loss in losses.items()}
+        found |= joins(Engine(model, dtype=torch.float32), texts, marks, end)
+        return {f"val/infilling/{name}": value for name, value in found.items()}

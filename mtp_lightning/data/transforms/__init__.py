@@ -1,0 +1,1 @@
+"""What is done to windows and documents of text before they are trained on."""
