@@ -1,6 +1,7 @@
 """The objective of a model, whatever its kind of heads: which hidden states go through which unembedding."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -88,8 +89,23 @@ def model_loss(
 @torch.no_grad()
 def model_scores(model: MTPModel, targets: Targets, documents_BT: Int[Tensor, "B T"] | None = None) -> HeadScores:
     """Likelihood and accuracy of each of the model's losses."""
-    h_SBTD = model(targets.inputs, documents_BT, targets.targets)
+    return scores_by_position(model, targets, [0, targets.inputs.shape[1]], documents_BT)[0]
 
+
+@torch.no_grad()
+def scores_by_position(
+    model: MTPModel, targets: Targets, borders: Sequence[int], documents_BT: Int[Tensor, "B T"] | None = None
+) -> list[HeadScores]:
+    """`model_scores` of the positions from each border to the next, in one forward through trunk and heads.
+
+    Args:
+        borders: rising, within [0, T].
+    """
+    h_SBTD = model(targets.inputs, documents_BT, targets.targets)
+    return [_scores(model, h_SBTD[:, :, a:b], targets.between(a, b)) for a, b in itertools.pairwise(borders)]
+
+
+def _scores(model: MTPModel, h_SBTD: Float[Tensor, "S B T D"], targets: Targets) -> HeadScores:
     def tokens(h: Tensor, weight: Tensor, part: slice) -> HeadScores:
         return score_heads(h, weight, targets.targets[part], targets.valid[part])
 

@@ -38,6 +38,12 @@ class Targets(NamedTuple):
     first: Bool[Tensor, "N B T"] | None = None
     """For kind `order`: valid, and the next token of its kind (`first_ahead`)."""
 
+    def between(self, start: int, stop: int) -> "Targets":
+        """Of these positions alone."""
+        part = slice(start, stop)
+        first = None if self.first is None else self.first[:, :, part]
+        return Targets(self.inputs[:, part], self.targets[:, :, part], self.valid[:, :, part], first)
+
 
 def make_targets(
     heads: HeadsConfig,

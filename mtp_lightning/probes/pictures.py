@@ -1,7 +1,8 @@
-"""Pictures of attention heads, layer by layer, as PNG. Matplotlib is loaded where one is drawn."""
+"""Pictures of attention heads, layer by layer, and of keys that are found, as PNG. Matplotlib is loaded where one is
+drawn."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mtp_lightning.probes.attention import AttentionScores
@@ -52,6 +53,26 @@ def film_strip(frames: Sequence[tuple[int, AttentionScores]], title: str) -> byt
         panels[0].set_yticks(range(rows), [layer.replace("_", " ") for layer in frames[0][1].layers], fontsize=8)
     figure.colorbar(image, ax=grid, fraction=0.03, label="score")
     figure.supxlabel("attention head", fontsize=9)
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    return _png(figure)
+
+
+def retrieval_map(shares: Mapping[tuple[int, float], float], title: str) -> bytes:
+    """The share of keys found: lengths across, depths downwards, the beginning of the text at the top."""
+    from matplotlib.figure import Figure
+
+    lengths, depths = (sorted({pair[i] for pair in shares}) for i in range(2))
+    values = [[shares[length, depth] for length in lengths] for depth in depths]  # type: ignore[index]
+    figure = Figure(figsize=(2.6 + 0.8 * len(lengths), 1.6 + 0.4 * len(depths)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
+    for (row, column), value in _entries(values):
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+    axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
+    axes.set_xlabel("context (tokens)")
+    axes.set_ylabel("depth of the key")
+    figure.colorbar(image, ax=axes, label="share found")
     figure.suptitle(title, fontsize=12, fontweight="bold")
     return _png(figure)
 

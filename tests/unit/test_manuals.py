@@ -47,6 +47,7 @@ SMALL_DATA = {
     "star_graph": ["--data.test_size=8", "--data.val_examples=8", "--trainer.callbacks.questions=2"],
 }
 SMALL_PROBE = [f"--trainer.callbacks.{key}=2" for key in ("stories", "quick_stories", "rows", "length")]
+SMALL_LONG = ["--trainer.callbacks.lengths=[70, 80]", *(f"--trainer.callbacks.{key}=1" for key in ("keys", "texts"))]
 QUICK = ("fit", "validate", "generate", "evaluate", "export", "data", "grid plan", "grid status", "completion")
 """Commands that run here; the others are parsed, and have tests of their own."""
 PROBES = ("induction", "polynomial", "star-graph", "execution", "pairs")
@@ -116,6 +117,7 @@ def shrunk(command: Command) -> list[str] | None:
         words += SMALL
         words += next(flags for data, flags in SMALL_DATA.items() if f"conf/data/{data}.yaml" in words)
         words += SMALL_PROBE if "conf/probes/induction.yaml" in words else []
+        words += SMALL_LONG if "conf/probes/long_context.yaml" in words else []
     if "gguf" in words and importlib.util.find_spec("gguf") is None:
         return None
     if words[0] == "generate":

@@ -37,6 +37,11 @@ def heldout_prompts(store: TokenStore, count: int, length: int) -> list[Tensor]:
     return [torch.from_numpy(store.read(start, length)) for start in starts]
 
 
+def longest_document(store: TokenStore) -> int:
+    """Tokens of the split's longest document, without its end."""
+    return int(np.diff(np.asarray(store.document_starts), append=len(store)).max()) - 1
+
+
 def heldout_texts(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[str]:
     """The first `count` documents, or all if there are fewer."""
     starts = [*store.document_starts[: count + 1].tolist(), len(store)][: count + 1]

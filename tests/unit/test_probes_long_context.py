@@ -1,0 +1,168 @@
+"""Long contexts: bins that add up to the whole loss, keys that lie where they should, and a model that copies."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_callbacks_training import Fit, fit
+from tiny import VARIANTS, tiny_backbone
+from torch import Tensor, nn
+from typing_extensions import override
+
+from callbacks.long_context import LongContextProbe
+from mtp_lightning.data.command import train_bpe
+from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.tokens.datamodule import TokenDataModule
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
+from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.errors import InputError
+from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.objective.heads import model_scores, scores_by_position
+from mtp_lightning.objective.targets import make_targets
+from mtp_lightning.probes.long_context import bins, key_questions, losses_by_position, rate, retrieval
+from mtp_lightning.probes.pictures import retrieval_map
+
+__all__ = ["fit"]
+BYTES = ByteTokenizer()
+
+
+def test_bins_double() -> None:
+    assert bins(1024) == [0, 64, 128, 256, 512, 1024]
+    assert bins(1000) == [0, 64, 128, 256, 512, 1000]
+    assert bins(64) == [0, 64]
+    assert bins(9) == [0, 9]
+
+
+@pytest.mark.parametrize("heads", VARIANTS.values(), ids=VARIANTS)
+def test_the_parts_add_up_to_the_whole(heads: HeadsConfig) -> None:
+    torch.manual_seed(0)
+    model = MTPModel(tiny_backbone(n_layers=7), heads).eval()
+    targets = make_targets(heads, torch.randint(16, (2, 30)), torch.arange(60).reshape(2, 30) // 7)
+    whole = model_scores(model, targets)
+    parts = scores_by_position(model, targets, [0, 4, 5, 17, targets.inputs.shape[1]])
+    assert len(parts) == 4
+    for field in ("nll", "correct", "n_valid"):
+        total = torch.stack([getattr(part, field) for part in parts]).sum(0)
+        torch.testing.assert_close(total, getattr(whole, field))
+
+
+def test_losses_by_position_are_those_of_the_positions(make_model: Callable[..., MTPModel]) -> None:
+    model, texts = make_model(2), list(torch.randint(16, (3, 152)))
+    found = losses_by_position(model, texts)
+    assert [name for name in found if name.endswith("head_1")] == [
+        "0_to_63/head_1", "64_to_127/head_1", "128_to_149/head_1",
+    ]  # fmt: skip
+    sizes = {"0_to_63": 64, "64_to_127": 64, "128_to_149": 22}
+    for i, name in enumerate(("head_1", "head_2")):
+        whole = [model_scores(model, make_targets(model.heads_config, text[None])).nll[i].item() for text in texts]
+        assert sum(found[f"{part}/{name}"] * size for part, size in sizes.items()) == pytest.approx(sum(whole) / 3)
+    with torch.no_grad():
+        logits = torch.stack([model.unembedding(model.next_token_states(text[None, :150]))[0] for text in texts])
+    losses = nn.functional.cross_entropy(logits[:, 64:128].flatten(0, 1), torch.stack(texts)[:, 65:129].flatten())
+    assert found["64_to_127/head_1"] == pytest.approx(losses.item(), rel=1e-5)
+
+
+def bpe() -> Tokenizer:
+    lines = [f"def name{i}(x): return x + {i * 37}\n" for i in range(50)]
+    return HuggingFaceTokenizer(train_bpe(iter(lines), 300))
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, bpe()], ids=["bytes", "BPE"])
+@pytest.mark.parametrize("length", [60, 97, 400])
+def test_keys_lie_where_they_should(tokenizer: Tokenizer, length: int) -> None:
+    for depth in (0.0, 0.5, 1.0):
+        asked = key_questions(tokenizer, length, depth, 5)
+        assert asked.answer_starts.tolist() == [length] * 5  # exactly the length asked for
+        for row, start, stop in zip(asked.tokens, asked.answer_starts, asked.lengths):
+            text, answer = tokenizer.decode(row[:start].tolist()), tokenizer.decode(row[start:stop].tolist())
+            space: dict[str, Any] = {}
+            exec(text.rpartition("assert ")[0], space)  # valid Python of our own making
+            question = text.rpartition("assert ")[2].removesuffix(" ==")
+            assert eval(question, space) == int(answer)
+            assert 10**4 <= int(answer) < 10**5
+            place = text.index(f"def {question.removesuffix('()')}()") / len(text)
+            assert abs(place - depth) < (0.8 if length < 100 else 0.15), (place, depth)
+    again = key_questions(tokenizer, length, 0.5, 5)
+    assert again.tokens.tolist() == key_questions(tokenizer, length, 0.5, 5).tokens.tolist()
+    assert len({tuple(row) for row in again.tokens.tolist()}) == 5
+
+
+def test_a_length_without_room_is_refused() -> None:
+    with pytest.raises(InputError, match=r"LongContextProbe.lengths has 40: a key and its question take 4\d tokens"):
+        key_questions(BYTES, 40, 0.5, 1)
+
+
+class Copies(MTPModel):
+    """After `assert name() ==` it writes what stood between `return` and the end of the line where `def name()` is."""
+
+    @override
+    def next_token_states(self, tokens_BT: Tensor) -> Tensor:  # type: ignore[override]
+        states = torch.zeros(*tokens_BT.shape, 256)
+        for row, tokens in enumerate(tokens_BT.tolist()):
+            text = bytes(tokens).decode()
+            question = text.rindex("assert ")
+            name = text[question + 7 : text.index("(", question)]
+            start = text.index(f"def {name}() : return".replace(") :", "):"))
+            answer = text[text.index("return", start) + 6 : text.index("\n", start)]
+            end = text.index("==", question) + 2
+            for i, character in enumerate(answer):
+                if end - 1 + i < len(tokens):
+                    states[row, end - 1 + i, ord(character)] = 1.0
+        return states
+
+
+def test_retrieval_of_a_model_that_copies_and_of_one_that_does_not() -> None:
+    torch.manual_seed(0)
+    backbone = tiny_backbone(vocab_size=256, n_layers=2)
+    copies = Copies(backbone, HeadsConfig(n_future=1))
+    copies.unembedding = nn.Identity()  # type: ignore[assignment]
+    found = retrieval(copies, BYTES, [80, 300], [0.0, 0.3, 1.0], 4)
+    assert found == {(length, depth): 1.0 for length in (80, 300) for depth in (0.0, 0.3, 1.0)}
+    random = retrieval(MTPModel(backbone, HeadsConfig(n_future=1)).eval(), BYTES, [80], [0.5], 8)
+    assert random == {(80, 0.5): 0.0}
+    assert retrieval_map(found, "keys").startswith(b"\x89PNG")
+
+
+def test_the_rate_is_that_of_the_steps(make_model: Callable[..., MTPModel]) -> None:
+    engine = Engine(make_model(1), dtype=torch.float32)
+    assert rate(engine, list(torch.randint(16, (2, 20))), 8) == 1.0
+
+
+def text_data(tmp_path: Path, **changes: Any) -> TokenDataModule:
+    settings: dict[str, Any] = {"context": 64, "batch_size": 2, "horizon": 2, "val_windows": 2} | changes
+    source = SourceConfig(kind="stories", max_documents=40)
+    return TokenDataModule(source, validation_fraction=0.5, directory=str(tmp_path), **settings)
+
+
+def test_the_probe_says_what_it_should(fit: Fit, tmp_path: Path) -> None:
+    probe = LongContextProbe(lengths=[96, 160], depths=[0.0, 1.0], keys=2, texts=2, prompts=1, new_tokens=6)
+    trainer, _, recorder = fit([probe], data=text_data(tmp_path))
+    found = recorder.last_by_step("probe/long_context/")
+    assert list(found) == [12]
+    names = [name.removeprefix("probe/long_context/") for name in found[12]]
+    assert [name for name in names if name.startswith("loss") and name.endswith("head_2")] == [
+        "loss/0_to_63/head_2", "loss/64_to_127/head_2", "loss/128_to_159/head_2",
+    ]  # fmt: skip
+    for length in (96, 160):
+        assert {f"retrieval/length_{length}", f"retrieval/length_{length}/depth_0"} <= {*names}
+        for prefix in ("", "exact_drafts/"):
+            assert found[12][f"probe/long_context/{prefix}tokens_per_forward/length_{length}"] >= 1
+    assert all(math.isfinite(value) for value in found[12].values())
+    picture = Path(trainer.default_root_dir) / "pictures/long_context/step-00000012.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_texts_that_are_too_short_are_refused_before_training(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"lengths has 9000: the longest validation document has \d+ tokens, and 9002"):
+        fit([LongContextProbe(lengths=[9000])], data=text_data(tmp_path))
+    fit([LongContextProbe()])  # data that are no text: nothing to ask
+
+
+@pytest.mark.parametrize("wrong", [{"lengths": [0]}, {"depths": [1.5]}, {"lengths": []}, {"keys": 0}])
+def test_bad_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"LongContextProbe.{next(iter(wrong))} is "):
+        LongContextProbe(**wrong)
