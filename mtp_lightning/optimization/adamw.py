@@ -34,12 +34,17 @@ class OptimizerConfig:
         check_ranges("model.optimizer", OptimizerConfig, vars(self))
 
 
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it is one as a whole: what a process holds of it under ZeRO-3 is flat, or nothing."""
+    return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+
+
 def make_adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over two groups, matrices (decayed) and vectors (not); fused: 3 to 9 times quicker than the loops."""
     trained = [p for p in parameters if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if is_matrix(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if not is_matrix(p)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]  # of frozen models one may be empty
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

@@ -22,6 +22,7 @@ from mtp_lightning.cli import main
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import ResumableLoader
 from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.training.later import made_later
 from mtp_lightning.module import MTPModule
 from mtp_lightning.optimization.adamw import OptimizerConfig
 from mtp_lightning.optimization.schedule import ScheduleConfig
@@ -31,7 +32,11 @@ ALL_ROWS = 12
 """Of a run on numbers of ranks that 4 rows cannot be dealt to."""
 TOTAL = 5 * STEPS
 HEADS = HeadsConfig(n_future=2, kind="sequential")
-ADAMW, MUON = OptimizerConfig(lr=1e-2), OptimizerConfig(lr=1e-2, kind="muon")
+DECAY = 5.0
+"""So that it is seen whether weights decay: by a twentieth a step."""
+ADAMW, MUON = (OptimizerConfig(kind=kind, lr=1e-2, weight_decay=DECAY) for kind in ("adamw", "muon"))  # type: ignore[arg-type]
+LATER = ("fsdp2", "zero3")
+"""Strategies whose weights are drawn when the processes have met."""
 
 
 class Random(MTPDataModule):
@@ -73,7 +78,8 @@ def train(
     """Loss of each step, from `start`'s checkpoint to step `until` of a schedule of `total`."""
     torch.manual_seed(0)
     schedule = ScheduleConfig(warmup_steps=2)
-    module = MTPModule(tiny_backbone(n_layers=4), HEADS, optimizer=optimizer, schedule=schedule)
+    with made_later(strategy in LATER):
+        module = MTPModule(tiny_backbone(n_layers=4), HEADS, optimizer=optimizer, schedule=schedule)
     recorder = Losses()
 
     class Stop(pl.Callback):
@@ -115,9 +121,8 @@ def watched(strategy: str, ranks: int, kind: str, until: int, start: Path | None
     """To step `until`, saved there as the callback of every run saves: single files at once, folders in the
     background."""
     torch.manual_seed(0)
-    module = MTPModule(
-        tiny_backbone(n_layers=4), HEADS, optimizer=OptimizerConfig(lr=1e-2), schedule=ScheduleConfig(warmup_steps=2)
-    )
+    with made_later(strategy in LATER):
+        module = MTPModule(tiny_backbone(n_layers=4), HEADS, optimizer=ADAMW, schedule=ScheduleConfig(warmup_steps=2))
     recorder, row, sharded = Losses(), Row(), kind == "sharded"
     saves = PeriodicCheckpoint(every_n_steps=until, kind=kind, background=sharded)  # type: ignore[arg-type]
 

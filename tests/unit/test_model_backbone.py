@@ -130,6 +130,15 @@ def test_biases_and_norms_are_not_decayed() -> None:
     assert not attention.wk.bias.any()
 
 
+def test_a_matrix_in_pieces_decays_as_one() -> None:
+    """Under ZeRO-3 a process holds nothing of a weight between its uses, and `ds_shape` says what it is."""
+    matrix, vector = (torch.nn.Parameter(torch.empty(0)) for _ in range(2))
+    matrix.ds_shape, vector.ds_shape = torch.Size([4, 8]), torch.Size([8])  # type: ignore[attr-defined]
+    decayed, plain = make_adamw([vector, matrix], OptimizerConfig()).param_groups
+    assert [decayed["params"], plain["params"]] == [[matrix], [vector]]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
 @pytest.mark.parametrize("name", FEATURES)
 def test_a_backbone_comes_back_from_what_describes_it(name: str) -> None:
     backbone = tiny_backbone(**FEATURES[name])
