@@ -148,7 +148,8 @@ class MTPCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except OmegaConfBaseException as error:
             raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-        refuse_wrong_groups(self.config.as_dict(), [a.dest for a in parser._actions if not a.dest.endswith(".help")])
+        keys = [a.dest for a in parser._actions if not a.dest.endswith(".help")]
+        refuse_wrong_groups(self.config.as_dict(), keys, {"model": MTPModule, "trainer": pl.Trainer})
         refuse_linked_keys(self.config, self.origins)
 
     @override

@@ -1,6 +1,7 @@
 """What jsonargparse takes and a class would fail on: a value where a group of keys belongs, null where a class wants a
 value."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from pydoc import locate
@@ -11,11 +12,12 @@ from mtp_lightning.config.keys.help_format import type_name
 from mtp_lightning.errors import InputError
 
 
-def refuse_wrong_groups(config: Mapping[str, Any], keys: Iterable[str]) -> None:
+def refuse_wrong_groups(config: Mapping[str, Any], keys: Iterable[str], classes: Mapping[str, type]) -> None:
     """
     Args:
         config: parsed, as mappings.
         keys: dotted, all that there are outside of classes' `init_args`.
+        classes: whose arguments a group of the top level has, where it has no `class_path`.
 
     Raises:
         InputError: names the key.
@@ -27,7 +29,8 @@ def refuse_wrong_groups(config: Mapping[str, Any], keys: Iterable[str]) -> None:
             value = value.get(part, {}) if isinstance(value, Mapping) else {}
         if not isinstance(value, Mapping):
             raise InputError(f"{group} is {value!r}: it has to be keys with their values")
-    for key, value, wanted in _wrong(config, ""):
+    named = (_against(cls.__init__, config.get(group, {}), group) for group, cls in classes.items())  # type: ignore[misc]
+    for key, value, wanted in itertools.chain(_wrong(config, ""), *named):
         raise InputError(f"{key} is {'null' if value is None else repr(value)}: it has to be {wanted}")
 
 
