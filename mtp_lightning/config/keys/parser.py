@@ -108,6 +108,7 @@ class KeyRefusedError(InputError):
     """
 
     def __init__(self, key: str, text: str) -> None:
+        key = key.removeprefix("config.")  # which jsonargparse puts before what stands in a file
         super().__init__(text.replace("{key}", key))
         self.key, self.text = key, text
 
