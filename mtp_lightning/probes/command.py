@@ -123,6 +123,7 @@ def pairs_command(
     """
     from mtp_lightning.data.tokens.heldout import heldout_pairs
     from mtp_lightning.data.tokens.verify import open_store
+    from mtp_lightning.data.tokens.vocabulary import can_read
     from mtp_lightning.probes.exact_match import answer, answer_loss
 
     if shards is None:
@@ -131,7 +132,7 @@ def pairs_command(
     _check_least("count", count)
     loaded = _load(ckpt)
     store = open_store(Path(shards), split)
-    if store.meta.tokenizer_fingerprint != loaded.tokenizer.fingerprint:
+    if not can_read(loaded.tokenizer, store.meta.tokenizer_fingerprint):
         raise InputError(f"shards: '{shards}' was made with another tokenizer than the model's")
     examples = heldout_pairs(store, count, loaded.context)
     with _timed(loaded, "pairs"):

@@ -13,6 +13,8 @@ from test_data_module import Recorder, module, ready, same, stories, trainer
 
 from mtp_lightning.data import SourceConfig
 from mtp_lightning.data.mixtures.sources import MixtureSource
+from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source
+from mtp_lightning.data.tokens.samples import read_prompts
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, tokenizer_from_state
 from mtp_lightning.data.tokens.windows import HORIZON_RESERVE
 from mtp_lightning.data.transforms.infilled_store import InfilledStore
@@ -298,3 +300,17 @@ def test_pairs_are_not_infilled(tmp_path: Path) -> None:
     data.prepare_data()
     with pytest.raises(InputError, match=r"data.infilling is for text, and a source has pairs"):
         data.setup("validate")
+
+
+def test_shards_are_shared_with_plain_bytes(stories: SourceConfig, tmp_path: Path) -> None:
+    """Those of plain bytes are read by a model with sentinels, and those that such a model wrote; not the other way."""
+    plain = ready(module(stories, tmp_path))
+    written = tmp_path / "written"
+    prepare_source(written, stories, BYTES, ShardSettings(validation_fraction=0.2))
+    for shards in (plain.shards, written):
+        source = SourceConfig(kind="shards", path=str(shards))
+        data = ready(module(source, tmp_path, infilling=InfillingConfig(0.0), vocab_size=259))
+        assert len(data.train_store) > 100
+        assert read_prompts(str(shards), BYTES, 8, None)
+    with pytest.raises(InputError, match="were made with another tokenizer"):
+        ready(module(SourceConfig(kind="shards", path=str(written)), tmp_path))

@@ -16,6 +16,8 @@ from callbacks.evaluation import EvaluationProbe
 from callbacks.exact_match import ExactMatchProbe
 from callbacks.heartbeat import Heartbeat
 from callbacks.induction import InductionProbe
+from callbacks.infilling import InfillingProbe
+from callbacks.long_context import LongContextProbe
 from callbacks.throughput import ThroughputMonitor
 from mtp_lightning.config.trainer_ranges import RANGES, check_trainer_ranges
 from mtp_lightning.data.corpora.source import SourceConfig
@@ -27,6 +29,7 @@ from mtp_lightning.data.tasks.polynomial import Polynomial
 from mtp_lightning.data.tasks.star_graph import StarGraph
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.data.tokens.prepare import ShardSettings
+from mtp_lightning.data.transforms.infilling import InfillingConfig
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.module import MTPModule
@@ -43,8 +46,8 @@ CLASSES: Mapping[type, Callable[..., Any]] = {
     for cls in (
         BackboneConfig, HeadsConfig, LossConfig, WeightsConfig, OptimizerConfig, SourceConfig, ShardSettings,
         MixtureSource, StarGraph, Polynomial, TokenDataModule, GeneratedDataModule, MTPDataModule, PeriodicCheckpoint,
-        DecodingProbe,
-        ExactMatchProbe, InductionProbe, ThroughputMonitor, Heartbeat, MLflowRunLogger, FSDP2Strategy, ZeroStrategy,
+        DecodingProbe, ExactMatchProbe, InductionProbe, InfillingConfig, InfillingProbe, LongContextProbe,
+        ThroughputMonitor, Heartbeat, MLflowRunLogger, FSDP2Strategy, ZeroStrategy,
         MTPModule,
     )
 } | {

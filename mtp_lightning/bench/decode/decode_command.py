@@ -168,6 +168,7 @@ def _models(
     from mtp_lightning.data.tokens.heldout import heldout_prompts
     from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_source
     from mtp_lightning.data.tokens.verify import open_store
+    from mtp_lightning.data.tokens.vocabulary import can_read, of_text
 
     source, settings = SourceConfig(kind=kind, path=path), ShardSettings()  # type: ignore[arg-type]
     loaded = [load_model(find_checkpoint(Path(ckpt))) for ckpt in ckpts]
@@ -176,10 +177,10 @@ def _models(
         if kind == "shards":
             shards = Path(str(path))
         else:
-            shards = directory / cache_name(source, tokenizer, settings)
-            prepare_source(shards, source, tokenizer, settings)
+            shards = directory / cache_name(source, of_text(tokenizer), settings)
+            prepare_source(shards, source, of_text(tokenizer), settings)
         store = open_store(shards, "validation")
-        if store.meta.tokenizer_fingerprint != tokenizer.fingerprint:
+        if not can_read(tokenizer, store.meta.tokenizer_fingerprint):
             raise InputError(f"path: the shards in '{shards}' were made with another tokenizer than '{ckpt}'")
         label = f"n = {model.n_future}, L = {model.config.n_layers}"
         if model.heads_config.kind != "parallel":

@@ -12,6 +12,7 @@ from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, check_w
 from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.data.tokens.verify import verify_shards
+from mtp_lightning.data.tokens.vocabulary import can_read, of_text
 from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder, tokens_needed
 from mtp_lightning.data.transforms.infilled_store import InfilledStore
 from mtp_lightning.errors import InputError
@@ -22,6 +23,7 @@ class Corpus:
 
     Args:
         source: where its text is.
+        tokenizer: of the model.
         folder: where prepared corpora are kept.
         name: in a mixture.
         workers: processes that tokenize it.
@@ -46,7 +48,7 @@ class Corpus:
         if self.source.kind == "shards":
             assert self.source.path is not None
             return Path(self.source.path).expanduser()
-        return self.folder / cache_name(self.source, self.tokenizer, self.settings)
+        return self.folder / cache_name(self.source, of_text(self.tokenizer), self.settings)
 
     @property
     def is_open(self) -> bool:
@@ -80,7 +82,7 @@ class Corpus:
                 raise InputError(f"data.{'mixture' if self.name else 'source'}: {error}") from error
             return
         new = not self.shards.exists()
-        meta = prepare_source(self.shards, self.source, self.tokenizer, self.settings, self.workers)
+        meta = prepare_source(self.shards, self.source, of_text(self.tokenizer), self.settings, self.workers)
         verify_shards(self.shards, meta)
         if new and meta.account is not None and meta.account["left_out"]:
             print(summary(self.source, meta), file=sys.stderr)
@@ -112,7 +114,7 @@ class Corpus:
 
     def _check_tokenizer(self, meta: ShardsMeta) -> None:
         mine = self.tokenizer
-        if meta.tokenizer_fingerprint != mine.fingerprint:
+        if not can_read(mine, meta.tokenizer_fingerprint):
             raise InputError(
                 f"data.tokenizer: the shards in '{self.shards}' were made with another tokenizer ({meta.vocab_size} "
                 f"tokens, fingerprint {meta.tokenizer_fingerprint}) than this one ({mine.vocab_size} tokens, "

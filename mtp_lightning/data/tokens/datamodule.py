@@ -95,15 +95,15 @@ class TokenDataModule(MTPDataModule):
         self.context, self.batch_size, self.seed = context, batch_size, seed
         self.val_windows, self.num_workers = val_windows, num_workers
         settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
-        of_text = load_tokenizer(tokenizer, end_token)
+        loaded = load_tokenizer(tokenizer, end_token)
         self.infilling = infilling
-        self.text_tokenizer = of_text if infilling is None else with_sentinels(of_text)
+        self.text_tokenizer = loaded if infilling is None else with_sentinels(loaded)
         self.tokenizer = self.text_tokenizer
         check_vocabulary(self.text_tokenizer, vocab_size, tokenizer)
         self.mixture: Sequence[MixtureSource] = mixture or ()
         sources = [(part.source, part.label) for part in self.mixture] or [(source, "")]
         self.corpora = [
-            Corpus(with_template(one, tokenizer), of_text, settings, Path(directory), name, prepare_workers)
+            Corpus(with_template(one, tokenizer), self.text_tokenizer, settings, Path(directory), name, prepare_workers)
             for one, name in sources
         ]
         self._token_bytes: Tensor | None = None

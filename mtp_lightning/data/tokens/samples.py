@@ -28,6 +28,7 @@ from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.data.tokens.tokenizing import Tokenized
 from mtp_lightning.data.tokens.verify import open_store
+from mtp_lightning.data.tokens.vocabulary import can_read
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, FileLock, parse_json, read_json, read_state, write_json
 
@@ -79,7 +80,7 @@ def _of_file(path: Path, tokenizer: Tokenizer) -> Iterator[Ids]:
 
 def _of_shards(folder: Path, split: str, tokenizer: Tokenizer, length: int) -> Iterator[Ids]:
     store = open_store(folder, split)  # type: ignore[arg-type]
-    if store.meta.tokenizer_fingerprint != tokenizer.fingerprint:
+    if not can_read(tokenizer, store.meta.tokenizer_fingerprint):
         raise InputError(f"prompts: the shards in '{folder}' were made with another tokenizer than the model's")
     ends = np.append(store.document_starts[1:], len(store)) - 1  # the end of a document is no part of a prompt
     ends = np.minimum(ends, store.document_starts + length) if store.answer_starts is None else store.answer_starts

@@ -76,11 +76,13 @@ class ByteTokenizer:
             suffix, the middle.
     """
 
+    vocab_size = 256
     eos_id = 255
+    sentinel_ids: tuple[int, ...] = ()
 
     def __init__(self, infilling: bool = False) -> None:
-        self.sentinel_ids = (256, 257, 258) if infilling else ()
-        self.vocab_size = 256 + len(self.sentinel_ids)
+        if infilling:
+            self.sentinel_ids, self.vocab_size = (256, 257, 258), 259
 
     def encode(self, text: str) -> list[int]:
         # Lone surrogates (a file name or argument that was not UTF-8) have no UTF-8 form: "?" stands for them.

@@ -16,6 +16,16 @@ def with_sentinels(tokenizer: Tokenizer) -> Tokenizer:
     return found
 
 
+def of_text(tokenizer: Tokenizer) -> Tokenizer:
+    """What texts are prepared by: bytes without the tokens that no text has, so that all runs share the shards."""
+    return ByteTokenizer() if isinstance(tokenizer, ByteTokenizer) else tokenizer
+
+
+def can_read(tokenizer: Tokenizer, fingerprint: str) -> bool:
+    """Whether tokens of the tokenizer with that fingerprint are this one's, too."""
+    return fingerprint in (tokenizer.fingerprint, of_text(tokenizer).fingerprint)
+
+
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, spec: str) -> None:
     """
     Args:
