@@ -62,8 +62,7 @@ class InfillingProbe(ProbeCallback):
         if not texts:
             return {}
         marks = needed_sentinels(tokenizer)
-        end = tokenizer.eos_id if marks.end is None else marks.end
-        losses = middle_losses(model, texts, marks, end)
+        losses = middle_losses(model, texts, marks)
         found = {"suffix_worth": losses.pop("suffix_worth")} | {f"loss/{name}": loss for name, loss in losses.items()}
-        found |= joins(Engine(model, dtype=torch.float32), texts, marks, end)
+        found |= joins(Engine(model, dtype=torch.float32), texts, marks)
         return {f"val/infilling/{name}": value for name, value in found.items()}

@@ -177,8 +177,7 @@ def _infilling(tokenizer: "Tokenizer", before: str, after: str, mode: Literal["p
             "--prefix and --suffix: the model's tokenizer has no infilling tokens, so the model never learned to look "
             "at what comes after; train it with data.infilling, or continue a --prompt"
         )
-    end = tokenizer.eos_id if marks.end is None else marks.end
-    return infilling_prompt(tokenizer.encode(before), tokenizer.encode(after), marks, mode), end
+    return infilling_prompt(tokenizer.encode(before), tokenizer.encode(after), marks, mode), marks.end
 
 
 def _decoded(content: bytes, what: str) -> str:

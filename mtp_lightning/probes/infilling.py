@@ -34,9 +34,11 @@ class Text(NamedTuple):
 
 
 def cut_texts(texts: Sequence[Int[Tensor, "_"]], tokenizer: Tokenizer) -> list[Text]:
-    """Each at two places that its number decides; those that leave nothing before or between them are left out."""
+    """Each, up to the end of its document, at two places that its number decides; those that leave nothing before or
+    between them are left out."""
     found = []
-    for number, text in enumerate(texts):
+    for number, piece in enumerate(texts):
+        text = piece[: int((piece == tokenizer.eos_id).cumsum(0).eq(0).sum())]
         draws = random_words(f"held-out text {number}", 2)
         parts = cut(text.numpy(), draws, isinstance(tokenizer, ByteTokenizer))
         if len(parts[0]) and len(parts[1]):
@@ -44,7 +46,7 @@ def cut_texts(texts: Sequence[Int[Tensor, "_"]], tokenizer: Tokenizer) -> list[T
     return found
 
 
-def middle_losses(model: MTPModel, texts: Sequence[Text], marks: Sentinels, end: int) -> dict[str, float]:
+def middle_losses(model: MTPModel, texts: Sequence[Text], marks: Sentinels) -> dict[str, float]:
     """Nats per token of the right middles, their ends left out.
 
     Returns:
@@ -55,11 +57,11 @@ def middle_losses(model: MTPModel, texts: Sequence[Text], marks: Sentinels, end:
     for first in range(0, len(texts), ROWS):
         part = texts[first : first + ROWS]
         rows = [
-            ([*infilling_prompt(text.prefix, text.suffix, marks, "psm"), *text.middle, end], len(text.middle))
+            ([*infilling_prompt(text.prefix, text.suffix, marks, "psm"), *text.middle, marks.end], len(text.middle))
             for text in part
         ]
         infilled += _scores(model, rows, marks)
-        beside = [([*text.prefix, *text.middle, end], len(text.middle)) for text in part]
+        beside = [([*text.prefix, *text.middle, marks.end], len(text.middle)) for text in part]
         plain = plain + _scores(model, beside, marks)[:, :1]
     losses = (infilled[0] / infilled[1]).tolist()
     found = dict(zip(model.heads_config.loss_names, losses))
@@ -85,7 +87,7 @@ def _scores(model: MTPModel, rows: Sequence[tuple[list[int], int]], marks: Senti
     return torch.stack([scores.nll.double(), scores.n_valid.double()]).cpu()
 
 
-def joins(engine: Engine, texts: Sequence[Text], marks: Sentinels, end: int) -> dict[str, float]:
+def joins(engine: Engine, texts: Sequence[Text], marks: Sentinels) -> dict[str, float]:
     """What greedy decoding writes between prefix and suffix, in twice the tokens of the right middle and 16 more.
 
     Returns:
@@ -97,9 +99,9 @@ def joins(engine: Engine, texts: Sequence[Text], marks: Sentinels, end: int) -> 
     made: list[Generation] = []
     for text in texts:
         prompt = torch.tensor(infilling_prompt(text.prefix, text.suffix, marks, "psm"), device=device)
-        made += generate(engine, [prompt], 2 * len(text.middle) + 16, stop_ids=(end,))
-    joined = [out for out in made if out.tokens[-1:] == [end]]
-    exact = sum(out.tokens == [*text.middle, end] for out, text in zip(made, texts))
+        made += generate(engine, [prompt], 2 * len(text.middle) + 16, stop_ids=(marks.end,))
+    joined = [out for out in made if out.tokens[-1:] == [marks.end]]
+    exact = sum(out.tokens == [*text.middle, marks.end] for out, text in zip(made, texts))
     steps = [step for out in made for step in out.steps]
     found = {"joined": len(joined) / len(made), "exact": exact / len(made)}
     if steps:

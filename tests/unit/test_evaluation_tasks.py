@@ -74,7 +74,7 @@ def test_prompts(data: Path, names: tuple[str, ...]) -> None:
     marks = sentinels(tokenizer)
     assert marks is not None
     pre, suf, mid = marks[:3]
-    assert (marks.end is None) == (len(names) == 3)
+    assert (marks.end == tokenizer.eos_id) == (len(names) == 3)
     task_id = "SingleLineInfilling/HumanEval/0/L0"
     before, after = tokenizer.encode("def f(x):\n"), tokenizer.encode("\n\n    return y\n")
 

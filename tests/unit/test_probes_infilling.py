@@ -32,15 +32,15 @@ from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.probes.infilling import Text, cut_texts, joins, middle_losses, rates_by_distance
 
 __all__ = ["fit"]
-MARKS = Sentinels(13, 14, 15)
 END = 12
+MARKS = Sentinels(13, 14, 15, END)
 TEXTS = [Text([1, 2, 3], [4, 5], [6, 7, 8]), Text([5], [1, 1, 1, 2], []), Text([9, 9], [3], [2, 2])]
 
 
 @pytest.mark.parametrize("n_future", [1, 3])
 def test_losses_against_ones_written_out(make_model: Callable[..., MTPModel], n_future: int) -> None:
     model = make_model(n_future)
-    found = middle_losses(model, TEXTS, MARKS, END)
+    found = middle_losses(model, TEXTS, MARKS)
     nats: dict[str, list[float]] = {name: [] for name in (*model.heads_config.loss_names, "plain")}
     for text in TEXTS:
         asked = infilling_prompt(text.prefix, text.suffix, MARKS, "psm")
@@ -76,7 +76,7 @@ def test_rates_by_distance_by_hand() -> None:
 
 
 def test_a_model_that_knows_nothing_does_not_join(make_model: Callable[..., MTPModel]) -> None:
-    found = joins(Engine(make_model(2), dtype=torch.float32), TEXTS, MARKS, end=11)
+    found = joins(Engine(make_model(2), dtype=torch.float32), TEXTS, MARKS)
     assert found["exact"] == 0
     assert 1 <= found["tokens_per_forward"] <= 2
 
@@ -93,6 +93,9 @@ def test_texts_are_cut_as_their_numbers_say() -> None:
         assert text.middle
         assert all(bytes(part).decode() is not None for part in text)
     assert len({len(text.prefix) for text in texts}) > 5
+    crossing = [torch.tensor([*tokenizer.encode("one of two"), 255, *tokenizer.encode("another")])] * 20
+    assert {bytes([*t.prefix, *t.middle, *t.suffix]) for t in cut_texts(crossing, tokenizer)} == {b"one of two"}
+    assert cut_texts([torch.tensor([255, 97, 98, 99])], tokenizer) == []
 
 
 DOCUMENTS = ("abcdefghijkl", "tsrqponmlkji")
@@ -121,7 +124,7 @@ def test_a_model_that_knows_its_texts_fills_them_in() -> None:
         optimizer.step()
     model.eval()
     texts = cut_texts([torch.tensor(tokenizer.encode(text)) for text in DOCUMENTS * 10], tokenizer)
-    found = joins(Engine(model, dtype=torch.float32), texts, needed_sentinels(tokenizer), 255)
+    found = joins(Engine(model, dtype=torch.float32), texts, needed_sentinels(tokenizer))
     assert len(texts) > 10
     assert (found["joined"], found["exact"]) == (1.0, 1.0)
     assert found["tokens_per_forward"] > 1.8

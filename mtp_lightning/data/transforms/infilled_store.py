@@ -7,7 +7,7 @@ import numpy as np
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, Tokenizer
 from mtp_lightning.data.tokens.windows import mix, random_words
-from mtp_lightning.data.transforms.infilling import LEAST, InfillingConfig, needed_sentinels
+from mtp_lightning.data.transforms.infilling import LEAST, InfillingConfig, character_start, needed_sentinels
 from mtp_lightning.shapes import Int
 
 _ADDED = 3
@@ -29,7 +29,6 @@ class InfilledStore:
         self.store = store
         self._marks = needed_sentinels(tokenizer)
         self._of_bytes = isinstance(tokenizer, ByteTokenizer)
-        self._end = tokenizer.eos_id if self._marks.end is None else self._marks.end
         starts = np.asarray(store.document_starts)
         lengths = np.diff(starts, append=len(store))
         numbers = np.arange(len(starts), dtype=np.uint64)
@@ -74,7 +73,7 @@ class InfilledStore:
             pieces = [marks.prefix, marks.suffix, suffix, marks.middle, prefix, middle]
         parts: list[np.ndarray] = []
         place = 0
-        for piece in [*pieces, self._end]:
+        for piece in [*pieces, self._marks.end]:
             source, stop = piece if isinstance(piece, tuple) else (0, 1)
             low, high = max(begin - place, 0), min(begin + size - place, stop - source)
             if low < high:
@@ -84,7 +83,5 @@ class InfilledStore:
         return np.concatenate(parts)
 
     def _place(self, at: int, place: int, text: int) -> int:
-        """Of bytes, the beginning of a character: the further ones are 0b10......"""
-        while self._of_bytes and 0 < place < text and int(self.store.read(at + place, 1)[0]) & 0xC0 == 0x80:
-            place -= 1
-        return place
+        """Where a document is cut."""
+        return character_start(place, text, lambda i: int(self.store.read(at + i, 1)[0])) if self._of_bytes else place

@@ -17,7 +17,7 @@ nothing.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -57,13 +57,13 @@ class InfillingConfig:
 
 
 class Sentinels(NamedTuple):
-    """Ids of the tokens that say what comes next; `end` says that the middle is whole."""
+    """Ids of the tokens that say what comes next; `end`, in most tokenizers that of a document, that the middle is
+    whole."""
 
     prefix: int
     suffix: int
     middle: int
-    end: int | None = None
-    """None: the end-of-document token says it."""
+    end: int
 
 
 STARCODER = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
@@ -80,7 +80,10 @@ NAMES = (
 def sentinels(tokenizer: Tokenizer) -> Sentinels | None:
     """Those that a tokenizer has: bytes with sentinels, or a file under a usual name. None where it has none."""
     if isinstance(tokenizer, ByteTokenizer):
-        return Sentinels(*tokenizer.sentinel_ids) if tokenizer.sentinel_ids else None
+        if not tokenizer.sentinel_ids:
+            return None
+        prefix, suffix, middle = tokenizer.sentinel_ids
+        return Sentinels(prefix, suffix, middle, tokenizer.eos_id)
     state = tokenizer.state()
     if state["kind"] != "huggingface":
         return None
@@ -93,7 +96,8 @@ def sentinels(tokenizer: Tokenizer) -> Sentinels | None:
         ids |= {pair[0]: number for number, pair in enumerate(vocabulary)}
     for names in NAMES:
         if all(name in ids for name in names):
-            return Sentinels(*(ids[name] for name in names))
+            prefix, suffix, middle, *end = (ids[name] for name in names)
+            return Sentinels(prefix, suffix, middle, *(end or [tokenizer.eos_id]))
     return None
 
 
@@ -134,7 +138,6 @@ class WindowTransform:
     def __init__(self, config: InfillingConfig, tokenizer: Tokenizer, context: int, seed: int) -> None:
         self.config, self.context, self.seed = config, context, seed
         self.marks = needed_sentinels(tokenizer)
-        self.end = tokenizer.eos_id if self.marks.end is None else self.marks.end
         self.eos = tokenizer.eos_id
         self._of_bytes = isinstance(tokenizer, ByteTokenizer)
 
@@ -190,7 +193,7 @@ class WindowTransform:
         prefix, middle, suffix = cut(text, draws, self._of_bytes)
         order: Order = "spm" if second < self.config.spm * 2**64 else "psm"
         prompt = infilling_prompt(prefix.tolist(), suffix.tolist(), self.marks, order)
-        return np.array([*prompt, *middle, self.end]), used + int(is_whole and used == len(piece) - 1)
+        return np.array([*prompt, *middle, self.marks.end]), used + int(is_whole and used == len(piece) - 1)
 
 
 def cut(
@@ -202,12 +205,16 @@ def cut(
         draws: two random 64-bit numbers.
         of_bytes: whether not to cut inside a character.
     """
-    first, last = sorted(_whole(text, draw % (len(text) + 1), of_bytes) for draw in draws)
+    places = [draw % (len(text) + 1) for draw in draws]
+    if of_bytes:
+        places = [character_start(place, len(text), lambda i: int(text[i])) for place in places]
+    first, last = sorted(places)
     return text[:first], text[first:last], text[last:]
 
 
-def _whole(text: Int[np.ndarray, "l"], place: int, of_bytes: bool) -> int:
-    """The place, or of bytes the beginning of the character that it is in: the further bytes are 0b10......"""
-    while of_bytes and 0 < place < len(text) and text[place] & 0xC0 == 0x80:
+def character_start(place: int, length: int, byte_at: Callable[[int], int]) -> int:
+    """The place in a text of bytes, or the beginning of the character that it is in: the further bytes are
+    0b10......"""
+    while 0 < place < length and byte_at(place) & 0xC0 == 0x80:
         place -= 1
     return place

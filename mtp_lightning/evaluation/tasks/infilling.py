@@ -87,7 +87,7 @@ class Infilling(CodeBenchmark):
     @override
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         marks = sentinels(tokenizer)
-        return () if marks is None or marks.end is None else (marks.end,)
+        return () if marks is None or marks.end == tokenizer.eos_id else (marks.end,)
 
     @override
     def judge(self, samples: Sequence[Sample], ks: Sequence[int]) -> Judged:
