@@ -2,7 +2,7 @@
 
 Each check is a function of `Scale` that returns its figures, raises AssertionError where something is wrong, and
 `SkippedError` where it cannot run here. On a CPU the same functions run at tiny sizes, so that none fails for a
-typo. One file, a little longer than others, as it is what a machine with a GPU is given to run.
+typo.
 """
 
 import argparse
@@ -12,104 +12,72 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from scale import FULL, TINY, Figures, Scale, SkippedError, said
 from torch import Tensor
 
+from callbacks.checkpointing import PeriodicCheckpoint
 from mtp_lightning.bench.decode.decode_measure import read_bandwidth
 from mtp_lightning.bench.harness import describe_machine, synchronize
-from mtp_lightning.bench.train_contenders import Arm, Workload, flops_of, make_step
-from mtp_lightning.config.config_files import find_config
+from mtp_lightning.bench.train_contenders import Arm, flops_of, make_step
+from mtp_lightning.checkpoints.files import read_checkpoint
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, generate
+from mtp_lightning.model.attention import causal_attention
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.documents import Documents
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.chunked import chunked_linear_nll
 from mtp_lightning.objective.fused import fused_linear_nll
-from mtp_lightning.yaml_lines import read_yaml
-
-Figures = dict[str, Any]
-ROUNDS = 5
-
-
-class SkippedError(Exception):
-    """Why a check cannot run here."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large the checks are."""
-
-    device: str
-    sizes: tuple[str, ...]
-    """Files of conf/model."""
-    context: int
-    batch: int
-    batches: tuple[int, ...]
-    """Of decoding."""
-    new_tokens: int
-    rows: int
-    """Positions of a loss."""
-    vocab_size: int
-    steps: int
-    """Of the runs under a strategy."""
-
-    @property
-    def torch_device(self) -> torch.device:
-        return torch.device(self.device)
-
-    def backbone(self, size: str) -> BackboneConfig:
-        values = read_yaml(find_config(f"conf/model/{size}.yaml"))[0]["model"]["backbone"]
-        small = {"vocab_size": 256, "dim": 64, "n_layers": 6, "n_heads": 4} if self.device == "cpu" else {}
-        return BackboneConfig(**values | small)
-
-
-FULL = Scale("cuda", ("0.3B", "1.3B"), 2048, 4, (1, 8, 64), 256, 16384, 32000, 20)
-TINY = Scale("cpu", ("0.3B",), 16, 2, (1, 2), 8, 64, 128, 4)
+from mtp_lightning.optimization.schedule import ScheduleConfig
 
 
 def strategies(scale: Scale) -> Figures:
     """`mtp fit` under each strategy, in float32, has the losses of one plain process."""
-    figures: Figures = {}
+    losses: dict[str, float | str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("single", "fsdp2", "zero1", "zero2", "zero3"):
             if name.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
                 continue
-            figures[name] = _fit(scale, Path(folder) / name, "-c", f"conf/strategy/{name}.yaml")["val/loss"]
-    for name, loss in figures.items():
-        assert abs(loss - figures["single"]) <= 1e-3 * figures["single"], f"{name}: {figures}"
-    return {f"val_loss_{name}": loss for name, loss in figures.items()}
+            losses[name] = _fitted(scale, Path(folder) / name, "-c", f"conf/strategy/{name}.yaml")
+    single = losses["single"]
+    for loss in losses.values():
+        assert isinstance(loss, float), losses
+        assert isinstance(single, float), losses
+        assert abs(loss - single) <= 1e-3 * single, losses
+    return {f"val_loss_{name}": loss for name, loss in losses.items()}
 
 
-def _fit(scale: Scale, folder: Path, *flags: str) -> dict[str, float]:
-    """Metrics at the end of a short run."""
+def _fitted(scale: Scale, folder: Path, *flags: str) -> float | str:
+    """Validation loss at the end of a short run, or what went wrong."""
     steps = str(scale.steps)
     command = [
         sys.executable, "-m", "mtp_lightning", "fit", "-c", "conf/base.yaml", "-c", "conf/model/tiny.yaml",
         "-c", "conf/data/python_stdlib.yaml", *flags, "--model.heads.n_future", "4", "--trainer.max_steps", steps,
         "--model.schedule.warmup_steps", "2", "--trainer.val_check_interval", steps, "--trainer.devices", "1",
-        "--trainer.accelerator", "gpu" if scale.device == "cuda" else "cpu", "--trainer.precision", "32-true",
+        "--trainer.accelerator", "gpu" if scale.on_gpu else "cpu", "--trainer.precision", "32-true",
         "--data.val_windows", "8", "--data.batch_size", "4", "--trainer.enable_progress_bar", "false",
         "--trainer.default_root_dir", str(folder),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    metrics: dict[str, float] = json.loads((folder / "result.json").read_text())["metrics"]
-    return metrics
+    if done.returncode:
+        return done.stderr[-400:]
+    return float(json.loads((folder / "result.json").read_text())["metrics"]["val/loss"])
 
 
 def fused_loss(scale: Scale) -> Figures:
     """Cut cross-entropy against our chunks: loss, gradients, time, memory."""
-    if scale.device == "cuda" and importlib.util.find_spec("cut_cross_entropy") is None:
+    if scale.on_gpu and importlib.util.find_spec("cut_cross_entropy") is None:
         raise SkippedError("the package cut-cross-entropy is not installed: pip install 'mtp-lightning[cuda]'")
     generator = torch.Generator(scale.device).manual_seed(0)
-    dim = 1024 if scale.device == "cuda" else 32
+    dim = 1024 if scale.on_gpu else 32
     h = torch.randn(scale.rows, dim, device=scale.device, generator=generator).bfloat16()
     weight = torch.randn(scale.vocab_size, dim, device=scale.device, generator=generator).bfloat16() * dim**-0.5
     targets = torch.randint(0, scale.vocab_size, (scale.rows, 1), device=scale.device, generator=generator)
@@ -125,15 +93,38 @@ def fused_loss(scale: Scale) -> Figures:
             total.backward()  # type: ignore[no-untyped-call]
             return total
 
-        seconds, peak = _timed(scale, run)
+        seconds, peak = scale.timed(run)
         assert x.grad is not None
         assert w.grad is not None
         found[name] = run().detach(), x.grad, w.grad
         figures |= {f"{name}_milliseconds": 1e3 * seconds, f"{name}_peak_mb": peak / 2**20}
     for ours, theirs in zip(found["chunked"], found["fused"]):
-        error = float((ours.float() - theirs.float()).norm() / ours.float().norm())
-        assert error <= 2e-2, f"off by {error:.1e}"
+        assert (error := _off(theirs, ours)) <= 2e-2, f"off by {error:.1e}"
+    if scale.on_gpu and importlib.util.find_spec("liger_kernel") is not None:
+        figures |= _liger(scale, h, weight, targets[:, 0], found["chunked"])
     return figures
+
+
+def _liger(scale: Scale, h: Tensor, weight: Tensor, targets: Tensor, ours: tuple[Tensor, ...]) -> Figures:
+    """Liger's kernel, which gives a mean alone and no loss per token: whether it would pay to have it too."""
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+    x, w = h.clone().requires_grad_(), weight.clone().requires_grad_()
+
+    def run() -> Tensor:
+        x.grad = w.grad = None
+        total: Tensor = LigerFusedLinearCrossEntropyFunction.apply(x, w, targets)[0]
+        total.backward()  # type: ignore[no-untyped-call]
+        return total.detach()
+
+    seconds, peak = scale.timed(run)
+    errors = [_off(theirs, one) for theirs, one in zip((run(), x.grad, w.grad), ours) if theirs is not None]
+    return {"liger_milliseconds": 1e3 * seconds, "liger_peak_mb": peak / 2**20, "liger_largest_error": max(errors)}
+
+
+def _off(found: Tensor, right: Tensor) -> float:
+    """Relative distance."""
+    return float((found.float() - right.float()).norm() / right.float().norm())
 
 
 def documents(scale: Scale) -> Figures:
@@ -155,16 +146,100 @@ def documents(scale: Scale) -> Figures:
     return {"largest_difference": float((there - here).abs().max())}
 
 
+def long_documents(scale: Scale) -> Figures:
+    """A long window of short documents: what attention and its gradients take without a T x T mask, with one, and
+    where all is one document; the mask's result and gradients are the oracle."""
+    T, generator = scale.window, torch.Generator(scale.device).manual_seed(0)
+    shape, dtype = (1, 16, T, 64), torch.bfloat16 if scale.on_gpu else torch.float32
+    inputs = [torch.randn(shape, device=scale.device, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    borders = (torch.arange(T, device=scale.device) // (T // 16)).expand(1, T)
+    upstream = torch.randn(shape, device=scale.device, generator=generator).to(dtype)
+    ways = {
+        "documents": lambda: Documents(borders),
+        "mask": lambda: Documents(borders).mask,
+        "one_document": lambda: None,
+    }
+    figures: Figures = {}
+    results = {}
+    for name, way in ways.items():
+        mask = way()
+
+        def run(mask: Any = mask) -> tuple[Tensor, ...]:
+            out = causal_attention(*inputs, mask)
+            return (out.detach(), *torch.autograd.grad(out, inputs, upstream))
+
+        seconds, peak = scale.timed(run)
+        results[name] = run()
+        figures |= {f"{name}_milliseconds": 1e3 * seconds, f"{name}_peak_mb": peak / 2**20}
+    errors = [_off(ours, right) for ours, right in zip(results["documents"], results["mask"])]
+    assert max(errors) <= 2e-2, f"output and gradients are off by {errors}"
+    figures["documents_over_mask"] = figures["documents_milliseconds"] / figures["mask_milliseconds"]
+    return figures
+
+
+def checkpoint_stall(scale: Scale) -> Figures:
+    """How long training stands still for a checkpoint, written at once or in the background; either holds the weights
+    of the very step that was asked for."""
+    figures: Figures = {}
+    for name, background in (("at_once", False), ("in_background", True)):
+        with tempfile.TemporaryDirectory() as folder:
+            clock, step = _Clock(save_at=5), 5
+            saving = PeriodicCheckpoint(every_n_steps=step, every_n_seconds=1e6, keep=4, background=background)
+            backbone = scale.backbone(scale.sizes[0])
+            module = MTPModule(backbone, HeadsConfig(n_future=4), schedule=ScheduleConfig(warmup_steps=1))
+            windows = torch.randint(0, backbone.vocab_size, (10, scale.batch, scale.context + 4))
+            loader = [{"tokens": batch} for batch in windows]
+            pl.Trainer(
+                max_steps=9, max_epochs=1, accelerator="gpu" if scale.on_gpu else "cpu", devices=1, logger=False,
+                precision="bf16-mixed", callbacks=[saving, clock], enable_progress_bar=False,
+                enable_model_summary=False, default_root_dir=folder, limit_val_batches=0,
+            ).fit(module, loader, loader)  # fmt: skip
+            path = Path(folder) / "checkpoints" / f"step-{step:08d}.ckpt"
+            saved = read_checkpoint(path)["state_dict"]
+            assert all(torch.equal(saved[name], weight) for name, weight in clock.weights.items()), "other weights"
+            seconds = sorted(clock.seconds)
+            figures[f"{name}_stall_seconds"] = seconds[-1] - seconds[len(seconds) // 2]
+            figures["step_seconds"], figures["file_gb"] = seconds[len(seconds) // 2], path.stat().st_size / 2**30
+            del module, saved
+            scale.free()
+    return figures
+
+
+class _Clock(pl.Callback):
+    """Seconds from each step's beginning to the next one's after the first three, and the weights after one of them."""
+
+    def __init__(self, save_at: int) -> None:
+        self.save_at = save_at
+        self.seconds: list[float] = []
+        self.weights: dict[str, Tensor] = {}
+        self._began = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, _: int) -> None:
+        synchronize(pl_module.device)
+        now = time.perf_counter()
+        if trainer.global_step > 3:
+            self.seconds.append(now - self._began)
+        self._began = now
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, _: int
+    ) -> None:
+        if trainer.global_step == self.save_at:
+            self.weights = {
+                name: weight.detach().to("cpu", copy=True) for name, weight in pl_module.state_dict().items()
+            }
+
+
 def compiled(scale: Scale) -> Figures:
     """`model.compile`: the loss of the uncompiled step, and how much faster it is."""
-    workload = _workload(scale, scale.sizes[0])
+    workload = scale.workload(scale.sizes[0])
     figures: Figures = {}
     for name, compile_it in (("plain", False), ("compiled", True)):
         _, step = make_step(Arm("ours", 4, compile_it), workload)
         figures[f"{name}_loss"] = float(step())
-        figures[f"{name}_milliseconds"] = 1e3 * _timed(scale, step)[0]
+        figures[f"{name}_milliseconds"] = 1e3 * scale.timed(step)[0]
         del step
-        _free(scale)
+        scale.free()
     assert abs(figures["plain_loss"] - figures["compiled_loss"]) <= 1e-2 * figures["plain_loss"], figures
     return figures
 
@@ -184,19 +259,25 @@ def decoding(scale: Scale) -> Figures:
     for batch in scale.batches:
         for k in (1, 4):
             _written(engine, prompts[:batch], 8, k)
-            started = time.perf_counter()
-            made = _written(engine, prompts[:batch], scale.new_tokens, k)
-            synchronize(scale.torch_device)
-            seconds = time.perf_counter() - started
-            steps = max(len(one.steps) for one in made)
+            (fewer, some), (more, whole) = (
+                _steps_and_seconds(scale, engine, prompts[:batch], new, k)
+                for new in (scale.new_tokens // 4, scale.new_tokens)
+            )
+            step = (whole - some) / (more - fewer)  # reading prompts and recording a step are in both
             read = engine.forward_bytes(k, batch, 12 + scale.new_tokens // 2)
-            limit = read / read_bandwidth(read, time.perf_counter)
             figures[f"batch_{batch}_heads_{k}"] = {
-                "tokens_per_second": sum(len(one.tokens) for one in made) / seconds,
-                "milliseconds_per_step": 1e3 * seconds / steps,
-                "share_of_bandwidth": limit * steps / seconds,
+                "tokens_per_second": batch * scale.new_tokens / whole,
+                "milliseconds_per_step": 1e3 * step,
+                "share_of_bandwidth": read / read_bandwidth(read, time.perf_counter) / step,
             }
     return figures
+
+
+def _steps_and_seconds(scale: Scale, engine: Engine, prompts: list[Tensor], new: int, k: int) -> tuple[int, float]:
+    started = time.perf_counter()
+    made = _written(engine, prompts, new, k)
+    synchronize(scale.torch_device)
+    return max(len(one.steps) for one in made), time.perf_counter() - started
 
 
 def _written(engine: Engine, prompts: list[Tensor], new: int, k: int) -> list[Generation]:
@@ -205,13 +286,13 @@ def _written(engine: Engine, prompts: list[Tensor], new: int, k: int) -> list[Ge
 
 def training(scale: Scale) -> Figures:
     """Tokens a second, MFU and peak memory of a training step for n in {1, 2, 4}."""
-    figures: Figures = {"matrix_product_tflops": (peak := _matrix_peak(scale)) / 1e12}
+    figures: Figures = {"matrix_product_tflops": (peak := scale.matrix_peak()) / 1e12}
     for size in scale.sizes:
-        workload = _workload(scale, size)
+        workload = scale.workload(size)
         for n in (1, 2, 4):
-            arm = Arm("ours", n, scale.device == "cuda")
+            arm = Arm("ours", n, scale.on_gpu)
             _, step = make_step(arm, workload)
-            seconds, memory = _timed(scale, step)
+            seconds, memory = scale.timed(step)
             rate = workload.tokens / seconds
             figures[f"{size}_n_{n}"] = {
                 "tokens_per_second": rate,
@@ -219,8 +300,8 @@ def training(scale: Scale) -> Figures:
                 "peak_gb": memory / 2**30,
             }
             del step
-            _free(scale)
-        if scale.device == "cuda":
+            scale.free()
+        if scale.on_gpu:
             ratio = figures[f"{size}_n_4"]["peak_gb"] / figures[f"{size}_n_1"]["peak_gb"]
             figures[f"{size}_memory_n_4_over_n_1"] = ratio
             assert ratio <= 1.1, f"four heads take {ratio:.2f} of one head's memory"
@@ -228,61 +309,9 @@ def training(scale: Scale) -> Figures:
 
 
 CHECKS: dict[str, Callable[[Scale], Figures]] = {
-    check.__name__: check for check in (documents, fused_loss, strategies, decoding, compiled, training)
+    check.__name__: check
+    for check in (documents, long_documents, fused_loss, strategies, decoding, compiled, training, checkpoint_stall)
 }
-
-
-def _workload(scale: Scale, size: str) -> Workload:
-    batch = scale.batch if size == scale.sizes[0] else max(1, scale.batch // 2)
-    return Workload(scale.backbone(size), scale.context, batch, True, scale.device)
-
-
-def _timed(scale: Scale, run: Callable[[], object]) -> tuple[float, float]:
-    """(median seconds, bytes at the peak; 0 on a CPU), after two uncounted runs."""
-    cuda = scale.device == "cuda"
-    for _ in range(2):
-        run()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for _ in range(ROUNDS):
-        synchronize(scale.torch_device)
-        started = time.perf_counter()
-        run()
-        synchronize(scale.torch_device)
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds)[ROUNDS // 2], float(torch.cuda.max_memory_allocated()) if cuda else 0.0
-
-
-def _matrix_peak(scale: Scale) -> float:
-    """FLOPs a second of a large product in bfloat16."""
-    side = 8192 if scale.device == "cuda" else 128
-    a = torch.randn(side, side, device=scale.device, dtype=torch.bfloat16)
-    return 2 * side**3 / _timed(scale, lambda: a @ a)[0]
-
-
-def _free(scale: Scale) -> None:
-    torch.compiler.reset()
-    if scale.device == "cuda":
-        torch.cuda.empty_cache()
-
-
-@contextmanager
-def _said(line: dict[str, Any]) -> Iterator[None]:
-    """Fill in how a check ended, and print it."""
-    started = time.perf_counter()
-    try:
-        yield
-        line["ok"] = True
-    except SkippedError as reason:
-        line |= {"ok": None, "skipped": str(reason)}
-    except Exception as error:  # it is the result: printed, and the exit status
-        line |= {
-            "ok": False,
-            "error": f"{type(error).__name__}: {error}"[:2000],
-            "where": traceback.format_exc(limit=-1),
-        }
-    print(json.dumps(line | {"seconds": round(time.perf_counter() - started, 1)}), flush=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -291,9 +320,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", nargs="+", choices=list(CHECKS), default=list(CHECKS))
     options = parser.parse_args(arguments)
     scale = FULL if options.device == "cuda" else TINY
-    if scale.device == "cuda" and not torch.cuda.is_available():
+    if scale.on_gpu and not torch.cuda.is_available():
         for name in options.only:
-            with _said({"check": name}):
+            with said({"check": name}):
                 raise SkippedError("no CUDA device; `--device cpu` runs the same code at tiny sizes")
         return 0
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
@@ -301,7 +330,7 @@ def main(arguments: list[str]) -> int:
     failed = False
     for name in options.only:
         line: dict[str, Any] = {"check": name}
-        with _said(line):
+        with said(line):
             line |= {"figures": CHECKS[name](scale)}
         failed |= line["ok"] is False
     return int(failed)

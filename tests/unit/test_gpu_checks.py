@@ -29,8 +29,10 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     "name",
     [
         "documents",
+        "long_documents",
         "fused_loss",
         "decoding",
+        "checkpoint_stall",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("training", "compiled", "strategies")),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtp_lightning.bench.decode.decode_contenders import Arm, Decode, Run, contenders
 from mtp_lightning.bench.decode.decode_report import USE_MTP
-from mtp_lightning.bench.harness import STEADY
+from mtp_lightning.bench.harness import STEADY, synchronize
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.measure import acceptance, first_difference
 from mtp_lightning.model.mtp import MTPModel
@@ -132,13 +132,15 @@ def exactness(
 
 def read_bandwidth(nbytes: int, clock: Callable[[], float]) -> float:
     """Bytes a second at which this machine reads that many bytes again and again; the best of 5."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = torch.ones(max(nbytes // 4, 1), device=device)
     repeats = max(2, 2**28 // nbytes)
     best = float("inf")
     for _ in range(5):
+        synchronize(device)
         started = clock()
         for _ in range(repeats):
             data.sum()
+        synchronize(device)
         best = min(best, (clock() - started) / repeats)
     return nbytes / best
