@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,8 +187,7 @@ def checkpoint_stall(scale: Scale) -> Figures:
             saving = PeriodicCheckpoint(every_n_steps=step, every_n_seconds=1e6, keep=4, background=background)
             backbone = scale.backbone(scale.sizes[0])
             module = MTPModule(backbone, HeadsConfig(n_future=4), schedule=ScheduleConfig(warmup_steps=1))
-            windows = torch.randint(0, backbone.vocab_size, (10, scale.batch, scale.context + 4))
-            loader = [{"tokens": batch} for batch in windows]
+            loader = _Batches(torch.randint(0, backbone.vocab_size, (10, scale.batch, scale.context + 4)))
             pl.Trainer(
                 max_steps=9, max_epochs=1, accelerator="gpu" if scale.on_gpu else "cpu", devices=1, logger=False,
                 precision="bf16-mixed", callbacks=[saving, clock], enable_progress_bar=False,
@@ -203,6 +202,19 @@ def checkpoint_stall(scale: Scale) -> Figures:
             del module, saved
             scale.free()
     return figures
+
+
+class _Batches:
+    """A loader of given windows, (steps, B, T + n)."""
+
+    def __init__(self, windows: Tensor) -> None:
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return ({"tokens": batch} for batch in self.windows)
 
 
 class _Clock(pl.Callback):
