@@ -94,8 +94,9 @@ def multi_token_loss(
             averaged (of ranks, of an accumulated step): the mean of their `count_valid`. By default its own.
     """
     count_N = valid_NBT.sum((1, 2))
-    weights_N = torch.ones(len(count_N)) if weights is None else torch.tensor(weights)
-    scale_N = weights_N.to(_wide(h_SBTD)) / _divisor(count_N, mean_count_N)
+    weights_N = torch.tensor([1.0] * len(count_N) if weights is None else weights)
+    # non_blocking: a GPU that is steps behind is not waited for
+    scale_N = weights_N.to(count_N.device, _wide(h_SBTD), non_blocking=True) / _divisor(count_N, mean_count_N)
     scale_NBT = torch.where(valid_NBT, scale_N[:, None, None], 0.0)
     total, nll_NBT = _losses(h_SBTD, weight_VD, targets_NBT, scale_NBT, options)
     nll_N = torch.where(valid_NBT, nll_NBT, 0.0).sum((1, 2))

@@ -3,5 +3,5 @@
 #   tests/gpu/run.sh [--device cpu] [--only NAME ...]      (cpu: the same code at tiny sizes, no figures)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export MLFLOW_DISABLE_TELEMETRY=true PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export MLFLOW_DISABLE_TELEMETRY=true PYTHONPATH="$PWD:$PWD/tests/unit${PYTHONPATH:+:$PYTHONPATH}"
 exec "${PYTHON:-.venv/bin/python}" tests/gpu/checks.py "$@"

@@ -1,0 +1,62 @@
+"""Nothing of a step is on another device than its model and batch. Without a GPU here, `meta` is the other device: as
+on a GPU, an operation on tensors of two devices is an error."""
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import VARIANTS, tiny_backbone
+
+from mtp_lightning.metrics import HeadMetrics
+from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.objective.heads import model_loss, model_scores
+from mtp_lightning.objective.loss import LossOptions
+from mtp_lightning.objective.targets import count_valid, make_targets
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The other device; autocast, which knows real ones alone, is off there."""
+    is_enabled, autocast = torch.is_autocast_enabled, torch.autocast
+
+    def enabled(kind: str) -> bool:
+        return kind != "meta" and is_enabled(kind)
+
+    def entered(kind: str, *args: Any, **options: Any) -> Any:
+        return contextlib.nullcontext() if kind == "meta" else autocast(kind, *args, **options)
+
+    monkeypatch.setattr(torch, "is_autocast_enabled", enabled)
+    monkeypatch.setattr(torch, "autocast", entered)
+    return torch.device("meta")
+
+
+def test_two_devices_are_an_error(elsewhere: torch.device) -> None:
+    with pytest.raises(RuntimeError, match="device"):
+        torch.ones(2, device=elsewhere) / torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("heads", "implementation"),
+    [(heads, "chunked") for heads in VARIANTS.values()]
+    + [(VARIANTS[name], other) for name in ("parallel", "none", "order") for other in ("naive", "checkpointed")],
+    ids=str,
+)
+def test_a_step_stays_on_its_device(heads: HeadsConfig, implementation: Any, elsewhere: torch.device) -> None:
+    """Targets, loss, gradients and scores, with everything that may be given and with nothing of it."""
+    model = MTPModel(tiny_backbone(n_layers=3), replace(heads, match="none")).to(elsewhere)
+    window = torch.zeros(2, 9 + heads.horizon, dtype=torch.long, device=elsewhere)
+    options = LossOptions(implementation=implementation, z_loss=1e-4)
+    for masks in ((), (window, window > 0, window > 0)):
+        targets = make_targets(heads, window, *masks)
+        counted = (count_valid(targets) / 2, None)
+        for weights, mean_count in zip(((0.5,) * len(heads.loss_names), None), counted):
+            out = model_loss(model, targets, None, weights, options, mean_count)
+            assert {field.device for field in out} == {elsewhere}
+            out.total.backward()
+        scores = model_scores(model, targets)
+        metrics = HeadMetrics(len(heads.loss_names)).to(elsewhere)
+        metrics.update(scores)
+        assert metrics.compute().device == elsewhere
