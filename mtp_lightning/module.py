@@ -289,6 +289,10 @@ class MTPModule(pl.LightningModule):
             logger.log_metrics(metrics, step=step)
 
     @override
+    def on_validation_epoch_start(self) -> None:
+        self.val_metrics.to(self.device)  # ZeRO-3 moves the parameters alone
+
+    @override
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         targets, documents_BT = self.make_targets(batch)
         bytes_V = getattr(self.trainer.datamodule, "token_bytes", None)  # type: ignore[attr-defined]

@@ -41,8 +41,8 @@ class LossOptions:
     """
 
     implementation: Implementation = "chunked"
-    """`chunked` is the one to train with, `fused` on a GPU; `checkpointed` and `naive` are oracles and ablation
-    arms."""
+    """`chunked` is the one to train with, `fused` where a GPU's memory is short; `checkpointed` and `naive` are oracles
+    and ablation arms."""
     chunk_rows: Count | None = None
     """Positions whose logits are alive at once; by default what suits the device."""
     z_loss: Annotated[float, Range(least=0, most=100)] = 0.0

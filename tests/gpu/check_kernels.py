@@ -150,7 +150,7 @@ def objectives(scale: Scale) -> Figures:
                 out = model_loss(model, there, documents, weights, options)
                 out.total.backward()  # type: ignore[no-untyped-call]
                 scores = model_scores(model, there, documents)
-                gradients = [w.grad.cpu() for w in model.parameters() if w.grad is not None]
+                gradients = [w.grad.to("cpu", copy=True) for w in model.parameters() if w.grad is not None]
                 found.append([out.total.detach().cpu(), out.nll.cpu(), scores.nll.cpu(), *gradients])
             figures[f"{name} {implementation}"] = max(_off(ours, right) for right, ours in zip(*found))
     assert max(figures.values()) <= 1e-3, figures

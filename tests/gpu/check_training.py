@@ -121,7 +121,6 @@ def training(scale: Scale) -> Figures:
         if scale.on_gpu:
             ratio = figures[f"{size}_n_4"]["peak_gb"] / figures[f"{size}_n_1"]["peak_gb"]
             figures[f"{size}_memory_n_4_over_n_1"] = ratio
-            assert ratio <= 1.1, f"four heads take {ratio:.2f} of one head's memory"
     return figures
 
 

@@ -1,5 +1,6 @@
 """How large the checks for a GPU are, and how they take times: what `checks.py` is written with."""
 
+import gc
 import json
 import time
 import traceback
@@ -84,6 +85,7 @@ class Scale:
 
     def free(self) -> None:
         torch.compiler.reset()
+        gc.collect()  # what was compiled refers to itself, and its memory would be the next one's peak
         if self.on_gpu:
             torch.cuda.empty_cache()
 

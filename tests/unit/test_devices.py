@@ -12,6 +12,7 @@ from tiny import VARIANTS, tiny_backbone
 from mtp_lightning.metrics import HeadMetrics
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import model_loss, model_scores
 from mtp_lightning.objective.loss import LossOptions
 from mtp_lightning.objective.targets import count_valid, make_targets
@@ -60,3 +61,11 @@ def test_a_step_stays_on_its_device(heads: HeadsConfig, implementation: Any, els
         metrics = HeadMetrics(len(heads.loss_names)).to(elsewhere)
         metrics.update(scores)
         assert metrics.compute().device == elsewhere
+
+
+def test_metrics_follow_a_strategy_that_moves_parameters_alone(elsewhere: torch.device) -> None:
+    """As ZeRO-3 does on a GPU."""
+    module = MTPModule(tiny_backbone(), HeadsConfig())
+    module._device = elsewhere
+    module.on_validation_epoch_start()
+    assert module.val_metrics.nll.device == elsewhere
