@@ -20,7 +20,7 @@ class DecodingProbe(ProbeCallback):
     """Decodes held-out prompts greedily, plainly and self-speculatively with all heads, in float32, and logs
 
     - `decode/tokens_per_forward`: accepted tokens per forward (table S2; 1 for n_future = 1, and for kinds without
-      heads to draft with);
+      heads to draft with); of text also `decode/bytes_per_forward`, which compares between tokenizers;
     - `decode/acceptance/head_i`, from the second head on: the share of its drafts that were accepted, of those whose
       turn came;
     - `decode/speedup`: plain seconds over self-speculative seconds, the median over prompts (`decoding.measure`);
@@ -68,16 +68,24 @@ class DecodingProbe(ProbeCallback):
     def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
         prompts = self._heldout[: self.prompts if at_end else self.validation_prompts]
         device = model.embedding.weight.device
-        return self.decode(model, [prompt.to(device) for prompt in prompts]) if prompts else {}
+        sizes = getattr(getattr(trainer, "datamodule", None), "token_bytes", None)
+        return self.decode(model, [prompt.to(device) for prompt in prompts], sizes) if prompts else {}
 
-    def decode(self, model: MTPModel, prompts: list[Tensor]) -> dict[str, float]:
+    def decode(self, model: MTPModel, prompts: list[Tensor], token_bytes: Tensor | None = None) -> dict[str, float]:
         """The metrics over `prompts`."""
         forwards = 2 * len(prompts) * self.new_tokens
         compiled = wanted("auto", model.embedding.weight.device, forwards)
-        found = compare(Engine(model, dtype=torch.float32, compiled=compiled), prompts, self.new_tokens)
+        found = compare(
+            Engine(model, dtype=torch.float32, compiled=compiled), prompts, self.new_tokens, token_bytes=token_bytes
+        )
+        text = {} if found.bytes_per_forward is None else {"decode/bytes_per_forward": found.bytes_per_forward}
         shares = {f"decode/acceptance/head_{head}": share for head, share in found.acceptance.items()}
-        return {
-            "decode/tokens_per_forward": found.tokens_per_forward,
-            "decode/speedup": found.speedup,
-            "decode/mismatches": float(len(found.differences)),
-        } | {name: share for name, share in shares.items() if not math.isnan(share)}
+        return (
+            text
+            | {
+                "decode/tokens_per_forward": found.tokens_per_forward,
+                "decode/speedup": found.speedup,
+                "decode/mismatches": float(len(found.differences)),
+            }
+            | {name: share for name, share in shares.items() if not math.isnan(share)}
+        )

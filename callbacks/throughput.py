@@ -27,8 +27,8 @@ class ThroughputMonitor(pl.Callback):
     - `perf/tokens_seen`: input positions since step 0, over all attempts;
     - `perf/peak_memory_bytes`: what CUDA's allocator gave out at most, else the process's largest resident size;
 
-    and, once, at the start `model/parameters`, `model/parameters_non_embedding`, `model/flops_per_token`, and at the
-    end `perf/tokens_per_second_median`, the median of the logged rates.
+    and, once, at the start `model/parameters`, `model/parameters_non_embedding`, `model/flops_per_token`, of text
+    `data/bytes_per_token`, and at the end `perf/tokens_per_second_median`, the median of the logged rates.
 
     All ranks are taken to have batches of the same shape. On a GPU, steps are queued: the GPU is waited for only where
     a time is read that matters, at the logged steps and before validation and checkpoints.
@@ -68,7 +68,10 @@ class ThroughputMonitor(pl.Callback):
     ) -> None:
         if trainer.global_step == 0 and self._batches == 0:
             context = batch["tokens"].shape[1] - pl_module.horizon
-            self._log(trainer, {name: float(value) for name, value in pl_module.describe(context).items()}, step=0)  # type: ignore[operator]
+            described = {name: float(value) for name, value in pl_module.describe(context).items()}  # type: ignore[operator]
+            per_token = getattr(getattr(trainer, "datamodule", None), "bytes_per_token", None)
+            text = {"data/bytes_per_token": per_token} if per_token else {}
+            self._log(trainer, described | text, step=0)
         self._began = time.perf_counter() if self._idle_since is None else self._idle_since
 
     @override

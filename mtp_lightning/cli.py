@@ -76,7 +76,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mtp_lightning.data.sample_command:sample_command",
         "a model's own continuations as training data",
     ),
-    "data train-tokenizer": ("mtp_lightning.data.command:train_tokenizer_command", "train a BPE tokenizer on a corpus"),
+    "data train-tokenizer": (
+        "mtp_lightning.data.tokenizers.commands:train_tokenizer_command",
+        "train a BPE tokenizer on a corpus",
+    ),
+    "data compare-tokenizers": (
+        "mtp_lightning.data.tokenizers.commands:compare_tokenizers_command",
+        "what tokenizers make of the same texts",
+    ),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),
     "bench train": (
         "mtp_lightning.bench.train_command:train_command",

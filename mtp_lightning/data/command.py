@@ -1,21 +1,19 @@
-"""`mtp data prepare`, `mtp data train-tokenizer` and `mtp data pairs`.
+"""`mtp data prepare` and `mtp data pairs`.
 
 Anything heavy is imported when a command runs, so `--help` is quick.
 """
 
 import json as json_module
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.chat import with_template
-from mtp_lightning.data.corpora.documents import documents
 from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.output import print_table, write_whole
 from mtp_lightning.data.stories.questions import story_pairs
-from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
+from mtp_lightning.data.tokens.tokenizer import load_tokenizer
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import check_json, write_text
+from mtp_lightning.files import check_json
 from mtp_lightning.ranges import Count, Seed, check_value
 
 CorpusKind = Literal["python_stdlib", "stories", "text", "json", "parquet", "hub", "pairs", "story_pairs"]
@@ -94,7 +92,7 @@ def prepare_command(
         }
         for split, part in meta.splits.items()
     ]
-    _print_table(f"{out}: vocabulary {meta.vocab_size}, fingerprint {meta.fingerprint}", rows)
+    print_table(f"{out}: vocabulary {meta.vocab_size}, fingerprint {meta.fingerprint}", rows)
     print(summary(source, meta))
     if json is not None:
         written = {
@@ -104,62 +102,7 @@ def prepare_command(
             "splits": rows,
             "source": meta.account,
         }
-        _write_whole(Path(json), json_module.dumps(written, indent=1) + "\n")
-
-
-def train_tokenizer_command(
-    out: str,
-    vocab_size: int = 4096,
-    kind: CorpusKind = "python_stdlib",
-    path: str | None = None,
-    glob: str | None = None,
-    separator: str | None = None,
-    text_column: str = "text",
-    name: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    max_documents: int | None = None,
-    chat_template: str | None = None,
-    strict: bool = False,
-    json: str | None = None,
-) -> None:
-    """Train a byte-level BPE tokenizer on a corpus: use it with `data.tokenizer: OUT`.
-
-    Args:
-        out: The tokenizer.json to make; must not exist.
-        vocab_size: Tokens, the 256 bytes and the end of a document among them.
-        kind: Where the corpus comes from.
-        path: File, folder or glob pattern; name of a hub data set.
-        glob: Which files of a folder to read, as in "**/*.md".
-        separator: Splits text files into documents; after `re:` a regular expression; by default a file is one.
-        text_column: Column of json, parquet and hub data that holds the text.
-        name: Configuration of a hub data set.
-        split: Split of a hub data set.
-        revision: Commit of a hub data set.
-        max_documents: Read only so many documents.
-        chat_template: File with the template of pairs with messages; by default the one beside the tokenizer.json.
-        strict: Refuse a corpus of which anything is left out.
-        json: File to write the printed table to as well.
-    """
-    source = SourceConfig(
-        kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
-        revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
-    )  # fmt: skip
-    if vocab_size < 257:
-        raise InputError(f"--vocab_size is {vocab_size}: the 256 bytes and the end of a document make 257 at least")
-    if Path(out).exists():
-        raise InputError(f"out: '{out}' exists already; remove it, or choose another file")
-    check_json(json)
-    account = Account()
-    serialized = train_bpe((document.text for document in documents(source, account)), vocab_size)
-    tokenizer = HuggingFaceTokenizer(serialized, origin=out)
-    _write_whole(Path(out), serialized)
-    row = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "fingerprint": tokenizer.fingerprint}
-    _print_table(f"{out} (set model.backbone.vocab_size: {tokenizer.vocab_size})", [row])
-    found = f"files {account.files:,}, documents {account.documents:,}"
-    print(f"{path or kind}: {found}; left out: {account.missing() or 'nothing'}")
-    if json is not None:
-        _write_whole(Path(json), json_module.dumps({"tokenizer": out, **row}, indent=1) + "\n")
+        write_whole(Path(json), json_module.dumps(written, indent=1) + "\n")
 
 
 def pairs_command(
@@ -195,43 +138,5 @@ def pairs_command(
         validates = split_position(pair.name, settings.split_seed) < settings.validation_fraction
         if side == "all" or validates == (side == "validation"):
             lines.append(json_module.dumps({"prompt": pair.prompt, "completion": pair.answer}) + "\n")
-    _write_whole(Path(out), "".join(lines))
+    write_whole(Path(out), "".join(lines))
     print(f"{out}: {len(lines):,} pairs")
-
-
-def train_bpe(texts: Iterator[str], vocab_size: int) -> str:
-    """A byte-level BPE tokenizer as the text of its tokenizer.json; smaller than asked for if the texts are small."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer=trainer)
-    return str(tokenizer.to_str())
-
-
-def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console, table = Console(), Table()
-    for key in rows[0]:
-        table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
-    for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
-    console.print(title, soft_wrap=True, highlight=False, markup=False)
-    console.print(table)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror}") from error

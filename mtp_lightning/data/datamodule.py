@@ -50,6 +50,12 @@ class MTPDataModule(pl.LightningDataModule):
         return None
 
     @property
+    def bytes_per_token(self) -> float | None:
+        """Of the training data, so that runs with other tokenizers can be compared after equal text; None for data that
+        is not text."""
+        return None
+
+    @property
     def fingerprint(self) -> str | None:
         """What the data is, as a hash; None where it does not come from outside."""
         return None

@@ -33,6 +33,8 @@ class Comparison:
     """Self-speculative decoding of some prompts against plain decoding of the same."""
 
     tokens_per_forward: float
+    bytes_per_forward: float | None
+    """Of text; None where nobody said how long tokens are."""
     speedup: float
     """Plain seconds over self-speculative seconds, the median over the prompts."""
     acceptance: dict[int, float]
@@ -46,10 +48,14 @@ def compare(
     max_new_tokens: int,
     heads_used: HeadsUsed | None = None,
     stop_ids: Collection[int] = (),
+    token_bytes: Tensor | None = None,
 ) -> Comparison:
     """Decode every prompt greedily both ways, in turns, each first as often as the other.
 
     A warm-up comes first, uncounted. Seconds are of the processor where torch has one CPU thread, else of the clock.
+
+    Args:
+        token_bytes: (V,) bytes of text of each token: forwards of models with other tokenizers compare by them alone.
     """
     for k in (1, heads_used):
         generate(engine, prompts[:1], min(max_new_tokens, 32), k, stop_ids)
@@ -68,9 +74,11 @@ def compare(
         difference = first_difference(engine, prompt, out[1].tokens, out[heads_used].tokens)
         differences += [difference] if difference else []
     steps = [step for generation in drafted for step in generation.steps]
-    tokens = sum(len(step.tokens) for step in steps)
+    accepted = [token for step in steps for token in step.tokens]
+    size = None if token_bytes is None or not steps else float(token_bytes[torch.tensor(accepted)].sum())
     return Comparison(
-        tokens_per_forward=tokens / len(steps) if steps else float("nan"),
+        tokens_per_forward=len(accepted) / len(steps) if steps else float("nan"),
+        bytes_per_forward=None if size is None else size / len(steps),
         speedup=median(ratios),
         acceptance=acceptance(drafted, engine.heads.head_offsets[: engine.heads_used]),
         differences=differences,

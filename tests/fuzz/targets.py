@@ -21,7 +21,7 @@ from mtp_lightning.checkpoints.files import load_model
 from mtp_lightning.cli import main
 from mtp_lightning.config.config_files import find_config
 from mtp_lightning.config.one_config import Parsed, check_config, parse_config
-from mtp_lightning.data.command import train_bpe
+from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import load_tokenizer
 from mtp_lightning.errors import InputError

@@ -256,6 +256,7 @@ def test_decoding_probe_measures_and_disturbs_nothing(fit: Fit) -> None:
     steps, found = zip(*[(step, m) for step, m in recorder.calls if "decode/speedup" in m])
     assert steps == (6, 12, 18, 24, 30), "at every validation, and at the end"
     names = {"decode/tokens_per_forward", "decode/speedup", "decode/mismatches", "decode/acceptance/head_2"}
+    names |= {"decode/bytes_per_forward"}
     cost = {"perf/probe/decoding/seconds"}
     assert all(set(metrics) == names | cost and metrics["decode/mismatches"] == 0 for metrics in found[:-1])
     assert set(found[-1]) == names | cost | {"perf/probe/decoding/share_of_time"}

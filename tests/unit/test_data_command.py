@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from jsonargparse import CLI
 
-from mtp_lightning.data.command import prepare_command, train_tokenizer_command
+from mtp_lightning.data.command import prepare_command
+from mtp_lightning.data.tokenizers.commands import train_tokenizer_command
 from mtp_lightning.data.tokens.store import TokenStore, read_meta
 from mtp_lightning.data.tokens.tokenizer import load_tokenizer
 from mtp_lightning.errors import InputError
@@ -56,7 +57,7 @@ def test_commands_never_overwrite(corpus: Path) -> None:
 
 def test_bad_input_writes_nothing(corpus: Path) -> None:
     out = str(corpus.parent / "out")
-    with pytest.raises(InputError, match="--vocab_size is 100"):
+    with pytest.raises(InputError, match="vocab_size is 100: it has to be at least 257"):
         train_tokenizer_command(out=out, vocab_size=100)
     with pytest.raises(InputError, match=r"did you mean 'lines\.txt'"):
         train_tokenizer_command(out=out, kind="text", path=str(corpus.parent / "line.txt"))

@@ -260,7 +260,7 @@ def named(tokens: list[str]) -> Tokenizer:
     import tokenizers
     from tokenizers import AddedToken
 
-    from mtp_lightning.data.command import train_bpe
+    from mtp_lightning.data.tokenizers.training import train_bpe
 
     made = tokenizers.Tokenizer.from_str(train_bpe(iter(["def f(x): return x"] * 5), 270))
     made.add_special_tokens([AddedToken(token, special=True) for token in tokens])

@@ -270,3 +270,12 @@ def test_weights_by_name(folder: Path) -> None:
 def test_cells_without_a_mixture_keep_their_names() -> None:
     config = {"data": {"init_args": {"context": 8}}}
     assert signature({"data": {"init_args": {"context": 8, "mixture": None}}}) == signature(config)
+
+
+def test_bytes_per_token_are_those_of_what_a_run_sees(folder: Path) -> None:
+    """The end of a document is a token and no byte."""
+    alone = [ready(folder, source=text(folder, name)).bytes_per_token for name in "ab"]
+    training = ready(folder, source=text(folder, "a")).train_store.split_meta
+    assert alone[0] == training.n_bytes / training.n_tokens == 1 - training.n_documents / training.n_tokens
+    mixed = ready(folder, mixture=parts(folder, a=3, b=1)).bytes_per_token
+    assert mixed == pytest.approx(0.75 * alone[0] + 0.25 * alone[1], rel=1e-6)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtp_lightning.config.config_files import CONF_DIR
 from mtp_lightning.data import MTPDataModule, SourceConfig, TokenDataModule
-from mtp_lightning.data.command import train_bpe
+from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.errors import InputError
 
 SENTENCES = [f"Story {i}: the {'very ' * (i % 5)}small dog met a cat. 🙂" for i in range(80)]

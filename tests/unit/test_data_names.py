@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from mtp_lightning.data.command import train_bpe
 from mtp_lightning.data.stories.names import ENOUGH, FIRST_NAMES, NamedStories, NameMaker, characters, named_stories
+from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
 from mtp_lightning.errors import InputError
 

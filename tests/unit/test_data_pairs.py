@@ -11,10 +11,10 @@ from tiny import tiny_backbone
 from mtp_lightning.checkpoints.description import describe
 from mtp_lightning.checkpoints.initial import Parent
 from mtp_lightning.data import SourceConfig, TokenDataModule
-from mtp_lightning.data.command import train_bpe
 from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.documents import Document, documents
 from mtp_lightning.data.loader import ValidationWindows
+from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.packing import PackedOrder, pack, read_packed
 from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_shards
 from mtp_lightning.data.tokens.store import TokenStore

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mtp_lightning.data.command import train_bpe
 from mtp_lightning.data.corpora.documents import documents
 from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.tokenizer import HuggingFaceTokenizer

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_lightning.data.command import train_bpe
+from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.tokenizer import (
     ByteTokenizer,
     HuggingFaceTokenizer,

@@ -243,3 +243,12 @@ def test_a_model_under_training_is_left_alone(make_model: MakeModel) -> None:
     assert model.training
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
+
+
+def test_bytes_per_forward_are_those_of_the_accepted_tokens(trained: dict[int, MTPModel]) -> None:
+    engine, sizes = Engine(trained[4], dtype=torch.float32), torch.arange(16) % 3
+    prompts = [torch.arange(start, start + 6) % 16 for start in (0, 5)]
+    steps = [step for prompt in prompts for step in generate(engine, [prompt], 30)[0].steps]
+    found = compare(engine, prompts, 30, token_bytes=sizes)
+    assert found.bytes_per_forward == sum(token % 3 for step in steps for token in step.tokens) / len(steps)
+    assert compare(engine, prompts, 30).bytes_per_forward is None

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from mtp_lightning.data.command import train_bpe
+from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, tokenizer_from_state
 from mtp_lightning.decoding.command import _Printer
 from mtp_lightning.errors import InputError

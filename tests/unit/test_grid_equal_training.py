@@ -27,12 +27,13 @@ def losses(end: int, every: int = 10) -> Sequence[tuple[int, float]]:
     return [(step, 4 - step / 100) for step in range(every, end + 1, every)]
 
 
-def recorded(cell: Cell, end: int = 100, tokens: float = 8.0, flops: float = 50.0) -> History:
+def recorded(cell: Cell, end: int = 100, tokens: float = 8.0, flops: float = 50.0, size: float = 2.0) -> History:
     n = int(cell.values["model.heads.n_future"])
     return {
         LOSS: losses(end),
         "perf/tokens_seen": [(step, tokens * n * step) for step in (0, 1, end)],
         "model/flops_per_token": [(0, flops)],
+        "data/bytes_per_token": [(0, size)],
     }
 
 
@@ -91,6 +92,22 @@ def test_at_tokens_each_cell_is_taken_at_its_own_step(tmp_path: Path) -> None:
         "n_future=2": 16.0,
         "n_future=4": 32.0,
     }
+
+
+def test_at_bytes_a_longer_token_is_more_text(tmp_path: Path) -> None:
+    """8, 16 and 32 tokens a step, of two bytes; the second setting's are of four."""
+    longer = {
+        LOSS: losses(100),
+        "perf/tokens_seen": [(0, 0.0), (1, 16.0), (100, 1600.0)],
+        "data/bytes_per_token": [(0, 4.0)],
+    }
+    report = report_at(tmp_path, At("bytes", 1280.0), {"n_future=2": longer})
+    assert means(report) == pytest.approx([3.2, 3.8, 3.8])  # 80, 20 and 20 steps
+    assert at_text(At("bytes", 1280.0)) == "1.28 k bytes"
+    short = {name: points for name, points in longer.items() if not name.startswith("data/")}
+    (tmp_path / "without").mkdir()
+    without = report_at(tmp_path / "without", At("bytes", 1280.0), {"n_future=2": short})
+    assert any("missing (no perf/tokens_seen or data/bytes_per_token) in n_future=2" in n for n in notices(without))
 
 
 def test_at_flops_tokens_are_multiplied_by_what_one_costs(tmp_path: Path) -> None:

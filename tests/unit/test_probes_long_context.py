@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from callbacks.long_context import LongContextProbe
-from mtp_lightning.data.command import train_bpe
 from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
 from mtp_lightning.decoding.engine import Engine

@@ -166,6 +166,18 @@ class TokenDataModule(MTPDataModule):
 
     @property
     @override
+    def bytes_per_token(self) -> float | None:
+        """Ends of documents are tokens and no bytes. Of a mixture as the whole run sees it."""
+        splits = [corpus.train.meta.splits["train"] for corpus in self.corpora]
+        rates = [split.n_bytes / split.n_tokens for split in splits]
+        if not self.mixture or self.trainer is None:
+            return rates[0] if len(rates) == 1 else None
+        seen = self.seen(self.trainer.max_steps)
+        tokens = [seen[f"data/{part.label}/tokens"] for part in self.mixture]
+        return sum(rate * count for rate, count in zip(rates, tokens)) / sum(tokens)
+
+    @property
+    @override
     def fingerprint(self) -> str | None:
         if not all(corpus.is_open for corpus in self.corpora):
             return None

@@ -1,8 +1,9 @@
-"""Comparison at equal training: every cell's metrics as they were at one step, or after so many tokens or FLOPs.
+"""Comparison at equal training: every cell's metrics as they were at one step, or after so many tokens, bytes of text
+or FLOPs.
 
 A value at a budget is the last one logged at or before it, never one in between two. Tokens of a step are constant in
 a run (`perf/tokens_seen`); FLOPs are tokens times `model/flops_per_token`, which counts training: forward, backward
-and all heads.
+and all heads. Bytes are tokens times `data/bytes_per_token`: equal text, whatever the tokenizer.
 """
 
 import math
@@ -22,7 +23,9 @@ ReadHistory = Callable[[str, str], Points]
 
 COMMON = At("common", math.inf)
 """The last step that every cell has reached."""
-TOKENS, FLOPS = "perf/tokens_seen", "model/flops_per_token"
+TOKENS = "perf/tokens_seen"
+PER_TOKEN = {"bytes": "data/bytes_per_token", "flops": "model/flops_per_token"}
+"""Unit of a budget -> the metric that says how many of it a token is."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class EqualTraining:
 
 
 def parse_at(text: str) -> At:
-    """`step=1000`, `tokens=1e6`, `flops=1e12` or `common`, as on the command line."""
+    """`step=1000`, `tokens=1e6`, `bytes=1e6`, `flops=1e12` or `common`, as on the command line."""
     wanted = f"give {', '.join(f'{unit}=NUMBER' for unit in UNITS)} or {COMMON.unit}"
     unit, equals, amount = text.partition("=")
     if text == COMMON.unit:
@@ -86,14 +89,14 @@ class CellHistory:
         if unit == "step":
             return 1.0
         tokens = [value / step for step, value in self.points(TOKENS) if step > 0]
-        flops = self.points(FLOPS) if unit == "flops" else [(0, 1.0)]
-        return tokens[-1] * flops[-1][1] if tokens and flops else None
+        each = self.points(PER_TOKEN[unit]) if unit in PER_TOKEN else [(0, 1.0)]
+        return tokens[-1] * each[-1][1] if tokens and each else None
 
     def value_at(self, metric: str, budget: At) -> tuple[float | None, str]:
         """The value, and a remark on it: empty where it was logged at the very step."""
         rate = self.per_step(budget.unit)
         if rate is None:
-            return None, f"missing (no {TOKENS}{f' or {FLOPS}' if budget.unit == 'flops' else ''})"
+            return None, f"missing (no {TOKENS}{f' or {PER_TOKEN[budget.unit]}' if budget.unit in PER_TOKEN else ''})"
         step = math.floor(budget.amount / rate * (1 + 1e-9))  # whole steps that fit
         if self.reached(metric) < step:
             return None, f"missing (step {self.reached(metric)} of {step})"

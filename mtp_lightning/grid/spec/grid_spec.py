@@ -18,7 +18,7 @@ class At:
     """Where runs are compared: after this much training of every cell."""
 
     unit: str
-    """`step`, `tokens` or `flops`."""
+    """`step`, `tokens`, `bytes` or `flops`."""
     amount: float
 
 

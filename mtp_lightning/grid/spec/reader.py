@@ -22,7 +22,7 @@ KEYS = (
     *("compare", "resources", "budget", "retry", "stages"),
 )
 REQUIRED = ("name", "configs", "axes")
-UNITS = ("step", "tokens", "flops")
+UNITS = ("step", "tokens", "bytes", "flops")
 DIRECTIONS = ("lower", "higher")
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _METRIC_NAME = re.compile(r"[\w\-. :/]+")  # what MLflow accepts

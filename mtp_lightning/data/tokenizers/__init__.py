@@ -1,0 +1,1 @@
+"""Tokenizers made here, and tokenizers compared."""

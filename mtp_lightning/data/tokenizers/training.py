@@ -1,0 +1,97 @@
+"""Byte-level BPE tokenizers of a chosen size, whose merges stay inside the pieces of a chosen pre-tokenization.
+
+What pieces there are decides how much text a token holds, and what tokens mean (Dagan et al. 2024, arXiv 2402.01035).
+`tokenizers` is imported where one is trained.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from mtp_lightning.data.corpora.account import Account
+from mtp_lightning.data.corpora.documents import documents
+from mtp_lightning.data.mixtures.sources import MixtureSource, weight_at
+from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, MOST_TOKENS
+from mtp_lightning.errors import InputError
+from mtp_lightning.ranges import Range
+
+PreTokenization = Literal["gpt2", "gpt4", "punct", "lines"]
+"""`gpt2`: words with the space before them, numbers, runs of symbols. `gpt4` (Llama 3's is the same): a letter may have
+a symbol before it, numbers are of three digits, symbols take line breaks along. `punct`: symbols and digits one by one,
+apart from words. `lines`: merges cross everything but line breaks; the best compression, and worse models."""
+Digits = Literal["own", "single", "groups"]
+"""Numbers: as the pre-tokenization has them, digit by digit, or in groups of up to three from the left."""
+
+VocabSize = Annotated[int, Range(least=257, most=MOST_TOKENS)]
+"""The 256 bytes and the end of a document are the least."""
+EXPRESSIONS = {
+    "gpt4": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+        r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+        r"|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+"
+        r"|\s+(?!\S)"
+        r"|\s+"
+    ),
+    "punct": r" ?\p{L}+|\p{N}|[^\s\p{L}\p{N}]|\s+(?!\S)|\s+",
+    "lines": r"[^\r\n]+[\r\n]*|[\r\n]+",
+}
+"""What a piece is; `gpt2`'s expression is the library's own."""
+NUMBERS = {"single": r"\p{N}", "groups": r"\p{N}{1,3}"}
+
+
+def train_bpe(
+    texts: Iterator[str], vocab_size: int, pre_tokenization: PreTokenization = "gpt2", digits: Digits = "own"
+) -> str:
+    """A byte-level BPE tokenizer as the text of its tokenizer.json; smaller than asked for if the texts are small."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = _pre_tokenizer(pre_tokenization, digits)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return str(tokenizer.to_str())
+
+
+def _pre_tokenizer(pre_tokenization: PreTokenization, digits: Digits) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    expressions = [NUMBERS[digits]] if digits != "own" else []
+    if pre_tokenization != "gpt2":
+        expressions.append(EXPRESSIONS[pre_tokenization])
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre_tokenization == "gpt2")
+    if not expressions:
+        return bytes_
+    splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in expressions]
+    return pre_tokenizers.Sequence([*splits, bytes_])
+
+
+def mixed_texts(mixture: Sequence[MixtureSource], accounts: Mapping[str, Account]) -> Iterator[str]:
+    """Documents of several sources, bytes in proportion to their weights at the start, until one of them has ended.
+
+    Args:
+        accounts: of each source, to fill with what is read and what is left out.
+
+    Raises:
+        InputError: epochs, which only windows have; what `documents` raises.
+    """
+    for part in mixture:
+        if part.epochs is not None:
+            raise InputError(f"--mixture: '{part.label}' has epochs, and a tokenizer is trained once: give weights")
+    left = {part.label: (documents(part.source, accounts[part.label]), weight_at(part, 0)) for part in mixture}
+    left = {label: (texts, weight) for label, (texts, weight) in left.items() if weight}
+    done = dict.fromkeys(left, 0.0)
+    while True:
+        label = min(done, key=lambda name: done[name])
+        texts, weight = left[label]
+        document = next(texts, None)
+        if document is None:
+            return
+        done[label] += len(document.text.encode(errors="replace")) / weight
+        yield document.text
