@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -30,10 +33,10 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     [
         "documents",
         "long_documents",
+        "objectives",
         "fused_loss",
         "decoding",
         "checkpoint_stall",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("training", "compiled", "strategies")),
     ],
 )
 def test_a_check_runs_on_a_cpu(name: str, checks: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +44,17 @@ def test_a_check_runs_on_a_cpu(name: str, checks: ModuleType, capsys: pytest.Cap
     machine, line = lines(capsys)
     assert machine["machine"]
     assert (line["check"], line["ok"]) == (name, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ways_to_decode", "training", "compiled", "strategies", "probes"])
+def test_a_long_check_runs_on_a_cpu_by_the_script(name: str) -> None:
+    """In a process without the tests' checks of shapes, which what is compiled cannot have."""
+    words = ["bash", str(GPU.with_name("run.sh")), "--device", "cpu", "--only", name]
+    done = subprocess.run(words, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["check"], last["ok"]) == (name, True), last
+    assert done.returncode == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

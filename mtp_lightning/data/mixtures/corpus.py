@@ -1,12 +1,14 @@
 """One corpus of a run, prepared and open: a mixture has several, every other run has one."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from mtp_lightning.data.corpora.chat import with_template
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.loader import Read, read_windows
+from mtp_lightning.data.mixtures.sources import MixtureSource
 from mtp_lightning.data.tokens.packing import PackedOrder, check_room, pack, read_packed
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, check_whole, prepare_source, summary
 from mtp_lightning.data.tokens.store import ShardsMeta, TokenStore, read_meta
@@ -16,6 +18,23 @@ from mtp_lightning.data.tokens.vocabulary import can_read, of_text
 from mtp_lightning.data.tokens.windows import TrainingOrder, ValidationOrder, tokens_needed
 from mtp_lightning.data.transforms.infilled_store import InfilledStore
 from mtp_lightning.errors import InputError
+
+
+def corpora_of(
+    parts: Sequence[MixtureSource],
+    spec: object,
+    settings: ShardSettings,
+    folder: Path,
+    workers: int,
+    tokenizer: Tokenizer,
+) -> "list[Corpus]":
+    """A corpus of each source.
+
+    Args:
+        spec: what data.tokenizer says: beside a file may lie the template of a source of pairs.
+    """
+    sources = [with_template(part.source, spec) if isinstance(spec, str) else part.source for part in parts]
+    return [Corpus(source, tokenizer, settings, folder, part.label, workers) for source, part in zip(sources, parts)]
 
 
 class Corpus:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.documents import documents
 from mtp_lightning.data.mixtures.sources import MixtureSource, weight_at
+from mtp_lightning.data.preparing.chunks import split_position
 from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, MOST_TOKENS
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Range
@@ -72,11 +73,19 @@ def _pre_tokenizer(pre_tokenization: PreTokenization, digits: Digits) -> Any:
     return pre_tokenizers.Sequence([*splits, bytes_])
 
 
-def mixed_texts(mixture: Sequence[MixtureSource], accounts: Mapping[str, Account]) -> Iterator[str]:
+def mixed_texts(
+    mixture: Sequence[MixtureSource],
+    accounts: Mapping[str, Account] | None = None,
+    validation_fraction: float = 0.0,
+    split_seed: int = 0,
+    max_documents: int | None = None,
+) -> Iterator[str]:
     """Documents of several sources, bytes in proportion to their weights at the start, until one of them has ended.
 
     Args:
         accounts: of each source, to fill with what is read and what is left out.
+        validation_fraction: part of the documents that are for validation and left out.
+        max_documents: so many, of all sources together.
 
     Raises:
         InputError: epochs, which only windows have; what `documents` raises.
@@ -84,14 +93,21 @@ def mixed_texts(mixture: Sequence[MixtureSource], accounts: Mapping[str, Account
     for part in mixture:
         if part.epochs is not None:
             raise InputError(f"--mixture: '{part.label}' has epochs, and a tokenizer is trained once: give weights")
-    left = {part.label: (documents(part.source, accounts[part.label]), weight_at(part, 0)) for part in mixture}
-    left = {label: (texts, weight) for label, (texts, weight) in left.items() if weight}
+    left = {
+        part.label: (documents(part.source, accounts[part.label] if accounts else None), weight_at(part, 0))
+        for part in mixture
+        if weight_at(part, 0)
+    }
     done = dict.fromkeys(left, 0.0)
-    while True:
+    given = 0
+    while given != max_documents:
         label = min(done, key=lambda name: done[name])
         texts, weight = left[label]
         document = next(texts, None)
         if document is None:
             return
+        if split_position(document.name, split_seed) < validation_fraction:
+            continue
+        given += 1
         done[label] += len(document.text.encode(errors="replace")) / weight
         yield document.text

@@ -1,5 +1,6 @@
 """The data module that trains on text."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,20 +13,19 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from mtp_lightning.data.corpora.chat import with_template
 from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import BatchLoader, Read, ResumableLoader, TrainingWindows, ValidationWindows
-from mtp_lightning.data.mixtures.corpus import Corpus
+from mtp_lightning.data.mixtures.corpus import Corpus, corpora_of
 from mtp_lightning.data.mixtures.order import MixtureOrder, order_of
 from mtp_lightning.data.mixtures.reading import SourceBatches, read_mixture
 from mtp_lightning.data.mixtures.sources import MixtureSource, check_mixture, reweighted
+from mtp_lightning.data.tokenizers.recipe import TrainedTokenizer, tokenizer_of
 from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
 from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.token_bytes import token_bytes
-from mtp_lightning.data.tokens.tokenizer import begin_ids, load_tokenizer
-from mtp_lightning.data.tokens.vocabulary import check_vocabulary, with_sentinels
+from mtp_lightning.data.tokens.tokenizer import Tokenizer, begin_ids
 from mtp_lightning.data.transforms.infilled_store import InfilledStore
 from mtp_lightning.data.transforms.infilling import InfillingConfig
 from mtp_lightning.data.transforms.reading import horizon_of_plain, reading
@@ -42,7 +42,8 @@ class TokenDataModule(MTPDataModule):
         mixture: several corpora in its place, each with a weight, as in [{source: {kind: stories}, weight: 2}, ...].
         mixture_weights: weights by the names of sources, in place of those that the mixture gives these: what a grid
             varies and a flag sets.
-        tokenizer: `bytes`, or the path of a tokenizer.json.
+        tokenizer: `bytes`, the path of a tokenizer.json, or `{train: {vocab_size: 1024}}`: one that is trained on the
+            training documents when they are first prepared, and kept for every run that would train the same.
         context: T, the input tokens of a window.
         batch_size: windows of a batch, over all processes together.
         horizon: how many tokens ahead the model looks at most; a window has so many tokens more than T. Follows from
@@ -70,7 +71,7 @@ class TokenDataModule(MTPDataModule):
     def __init__(
         self,
         source: SourceConfig = PYTHON_STDLIB,
-        tokenizer: str = "bytes",
+        tokenizer: str | TrainedTokenizer = "bytes",
         context: Count = 256,
         batch_size: Count = 32,
         horizon: Count = 1,
@@ -95,19 +96,28 @@ class TokenDataModule(MTPDataModule):
         self.context, self.batch_size, self.seed = context, batch_size, seed
         self.val_windows, self.num_workers = val_windows, num_workers
         settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
-        loaded = load_tokenizer(tokenizer, end_token)
         self.infilling = infilling
-        self.text_tokenizer = loaded if infilling is None else with_sentinels(loaded)
-        self.tokenizer = self.text_tokenizer
-        check_vocabulary(self.text_tokenizer, vocab_size, tokenizer)
         self.mixture: Sequence[MixtureSource] = mixture or ()
-        sources = [(part.source, part.label) for part in self.mixture] or [(source, "")]
-        self.corpora = [
-            Corpus(with_template(one, tokenizer), self.text_tokenizer, settings, Path(directory), name, prepare_workers)
-            for one, name in sources
-        ]
+        parts, folder = self.mixture or [MixtureSource(source, name="")], Path(directory)
+        self._tokenizer = tokenizer_of(tokenizer, end_token, vocab_size, infilling is not None, parts, folder, settings)
+        self._corpora = partial(corpora_of, parts, tokenizer, settings, folder, prepare_workers)
         self._token_bytes: Tensor | None = None
         self._counted: tuple[MixtureOrder, list[int]] | None = None
+
+    @functools.cached_property
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the text; one of a recipe is trained when it is first asked for."""
+        return self._tokenizer()
+
+    @property
+    @override
+    def tokenizer(self) -> Tokenizer:  # type: ignore[override]
+        return self.text_tokenizer
+
+    @functools.cached_property
+    def corpora(self) -> list[Corpus]:
+        """Those of the mixture, or the one."""
+        return self._corpora(self.text_tokenizer)
 
     @property
     def begin_ids(self) -> list[int]:

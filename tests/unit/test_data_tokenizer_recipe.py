@@ -1,0 +1,134 @@
+"""A tokenizer that the configuration describes: trained once on the training documents, never while one only plans."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.mixtures.sources import MixtureSource
+from mtp_lightning.data.preparing.chunks import split_position
+from mtp_lightning.data.tokenizers.recipe import TokenizerRecipe, TrainedTokenizer, made_once
+from mtp_lightning.data.tokenizers.training import train_bpe
+from mtp_lightning.data.tokens.datamodule import TokenDataModule
+from mtp_lightning.data.tokens.prepare import ShardSettings
+from mtp_lightning.data.tokens.tokenizer import tokenizer_from_state
+from mtp_lightning.data.transforms.infilling import InfillingConfig
+from mtp_lightning.errors import InputError
+
+LINES = {
+    name: [f"def {name}_{i}(value): return {word}_{i % 7}(value) * {i}" for i in range(90)]
+    for name, word in (("a", "other"), ("b", "window"))
+}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> SourceConfig:
+    for name, lines in LINES.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    return SourceConfig("text", str(tmp_path / "a.txt"), separator="\\n")
+
+
+def module(corpus: SourceConfig, recipe: TokenizerRecipe, **changes: Any) -> TokenDataModule:
+    folder = Path(corpus.path or "").parent / "cache"
+    settings = {"context": 16, "validation_fraction": 0.3, "vocab_size": recipe.vocab_size} | changes
+    return TokenDataModule(source=corpus, tokenizer=TrainedTokenizer(recipe), directory=str(folder), **settings)
+
+
+def kept(corpus: SourceConfig) -> list[Path]:
+    return sorted((Path(corpus.path or "").parent / "cache/tokenizers").glob("*.json"))
+
+
+def test_it_is_trained_on_the_training_documents_when_they_are_prepared(corpus: SourceConfig) -> None:
+    data = module(corpus, TokenizerRecipe(270, "gpt4", "single"))
+    assert kept(corpus) == [], "made, and nothing written"
+    data.prepare_data()
+    data.setup("validate")
+    (file,) = kept(corpus)
+    names = {f"a.txt#{i}": line for i, line in enumerate(LINES["a"])}
+    stored = data.train_store.split_meta.n_documents
+    training = [line for name, line in names.items() if split_position(name, 0) >= 0.3]
+    assert 0 < len(training) == stored < len(LINES["a"]), "the names of documents are as they were"
+    assert file.read_text() == train_bpe(iter(training), 270, "gpt4", "single")
+    assert data.tokenizer is data.text_tokenizer
+    assert data.text_tokenizer.vocab_size == 270
+    assert tokenizer_from_state(data.state_dict()["tokenizer"]).fingerprint == data.text_tokenizer.fingerprint
+
+
+def test_another_recipe_or_corpus_is_another_tokenizer_and_the_same_is_kept(corpus: SourceConfig) -> None:
+    recipe = TokenizerRecipe(270)
+    first = module(corpus, recipe)
+    first.prepare_data()
+    (file,) = kept(corpus)
+    before = file.stat().st_mtime_ns
+    again = module(corpus, recipe, context=32)
+    again.prepare_data()
+    assert again.shards == first.shards
+    assert [path.stat().st_mtime_ns for path in kept(corpus)] == [before]
+    others = [
+        module(corpus, TokenizerRecipe(268)),
+        module(corpus, TokenizerRecipe(270, "punct")),
+        module(corpus, TokenizerRecipe(270, digits="single")),
+        module(corpus, TokenizerRecipe(270, max_documents=30)),
+        module(corpus, recipe, split_seed=1),
+    ]
+    for data in others:
+        data.prepare_data()
+    assert len(kept(corpus)) == 1 + len(others)
+    Path(corpus.path or "").write_text("\n".join(LINES["b"]))
+    module(corpus, recipe).prepare_data()
+    assert len(kept(corpus)) == 2 + len(others)
+
+
+def test_of_a_mixture_the_weights_count(corpus: SourceConfig) -> None:
+    b = SourceConfig("text", str(Path(corpus.path or "").with_name("b.txt")), separator="\\n")
+    folder, settings = Path(corpus.path or "").parent / "made", ShardSettings(0.3)
+    made = [
+        made_once(TokenizerRecipe(285), [MixtureSource(corpus, weight=w), MixtureSource(b)], folder, settings)
+        for w in (1.0, 0.02)
+    ]
+    assert made[0].fingerprint != made[1].fingerprint
+
+
+def test_many_at_once_train_it_once(corpus: SourceConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(corpus.path or "").parent / "made"
+    arguments = (TokenizerRecipe(270), [MixtureSource(corpus)], folder, ShardSettings(0.3))
+    threads = [threading.Thread(target=made_once, args=arguments) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert capsys.readouterr().err.count("training a tokenizer") == 1
+    assert json.loads(next(folder.glob("*.json")).read_text())["model"]["type"] == "BPE"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"vocab_size": 256},
+            r"model.backbone.vocab_size is 256, and data.tokenizer.train.vocab_size 270: set .*\$\{data",
+        ),
+        ({"end_token": "</s>"}, "data.end_token: a tokenizer that is trained has its own"),
+        ({"infilling": InfillingConfig(rate=0.5)}, "data.infilling: a tokenizer that is trained"),
+        ({"source": SourceConfig("shards", "here")}, "data.tokenizer.train needs text, and 'here' holds shards"),
+    ],
+)
+def test_what_does_not_go_together(corpus: SourceConfig, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        module(changes.pop("source", corpus), TokenizerRecipe(270), **changes)
+
+
+def test_more_tokens_than_the_texts_give(corpus: SourceConfig) -> None:
+    data = module(corpus, TokenizerRecipe(2000))
+    with pytest.raises(InputError, match=r"vocab_size is 2000, and the texts give \d+ tokens: set it to that or less"):
+        data.prepare_data()
+    assert kept(corpus) == []
+
+
+def test_rows_may_be_padded(corpus: SourceConfig) -> None:
+    data = module(corpus, TokenizerRecipe(270), vocab_size=320)
+    data.prepare_data()
+    assert data.text_tokenizer.vocab_size == 270
