@@ -13,6 +13,8 @@ import yaml
 from mtp_lightning.checkpoints.files import SAFETENSORS, check_finite, read_weights, verify_checkpoint
 from mtp_lightning.checkpoints.select import CHECKPOINTS, find_checkpoint, find_checkpoints
 from mtp_lightning.checkpoints.sharded import is_sharded
+from mtp_lightning.checkpoints.vocabulary import transfer_of, with_vocabulary
+from mtp_lightning.data.tokens.tokenizer import Tokenizer, tokenizer_from_state
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_state
 from mtp_lightning.model.initial import InitConfig
@@ -43,7 +45,10 @@ def check_initial(init: InitConfig, model: MTPModel) -> None:
     Raises:
         InputError: they are not there, or do not.
     """
-    _, source, _ = _read(init, lazy=True)
+    _, source, described = _read(init, lazy=True)
+    if init.vocabulary == "transfer":
+        _text_of(described, source)
+        source = with_vocabulary(source, model.config.vocab_size)
     make_plan(source, model, init)
 
 
@@ -61,14 +66,29 @@ def load_initial(init: InitConfig, model: MTPModel, tokenizer: Any = None) -> Pa
         check_finite(source.weights)
     except InputError as error:
         raise InputError(f"model.init.path: '{path}': {error}") from error
-    state = described["tokenizer"]
+    digest, state, made = weights_digest(source.weights), described["tokenizer"], ""
     same = state is None or tokenizer is None or tokenizer.state() == state
+    if init.vocabulary == "transfer":
+        if tokenizer is None:
+            raise InputError("model.init.vocabulary is 'transfer', and these data have no tokenizer: leave it out")
+        rows = transfer_of(_text_of(described, source), tokenizer, model.config.vocab_size)
+        source, same, made = with_vocabulary(source, len(rows.pieces), rows.pieces), True, f"; {rows.summary}"
     plan = make_plan(source, model, init, same)
     fill(model, source, plan)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        said = f"{summary(source, plan)}{other_positions(source, model.config)}"
+        said = f"{summary(source, plan)}{made}{other_positions(source, model.config)}"
         print(f"model.init: {said}", file=sys.stderr, flush=True)
-    return Parent(parent_name(path), weights_digest(source.weights), tuple(described.get("begin_ids", ())))
+    begin = () if made else tuple(described.get("begin_ids", ()))  # ids of the old vocabulary
+    return Parent(parent_name(path), digest, begin)
+
+
+def _text_of(described: Mapping[str, Any], source: Source) -> Tokenizer:
+    """The source's tokenizer."""
+    if described["tokenizer"] is None:
+        raise InputError(
+            f"model.init.vocabulary is 'transfer', and '{source.name}' was not trained on text: it has no tokenizer"
+        )
+    return tokenizer_from_state(described["tokenizer"])
 
 
 def _read(init: InitConfig, lazy: bool = False) -> tuple[Path, Source, dict[str, Any]]:

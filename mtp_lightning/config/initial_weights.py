@@ -94,6 +94,7 @@ def check_chained(parent: Mapping[str, Any], child: Mapping[str, Any], name: str
 def _check_chained(there: str, their_heads: str, here: str, our_heads: str, init: str, name: str) -> None:
     import torch
 
+    from mtp_lightning.checkpoints.vocabulary import with_vocabulary
     from mtp_lightning.model.config import BackboneConfig, HeadsConfig
     from mtp_lightning.model.initial import InitConfig
     from mtp_lightning.model.mtp import MTPModel
@@ -105,6 +106,8 @@ def _check_chained(there: str, their_heads: str, here: str, our_heads: str, init
         import_kind(heads)
     with torch.device("meta"):
         model = MTPModel(BackboneConfig.from_dict(json.loads(here)), ours)
-    make_plan(
-        described(name, BackboneConfig.from_dict(json.loads(there)), theirs), model, InitConfig(**json.loads(init))
-    )
+    source = described(name, BackboneConfig.from_dict(json.loads(there)), theirs)
+    wanted = InitConfig(**json.loads(init))
+    if wanted.vocabulary == "transfer":
+        source = with_vocabulary(source, model.config.vocab_size)
+    make_plan(source, model, wanted)

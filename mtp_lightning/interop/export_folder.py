@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtp_lightning.data.tokens.token_bytes import byte_alphabet
 from mtp_lightning.data.transforms.infilling import STARCODER
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import open_as_usual, write_json, write_text
@@ -179,11 +180,3 @@ def byte_tokenizer(infilling: bool = False) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     return str(tokenizer.to_str())
-
-
-def byte_alphabet() -> list[str]:
-    """The character that stands for each byte in byte-level BPE (GPT-2): itself where it can be seen, or the next one
-    from U+0100 on."""
-    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in seen else next(others)) for byte in range(256)]

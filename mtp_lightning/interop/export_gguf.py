@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtp_lightning.data.tokens.token_bytes import byte_alphabet
 from mtp_lightning.data.transforms.infilling import STARCODER
 from mtp_lightning.errors import InputError, UnprovenError
 from mtp_lightning.interop import llama_cpp_model
-from mtp_lightning.interop.export_folder import END_OF_BYTES, byte_alphabet
+from mtp_lightning.interop.export_folder import END_OF_BYTES
 from mtp_lightning.interop.export_hf import Exported, context_of, export_model
 from mtp_lightning.interop.importing.import_meta import to_neighbours
 from mtp_lightning.model.config import BackboneConfig

@@ -27,8 +27,13 @@ class InitConfig:
     unembedding: Literal["keep", "random"] = "keep"
     """`random`: drawn, and the embedding too where the vocabulary or the tokenizer is another."""
 
+    vocabulary: Literal["keep", "transfer"] = "keep"
+    """`transfer`: the source had another tokenizer. A token that it knew keeps its row of embedding and unembeddings,
+    another one gets the mean of those that its text was written with."""
+
     def __post_init__(self) -> None:
-        for name, value in (("heads", self.heads), ("unembedding", self.unembedding)):
+        given = ("heads", self.heads), ("unembedding", self.unembedding), ("vocabulary", self.vocabulary)
+        for name, value in given:
             if self.path is None and value != "keep":
                 raise InputError(f"model.init.{name} is '{value}', and model.init.path names no weights to begin with")
         if self.path is not None and not self.path.strip():

@@ -157,7 +157,8 @@ def _vocabulary(source: Source, backbone: BackboneConfig, init: InitConfig, same
         what = sizes if there.vocab_size != backbone.vocab_size else f"both of {backbone.vocab_size} tokens"
         raise InputError(
             f"model.init.path: '{source.name}' was trained with another tokenizer than this run's, {what}: give its "
-            "own, or model.init.unembedding: random, which draws embedding and unembedding and keeps all else"
+            "own, model.init.vocabulary: transfer, which makes rows for its tokens of the old ones, or "
+            "model.init.unembedding: random, which draws embedding and unembedding; either keeps all else"
         )
     if backbone.tie_embeddings:
         if not (there.tie_embeddings or drawn):

@@ -121,7 +121,7 @@ def test_a_stage_waits_for_the_one_it_comes_from(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Cell by cell; what waits for one that fails leaves the queue, and comes again with it."""
-    init = {"path": None, "heads": "keep", "unembedding": "keep"}
+    init = {"path": None, "heads": "keep", "unembedding": "keep", "vocabulary": "keep"}
     monkeypatch.setitem(test_grid_fakes.CONFIG, "model", {**test_grid_fakes.CONFIG["model"], "init": init})
     monkeypatch.setattr(cell_maker, "check_chained", lambda *_: None)
     house.script = ONE_PARENT_FAILS

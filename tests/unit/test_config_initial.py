@@ -10,7 +10,8 @@ import torch
 from small_runs import fit, fit_until, make_folder
 
 from mtp_lightning.checkpoints.files import load_model, save_safetensors
-from mtp_lightning.checkpoints.initial import digest_of, parent_name
+from mtp_lightning.checkpoints.initial import digest_of, parent_name, source_file
+from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.tracking.read import history, read_run
 from mtp_lightning.tracking.store import default_tracking_uri
 
@@ -117,3 +118,23 @@ def test_another_tokenizer_of_the_same_size_is_refused(capsys: pytest.CaptureFix
     assert fit("runs/other", *BASE, "--model.init.path=other.ckpt") == 2
     assert "with another tokenizer than this run's, both of 256 tokens" in capsys.readouterr().err
     assert not Path("runs/other").exists()
+
+
+def test_a_run_begins_with_another_tokenizer(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Head 1's rows come from the source's; without the key it is refused with both ways out."""
+    texts = [path.read_text() for path in (base / "corpus").iterdir()]
+    (base / "bpe.json").write_text(train_bpe(iter(texts), 270))
+    flags = (*BASE, "--data.tokenizer=bpe.json", "--model.backbone.vocab_size=270", "--model.init.path=runs/base")
+    assert fit("runs/other", *flags) == 2
+    assert "model.init.vocabulary: transfer" in capsys.readouterr().err
+    assert fit("runs/other", *flags, "--model.init.vocabulary=transfer", "--model.optimizer.lr=1e-12") == 0
+    said = capsys.readouterr().err
+    assert re.search(r"model.init: weights of .*; \d+ tokens keep their rows, \d+ are means of their pieces", said)
+    source, made = load_model(source_file(Path("runs/base"))), load_model(source_file(Path("runs/other")))
+    letters = [source.tokenizer.encode(letter)[0] for letter in "abc"]
+    theirs = [made.tokenizer.encode(letter)[0] for letter in "abc"]
+    torch.testing.assert_close(
+        made.model.embedding.weight[theirs], source.model.embedding.weight[letters], rtol=1e-4, atol=1e-6
+    )
+    assert fit("runs/none", *BASE, "--model.init.vocabulary=transfer") == 2
+    assert "model.init.vocabulary is 'transfer', and model.init.path names no weights" in capsys.readouterr().err

@@ -30,7 +30,12 @@ def write(path: Path, seed: int) -> str:
 
 
 def config(path: str | None, **init: str) -> dict[str, object]:
-    return {"model": {"init": {"path": path, "heads": "keep", "unembedding": "keep"} | init, "freeze": "none"}}
+    return {
+        "model": {
+            "init": {"path": path, "heads": "keep", "unembedding": "keep", "vocabulary": "keep"} | init,
+            "freeze": "none",
+        }
+    }
 
 
 def test_the_content_and_not_the_place_is_part_of_the_identity(tmp_path: Path) -> None:
@@ -69,7 +74,7 @@ def test_a_chain_that_cannot_fit_is_refused_before_anything_has_run() -> None:
     def of(n_future: int, **backbone: object) -> dict[str, object]:
         whole = vars(tiny_backbone(n_layers=6, **backbone))
         whole = whole | {"rope_scaling": vars(whole["rope_scaling"])}
-        init = {"path": "cell:a", "heads": "copy", "unembedding": "keep"}
+        init = {"path": "cell:a", "heads": "copy", "unembedding": "keep", "vocabulary": "keep"}
         return {"model": {"backbone": whole, "heads": {"n_future": n_future, "match": "parameters"}, "init": init}}
 
     check_chained(of(1), of(1, rope_theta=5e5), "pretrain seed=0")

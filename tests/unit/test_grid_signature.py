@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtp_lightning.config.config_files import CONF_DIR
+from mtp_lightning.config.one_config import resolve_config
 from mtp_lightning.grid.spec.signature import LATER, NON_SEMANTIC, canonical, non_semantic, signature
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 
@@ -41,6 +43,22 @@ def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
         node = node[key]
     node[path[-1]] = value
     return tree
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "name"),
+    [
+        ("python_stdlib", {}, "bfb9489e02f4"),
+        ("star_graph", {}, "fe3f5fd5b21f"),
+        ("python_stdlib", {"model.heads.kind": "sequential", "model.heads.n_future": 3}, "de330c6702a1"),
+        ("pairs", {"data.source.path": "pairs.jsonl"}, "4706be19cee4"),
+    ],
+)
+def test_cells_of_earlier_versions_keep_their_names(data: str, more: dict[str, Any], name: str) -> None:
+    """A key that is new belongs into `LATER`, or every finished cell would be run again. (A change of `conf/` or of
+    `SCHEMA` on purpose changes these.)"""
+    files = [CONF_DIR / file for file in ("base.yaml", "model/tiny.yaml", f"data/{data}.yaml")]
+    assert signature(resolve_config(files, {"trainer.precision": "32-true"} | more)) == name
 
 
 @given(TREES)

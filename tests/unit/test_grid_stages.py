@@ -46,7 +46,7 @@ stages:
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    init = {"path": None, "heads": "keep", "unembedding": "keep"}
+    init = {"path": None, "heads": "keep", "unembedding": "keep", "vocabulary": "keep"}
     config: dict[str, Any] = test_grid_fakes.CONFIG
     monkeypatch.setitem(config, "model", {**config["model"], "init": init})
     monkeypatch.setattr(cell_maker, "check_chained", lambda *_: None)

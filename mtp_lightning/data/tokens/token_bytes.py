@@ -1,4 +1,5 @@
-"""How many bytes of text a token stands for, so that bits per byte count the bytes of the very tokens scored."""
+"""What text a token stands for: bits per byte count the bytes of the very tokens scored, and a token of another
+vocabulary is known by its bytes."""
 
 import json
 import re
@@ -6,7 +7,7 @@ from typing import Any
 
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[int]:
@@ -17,30 +18,44 @@ def token_bytes(tokenizer: Tokenizer) -> list[int]:
     byte fallback), but for the space that some put before a text's first word. For those that do lose something
     (lower case, white space), it is the length of what they read.
     """
+    return [len(text or b"") for text in token_texts(tokenizer)]
+
+
+def token_texts(tokenizer: Tokenizer) -> list[bytes | None]:
+    """The bytes of each token id, in the middle of a text; None for those that no text has."""
     state = tokenizer.state()
     if state["kind"] == "bytes":
-        return [int(i < tokenizer.eos_id) for i in range(tokenizer.vocab_size)]
+        return [bytes([i]) if i < tokenizer.eos_id else None for i in range(tokenizer.vocab_size)]
     content = json.loads(state["json"])
     added = {token["id"]: token for token in content.get("added_tokens", [])}
     names = {i: name for name, i in _vocabulary(content["model"]).items()} | {i: t["content"] for i, t in added.items()}
     decoders = _types(content.get("decoder"))
     anchor = next((i for i, name in names.items() if i not in added and name.isascii() and name.isalnum()), None)
+    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
 
-    def size(i: int) -> int:
+    def text(i: int) -> bytes | None:
         if i not in names or i == tokenizer.eos_id or (i in added and added[i]["special"]):
-            return 0
+            return None
         name = names[i]
         if i in added:
-            return len(name.encode())
+            return str(name).encode()
         if "ByteLevel" in decoders:
-            return len(name)  # a character stands for each byte
-        if "ByteFallback" in decoders and _BYTE.fullmatch(name):
-            return 1
+            return bytes(byte_of.get(character, ord("?")) for character in name)
+        if "ByteFallback" in decoders and (found := _BYTE.fullmatch(name)):
+            return bytes.fromhex(found[1])
         if anchor is None:
-            return len(tokenizer.decode([i]).encode())
-        return len(tokenizer.decode([anchor, i]).encode()) - len(tokenizer.decode([anchor]).encode())
+            return tokenizer.decode([i]).encode()
+        return tokenizer.decode([anchor, i]).encode()[len(tokenizer.decode([anchor]).encode()) :]
 
-    return [size(i) for i in range(tokenizer.vocab_size)]
+    return [text(i) for i in range(tokenizer.vocab_size)]
+
+
+def byte_alphabet() -> list[str]:
+    """The character that stands for each byte in byte-level BPE (GPT-2): itself where it can be seen, or the next one
+    from U+0100 on."""
+    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in seen else next(others)) for byte in range(256)]
 
 
 def _vocabulary(model: dict[str, Any]) -> dict[str, int]:

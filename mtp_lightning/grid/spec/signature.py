@@ -85,7 +85,10 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("data.init_args.mixture", None),
     ("data.mixture_weights", None),
     ("data.init_args.mixture_weights", None),
-    ("model.init", {"path": None, "heads": "keep", "unembedding": "keep"}),
+    ("data.infilling", None),
+    ("data.init_args.infilling", None),
+    ("model.init.vocabulary", "keep"),
+    ("model.init", {"path": None, "heads": "keep", "unembedding": "keep", "vocabulary": "keep"}),
     ("model.freeze", "none"),
     ("model.heads.norms", "shared"),
 )
