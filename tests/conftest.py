@@ -1,6 +1,7 @@
 """Tests record where they say, whatever the environment they are started in says, and nothing at the user's."""
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from absl import logging as absl_logging
 from hypothesis import HealthCheck, settings
 
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+# A shell's background job ignores SIGINT, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
