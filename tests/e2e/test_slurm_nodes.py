@@ -61,7 +61,7 @@ def finished(folder: Path, runs: str) -> Path:
     assert main(["grid", "status", "grid.yaml", "--runs", runs, "--watch", "--json", "status.json"]) == 0
     (row,) = json.loads((folder / "status.json").read_text())["cells"]
     logs = "\n".join(path.read_text() for path in (folder / runs).glob("submissions/*/*_log.*"))
-    assert (row["state"], row["step"]) == ("finished", STEPS), logs
+    assert (row["state"], row["step"]) == ("finished", STEPS), f"{row}\n{logs}"
     return Path(row["directory"])
 
 

@@ -167,6 +167,25 @@ def test_watch_goes_on_until_nothing_runs_or_waits(
     assert captured.out.splitlines()[-1] == "1 cell: 1 finished"
 
 
+def test_watch_waits_for_a_job_that_is_just_ending(
+    slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run failed since it lost a node; its job ends, and Slurm queues it again."""
+    grid_file(tmp_path, ONE)
+    (cell,) = cells_of(tmp_path, ONE)
+    call(Grid.submit)
+    slurm.set("7_0", "COMPLETING")
+    attempted(cell.directory, State.FAILED, "7_0", reason="Connection reset by peer")
+    moves = [lambda: slurm.set("7_0", "PENDING"), lambda: (slurm.empty(), finish(cell, loss_1=1.0))]
+    monkeypatch.setattr(statuses, "time", SimpleNamespace(sleep=lambda seconds: moves.pop(0)()))
+    call(Grid.status, watch=True)
+    assert [line.split("] ")[1].split(" (")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "head-count: failed",
+        "head-count: queued",
+        "head-count: finished",
+    ]
+
+
 def test_cells_go_by_signature_its_beginning_or_label(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, GRID.replace("axes:", "axes:\n  model.width: [32, 64]"))
     assert find_cell(cells, cells[3].signature) is cells[3]

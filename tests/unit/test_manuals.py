@@ -4,6 +4,7 @@ size, and every file that they name is there."""
 import functools
 import importlib.util
 import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -143,8 +144,10 @@ def test_the_quick_ones_run_in_order(
     (tmp_path / "small.yaml").write_text(SMALL_YAML)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "corpus").mkdir()
+    chance = random.Random(0)  # words enough for a tokenizer of 300 tokens
     for i in range(8):
-        (tmp_path / "corpus" / f"{i}.txt").write_text(f"story number {i}, of Ann and Ben, " * 40)
+        words = ("".join(chance.choices("abcdefgh", k=4)) for _ in range(300))
+        (tmp_path / "corpus" / f"{i}.txt").write_text(f"story number {i}, of Ann and Ben: {' '.join(words)}")
     rows = (f'{{"prompt": "Who is number {i}? ", "completion": "Ann {i}."}}\n' for i in range(40))
     (tmp_path / "pairs.jsonl").write_text("".join(rows))
     for command in ALL:

@@ -54,6 +54,11 @@ class CellStatus:
         return State.QUEUED if self.queued.waits else State.RUNNING if self.queued.runs else found
 
     @property
+    def goes_on(self) -> bool:
+        """Whether its state may change by itself. A job that is just ending may be queued again, if it lost a node."""
+        return self.state in ACTIVE or (self.queued is not None and self.state is not State.FINISHED)
+
+    @property
     def waits_for_parent(self) -> bool:
         return self.parent is not None and self.parent.state is not State.FINISHED
 
@@ -160,7 +165,7 @@ def watch_status(cells: Sequence[Cell], runs: Path) -> GridStatus:
     try:
         while True:
             display.update([row.line() for row in status.rows], None)
-            if not any(row.state in ACTIVE for row in status.rows):
+            if not any(row.goes_on for row in status.rows):
                 return status
             time.sleep(WATCH_SECONDS)
             status = read_status(cells, runs)
