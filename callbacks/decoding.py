@@ -78,14 +78,12 @@ class DecodingProbe(ProbeCallback):
         found = compare(
             Engine(model, dtype=torch.float32, compiled=compiled), prompts, self.new_tokens, token_bytes=token_bytes
         )
-        text = {} if found.bytes_per_forward is None else {"decode/bytes_per_forward": found.bytes_per_forward}
+        metrics = {
+            "decode/tokens_per_forward": found.tokens_per_forward,
+            "decode/speedup": found.speedup,
+            "decode/mismatches": float(len(found.differences)),
+        }
+        if found.bytes_per_forward is not None:
+            metrics["decode/bytes_per_forward"] = found.bytes_per_forward
         shares = {f"decode/acceptance/head_{head}": share for head, share in found.acceptance.items()}
-        return (
-            text
-            | {
-                "decode/tokens_per_forward": found.tokens_per_forward,
-                "decode/speedup": found.speedup,
-                "decode/mismatches": float(len(found.differences)),
-            }
-            | {name: share for name, share in shares.items() if not math.isnan(share)}
-        )
+        return metrics | {name: share for name, share in shares.items() if not math.isnan(share)}

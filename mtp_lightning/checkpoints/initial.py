@@ -71,7 +71,8 @@ def load_initial(init: InitConfig, model: MTPModel, tokenizer: Any = None) -> Pa
     if init.vocabulary == "transfer":
         if tokenizer is None:
             raise InputError("model.init.vocabulary is 'transfer', and these data have no tokenizer: leave it out")
-        rows = transfer_of(_text_of(described, source), tokenizer, model.config.vocab_size)
+        sizes = source.backbone.vocab_size, model.config.vocab_size
+        rows = transfer_of(_text_of(described, source), tokenizer, *sizes)
         source, same, made = with_vocabulary(source, len(rows.pieces), rows.pieces), True, f"; {rows.summary}"
     plan = make_plan(source, model, init, same)
     fill(model, source, plan)

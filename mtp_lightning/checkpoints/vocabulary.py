@@ -32,16 +32,17 @@ class Transfer(NamedTuple):
     """In one line."""
 
 
-def transfer_of(old: Tokenizer, new: Tokenizer, vocab_size: int) -> Transfer:
+def transfer_of(old: Tokenizer, new: Tokenizer, old_size: int, vocab_size: int) -> Transfer:
     """
     Args:
-        vocab_size: rows of the new model; those beyond the tokenizer's tokens are the mean of all.
+        old_size: rows of the old model.
+        vocab_size: rows of the new one; those beyond the tokenizer's tokens are the mean of all.
 
     Raises:
         InputError: the old vocabulary cannot write what the new one does.
     """
     if old.state() == new.state():
-        return Transfer([[i] for i in range(new.vocab_size)] + [[]] * (vocab_size - new.vocab_size), "the same tokens")
+        return Transfer([[i] if i < old_size else [] for i in range(vocab_size)], "the same tokens")
     texts = token_texts(new)
     ids: dict[bytes, int] = {}
     for i, text in enumerate(token_texts(old)):

@@ -16,11 +16,12 @@ from mtp_lightning.units import quantity, size
 _SHARDED = ("FSDP2Strategy", "ZeroStrategy")
 
 
-def check_memory(config: Mapping[str, Any], memory: int | None = None) -> None:
+def check_memory(config: Mapping[str, Any], memory: int | None = None, gpus: int = 0) -> None:
     """
     Args:
         config: of the whole run, with its defaults.
-        memory: bytes of a node; None: of this machine, or of its GPU where the run takes that.
+        memory: bytes of a node, or of a GPU; None: of this machine, or of its GPU where the run takes that.
+        gpus: on all nodes, where `memory` is of one of them.
 
     Raises:
         InputError: weights, optimizer and batch need more; says how much.
@@ -32,13 +33,14 @@ def check_memory(config: Mapping[str, Any], memory: int | None = None) -> None:
         return
     on_gpu = memory is None and trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     where = "the GPU" if on_gpu else "this machine" if memory is None else "its node (resources.memory_gb)"
+    where = "each GPU (resources.gpu_memory_gb)" if gpus else where
     if on_gpu:
         memory = torch.cuda.get_device_properties(0).total_memory
     memory = machine_memory() if memory is None else memory
     if memory is None:
         return
     processes = _number(trainer["devices"])
-    world = processes * trainer["num_nodes"]
+    world = gpus or processes * trainer["num_nodes"]
     import_kind(heads)  # the user's own configuration names it
     freeze, recompute = config["model"].get("freeze", "none"), config["model"].get("recompute", "none")
     weights = state_memory(backbone, heads, freeze)
@@ -48,7 +50,7 @@ def check_memory(config: Mapping[str, Any], memory: int | None = None) -> None:
     step = 0
     if has_batch:
         step = training_memory(backbone, heads, rows, context, width, freeze, recompute) - weights  # type: ignore[arg-type]
-    here = 1 if on_gpu else processes
+    here = 1 if on_gpu or gpus else processes
     held = here * (weights // (world if str(strategy.get("class_path")).endswith(_SHARDED) else 1) + step // world)
     if held <= memory:
         return

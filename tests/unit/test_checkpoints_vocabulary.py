@@ -33,7 +33,7 @@ def source_of(vocab_size: int, heads: HeadsConfig = HeadsConfig(n_future=1), **b
 
 
 def test_rows_by_hand() -> None:
-    rows = transfer_of(BYTES, LARGE, LARGE.vocab_size)
+    rows = transfer_of(BYTES, LARGE, 256, 300)
     old = source_of(256)
     new = with_vocabulary(old, LARGE.vocab_size, rows.pieces)
     assert new.backbone.vocab_size == 300
@@ -59,13 +59,13 @@ def test_rows_by_hand() -> None:
 
 def test_shared_tokens_keep_their_rows_bit_for_bit_and_others_are_of_the_longest_pieces() -> None:
     old = source_of(280)
-    new = with_vocabulary(old, 300, transfer_of(SMALL, LARGE, 300).pieces)
+    new = with_vocabulary(old, 300, transfer_of(SMALL, LARGE, 280, 300).pieces)
     at = {text: i for i, text in enumerate(token_texts(SMALL)) if text}
     shared = [(i, at[text]) for i, text in enumerate(token_texts(LARGE)) if text in at]
     assert len(shared) > 256
     for i, j in shared:
         assert torch.equal(new.weights["embedding.weight"][i], old.weights["embedding.weight"][j])
-    rows = transfer_of(SMALL, LARGE, 300)
+    rows = transfer_of(SMALL, LARGE, 280, 300)
     made = [(text, found) for text, found in zip(token_texts(LARGE), rows.pieces) if len(found) > 1]
     assert made
     small = token_texts(SMALL)
@@ -81,21 +81,21 @@ def test_the_order_of_ids_means_nothing() -> None:
     for token in described["added_tokens"]:
         token["id"] = last - token["id"]
     turned = HuggingFaceTokenizer(json.dumps(described))
-    assert transfer_of(BYTES, turned, 300).pieces == transfer_of(BYTES, LARGE, 300).pieces[::-1]
+    assert transfer_of(BYTES, turned, 256, 300).pieces == transfer_of(BYTES, LARGE, 256, 300).pieces[::-1]
 
 
 @pytest.mark.parametrize("heads", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_same_tokenizer_is_the_same_model(heads: HeadsConfig, tied: bool) -> None:
-    source = source_of(280, heads, tie_embeddings=tied)
-    same = with_vocabulary(source, 280, transfer_of(SMALL, SMALL, 280).pieces)
+    source = source_of(320, heads, tie_embeddings=tied)  # padded
+    same = with_vocabulary(source, 320, transfer_of(SMALL, SMALL, 320, 320).pieces)
     assert same.backbone == source.backbone
     assert all(torch.equal(same.weights[name], weight) for name, weight in source.weights.items())
 
 
 def test_every_unembedding_and_nothing_else() -> None:
     source = source_of(256, HeadsConfig(n_future=3, replicate_unembedding=True))
-    new = with_vocabulary(source, 320, transfer_of(BYTES, LARGE, 320).pieces)
+    new = with_vocabulary(source, 320, transfer_of(BYTES, LARGE, 256, 320).pieces)
     changed = {name for name, weight in source.weights.items() if new.weights[name].shape != weight.shape}
     assert changed == {name for name in source.weights if name in MATRICES or name.startswith(FURTHER)}
     assert len(changed) == 4
@@ -114,7 +114,7 @@ def test_without_a_common_alphabet() -> None:
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     words.add_special_tokens(["</s>", "<unk>"])
     with pytest.raises(InputError, match=r"of 280 tokens of data.tokenizer those of .* cannot write 2\d\d"):
-        transfer_of(HuggingFaceTokenizer(words.to_str()), SMALL, 280)
+        transfer_of(HuggingFaceTokenizer(words.to_str()), SMALL, 4, 280)
 
 
 def test_texts_of_tokens_are_those_that_are_counted() -> None:

@@ -1,10 +1,12 @@
 """What cannot fit into memory is refused with the estimate, and nothing else is."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mtp_lightning.cli import main
 from mtp_lightning.config.memory import check_memory
 from mtp_lightning.errors import InputError
 from mtp_lightning.machine import machine_memory
@@ -24,11 +26,11 @@ def config(**trainer: Any) -> dict[str, Any]:
     return changed
 
 
-def needed(given: dict[str, Any]) -> int:
+def needed(given: dict[str, Any], gpus: int = 0) -> int:
     """The least memory that is not refused, in GiB."""
     for gib in range(1, 200):
         try:
-            check_memory(given, gib * GIB)
+            check_memory(given, gib * GIB, gpus)
         except InputError:
             continue
         return gib
@@ -48,6 +50,26 @@ def test_every_process_of_a_node_has_the_weights_and_its_part_of_the_batch() -> 
     fsdp = {"class_path": "mtp_lightning.strategies.fsdp2.FSDP2Strategy", "init_args": {}}
     assert needed(config(devices=2, strategy=fsdp)) == 22
     assert needed(config(num_nodes=2, strategy=fsdp)) == 11
+
+
+def test_of_each_gpu_of_a_cluster() -> None:
+    fsdp = {"class_path": "mtp_lightning.strategies.fsdp2.FSDP2Strategy", "init_args": {}}
+    assert [needed(CONFIG, gpus) for gpus in (1, 2, 4)] == [22, 14, 10], "each has the weights, and its part of a batch"
+    assert [needed(config(strategy=fsdp), gpus) for gpus in (1, 2, 4)] == [22, 11, 6]
+
+
+@pytest.mark.parametrize(("gib", "gpus", "fits"), [(0.01, 1, False), (8.0, 1, True), (None, 1, True)])
+def test_a_grid_plans_no_cell_that_its_gpus_cannot_hold(
+    gib: float | None, gpus: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    files = "[conf/base.yaml, conf/model/tiny.yaml, conf/data/python_stdlib.yaml]"
+    memory = "" if gib is None else f", gpu_memory_gb: {gib}"
+    text = f"name: g\nconfigs: {files}\naxes: {{model.heads.n_future: [1]}}\nresources: {{gpus: {gpus}{memory}}}\n"
+    (tmp_path / "grid.yaml").write_text(text)
+    assert main(["grid", "plan", "grid.yaml"]) == (0 if fits else 2)
+    assert ("each GPU (resources.gpu_memory_gb) has 10.2 MiB" in capsys.readouterr().err) is not fits
 
 
 def test_offloaded_states_are_not_judged() -> None:

@@ -47,6 +47,7 @@ resources:
   tasks: null
   cpus: 2
   memory_gb: 3.5
+  gpu_memory_gb: null
   minutes: 60
   partition: p
   account: a

@@ -81,21 +81,22 @@ def costs(cells: Sequence[Cell], resolver: Resolver) -> list[Cost]:
 
 
 def _check_memory(runs: Sequence["_Run"]) -> None:
-    """A cell without `resources` has this machine's memory; how much a node of a cluster has is known only where
-    `resources.memory_gb` says it, and of GPUs never."""
+    """A cell without `resources` has this machine's memory; how much a node of a cluster has, or a GPU, is known only
+    where `resources.memory_gb` and `resources.gpu_memory_gb` say it."""
     problems: dict[str, None] = {}
     here = machine_memory()
     for cell, size_ in ((run.cell, run.size) for run in runs):
         wanted = cell.resources
-        memory = None if wanted.memory_gb is None else round(wanted.memory_gb * 1024**3)
+        given = wanted.gpu_memory_gb if wanted.gpus else wanted.memory_gb
+        memory = None if given is None else round(given * 1024**3)
         of_here = memory is None and wanted == Resources()
         limit = here if of_here else memory
-        if wanted.gpus or limit is None or (size_.memory_bytes or 0) <= limit:
+        if limit is None or (size_.memory_bytes or 0) <= limit:
             continue
         from mtp_lightning.config.memory import check_memory  # and torch, which most plans do without
 
         try:
-            check_memory(cell.config, memory)
+            check_memory(cell.config, memory, wanted.nodes * wanted.gpus)
         except InputError as error:
             problems[f"{cell.group_label}: {error}"] = None
     if problems:

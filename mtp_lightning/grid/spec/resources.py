@@ -32,6 +32,8 @@ class Resources:
     """Cores of each process."""
     memory_gb: float | None = None
     """Of each node."""
+    gpu_memory_gb: float | None = None
+    """Of each GPU. Slurm is not told: a cell that needs more is refused before it is submitted."""
     minutes: int | None = None
     """Wall-clock limit of one attempt; a cell that runs into it is saved and queued again."""
     partition: str | None = None
@@ -201,7 +203,7 @@ def _wanted(key: str, value: object) -> str | None:
         return None
     if key in _LEAST:
         return None if _whole(value, _LEAST[key]) else f"a whole number, {_LEAST[key]} or more"
-    if key == "memory_gb":
+    if key in ("memory_gb", "gpu_memory_gb"):
         return None if positive(value) else "a positive number"
     return None if isinstance(value, str) and value else "text"
 
