@@ -46,6 +46,7 @@ def test_the_script_and_its_child_processes(own: Path) -> None:
     assert {path.name for path in own.glob("rank-*")} == {"rank-0-of-2", "rank-1-of-2"}
 
 
+@pytest.mark.slow  # a grid, in processes of its own
 def test_the_readmes_own_code_runs_in_a_grid(tmp_path: Path, mtp: Mtp, folder: Path) -> None:
     """Copied out of the README into a folder with nothing else in it but a `callbacks/` of the user's."""
     for path in folder.iterdir():

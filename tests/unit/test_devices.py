@@ -42,7 +42,7 @@ def test_two_devices_are_an_error(elsewhere: torch.device) -> None:
 @pytest.mark.parametrize(
     ("heads", "implementation"),
     [(heads, "chunked") for heads in VARIANTS.values()]
-    + [(VARIANTS[name], other) for name in ("parallel", "none", "order") for other in ("naive", "checkpointed")],
+    + [(VARIANTS[name], other) for name in ("none", "order") for other in ("naive", "checkpointed")],
     ids=str,
 )
 def test_a_step_stays_on_its_device(heads: HeadsConfig, implementation: Any, elsewhere: torch.device) -> None:

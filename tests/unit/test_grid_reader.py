@@ -54,7 +54,7 @@ BAD = {
     "metric": ("decode/speedup", "pass@1", "grid.yaml:8: compare: 'pass@1' is no metric name"),
     "metric kind": ("decode/speedup", "5", "grid.yaml:8: compare: must be a list of metric names, .*; 5 is a number"),
     "better": ("decode/speedup", "{metric: x, better: less}", "8: compare.better: must be lower or higher"),
-    "at unit": ("decode/speedup", "{metric: x, at: {steps: 5}}", "compare.at: must be one of step, tokens, bytes, flops"),
+    "at unit": ("decode/speedup", "{metric: x, at: {steps: 5}}", "at: must be one of step, tokens, bytes, flops"),
     "at amount": ("decode/speedup", "{metric: x, at: {step: 0}}", "compare.at: must be one of"),
     "at twice": ("decode/speedup", "{metric: x, at: {step: 5, tokens: 5}}", "compare.at: must be one of"),
     "at none": ("decode/speedup", "{metric: x, at: {}}", "compare.at: must be one of"),
