@@ -133,6 +133,17 @@ def shrunk(command: Command) -> list[str] | None:
     return ["300" if word == "4096" else word for word in words]
 
 
+def test_no_two_commands_make_the_same() -> None:
+    """What exists is refused, and the next test runs all of them in one folder."""
+    made = [
+        words[2]
+        for command in ALL
+        if (words := shrunk(command))
+        and (words[0] == "export" or (words[0] == "data" and words[1] != "compare-tokenizers"))
+    ]
+    assert sorted(made) == sorted(set(made))
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("manuals", [MANUALS[:1], pytest.param(MANUALS, marks=pytest.mark.slow)], ids=["README", "all"])
 def test_the_quick_ones_run_in_order(
