@@ -122,6 +122,12 @@ def test_what_does_not_go_together(corpus: SourceConfig, changes: dict[str, Any]
         module(changes.pop("source", corpus), TokenizerRecipe(270), **changes)
 
 
+def test_epochs_are_refused_before_anything_is_read(corpus: SourceConfig) -> None:
+    mixture = [MixtureSource(corpus, epochs=1.0)]
+    with pytest.raises(InputError, match=r"data.tokenizer.train: 'a' of data.mixture has epochs"):
+        TokenDataModule(tokenizer=TrainedTokenizer(TokenizerRecipe(270)), vocab_size=270, mixture=mixture)
+
+
 def test_more_tokens_than_the_texts_give(corpus: SourceConfig) -> None:
     data = module(corpus, TokenizerRecipe(2000))
     with pytest.raises(InputError, match=r"vocab_size is 2000, and the texts give \d+ tokens: set it to that or less"):

@@ -95,6 +95,11 @@ def tokenizer_of(
             "model.backbone.vocab_size: ${data.init_args.tokenizer.train.vocab_size}"
         )
     for part in sources:
+        if part.epochs is not None:
+            raise InputError(
+                f"data.tokenizer.train: '{part.label}' of data.mixture has epochs, and a tokenizer is trained once: "
+                "give weights"
+            )
         if part.source.kind == "shards":
             raise InputError(
                 f"data.tokenizer.train needs text, and '{part.source.path}' holds shards, which are tokens already: "

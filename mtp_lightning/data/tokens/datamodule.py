@@ -1,4 +1,8 @@
-"""The data module that trains on text."""
+"""The data module that trains on text.
+
+Longer than other files: all that Lightning and the callbacks ask of text stands here; what is done is in the rooms
+around it.
+"""
 
 import functools
 import hashlib
