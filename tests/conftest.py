@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import shape_checks
 from absl import logging as absl_logging
 from hypothesis import HealthCheck, settings
 
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+shape_checks.install()
 # A shell's background job ignores SIGINT, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says more about the machine than about the code.

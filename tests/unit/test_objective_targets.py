@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import TypeCheckError
 
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.objective.targets import make_targets
@@ -46,9 +45,3 @@ def test_without_borders_every_target_counts() -> None:
 def test_a_window_too_short_is_refused() -> None:
     with pytest.raises(ValueError, match="leaves no input to look 4 tokens ahead"):
         make_targets(HeadsConfig(4), torch.zeros(1, 4, dtype=torch.long))
-
-
-def test_shapes_are_checked_while_tests_run() -> None:
-    """In each process of several as well: without this, signatures would be comments."""
-    with pytest.raises(TypeCheckError):
-        make_targets(HeadsConfig(1), torch.zeros(2, 3, 4, dtype=torch.int64))
