@@ -36,6 +36,7 @@ def test_drafts_change_no_text_and_the_engine_takes_the_same_forwards(
             assert out.tokens_per_forward == decoded.tokens_per_forward
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("name", DRAFTING)
 def test_without_verification_the_text_is_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the test above would see it: these models' drafts are seldom right."""

@@ -1,11 +1,12 @@
 """The store: made once and whole, refused with a reason, waited for."""
 
 import errno
+import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from test_tracking_fakes import fresh_store
 
 import mtp_lightning.tracking.patience as patience_module
 from mtp_lightning.errors import InputError
+from mtp_lightning.tracking.logger import MLflowRunLogger
 from mtp_lightning.tracking.patience import StoreAwayError, with_patience
 from mtp_lightning.tracking.store import (
     check_writable,
@@ -23,11 +25,18 @@ from mtp_lightning.tracking.store import (
     sqlite_file,
 )
 
-MAKE = "import sys; from mtp_lightning.tracking.store import ensure_experiment as e; print(e(sys.argv[1], 'mtp/x'))"
+
+def make_store(uri: str) -> BaseProcess:
+    """`ensure_experiment` in a process of its own, begun."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([MLflowRunLogger.__module__])
+    maker = context.Process(target=_ensure, args=(uri,))
+    maker.start()
+    return maker
 
 
-def make_store(uri: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", MAKE, uri], stdout=subprocess.PIPE, text=True, cwd=os.getcwd())
+def _ensure(uri: str) -> None:
+    sys.exit(0 if ensure_experiment(uri, "mtp/x") == "1" else 3)
 
 
 def test_the_default_store_is_a_database_below_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,16 +88,16 @@ def test_two_at_once_make_one_store_also_after_a_maker_that_was_killed(tmp_path:
     scratch = tmp_path / "my runs" / ".mlflow.db.new"
     killed = make_store(uri)
     while not scratch.exists() or scratch.stat().st_size < 50_000:
-        assert killed.poll() is None
+        assert killed.exitcode is None
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    killed.join()
     assert not (tmp_path / "my runs" / "mlflow.db").exists()
 
     both = [make_store(uri) for _ in range(2)]
-    printed = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert printed == ["1\n", "1\n"]
+    for process in both:
+        process.join(timeout=120)
+    assert [process.exitcode for process in both] == [0, 0]
     assert not scratch.exists()
     experiment = connect(uri).get_experiment_by_name("mtp/x")
     assert experiment is not None

@@ -18,7 +18,7 @@ from test_tracking_fakes import fresh_store
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.tracking.logger import MLflowRunLogger
-from mtp_lightning.tracking.store import connect
+from mtp_lightning.tracking.store import connect, default_tracking_uri
 from mtp_lightning.tracking.ui import find_experiment, serve, server_command, ui_command
 
 ROOT = Path(__file__).parents[2]
@@ -64,10 +64,12 @@ def test_the_server_is_bound_to_this_machine(tmp_path: Path) -> None:
     assert command[command.index("--allowed-hosts") + 1] == "127.0.0.1:5123,localhost:5123"
 
 
-def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
+def test_a_server_that_ends_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = find_experiment(fresh_store(tmp_path), None)
-    with pytest.raises(RuntimeError, match=r"the MLflow server ended with status \d+:\n.*"):
-        serve("sqlite:////proc/nowhere/mlflow.db", experiment, free_port(), open_browser=False)
+    ends = [sys.executable, "-S", "-c", "import sys; print('no such table', file=sys.stderr); sys.exit(3)"]
+    monkeypatch.setattr("mtp_lightning.tracking.ui.server_command", lambda uri, port: ends)
+    with pytest.raises(RuntimeError, match="the MLflow server ended with status 3:\nno such table"):
+        serve(default_tracking_uri(tmp_path), experiment, free_port(), open_browser=False)
 
 
 def get(port: int, path: str, host: str | None = None) -> tuple[int, bytes]:
