@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Threads that wait by spinning slow each other down many times over when cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
+# Where nothing is written, every process compiles torch and Lightning again: 20 seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test unit-and-e2e test-slow fuzz lint ui install clean
 
