@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from mtp_lightning.objective.loss import HeadScores, LossOutput
+from mtp_lightning.objective.loss import HeadScores, LossOutput, TeacherSums
 from mtp_lightning.shapes import Int
 
 
@@ -32,7 +32,8 @@ def training_means(names: Sequence[str], batches: Sequence[LossOutput], weights:
     """Metrics of a step, of all its batches and all ranks: `train/loss`, which is the objective, and of each loss the
     nats per token and its weight.
 
-    A loss without a valid target gives 0, which is what it adds to the objective.
+    A loss without a valid target gives 0, which is what it adds to the objective. Where head 1 teaches, of each further
+    head that was taught the mean divergence, `train/teacher/head_i`, and the mean overlap, `train/overlap/head_i`.
     """
     sums_2M = torch.stack([torch.stack([out.nll.double(), out.n_valid.double()]) for out in batches]).sum(0)
     nll_M, n_valid_M = sum_over_ranks(sums_2M).cpu()
@@ -40,6 +41,18 @@ def training_means(names: Sequence[str], batches: Sequence[LossOutput], weights:
     metrics = {"train/loss": total.item()}
     for name, nll, weight in zip(names, (nll_M / n_valid_M.clamp(min=1)).tolist(), weights, strict=True):
         metrics |= {f"train/loss/{name}": nll, f"train/weight/{name}": weight}
+    return metrics | _teacher_means(names, [out.teacher for out in batches if out.teacher])
+
+
+def _teacher_means(names: Sequence[str], batches: Sequence[TeacherSums]) -> dict[str, float]:
+    if not batches:
+        return {}
+    sums_3N = torch.stack([torch.stack([x.double() for x in sums]) for sums in batches]).sum(0)
+    divergence_N, overlap_N, n_N = sum_over_ranks(sums_3N).cpu()
+    means = zip(names, (divergence_N / n_N).tolist(), (overlap_N / n_N).tolist(), n_N.tolist(), strict=True)
+    metrics: dict[str, float] = {}
+    for name, divergence, overlap, n in means:
+        metrics |= {f"train/teacher/{name}": divergence, f"train/overlap/{name}": overlap} if n else {}
     return metrics
 
 

@@ -19,7 +19,14 @@ from mtp_lightning.checkpoints.description import check_same_run, describe
 from mtp_lightning.checkpoints.initial import Parent, load_initial
 from mtp_lightning.checkpoints.lightning_files import CheckpointFiles
 from mtp_lightning.errors import DivergedError, InputError
-from mtp_lightning.metrics import HeadMetrics, SourceMetrics, mean_over_ranks, training_means, validation_means
+from mtp_lightning.metrics import (
+    HeadMetrics,
+    SourceMetrics,
+    mean_over_ranks,
+    sum_over_ranks,
+    training_means,
+    validation_means,
+)
 from mtp_lightning.model.config import CHECKPOINT_KEY, BackboneConfig, HeadsConfig
 from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.memory import describe_size
@@ -29,9 +36,9 @@ from mtp_lightning.model.training.freezing import freeze_model
 from mtp_lightning.model.training.later import make_model, make_sharded
 from mtp_lightning.model.training.recompute import Recompute, recompute_model
 from mtp_lightning.model.training.sharding import shard_model
-from mtp_lightning.objective.heads import check_options, model_loss, model_scores
+from mtp_lightning.objective.heads import check_options, count_targets, model_loss, model_scores, unembedded_again
 from mtp_lightning.objective.loss import LossOutput
-from mtp_lightning.objective.targets import SENTINELS, SOURCE, STEP_REST, Targets, count_valid, make_targets
+from mtp_lightning.objective.targets import SENTINELS, SOURCE, STEP_REST, Targets, make_targets
 from mtp_lightning.objective.weights import LossConfig, complete, head_weights
 from mtp_lightning.optimization.adamw import OptimizerConfig
 from mtp_lightning.optimization.divergence import Divergence, diverged_error
@@ -79,7 +86,7 @@ class MTPModule(pl.LightningModule):
         super().__init__()
         import_kind(heads)  # a configuration of the user's own names it
         complete(loss.weights, heads)  # both refuse what does not go together
-        check_options(loss, heads)
+        check_options(loss, heads, backbone.vocab_size)
         self.loss_config, self.optimizer_config, self.schedule_config = loss, optimizer, schedule
         self.init_config, self.frozen, self.recompute, self._compiles = init, freeze, recompute, compile
         model, self._drawn_from = make_model(backbone, heads)
@@ -89,8 +96,8 @@ class MTPModule(pl.LightningModule):
         self._source_metrics = SourceMetrics(len(heads.loss_names))
         self._since_step: list[LossOutput] = []
         """Losses of the batches whose gradients wait for the next optimizer step."""
-        self._mean_count_M: Tensor | None = None
-        """Of the step under way: valid targets per loss, the mean over its batches and over the ranks."""
+        self._mean_count_C: Tensor | None = None
+        """Of the step under way: `count_targets`, the mean over its batches and over the ranks."""
         self.on_divergence = on_divergence
         self._divergence = Divergence()
         self._gradient_norm: Tensor | float = math.nan
@@ -116,7 +123,14 @@ class MTPModule(pl.LightningModule):
 
     def describe(self, context: int) -> dict[str, int]:
         """Parameters and training FLOPs per token at `context` positions, for the log."""
-        return describe_size(self.model.config, self.model.heads_config, context, self.frozen, self.recompute)
+        return describe_size(
+            self.model.config, self.heads_config, context, self.frozen, self.recompute, self.unembedded_again
+        )
+
+    @property
+    def unembedded_again(self) -> int:
+        """Hidden states of a position that its loss puts through the unembedding twice."""
+        return unembedded_again(self.loss_config, self.heads_config)
 
     @override
     def setup(self, stage: str) -> None:
@@ -166,20 +180,22 @@ class MTPModule(pl.LightningModule):
         targets, documents_BT = self.make_targets(batch)
         k = self.trainer.accumulate_grad_batches
         if batch_idx % k == 0:
-            self._mean_count_M = self._count_step(batch, targets) if k > 1 or self.trainer.world_size > 1 else None
-        out = model_loss(self.model, targets, documents_BT, self.head_weights(), self.loss_config, self._mean_count_M)
+            self._mean_count_C = self._count_step(batch, targets) if k > 1 or self.trainer.world_size > 1 else None
+        weights, counts = self.head_weights(), self._mean_count_C
+        out = model_loss(self.model, targets, documents_BT, weights, self.loss_config, counts, sum_over_ranks)
         self._since_step.append(out._replace(total=out.total.detach()))
         return out.total
 
     def _count_step(self, batch: dict[str, Any], targets: Targets) -> Tensor:
-        """Valid targets per loss, the mean over the batches and ranks of the step that `batch` begins. (M,)
+        """Targets of each mean in the objective: the mean over the batches and ranks of the step that `batch` begins.
 
         Lightning averages the gradients of both, so that losses divided by it are means over all targets of the step.
         """
         k, following = self.trainer.accumulate_grad_batches, batch.get(STEP_REST, [])
         assert len(following) == k - 1
-        count_M = count_valid(targets) + sum(count_valid(self.make_targets(other)[0]) for other in following)
-        return mean_over_ranks(count_M) / k
+        every = [targets, *(self.make_targets(other)[0] for other in following)]
+        counts = [count_targets(each, self.loss_config, self.heads_config) for each in every]
+        return mean_over_ranks(torch.stack(counts).sum(0)) / k
 
     def check_loader(self) -> None:
         """

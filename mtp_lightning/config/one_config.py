@@ -104,7 +104,7 @@ def _size(module: MTPModule, data: MTPDataModule, trainer: Any) -> Size:
     return Size(
         counts.total,
         counts.non_embedding,
-        flops_per_token(backbone, heads, data.context, module.frozen),
+        flops_per_token(backbone, heads, data.context, module.frozen, module.unembedded_again),
         data.batch_size * data.context * trainer.max_steps * trainer.accumulate_grad_batches,
         training_memory(backbone, heads, data.batch_size, data.context, width, module.frozen, module.recompute),
     )

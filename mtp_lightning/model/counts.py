@@ -142,13 +142,18 @@ def trainable_parameters(backbone: BackboneConfig, heads: HeadsConfig, freeze: s
     return total - frozen
 
 
-def flops_per_token(backbone: BackboneConfig, heads: HeadsConfig, context: int, freeze: str = "none") -> int:
+def flops_per_token(
+    backbone: BackboneConfig, heads: HeadsConfig, context: int, freeze: str = "none", unembedded_again: int = 0
+) -> int:
     """Training FLOPs per input token: 6 per weight of a matrix product and time it is used (the unembedding once per
     hidden state that goes through it), plus causal attention's 6 T d_q per layer (forward 2 T d_q, half of the 4 T
     d_q of full attention; backward twice).
 
     What is frozen and comes before everything that trains (the trunk; head 1 and its unembedding under `next_token`)
     has its forward alone, a third; a frozen unembedding after heads that train lacks the gradient of its weight.
+
+    Args:
+        unembedded_again: hidden states that a loss puts through the unembedding once more, forward alone.
     """
     d, counts, widths = backbone.dim, count_heads(heads), trunk_widths(backbone, heads)
     own = 3 * count_own(backbone, heads, context).forward_flops if heads.is_own else 0
@@ -160,6 +165,7 @@ def flops_per_token(backbone: BackboneConfig, heads: HeadsConfig, context: int, 
     trunk, run, unembedding = layers(widths), layers([backbone.ffn] * counts.layers_run), 2 * backbone.vocab_size * d
     matrices = 2 * (counts.joins_run * 2 + counts.linears) * d * d
     whole = own + 3 * (trunk + run + matrices + counts.unembeddings_run * unembedding)
+    whole += unembedded_again * unembedding
     if freeze == "none":
         return whole
     saved = 2 * trunk

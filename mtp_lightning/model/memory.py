@@ -97,11 +97,17 @@ def recomputed_flops(
 
 
 def describe_size(
-    backbone: BackboneConfig, heads: HeadsConfig, context: int, freeze: str = "none", recompute: Recompute = "none"
+    backbone: BackboneConfig,
+    heads: HeadsConfig,
+    context: int,
+    freeze: str = "none",
+    recompute: Recompute = "none",
+    unembedded_again: int = 0,
 ) -> dict[str, int]:
     """Parameters and training FLOPs per token under their metrics' names; those that train where others are frozen,
     and those that are executed where some are recomputed."""
-    counts, flops = count_parameters(backbone, heads), flops_per_token(backbone, heads, context, freeze)
+    counts = count_parameters(backbone, heads)
+    flops = flops_per_token(backbone, heads, context, freeze, unembedded_again)
     described = {
         "model/parameters": counts.total,
         "model/parameters_non_embedding": counts.non_embedding,

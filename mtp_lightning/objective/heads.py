@@ -20,17 +20,26 @@ from mtp_lightning.objective.loss import (
     score_heads,
     score_order,
 )
-from mtp_lightning.objective.targets import Targets
+from mtp_lightning.objective.targets import Targets, count_valid
+from mtp_lightning.objective.teacher_config import find_taught
+from mtp_lightning.objective.teachers import teacher_loss
 from mtp_lightning.shapes import Float, Int
 
 Part = TypeVar("Part", LossOutput, HeadScores)
 
 
-def check_options(options: LossOptions, heads: HeadsConfig) -> None:
+def check_options(options: LossOptions, heads: HeadsConfig, vocab_size: int | None = None) -> None:
     """
     Raises:
-        InputError: a gradient is to be stopped that this kind of heads cannot separate from the others.
+        InputError: a gradient is to be stopped that this kind of heads cannot separate from the others, or heads are to
+            be taught that cannot be.
     """
+    _check_target(options, heads)
+    if vocab_size is not None and (options.teacher.top or 1) > vocab_size:
+        raise InputError(
+            f"model.loss.teacher.top is {options.teacher.top}, and model.backbone.vocab_size is {vocab_size}: give a "
+            "smaller number, or null for the whole vocabulary"
+        )
     stop = options.stop_gradient
     if stop is None or len(heads.loss_names) == 1:
         return
@@ -43,21 +52,65 @@ def check_options(options: LossOptions, heads: HeadsConfig) -> None:
         raise InputError(f"{what}: the further heads have unembeddings of their own, which would never be trained")
 
 
+def _check_target(options: LossOptions, heads: HeadsConfig) -> None:
+    """
+    Raises:
+        InputError: there are no heads that head 1 could teach, or their distributions never meet.
+    """
+    if options.target == "token" or len(heads.loss_names) == 1:
+        return
+    what = f"model.loss.target is '{options.target}'"
+    if heads.kind in ONE_STREAM:
+        raise InputError(f"{what}, and model.heads.kind is '{heads.kind}', which has no further heads to be taught")
+    if heads.replicate_unembedding:
+        raise InputError(
+            f"{what}, and model.heads.replicate_unembedding is true: head 1's distribution and those of the others are "
+            "made in modules of their own and never meet; leave one of the two out"
+        )
+    if options.implementation == "fused":
+        raise InputError(
+            f"{what}, and model.loss.implementation is 'fused', whose kernels know tokens alone: it has to be "
+            "'chunked', 'checkpointed' or 'naive'"
+        )
+
+
+def teaches(options: LossOptions, heads: HeadsConfig) -> bool:
+    """Whether there are heads that learn from head 1's distribution."""
+    return options.target != "token" and heads.n_future > 1
+
+
+def count_targets(targets: Targets, options: LossOptions, heads: HeadsConfig) -> Int[Tensor, "C"]:
+    """For each mean in the objective, the number of positions that it is taken over: each loss's valid ones, and then,
+    where head 1 teaches, each head's taught ones."""
+    counts_M = count_valid(targets)
+    if not teaches(options, heads):
+        return counts_M
+    return torch.cat([counts_M, find_taught(targets.valid, heads.head_offsets).sum((1, 2))])
+
+
+def unembedded_again(options: LossOptions, heads: HeadsConfig) -> int:
+    """How many hidden states a position has that the loss puts through the unembedding, forward alone, a second time:
+    those that give `lk_lambda` its mean overlap."""
+    return heads.n_future if teaches(options, heads) and options.target == "lk_lambda" else 0
+
+
 def model_loss(
     model: MTPModel,
     targets: Targets,
     documents_BT: Int[Tensor, "B T"] | None = None,
     weights: Sequence[float] | None = None,
     options: LossOptions = LossOptions(),
-    mean_count_M: Float[Tensor, "M"] | None = None,
+    mean_count_C: Float[Tensor, "C"] | None = None,
+    sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> LossOutput:
     """One forward through trunk, heads and losses; `total` wants one backward.
 
     Args:
         documents_BT: ids of the inputs' documents, for models that keep documents apart.
         weights: one for each of `model.heads_config.loss_names`, all 1 by default.
-        mean_count_M: where this is one of several batches whose gradients are averaged, the mean of their
-            `count_valid`: each loss is then a mean over the valid targets of all of them.
+        mean_count_C: where this is one of several batches whose gradients are averaged, the mean of their
+            `count_targets`: each loss is then a mean over the targets of all of them.
+        sum_over_ranks: over the processes that share the batch.
     """
     weights = (1.0,) * len(model.heads_config.loss_names) if weights is None else weights
     heads = model.heads_config
@@ -66,7 +119,12 @@ def model_loss(
     h_SBTD = model(targets.inputs, documents_BT, targets.targets, detach)
 
     def tokens(h: Tensor, weight: Tensor, part: slice) -> LossOutput:
-        mean_count = None if mean_count_M is None else mean_count_M[part]
+        if teaches(options, heads):
+            return teacher_loss(
+                h, weight, targets.targets, targets.valid, heads.head_offsets, weights, options, mean_count_C,
+                sum_over_ranks,
+            )  # fmt: skip
+        mean_count = None if mean_count_C is None else mean_count_C[part]
         return multi_token_loss(
             h, weight, targets.targets[part], targets.valid[part], weights[part], options, mean_count
         )
@@ -75,7 +133,7 @@ def model_loss(
         assert targets.first is not None
         if options.stop_gradient in ("trunk", "both"):
             h = h.detach()
-        mean_count = None if mean_count_M is None else mean_count_M[1:]
+        mean_count = None if mean_count_C is None else mean_count_C[1:]
         return order_loss(h, weight, targets.targets, targets.first, weights[1], options, mean_count)
 
     parts = _through_unembeddings(model, h_SBTD, tokens, order)
@@ -83,6 +141,7 @@ def model_loss(
         torch.stack([part.total for part in parts]).sum(),
         torch.cat([part.nll for part in parts]),
         torch.cat([part.n_valid for part in parts]),
+        parts[0].teacher,
     )
 
 

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mtp_lightning.objective.chunked import chunked_linear_nll, chunked_scores
 from mtp_lightning.objective.fused import fused_linear_nll
+from mtp_lightning.objective.teacher_config import Target, TeacherConfig
 from mtp_lightning.ranges import Count, Range, check_ranges
 from mtp_lightning.shapes import Bool, Float, Int
 
@@ -51,8 +52,25 @@ class LossOptions:
     """Where the gradient of the heads from the second on stops: they then learn beside the next-token model instead
     of shaping it. `trunk` includes head 1 and the embedding, where further heads read those."""
 
+    target: Target = "token"
+    """What the further heads are asked for: the token, or also the distribution of head 1 where it predicts the same
+    token, by its divergence from theirs (`teacher_kl`, `tv`, `lk_alpha`, `lk_lambda`)."""
+    teacher: TeacherConfig = TeacherConfig()  # noqa: RUF009 - frozen
+    """How head 1 teaches them; with a `target` other than `token`."""
+
     def __post_init__(self) -> None:
         check_ranges("model.loss", LossOptions, vars(self))
+        self.teacher.check_target(self.target)
+
+
+class TeacherSums(NamedTuple):
+    """Per head, sums over the positions that have a teacher, detached; head 1's are 0."""
+
+    divergence: Float[Tensor, "N"]
+    """What `model.loss.target` says, in nats where it is a logarithm."""
+    overlap: Float[Tensor, "N"]
+    """sum_v min(p_v, q_v) of teacher and head: the probability that a draft is accepted."""
+    n_taught: Int[Tensor, "N"]
 
 
 class LossOutput(NamedTuple):
@@ -60,11 +78,13 @@ class LossOutput(NamedTuple):
 
     total: Float[Tensor, ""]
     """What to call backward on: the weighted sum over heads of the mean negative log-likelihood, in nats, and of the
-    z-losses where there are any."""
+    z-losses and divergences where there are any."""
     nll: Float[Tensor, "M"]
     """Per loss, the sum over valid positions, detached, in nats."""
     n_valid: Int[Tensor, "M"]
     """Per loss, the number of valid positions."""
+    teacher: TeacherSums | None = None
+    """Where head 1 teaches."""
 
 
 class HeadScores(NamedTuple):
@@ -96,7 +116,7 @@ def multi_token_loss(
     count_N = valid_NBT.sum((1, 2))
     weights_N = torch.tensor([1.0] * len(count_N) if weights is None else weights)
     # non_blocking: a GPU that is steps behind is not waited for
-    scale_N = weights_N.to(count_N.device, _wide(h_SBTD), non_blocking=True) / _divisor(count_N, mean_count_N)
+    scale_N = weights_N.to(count_N.device, wide_dtype(h_SBTD), non_blocking=True) / divisor(count_N, mean_count_N)
     scale_NBT = torch.where(valid_NBT, scale_N[:, None, None], 0.0)
     total, nll_NBT = _losses(h_SBTD, weight_VD, targets_NBT, scale_NBT, options)
     nll_N = torch.where(valid_NBT, nll_NBT, 0.0).sum((1, 2))
@@ -121,8 +141,8 @@ def order_loss(
     """
     share_NBT, listed_BT = order_shares(first_NBT)
     count_M = listed_BT.sum()[None]
-    scale_M = weight / _divisor(count_M, mean_count_M).to(_wide(h_SBTD))
-    total, nll_NBT = _losses(h_SBTD, weight_VD, targets_NBT, share_NBT.to(_wide(h_SBTD)) * scale_M, options)
+    scale_M = weight / divisor(count_M, mean_count_M).to(wide_dtype(h_SBTD))
+    total, nll_NBT = _losses(h_SBTD, weight_VD, targets_NBT, share_NBT.to(wide_dtype(h_SBTD)) * scale_M, options)
     nll_BT = torch.where(share_NBT > 0, nll_NBT * share_NBT, 0.0).sum(0)
     return LossOutput(total, nll_BT.sum()[None], count_M)
 
@@ -135,11 +155,11 @@ def order_shares(first_NBT: Bool[Tensor, "N B T"]) -> tuple[Float[Tensor, "N B T
     return torch.where(listed_BT, share_NBT, 0.0).float(), listed_BT
 
 
-def _wide(h: Tensor) -> torch.dtype:
+def wide_dtype(h: Tensor) -> torch.dtype:
     return torch.promote_types(h.dtype, torch.float32)
 
 
-def _divisor(count: Tensor, mean_count: Tensor | None) -> Tensor:
+def divisor(count: Tensor, mean_count: Tensor | None) -> Tensor:
     if mean_count is None:
         return count.clamp(min=1)
     return torch.where(mean_count > 0, mean_count, 1.0)

@@ -31,9 +31,11 @@ from mtp_lightning.model.training.freezing import Freeze
 from mtp_lightning.model.training.later import made_later
 from mtp_lightning.model.training.recompute import Recompute, recompute_model
 from mtp_lightning.module import MTPModule
-from mtp_lightning.objective.heads import model_loss
+from mtp_lightning.objective.heads import count_targets, model_loss
 from mtp_lightning.objective.loss import LossOptions, LossOutput, multi_token_loss
 from mtp_lightning.objective.targets import make_targets
+from mtp_lightning.objective.teacher_config import Target
+from mtp_lightning.objective.weights import LossConfig
 from mtp_lightning.strategies.fsdp2 import FSDP2Strategy
 from mtp_lightning.strategies.zero import ZeroStrategy
 
@@ -62,7 +64,7 @@ LATER: dict[str, Any] = {"attention_bias": "qkv", "qk_norm": True, "head_dim": 1
 @dataclass(frozen=True)
 class ParityCell:
     """One combination. `wrong`: the paper's loop instead of one loss and one backward; `source`: the file
-    whose weights it begins with; `apart`: documents do not see each other."""
+    whose weights it begins with; `apart`: documents do not see each other; `target`: of the further heads."""
 
     strategy: str
     heads: HeadsConfig
@@ -74,18 +76,20 @@ class ParityCell:
     later: bool = False
     recompute: Recompute = "none"
     apart: bool = False
+    target: Target = "token"
 
     def __str__(self) -> str:
         heads = [f"{k}={v}" for k, v in vars(self.heads).items() if v != getattr(HeadsConfig, k)]
         rest = f"accumulate={self.accumulate} tied={self.tied} freeze={self.freeze} from {self.source}"
-        rest += f" later={self.later} recompute={self.recompute} apart={self.apart}"
+        rest += f" later={self.later} recompute={self.recompute} apart={self.apart} target={self.target}"
         return f"{self.strategy} {' '.join(heads)} {rest}"
 
     def module(self) -> MTPModule:
         torch.manual_seed(0)
         init = InitConfig(self.source, "copy") if self.source else InitConfig()
         make = PaperLoop if self.wrong else MTPModule
-        return make(self.backbone, self.heads, init=init, freeze=self.freeze, recompute=self.recompute)
+        loss = LossConfig(target=self.target)
+        return make(self.backbone, self.heads, loss, init=init, freeze=self.freeze, recompute=self.recompute)
 
     @property
     def backbone(self) -> BackboneConfig:
@@ -141,18 +145,22 @@ class PaperLoop(MTPModule):
 
 
 def reference(cell: ParityCell) -> Gradients:
-    """One process, all rows of all batches at once, every logit alive, torch's own autograd."""
+    """One process, all rows of all batches at once, every logit alive, torch's own autograd. (Batch by batch for
+    `lk_lambda`, each of whose batches has a mean overlap of its own.)"""
     module = cell.module()
     if cell.source:
         load_initial(module.init_config, module.model)
     batches = cell.batches()
-    whole = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-    targets = make_targets(cell.heads, whole["tokens"], whole["documents"], whole.get("loss_mask"))
+    if cell.target != "lk_lambda":
+        batches = [{key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}]
+    made = [make_targets(cell.heads, batch["tokens"], batch["documents"], batch.get("loss_mask")) for batch in batches]
     recompute_model(module.model, "none")
-    documents_BT = whole["documents"][:, :T]
     module.trainer = type("At", (), {"global_step": 0, "max_steps": 1})()  # type: ignore[assignment]
-    weights, options = module.head_weights(), LossOptions("naive")
-    model_loss(module.model, targets, documents_BT, weights, options).total.backward()
+    weights, options = module.head_weights(), LossOptions("naive", target=cell.target)
+    count = torch.stack([count_targets(targets, options, cell.heads) for targets in made]).float().mean(0)
+    for targets, batch in zip(made, batches):
+        out = model_loss(module.model, targets, batch["documents"][:, :T], weights, options, count)
+        (out.total / len(batches)).backward()
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 

@@ -13,6 +13,9 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.training.freezing import Freeze, check_freeze
 from mtp_lightning.model.training.recompute import Recompute
+from mtp_lightning.objective.heads import check_options
+from mtp_lightning.objective.loss import LossOptions
+from mtp_lightning.objective.teacher_config import TARGETS, Target
 
 TOLERANCE = 3e-5
 """Relative, in float32."""
@@ -46,13 +49,14 @@ def failures(cells: Sequence[ParityCell]) -> list[str]:
 @pytest.mark.parametrize("strategy", SOME)
 def test_a_slice_of_every_axis(strategy: str) -> None:
     """Each strategy: all of accumulation x tying, every fifth variant (all of them, over the strategies),
-    and layers recomputed, with documents that do not see each other."""
+    layers recomputed, with documents that do not see each other, and heads that are taught."""
     corner = [cell for cell in EVERYTHING if cell.strategy == strategy and cell.heads == PARALLEL]
     variants = list(VARIANTS.values())[list(STRATEGIES).index(strategy) :: len(STRATEGIES)]
     rest = [ParityCell(strategy, heads, accumulate=2, tied=i % 2 == 0) for i, heads in enumerate(variants)]
     sequential = HeadsConfig(n_future=3, kind="sequential")
     later = ParityCell(strategy, sequential, later=True, recompute="layers", apart=True)
-    assert "\n".join(failures([*corner, *rest, later])) == ""
+    taught = ParityCell(strategy, PARALLEL, accumulate=2, target="lk_lambda")
+    assert "\n".join(failures([*corner, *rest, later, taught])) == ""
 
 
 ADDED = HeadsConfig(n_future=3, match="none")
@@ -76,6 +80,27 @@ def test_every_kind_of_heads_recomputed(strategy: str) -> None:
         for heads, (accumulate, recompute) in product(VARIANTS.values(), product((1, 2), recomputes))
     ]
     assert "\n".join(failures(cells)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_kind_of_heads_taught(strategy: str) -> None:
+    """Every target; a frozen teacher too."""
+    cells = [
+        ParityCell(strategy, heads, accumulate, tied=accumulate == 1, target=target)
+        for heads, accumulate, target in product(VARIANTS.values(), (1, 2), TARGETS[1:])
+        if can_teach(target, heads)
+    ]
+    frozen = [ParityCell(strategy, PARALLEL, 2, freeze="next_token", target=target) for target in TARGETS[1:]]
+    assert "\n".join(failures([*cells, *frozen])) == ""
+
+
+def can_teach(target: Target, heads: HeadsConfig) -> bool:
+    try:
+        check_options(LossOptions(target=target), heads)
+    except InputError:
+        return False
+    return heads.n_future > 1
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from mtp_lightning.config.config_files import CONF_DIR
 from mtp_lightning.config.one_config import resolve_config
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import ModelCounts, count_parameters
+from mtp_lightning.objective.teacher_config import TARGETS
 
 MODELS = sorted((CONF_DIR / "model").glob("*.yaml"))
 
@@ -109,6 +110,14 @@ def test_schedules_resolve_and_say_which_kind_they_are(file: Path) -> None:
     schedule = config["model"]["schedule"]
     assert schedule["kind"] == file.stem
     assert schedule["warmup_steps"] == 1000
+
+
+def test_every_target_of_the_further_heads_has_a_file() -> None:
+    files = sorted((CONF_DIR / "loss").glob("*.yaml"))
+    assert [file.stem for file in files] == sorted(TARGETS)
+    for file in files:
+        config = resolve_config([CONF_DIR / "base.yaml", CONF_DIR / "data" / "python_stdlib.yaml", file], {})
+        assert config["model"]["loss"]["target"] == file.stem
 
 
 @pytest.mark.parametrize("file", sorted((CONF_DIR / "strategy").glob("*.yaml")), ids=lambda p: p.stem)

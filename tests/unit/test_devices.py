@@ -13,9 +13,10 @@ from mtp_lightning.metrics import HeadMetrics
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.module import MTPModule
-from mtp_lightning.objective.heads import model_loss, model_scores
+from mtp_lightning.objective.heads import count_targets, model_loss, model_scores
 from mtp_lightning.objective.loss import LossOptions
-from mtp_lightning.objective.targets import count_valid, make_targets
+from mtp_lightning.objective.targets import make_targets
+from mtp_lightning.objective.teacher_config import TeacherConfig
 
 
 @pytest.fixture
@@ -42,20 +43,23 @@ def test_two_devices_are_an_error(elsewhere: torch.device) -> None:
 @pytest.mark.parametrize(
     ("heads", "implementation"),
     [(heads, "chunked") for heads in VARIANTS.values()]
-    + [(VARIANTS[name], other) for name in ("none", "order") for other in ("naive", "checkpointed")],
+    + [(VARIANTS[name], other) for name in ("none", "order") for other in ("naive", "checkpointed")]
+    + [(VARIANTS["leap"], way) for way in ("chunked lk_lambda", "naive lk_lambda")],
     ids=str,
 )
 def test_a_step_stays_on_its_device(heads: HeadsConfig, implementation: Any, elsewhere: torch.device) -> None:
     """Targets, loss, gradients and scores, with everything that may be given and with nothing of it."""
     model = MTPModel(tiny_backbone(n_layers=3), replace(heads, match="none")).to(elsewhere)
     window = torch.zeros(2, 9 + heads.horizon, dtype=torch.long, device=elsewhere)
-    options = LossOptions(implementation=implementation, z_loss=1e-4)
+    implementation, _, target = implementation.partition(" ")
+    teacher = TeacherConfig(top=3) if target else TeacherConfig()
+    options = LossOptions(implementation, z_loss=1e-4, target=target or "token", teacher=teacher)  # type: ignore[arg-type]
     for masks in ((), (window, window > 0, window > 0)):
         targets = make_targets(heads, window, *masks)
-        counted = (count_valid(targets) / 2, None)
+        counted = (count_targets(targets, options, heads) / 2, None)
         for weights, mean_count in zip(((0.5,) * len(heads.loss_names), None), counted):
             out = model_loss(model, targets, None, weights, options, mean_count)
-            assert {field.device for field in out} == {elsewhere}
+            assert {field.device for field in (*out[:3], *(out.teacher or ()))} == {elsewhere}
             out.total.backward()
         scores = model_scores(model, targets)
         metrics = HeadMetrics(len(heads.loss_names)).to(elsewhere)

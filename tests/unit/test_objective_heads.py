@@ -190,7 +190,7 @@ def test_a_mean_count_makes_the_mean_one_over_all_tokens(kind: Any) -> None:
     assert torch.equal(counts, torch.stack([model_loss(model, half, documents[:1]).n_valid for half in halves]))
     assert not torch.equal(*counts), "as many here as there would show nothing"
     for half in halves:
-        (model_loss(model, half, documents[:1], mean_count_M=counts.double().mean(0)).total / 2).backward()
+        (model_loss(model, half, documents[:1], mean_count_C=counts.double().mean(0)).total / 2).backward()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, whole[name], msg=name)
 

@@ -33,6 +33,7 @@ from mtp_lightning.data.transforms.infilling import InfillingConfig
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.module import MTPModule
+from mtp_lightning.objective.teacher_config import TeacherConfig
 from mtp_lightning.objective.weights import LossConfig, WeightsConfig
 from mtp_lightning.optimization.adamw import OptimizerConfig
 from mtp_lightning.optimization.schedule import ScheduleConfig
@@ -47,7 +48,7 @@ CLASSES: Mapping[type, Callable[..., Any]] = {
         BackboneConfig, HeadsConfig, LossConfig, WeightsConfig, OptimizerConfig, SourceConfig, ShardSettings,
         MixtureSource, StarGraph, Polynomial, TokenDataModule, GeneratedDataModule, MTPDataModule, PeriodicCheckpoint,
         DecodingProbe, ExactMatchProbe, InductionProbe, InfillingConfig, InfillingProbe, LongContextProbe,
-        ThroughputMonitor, Heartbeat, MLflowRunLogger, FSDP2Strategy, ZeroStrategy,
+        ThroughputMonitor, Heartbeat, MLflowRunLogger, FSDP2Strategy, ZeroStrategy, TeacherConfig,
         MTPModule,
     )
 } | {

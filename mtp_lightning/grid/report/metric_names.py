@@ -21,6 +21,8 @@ _BETTER: tuple[tuple[str, str | None], ...] = (
     ("*seconds*", LOWER),
     ("*accuracy*", HIGHER),
     ("*acceptance*", HIGHER),
+    ("*overlap*", HIGHER),
+    ("train/teacher/*", LOWER),
     ("*tokens_per_second*", HIGHER),
     ("*tokens_per_forward*", HIGHER),
     ("*bytes_per_forward*", HIGHER),
