@@ -140,8 +140,6 @@ class _ChunkedTaught(torch.autograd.Function):
 class _Chunks:
     """Gives (head, its rows, the teacher's p, the head's logits z) in turn: for each chunk head 1 first, then those
     that it teaches. p and z lie in buffers: z may be overwritten, and both are good until the next turn.
-
-    Head 1's own p is whole; before the first further head it is cut down to the teacher's `top` entries.
     """
 
     def __init__(self, h_NRD: Tensor, weight_VD: Tensor, rows: TaughtRows, chunk_rows: int, dtype: torch.dtype) -> None:
@@ -162,9 +160,7 @@ class _Chunks:
                 at = self._rows.pupils[i, start : start + self._size]
                 z = self._logits(i, at)
                 if i == 0:
-                    torch.softmax(z, 1, out=p)
-                if i == 1:
-                    keep_top(p, self._rows.top)
+                    keep_top(torch.softmax(z, 1, out=p), self._rows.top)
                 yield i, at, p, z
 
     def _logits(self, i: int, at: Tensor) -> Tensor:

@@ -129,9 +129,11 @@ def long_documents(scale: Scale) -> Figures:
 
 
 def objectives(scale: Scale) -> Figures:
-    """Loss, scores and gradients of every kind of heads, by every implementation, are those of the CPU."""
+    """Loss, scores and gradients of every kind of heads, of one that is taught among them, by every implementation, are
+    those of the CPU."""
     figures: Figures = {}
     generator = torch.Generator().manual_seed(0)
+    targets = dict.fromkeys(VARIANTS, "token") | {"leap": "lk_lambda"}
     for name, heads in VARIANTS.items():
         torch.manual_seed(0)
         model = MTPModel(
@@ -141,7 +143,7 @@ def objectives(scale: Scale) -> Figures:
         borders, counted = (torch.arange(window.shape[1]) // 9).expand_as(window), window % 5 != 0
         weights = [0.5] * len(heads.loss_names)
         for implementation in ("chunked", "naive", "checkpointed"):
-            options = LossOptions(implementation=implementation, z_loss=1e-3)  # type: ignore[arg-type]
+            options = LossOptions(implementation, z_loss=1e-3, target=targets[name])  # type: ignore[arg-type]
             found = []
             for device in ("cpu", scale.device):
                 model.to(device).zero_grad()

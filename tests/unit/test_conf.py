@@ -11,6 +11,7 @@ from mtp_lightning.config.config_files import CONF_DIR
 from mtp_lightning.config.one_config import resolve_config
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import ModelCounts, count_parameters
+from mtp_lightning.objective.loss import LossOptions
 from mtp_lightning.objective.teacher_config import TARGETS
 
 MODELS = sorted((CONF_DIR / "model").glob("*.yaml"))
@@ -115,9 +116,11 @@ def test_schedules_resolve_and_say_which_kind_they_are(file: Path) -> None:
 def test_every_target_of_the_further_heads_has_a_file() -> None:
     files = sorted((CONF_DIR / "loss").glob("*.yaml"))
     assert [file.stem for file in files] == sorted(TARGETS)
-    for file in files:
-        config = resolve_config([CONF_DIR / "base.yaml", CONF_DIR / "data" / "python_stdlib.yaml", file], {})
-        assert config["model"]["loss"]["target"] == file.stem
+    asked = [yaml.safe_load(file.read_text())["model"] for file in files]
+    assert [LossOptions(**model.pop("loss")).target for model in asked] == sorted(TARGETS)
+    assert not any(asked)
+    config = resolve_config([CONF_DIR / "base.yaml", CONF_DIR / "data" / "python_stdlib.yaml", files[0]], {})
+    assert config["model"]["loss"]["target"] == files[0].stem
 
 
 @pytest.mark.parametrize("file", sorted((CONF_DIR / "strategy").glob("*.yaml")), ids=lambda p: p.stem)
