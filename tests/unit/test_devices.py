@@ -56,15 +56,14 @@ def test_a_step_stays_on_its_device(heads: HeadsConfig, implementation: Any, els
     options = LossOptions(implementation, z_loss=1e-4, target=target or "token", teacher=teacher)  # type: ignore[arg-type]
     for masks in ((), (window, window > 0, window > 0)):
         targets = make_targets(heads, window, *masks)
-        counted = (count_targets(targets, options, heads) / 2, None)
-        for weights, mean_count in zip(((0.5,) * len(heads.loss_names), None), counted):
-            out = model_loss(model, targets, None, weights, options, mean_count)
-            assert {field.device for field in (*out[:3], *(out.teacher or ()))} == {elsewhere}
-            out.total.backward()
-        scores = model_scores(model, targets)
-        metrics = HeadMetrics(len(heads.loss_names)).to(elsewhere)
-        metrics.update(scores)
-        assert metrics.compute().device == elsewhere
+        weights = (0.5,) * len(heads.loss_names) if masks else None
+        mean_count = count_targets(targets, options, heads) / 2 if masks else None
+        out = model_loss(model, targets, None, weights, options, mean_count)
+        assert {field.device for field in (*out[:3], *(out.teacher or ()))} == {elsewhere}
+        out.total.backward()
+    metrics = HeadMetrics(len(heads.loss_names)).to(elsewhere)
+    metrics.update(model_scores(model, targets))
+    assert metrics.compute().device == elsewhere
 
 
 def test_metrics_follow_a_strategy_that_moves_parameters_alone(elsewhere: torch.device) -> None:
