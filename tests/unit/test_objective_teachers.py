@@ -111,7 +111,10 @@ def test_so_does_a_teacher_of_the_best_entries_beside_a_z_loss(implementation: A
     check(VARIANTS["parallel"], options("lk_alpha", implementation, teacher=HARD, z_loss=0.01))
 
 
-@pytest.mark.parametrize("name", [name for name in TAUGHT if name not in ("leap", "parallel")])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("sequential", "anticausal") else pytest.param(name, marks=pytest.mark.slow) for name in TAUGHT],
+)
 def test_every_kind_of_heads_is_taught(name: str) -> None:
     check(TAUGHT[name], options("lk_lambda", chunk_rows=4))
 
