@@ -122,7 +122,7 @@ def _with_autograd(
 
     results = []
     for i, h_RD in enumerate(h_NRD):
-        given = i, h_RD, h_NRD[0].detach(), weight_VD if further_move or i == 0 else weight_VD.detach()
+        given = i, h_RD, h_NRD[0], weight_VD if further_move or i == 0 else weight_VD.detach()
         results.append(checkpoint(head, *given, use_reentrant=False) if recompute else head(*given))
     totals, *sums = (torch.stack(x) for x in zip(*results))
     return totals.sum(), Sums(*sums)

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import asdict, replace
 from typing import Any
 
+import my_heads  # noqa: F401 - a configuration that names it is taken at its word only then
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,18 +21,20 @@ from mtp_lightning.metrics import training_means
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.counts import flops_per_token
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import check_options, count_targets, model_loss, unembedded_again
 from mtp_lightning.objective.loss import LossOptions, LossOutput, multi_token_loss
 from mtp_lightning.objective.targets import Targets
 from mtp_lightning.objective.teacher_config import TARGETS, TeacherConfig, find_taught
 from mtp_lightning.objective.teachers import teacher_loss
+from mtp_lightning.objective.weights import LossConfig
 
 TEACHERS = TARGETS[1:]
 TAUGHT = {
     name: heads
     for name, heads in VARIANTS.items()
     if heads.n_future > 1 and heads.kind not in ("none", "order") and not heads.replicate_unembedding
-}
+} | {"own": HeadsConfig(n_future=3, kind="my_heads.Gated")}
 HARD = TeacherConfig(weight=0.25, top=3)
 
 
@@ -288,8 +291,8 @@ def test_never_more_logits_than_a_chunks_and_the_flops_are_counted(target: Any) 
     products = sum(flops for op, flops in counts.items() if "bmm" not in str(op))  # those are vecdot's
     assert products == 2 * T * (2 * n + again) * 2 * V * 4, "logits and dh; torch does not count `addmm_`, dW"
     backbone = tiny_backbone(n_layers=5)
-    more = flops_per_token(backbone, heads, 8, "none", again) - flops_per_token(backbone, heads, 8)
-    assert more == again * 2 * backbone.vocab_size * backbone.dim
+    described = MTPModule(backbone, heads, LossConfig(target=target)).describe(8)["model/flops_per_token"]
+    assert described - flops_per_token(backbone, heads, 8) == again * 2 * backbone.vocab_size * backbone.dim
 
 
 def test_a_single_head_has_its_own_loss() -> None:
