@@ -1,6 +1,7 @@
 """`mtp grid ...`: every command is a method of `Grid`, and returns the exit status.
 
-Bad input is an InputError, raised before anything is written; a Slurm that fails is an UnavailableError.
+One class, so that help and arguments of all commands are its methods', and longer than other files for it. Bad input
+is an InputError, raised before anything is written; a Slurm that fails is an UnavailableError.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,11 @@ from mtp_lightning.files import check_json
 from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.equal_training import parse_at
 from mtp_lightning.grid.report.stages import report_stages
+from mtp_lightning.grid.report.tuning import Tuning, tuned
 from mtp_lightning.grid.run import logs
 from mtp_lightning.grid.run.display import say, summary, writable, write_table
-from mtp_lightning.grid.run.launch import run_here
 from mtp_lightning.grid.run.plan import TO_RUN, Cost, Total, check_budget, costs, plan_json, plan_table
+from mtp_lightning.grid.run.rounds import run_rounds
 from mtp_lightning.grid.run.settle import settle_dead
 from mtp_lightning.grid.run.state import State, cell_state
 from mtp_lightning.grid.run.status import (
@@ -64,7 +66,8 @@ class Grid:
         say(plan_table(self.spec, rows, self.costs))
         to_run = sum(row.state in TO_RUN for row in rows)
         say(f"{summary([row.state.value for row in rows])}; {to_run} to run")
-        total, left = Total.of(self.costs), Total.of(self.costs, left=True)
+        total, left = Total.of(self.all_costs), Total.of(self.all_costs, left=True)
+        self._say_what_follows("counted in the sums")
         say(f"in all {total}")
         if 0 < to_run < len(rows):
             say(f"still to come {left}")
@@ -85,25 +88,22 @@ class Grid:
         if workers is not None and workers < 1:
             raise InputError(f"workers: {workers} is not a number of processes; give 1 or more")
         check_json(json)
-        check_budget(self.spec, Total.of(self.costs))
+        check_budget(self.spec, Total.of(self.all_costs))
         writable(self.folder)
-        todo = [cell for cell in self.cells if cell_state(cell.directory) is not State.FINISHED]
-        failed = False
-        if todo:
+        if self._to_run():
             self._prepare_charts()
-            launched = run_here(todo, len(self.cells), workers)
+        launched = run_rounds(self._to_run, len(self.cells), workers)
+        if launched.interrupted:
             ended = summary([outcome.state.value for outcome in launched.outcomes.values()])
-            if launched.interrupted:
-                say(f"stopped ({ended}); the same command continues where this one ended", error=True)
-                return INTERRUPTED
-            failed = any(outcome.state is not State.FINISHED for outcome in launched.outcomes.values())
-            if all(cell_state(cell.directory) is State.MISSING for cell in self.cells):
-                say("no cell could be started: there is nothing to report", error=True)
-                return 1
-        else:
+            say(f"stopped ({ended}); the same command continues where this one ended", error=True)
+            return INTERRUPTED
+        if not launched.outcomes:
             say(f"all {len(self.cells)} cells are finished: nothing to run", error=True)
-        recorded = self._report(None, json, again=bool(todo))
-        return 1 if failed or not recorded else 0
+        elif all(cell_state(cell.directory) is State.MISSING for cell in self.cells):
+            say("no cell could be started: there is nothing to report", error=True)
+            return 1
+        recorded = self._report(None, json, again=bool(launched.outcomes))
+        return 1 if self._to_run() or self.tuning.later or not recorded else 0
 
     def report(self, *, at: str | None = None, out: str | None = None, json: str | None = None) -> int:
         """Compare the finished cells of a grid: verdict, table, figure; on the terminal, as one page and in MLflow.
@@ -177,6 +177,7 @@ class Grid:
         self._settle(rows)
         say(status_table(f"{self.spec.name}: {len(rows)} cells", rows))
         say(summary([row.state.value for row in rows]))
+        self._say_what_follows()
         if others := self.submissions.not_in_file(self.spec.name, [cell.signature for cell in self.cells], queue):
             say(f"and in Slurm, though no longer in {self.file}: {', '.join(entry.id for entry in others)}")
         self._warn(slurm_problem)
@@ -234,12 +235,22 @@ class Grid:
         return self._loaded[0]
 
     @property
-    def cells(self) -> list[Cell]:
-        return self._loaded[1]
+    def cells(self) -> Sequence[Cell]:
+        return self.tuning.cells
+
+    @cached_property
+    def tuning(self) -> Tuning:
+        """Which of all cells the grid has, by its results so far."""
+        return tuned(self.spec, self._loaded[1])
 
     @cached_property
     def costs(self) -> list[Cost]:
         return costs(self.cells, self._loaded[2])
+
+    @cached_property
+    def all_costs(self) -> list[Cost]:
+        """With what follows once it is tuned."""
+        return [*self.costs, *costs(self.tuning.later, self._loaded[2])]
 
     @cached_property
     def _loaded(self) -> tuple[GridSpec, list[Cell], Resolver]:
@@ -251,7 +262,7 @@ class Grid:
     def _submit(self, parallel: int | None, defaults: Mapping[str, str | None], wanted: Sequence[State]) -> int:
         if parallel is not None and parallel < 1:
             raise InputError(f"max_parallel: {parallel} is not a number of cells; give 1 or more")
-        total = Total.of(self.costs)
+        total = Total.of(self.all_costs)
         slurm.need_slurm(f"`{self._command('run')}` runs the cells on this machine")
         check_budget(self.spec, total)
         writable(self.folder)
@@ -265,6 +276,7 @@ class Grid:
             queued = {row.cell.signature: row.queued.id for row in rows if row.queued is not None}
             made = submit_cells(self.spec.name, self.submissions, todo, parallel, queued)
         say("\n".join(submitted_text(rows, ready, made, self._command("resume"))))
+        self._say_what_follows("the same command submits them")
         for row in rows:
             if row.state is State.DAMAGED:
                 say(f"warning: {row.cell.label}: damaged: {row.reason}", error=True)
@@ -274,6 +286,17 @@ class Grid:
         """Another command for the same grid, to be pasted into a shell."""
         runs = () if self.runs == Path("runs") else ("--runs", str(self.runs))
         return command("grid", word, self.file, *runs)
+
+    def _to_run(self) -> list[Cell]:
+        """What is neither finished nor diverged where it is tuned, which is an answer too."""
+        vars(self).pop("tuning", None)  # what has ended since may have been the last that a choice waited for
+        answered = self.tuning.diverged
+        cells = [cell for cell in self.cells if cell.signature not in answered]
+        return [cell for cell in cells if cell_state(cell.directory) is not State.FINISHED]
+
+    def _say_what_follows(self, remark: str = "") -> None:
+        if follows := self.tuning.follows:
+            say(follows + (f"; {remark}" if remark else ""))
 
     def _warn(self, slurm_problem: str | None) -> None:
         for problem in self.submissions.problems:
@@ -295,6 +318,6 @@ class Grid:
 
     def _report(self, out: str | None, json: str | None, again: bool, at: At | None = None) -> bool:
         """Print first, then write: whatever goes wrong with a file or MLflow, the table has been seen."""
-        tables, well = report_stages(self.spec, self.cells, self.runs, out, again, at)
+        tables, well = report_stages(self.spec, self._loaded[1], self.runs, out, again, at)
         write_table(json, {"grid": self.spec.name, "stages": tables} if self.spec.stages else tables[0])
         return well

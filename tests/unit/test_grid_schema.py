@@ -29,10 +29,12 @@ axes:
   b.c: [1, big.yaml, {d: null}]
   e: [1, 2, 3]
   f: [x, y]
+  w: [1, 2, 3, 4]
+  lr: [0.1, 0.2]
 zip:
   - [b.c, e]
 include:
-  - {e: 8, g: 100}
+  - {e: 8, lr: 0.1, g: 100}
 exclude:
   - e > 2 and seed == 0
 ablate: false
@@ -41,6 +43,8 @@ baseline: {b.c: 1}
 compare:
   - m
   - {metric: n/1, better: higher, at: {tokens: 1.0e+6}}
+ladder: {size: w}
+tune: {axis: lr, seeds: [100, 101]}
 resources:
   gpus: 0
   nodes: 1
@@ -122,7 +126,7 @@ BAD = [
     ("e: [1, 2, 3]", "e f: [1]", "$.axes"),
     ("[b.c, e]", "[b.c]", "$.zip[0]"),
     ("[b.c, e]", "b.c", "$.zip[0]"),
-    ("{e: 8, g: 100}", "{}", "$.include[0]"),
+    ("{e: 8, lr: 0.1, g: 100}", "{}", "$.include[0]"),
     ("e > 2 and seed == 0", "5", "$.exclude[0]"),
     ("ablate: false", "ablate: 1", "$.ablate"),
     ("seeds: [0, 1]", "seeds: [0, 0]", "$.seeds"),
@@ -133,6 +137,11 @@ BAD = [
     ("{tokens: 1.0e+6}", "{tokens: 0}", "$.compare[1]"),
     ("{tokens: 1.0e+6}", "{tokens: 1, step: 1}", "$.compare[1]"),
     ("{tokens: 1.0e+6}", "{epochs: 1}", "$.compare[1]"),
+    ("{size: w}", "{sizes: w}", "$.ladder"),
+    ("{size: w}", "{size: 4}", "$.ladder.size"),
+    ("{axis: lr, seeds: [100, 101]}", "{axis: lr}", "$.tune"),
+    ("[100, 101]", "[100, 100]", "$.tune.seeds"),
+    ("[100, 101]", "[-1]", "$.tune.seeds[0]"),
     ("gpus: 0", "gpu: 0", "$.resources"),
     ("gpus: 0", "gpus: 1.5", "$.resources.gpus"),
     ("nodes: 1", "nodes: 0", "$.resources.nodes"),

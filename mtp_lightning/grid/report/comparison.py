@@ -5,16 +5,27 @@ one seed varies less than that of two runs with different ones. Cells that are m
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.grid.report import metric_names
-from mtp_lightning.grid.report.equal_training import EqualTraining, ReadHistory, at_text, first_few, values_at
+from mtp_lightning.grid.report.equal_training import (
+    PER_TOKEN,
+    EqualTraining,
+    ReadHistory,
+    at_text,
+    first_few,
+    values_at,
+)
 from mtp_lightning.grid.report.statistics import Difference, Summary, difference_of, summarise
+from mtp_lightning.grid.report.tuning import Choice, tuned
 from mtp_lightning.grid.run.state import CellFiles, Result, State
 from mtp_lightning.grid.spec.cells import Cell, baseline_values
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
 from mtp_lightning.grid.spec.signature import canonical
+
+if TYPE_CHECKING:
+    from mtp_lightning.grid.report.ladder.of_grid import Ladder
 
 ReadMetrics = Callable[[str], Mapping[str, float]]
 """MLflow run id -> last values; called only for metrics to compare that a result does not hold."""
@@ -58,6 +69,15 @@ class Report:
     unfinished: Sequence[str] = ()
     """`n_future=4 seed=1 (running)`: cells that take part where the budget allows it."""
     equal_training: EqualTraining = field(default_factory=EqualTraining)
+    choices: Sequence[Choice] = ()
+    """Of each arm, where an axis is tuned."""
+    ladders: "Sequence[Ladder]" = ()
+    """Where the grid file says which axis is the size."""
+
+    @property
+    def expected(self) -> int:
+        """How many cells are compared once all are there; those of arms that are still tuned are not in `cells`."""
+        return len(self.cells) + sum(len(choice.later) for choice in self.choices)
 
     def group(self, signature: str | None) -> Group | None:
         return next((group for group in self.groups if group.signature == signature), None)
@@ -98,7 +118,13 @@ def build_report(
     read_history: ReadHistory | None = None,
     at: At | None = None,
 ) -> Report:
-    """`at` takes the place of the grid file's: for every metric compared, and all others of validation."""
+    """
+    Args:
+        cells: every combination of the grid; of a tuned axis the chosen values are compared.
+        at: takes the place of the grid file's, for every metric compared and all others of validation.
+    """
+    tuning = tuned(spec, cells)
+    cells = tuning.compared
     files = {cell.signature: CellFiles.read(cell.directory) for cell in cells}
     finished = {name: f.result for name, f in files.items() if f.result is not None and f.state is State.FINISHED}
     values = {
@@ -111,23 +137,48 @@ def build_report(
     equal = EqualTraining()
     if budgets:
         assert read_history is not None, "a budget is found in the cells' histories"
-        equal = values_at(cells, budgets, read_history)
+        equal = values_at(cells, budgets, read_history, flops_of=spec.compare[0] if spec.ladder else None)
         at_end = {name: {m: v for m, v in metrics.items() if m not in equal.at} for name, metrics in values.items()}
         values = {name: {**at_end.get(name, {}), **equal.values.get(name, {})} for name in {**at_end, **equal.values}}
-    return Report(
+    missing = [_label_and_state(cell, files[cell.signature]) for cell in cells if cell.signature not in values]
+    for choice in tuning.choices:
+        missing += [f"{choice.arm} seed={cell.seed} (its {choice.axis} is not chosen yet)" for cell in choice.later]
+    report = Report(
         spec,
         cells,
         _groups(spec, cells, values),
         rows,
-        missing=[_label_and_state(cell, files[cell.signature]) for cell in cells if cell.signature not in values],
-        warnings=_warnings(cells, finished, lengths=not set(spec.compare) <= set(equal.at)),
+        missing=missing,
+        warnings=_warnings(spec, cells, finished, lengths=not set(spec.compare) <= set(equal.at)),
         unfinished=[
             _label_and_state(c, files[c.signature])
             for c in cells
             if c.signature in values and c.signature not in finished
         ],
         equal_training=equal,
+        choices=tuning.choices,
     )
+    return report if spec.ladder is None else replace(report, ladders=_ladders(report, finished))
+
+
+def _ladders(report: Report, finished: Mapping[str, Result]) -> "Sequence[Ladder]":
+    from mtp_lightning.grid.report.ladder.of_grid import find_ladders  # numpy
+
+    metric = report.spec.compare[0]
+    spent: dict[str, dict[int, float]] = {}
+    for cell in report.cells:
+        result = finished.get(cell.signature)
+        found = None if result is None else _flops(result)
+        if report.at(metric) is not None:
+            found = report.equal_training.flops.get(cell.signature)
+        if found is not None:
+            spent.setdefault(cell.group, {})[cell.seed] = found
+    return find_ladders(report.spec, report.groups, metric, report.direction(metric), spent)
+
+
+def _flops(result: Result) -> float | None:
+    per_token = result.metrics.get(PER_TOKEN["flops"])
+    return None if result.tokens is None or per_token is None else result.tokens * per_token
 
 
 def _metrics(
@@ -141,12 +192,16 @@ def _metrics(
 
 
 def _groups(spec: GridSpec, cells: Sequence[Cell], values: Mapping[str, Mapping[str, float]]) -> list[Group]:
+    def arm(values: Mapping[str, Any] | None) -> str:
+        """Of a tuned axis each setting has its own value, its baseline another."""
+        return canonical(values and {key: value for key, value in values.items() if key not in spec.tuned_keys})
+
     by_group: dict[str, list[Cell]] = {}
     group_of: dict[str, str] = {}
     for cell in cells:
         by_group.setdefault(cell.group, []).append(cell)
         for same in (cell, *cell.aliases):
-            group_of.setdefault(canonical(same.values), cell.group)
+            group_of.setdefault(arm(same.values), cell.group)
 
     return [
         Group(
@@ -155,7 +210,7 @@ def _groups(spec: GridSpec, cells: Sequence[Cell], values: Mapping[str, Mapping[
             values=members[0].values,
             results={cell.seed: values[cell.signature] for cell in members if cell.signature in values},
             seeds=[cell.seed for cell in members],
-            baseline=group_of.get(canonical(baseline_values(spec, members[0].values))),
+            baseline=group_of.get(arm(baseline_values(spec, members[0].values))),
         )
         for name, members in by_group.items()
     ]
@@ -167,18 +222,22 @@ def _label_and_state(cell: Cell, files: CellFiles) -> str:
     return f"{cell.label} ({state.value}{f': {reason}' if reason else ''})"
 
 
-def _warnings(cells: Sequence[Cell], results: Mapping[str, Result], lengths: bool) -> list[str]:
-    """Numbers of runs on different data do not compare, nor those of different length unless taken at one budget."""
+def _warnings(spec: GridSpec, cells: Sequence[Cell], results: Mapping[str, Result], lengths: bool) -> list[str]:
+    """Numbers of runs on different data do not compare, nor those of different length unless taken at one budget. On a
+    ladder each size may have its own length."""
+    keys = spec.together(spec.ladder.size) if spec.ladder is not None else ()
     warnings = []
     for what, read in (("data", _fingerprint), *([("number of steps", _steps)] if lengths else [])):
-        labels: dict[str, list[str]] = {}
+        alike: dict[str, dict[str, list[str]]] = {}
         for cell in cells:
             found = read(results[cell.signature]) if cell.signature in results else None
             if found is not None:
-                labels.setdefault(found, []).append(cell.label)
-        if len(labels) > 1:
-            cases = "; ".join(f"{found}: {first_few(names)}" for found, names in labels.items())
-            warnings.append(f"the cells differ in their {what}, so their numbers may not compare ({cases})")
+                size = canonical([cell.values.get(key) for key in keys]) if read is _steps else ""
+                alike.setdefault(size, {}).setdefault(found, []).append(cell.label)
+        for labels in alike.values():
+            if len(labels) > 1:
+                cases = "; ".join(f"{found}: {first_few(names)}" for found, names in labels.items())
+                warnings.append(f"the cells differ in their {what}, so their numbers may not compare ({cases})")
     return warnings
 
 

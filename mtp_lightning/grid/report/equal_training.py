@@ -39,6 +39,8 @@ class EqualTraining:
     per_step: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Unit of a budget -> cell signature -> how many of them one step takes."""
     notes: Sequence[str] = ()
+    flops: Mapping[str, float] = field(default_factory=dict)
+    """Cell signature -> FLOPs of its training up to there, of the metric of which that was asked."""
 
 
 def parse_at(text: str) -> At:
@@ -92,12 +94,16 @@ class CellHistory:
         each = self.points(PER_TOKEN[unit]) if unit in PER_TOKEN else [(0, 1.0)]
         return tokens[-1] * each[-1][1] if tokens and each else None
 
+    def step_at(self, budget: At) -> int | None:
+        """The last whole step that fits."""
+        rate = self.per_step(budget.unit)
+        return None if rate is None else math.floor(budget.amount / rate * (1 + 1e-9))
+
     def value_at(self, metric: str, budget: At) -> tuple[float | None, str]:
         """The value, and a remark on it: empty where it was logged at the very step."""
-        rate = self.per_step(budget.unit)
-        if rate is None:
+        step = self.step_at(budget)
+        if step is None:
             return None, f"missing (no {TOKENS}{f' or {PER_TOKEN[budget.unit]}' if budget.unit in PER_TOKEN else ''})"
-        step = math.floor(budget.amount / rate * (1 + 1e-9))  # whole steps that fit
         if self.reached(metric) < step:
             return None, f"missing (step {self.reached(metric)} of {step})"
         before = [point for point in self.points(metric) if point[0] <= step]
@@ -107,9 +113,15 @@ class CellHistory:
         return value, "" if last == step else f"as last logged before it, step {last},"
 
 
-def values_at(cells: Iterable[Cell], at: Mapping[str, At], read: ReadHistory) -> EqualTraining:
+def values_at(
+    cells: Iterable[Cell], at: Mapping[str, At], read: ReadHistory, flops_of: str | None = None
+) -> EqualTraining:
     """Every metric of `at` at its budget. Metrics without a history in any cell, such as those of an evaluation at the
-    end, stay compared at the end."""
+    end, stay compared at the end.
+
+    Args:
+        flops_of: the metric at whose budget the FLOPs are wanted too.
+    """
     histories = _histories(cells, read)
     tracked = [metric for metric in at if any(len(history.points(metric)) > 1 for history in histories)]
     notes = [f"without a history, so compared at the end: {metric}" for metric in at if metric not in tracked]
@@ -136,7 +148,14 @@ def values_at(cells: Iterable[Cell], at: Mapping[str, At], read: ReadHistory) ->
         unit: {h.cell.signature: rate for h in histories if (rate := h.per_step(unit)) is not None}
         for unit in {budget.unit for budget in budgets.values()}
     }
-    return EqualTraining(budgets, values, per_step, notes + _one_line_for_equal(remarks))
+    flops = {}
+    wanted = budgets.get(flops_of or "")
+    for history in histories:
+        step = None if wanted is None else history.step_at(wanted)
+        rate = None if step is None else history.per_step("flops")
+        if step is not None and rate is not None:
+            flops[history.cell.signature] = step * rate
+    return EqualTraining(budgets, values, per_step, notes + _one_line_for_equal(remarks), flops)
 
 
 def first_few(names: Sequence[str], limit: int = 4) -> str:

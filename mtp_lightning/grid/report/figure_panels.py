@@ -231,6 +231,14 @@ def _draw_means_with_spread(
     )
 
 
+def draw_points(axes: Axes, x: Any, y: Any, ends: Any, label: str, index: int) -> None:
+    """Means of one arm with bars of lengths `ends`, below and above."""
+    colour, marker = colour_and_dashes(index)[0], _MARKERS[index % len(_MARKERS)]
+    axes.errorbar(
+        x, y, yerr=ends, label=label, linestyle="none", color=colour, marker=marker, markersize=5.5, capsize=3
+    )
+
+
 def _axis(report: Report) -> tuple[list[Group], list[float], list[str], str, bool]:
     """Groups in the order of the axis, their positions on it, tick labels, the axis' name, and whether it is numeric: a
     single numeric axis keeps its scale; anything else is categories in the grid's order."""

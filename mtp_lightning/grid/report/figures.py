@@ -45,18 +45,26 @@ def figure_png(report: Report, curves: Curves) -> bytes:
 
 
 def make_figure(report: Report, curves: Curves) -> Figure:
-    figure = Figure(figsize=(11.0, max(4.6, 1.6 + 0.28 * len(report.groups))), layout="constrained")
+    ladders, height = len(report.ladders), max(4.6, 1.6 + 0.28 * len(report.groups))
     learned = any(len(points) > 1 for seeds in curves.values() for points in seeds.values())
-    *left, right = figure.subplots(1, 2) if learned or not curves else [figure.subplots()]
-    for axes in (*left, right):
+    panels = (2 if learned or not curves else 1) + ladders
+    figure = Figure(figsize=(11.0 + 5.5 * ladders, height), layout="constrained")
+    *both, right = figure.subplots(1, panels, squeeze=False)[0][: panels - ladders]
+    left = list(both)
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)
     if left:
         _draw_curves(left[0], report, curves)
     draw_comparison(right, report, curve_metric(report))
+    if report.ladders:
+        from mtp_lightning.grid.report.ladder.panel import draw_ladder  # numpy
+
+        for axes, ladder in zip(figure.axes[-ladders:], report.ladders):
+            draw_ladder(axes, ladder, report.with_budget(curve_metric(report)))
     lacking = {"missing": report.missing, "not finished": report.unfinished}
-    clauses = [f"{len(cells)} of {len(report.cells)} cells {what}" for what, cells in lacking.items() if cells]
+    clauses = [f"{len(cells)} of {report.expected} cells {what}" for what, cells in lacking.items() if cells]
     figure.suptitle(report.spec.name + (f"  ({', '.join(clauses)})" if clauses else ""), fontsize=13, fontweight="bold")
     return figure
 

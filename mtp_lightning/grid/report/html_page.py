@@ -8,6 +8,7 @@ from html import escape
 from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.metric_names import format_value
 from mtp_lightning.grid.report.tables import Heading, Layout, Numbers, intervals, legend, notices
+from mtp_lightning.grid.report.tuning import Choice
 from mtp_lightning.grid.report.verdict import Verdict, verdict
 from mtp_lightning.units import counted
 
@@ -83,6 +84,8 @@ def html_page(report: Report, figure: bytes | None) -> str:
         "<h2>Compared</h2>",
         _table(Layout.of(report, report.spec.compare)),
         f'<p class="legend">{escape(legend(report, "below"))}{coloured}</p>',
+        *_ladders(report),
+        _choices(report.choices),
         _figure(figure, found.title),
         f"<h2>Other metrics</h2>{_table(Layout.of(report, others))}" if others else "",
         f"<h2>Every seed: {escape(found.title)}</h2>",
@@ -101,7 +104,7 @@ def html_page(report: Report, figure: bytes | None) -> str:
 
 
 def _summary(report: Report) -> str:
-    total, missing, unfinished = len(report.cells), len(report.missing), len(report.unfinished)
+    total, missing, unfinished = report.expected, len(report.missing), len(report.unfinished)
     finished = f"{total - missing - unfinished} of {total} cells finished"
     return f"{counted(len(report.groups), 'setting')}, {counted(len(report.spec.seeds), 'seed')}; {finished}"
 
@@ -140,6 +143,40 @@ def _seeds_table(report: Report, metric: str) -> str:
 
     rows = [[_heading(Heading(g.label)), *(cell(g, seed) for seed in seeds)] for g in report.groups]
     return _html_table(["<th>setting</th>", *(f"<th>seed {seed}</th>" for seed in seeds)], rows)
+
+
+def _ladders(report: Report) -> list[str]:
+    """What the arms are worth: the tables, and the lines beside them."""
+    if not report.ladders:
+        return []
+    from mtp_lightning.grid.report.ladder import texts  # numpy
+
+    parts = [f"<h2>{texts.HEADING}</h2>"]
+    for ladder in report.ladders:
+        head, *rows = texts.rows(ladder)
+        cells = [[_heading(Heading(row[0])), *(f"<td>{escape(text)}</td>" for text in row[1:])] for row in rows]
+        parts.append(_html_table([_heading(Heading(name)) for name in head], cells))
+        parts.append("".join(f'<p class="legend">{escape(line)}</p>' for line in texts.lines(ladder)))
+    return [*parts, f'<p class="legend">{escape(texts.LEGEND)}</p>']
+
+
+def _choices(choices: Sequence[Choice]) -> str:
+    """What each arm was tuned to, beside what was tried."""
+    if not choices:
+        return ""
+    values = sorted({value for choice in choices for value in choice.means})
+
+    def cell(choice: Choice, value: float) -> str:
+        mean = choice.means.get(value)
+        text = "–" if mean is None else f"{mean:.4f}"
+        return f"<td>{f'<b>{text}</b> chosen' if value == choice.value else text}</td>"
+
+    def remark(choice: Choice) -> str:
+        return "not chosen yet" if choice.value is None else "at the edge" if choice.at_edge else ""
+
+    rows = [[_heading(Heading(c.arm, remark(c))), *(cell(c, value) for value in values)] for c in choices]
+    head = ["<th>tuning seeds, mean</th>", *(f"<th>{escape(choices[0].axis)}={value:g}</th>" for value in values)]
+    return f"<h2>Tuned: {escape(choices[0].axis)}</h2>{_html_table(head, rows)}"
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.grid.report.comparison import Report
+from mtp_lightning.grid.report.ladder.tables import ladder_blocks
 from mtp_lightning.grid.report.tables import legend, markdown_table, notices
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.spec.grid_spec import GridSpec, experiment_name
@@ -61,9 +62,11 @@ def note(report: Report) -> str:
     """One line first, since MLflow shows the note folded; then the notices, and as much of the table as a tag holds."""
     head = "\n\n".join([f"{report.spec.name}: {verdict(report).sentence}", *notices(report), ""])
     for metrics in (report.metrics, report.spec.compare):
-        text = head + f"{markdown_table(report, metrics)}\n\n{legend(report)}\n"
-        if len(text) <= NOTE_LIMIT:
-            return text
+        parts = [markdown_table(report, metrics), legend(report)]
+        for blocks in ([*parts, *ladder_blocks(report.ladders)], parts):
+            text = head + "\n\n".join(blocks) + "\n"
+            if len(text) <= NOTE_LIMIT:
+                return text
     return head[:NOTE_LIMIT]
 
 

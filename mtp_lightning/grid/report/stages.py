@@ -8,6 +8,7 @@ from typing import Any
 
 from mtp_lightning.grid.report.comparison import Report
 from mtp_lightning.grid.report.equal_training import COMMON
+from mtp_lightning.grid.report.ladder.tables import ladder_tables
 from mtp_lightning.grid.report.publish import publish
 from mtp_lightning.grid.report.tables import notices, report_json, terminal_table
 from mtp_lightning.grid.report.verdict import verdict
@@ -58,6 +59,8 @@ def _report_name(spec: GridSpec, at: At | None) -> str:
 
 def _show(report: Report) -> None:
     say(terminal_table(report))
+    for table in ladder_tables(report.ladders):
+        say(table)
     for line in notices(report):
         say(line)
     say(verdict(report).sentence)

@@ -119,20 +119,25 @@ def welch_interval(mine: Sequence[float], theirs: Sequence[float]) -> Interval |
 
 @cache
 def t_quantile(freedom: float) -> float:
-    """t with P(|T| < t) = 95 %. With T = sqrt(freedom) tan(angle), that is an integral of cos^(freedom - 1)."""
-    scale = 2 / math.sqrt(math.pi) * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
-
-    def probability(angle: float, parts: int = 400) -> float:
-        """By Simpson's rule."""
-        heights = [math.pow(math.cos(angle * i / parts), freedom - 1) for i in range(parts + 1)]
-        inner = 4 * sum(heights[1::2]) + 2 * sum(heights[2:-1:2])
-        return scale * angle / parts / 3 * (heights[0] + inner + heights[-1])
-
+    """t with P(|T| < t) = 95 %."""
     low, high = 0.0, math.pi / 2 * (1 - 1e-12)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if probability(middle) < LEVEL else (low, middle)
+        low, high = (middle, high) if _within_angle(middle, freedom) < LEVEL else (low, middle)
     return math.sqrt(freedom) * math.tan(low)
+
+
+def t_probability(t: float, freedom: float) -> float:
+    """P(|T| < t), for t of 0 or more."""
+    return min(1.0, _within_angle(math.atan(t / math.sqrt(freedom)), freedom))
+
+
+def _within_angle(angle: float, freedom: float, parts: int = 400) -> float:
+    """P(|T| < sqrt(freedom) tan(angle)), an integral of cos^(freedom - 1), by Simpson's rule."""
+    scale = 2 / math.sqrt(math.pi) * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
+    heights = [math.pow(math.cos(angle * i / parts), freedom - 1) for i in range(parts + 1)]
+    inner = 4 * sum(heights[1::2]) + 2 * sum(heights[2:-1:2])
+    return scale * angle / parts / 3 * (heights[0] + inner + heights[-1])
 
 
 def studentized_quantiles(scaled: Sequence[float]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtp_lightning.grid.report.comparison import Group, Report
+from mtp_lightning.grid.report.ladder.tables import ladder_blocks, pipe_table
 from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value
 from mtp_lightning.grid.report.statistics import LEVEL, Difference, Interval, Summary
 from mtp_lightning.grid.report.verdict import strict_json, verdict
@@ -94,7 +95,8 @@ def markdown(report: Report) -> str:
     """Title, verdict, notices, and the table with every metric."""
     parts = [f"# {report.spec.name}", verdict(report).sentence]
     parts += [f"**{line[0].upper()}{line[1:]}**" for line in notices(report)]
-    return "\n\n".join([*parts, markdown_table(report, report.metrics), legend(report)]) + "\n"
+    parts += [markdown_table(report, report.metrics), legend(report)]
+    return "\n\n".join([*parts, *ladder_blocks(report.ladders)]) + "\n"
 
 
 def markdown_table(report: Report, metrics: Sequence[str]) -> str:
@@ -104,7 +106,7 @@ def markdown_table(report: Report, metrics: Sequence[str]) -> str:
     layout = Layout.of(report, metrics)
     lines = [[layout.corner, *map(str, layout.columns)], ["---"] + ["---:"] * len(layout.columns)]
     lines += [[str(name), *map(cell, row)] for name, row in layout.rows]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+    return pipe_table(lines)
 
 
 def legend(report: Report, place: str = "in brackets") -> str:
@@ -144,9 +146,9 @@ def csv_text(report: Report) -> str:
 def report_json(report: Report) -> dict[str, Any]:
     """The table for programs, strict JSON: numbers that are not finite are null."""
 
-    def metric(group: Group, name: str, found: Summary) -> dict[str, Any]:
+    def metric(group: Group, name: str, mine: Summary) -> dict[str, Any]:
         gap = report.difference(group, name)
-        numbers = {"mean": found.mean, "sd": found.sd, "seeds": found.seeds}
+        numbers = {"mean": mine.mean, "sd": mine.sd, "seeds": mine.seeds}
         if gap is None:
             return {**numbers, "difference": None}
         interval = None if gap.interval is None else asdict(gap.interval)
@@ -154,10 +156,11 @@ def report_json(report: Report) -> dict[str, Any]:
         return {**numbers, "difference": difference}
 
     parents = {cell.group: cell.parent_label for cell in report.cells}
+    found = verdict(report)
     value = {
         "grid": report.spec.name,
-        "verdict": verdict(report).sentence,
-        "cells": len(report.cells),
+        "verdict": found.sentence,
+        "cells": report.expected,
         "missing": report.missing,
         "unfinished": report.unfinished,
         "warnings": report.warnings,
@@ -173,13 +176,15 @@ def report_json(report: Report) -> dict[str, Any]:
                 "baseline": group.is_baseline,
                 **({"parent": parents[group.signature]} if parents.get(group.signature) else {}),
                 "metrics": {
-                    name: metric(group, name, found)
+                    name: metric(group, name, mine)
                     for name in report.metrics
-                    if (found := group.summary(name)) is not None
+                    if (mine := group.summary(name)) is not None
                 },
             }
             for group in report.groups
         ],
+        "ladders": list(found.ladders),
+        "tuning": [choice.json() for choice in report.choices],
     }
     strict: dict[str, Any] = strict_json(value)
     return strict
@@ -191,14 +196,18 @@ def notices(report: Report) -> list[str]:
     if parents := dict.fromkeys(cell.parent_label for cell in report.cells if cell.parent_label):
         by = ", by seed" if any(cell.follows for cell in report.cells) else ""
         lines.append(f"begun with the weights of {', '.join(map(str, parents))}{by}")
+    if report.choices:
+        lines.append(f"tuned on other seeds: {'; '.join(map(str, report.choices))}")
+    if waits := [name for choice in report.choices for name in choice.waits_for]:
+        lines.append(f"the choice waits for {', '.join(waits)}")
     if report.missing:
-        count, total = len(report.missing), len(report.cells)
+        count, total = len(report.missing), report.expected
         lines.append(f"incomplete: {count} of {total} cells missing: {', '.join(report.missing)}")
     if report.unfinished:
         lines.append(f"not finished, and compared as far as they are: {', '.join(report.unfinished)}")
     lines += report.equal_training.notes
     absent = [m for m in report.spec.compare if not any(group.by_seed(m) for group in report.groups)]
-    if absent and len(report.missing) < len(report.cells):
+    if absent and len(report.missing) < report.expected:
         lines.append(f"no finished cell has {', '.join(absent)}")
     for metric in report.metrics:
         seeds = [(group, seed) for group in report.groups for seed in _diverged(group, metric)]

@@ -15,6 +15,7 @@ from typing import Any
 from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value
 from mtp_lightning.grid.report.statistics import LEVEL, Difference, Summary, difference_of
+from mtp_lightning.grid.report.tuning import Choice
 from mtp_lightning.grid.spec.grid_spec import At
 from mtp_lightning.units import counted
 
@@ -77,6 +78,12 @@ class Verdict:
     cells_without_value: int
     """Of settings in which other cells have one."""
     warnings: Sequence[str]
+    worth: str
+    """A sentence on effective speedup; empty without a ladder."""
+    ladders: Sequence[Mapping[str, Any]]
+    """As they go to `verdict.json`."""
+    choices: Sequence[Choice]
+    """Of each arm, where an axis is tuned."""
 
     @property
     def is_difference(self) -> bool | None:
@@ -93,6 +100,9 @@ class Verdict:
         if self.best is not None and self.outcome is not Outcome.ONE_SETTING:
             sentence += f" Not finite: {', '.join(self.not_finite)}." if self.not_finite else ""
             sentence += f" Without a value: {', '.join(self.without_value)}." if self.without_value else ""
+        sentence += f" {self.worth}" if self.worth else ""
+        if edge := [f"{choice.arm} ({choice.axis}={choice.value:g})" for choice in self.choices if choice.at_edge]:
+            sentence += f" Best at the edge of the tuned axis, and perhaps better beyond: {', '.join(edge)}."
         if self.provisional:
             lacking = {"are missing": len(self.missing), "are not finished": len(self.unfinished)}
             lacking[f"have no {self.title}"] = self.cells_without_value
@@ -125,6 +135,8 @@ class Verdict:
             "unfinished": list(self.unfinished),
             "cells_without_value": self.cells_without_value,
             "warnings": list(self.warnings),
+            "ladders": list(self.ladders),
+            "tuning": [choice.json() for choice in self.choices],
         }
         strict: dict[str, Any] = strict_json(value)
         return strict
@@ -162,6 +174,7 @@ def verdict(report: Report) -> Verdict:
             assert gap is not None, "ranked settings all have the metric"
             outcome, spread = _judge(_summary(best, metric), _summary(other, metric), gap)
     baseline = None if best is None else report.group(best.baseline)
+    worth, ladders = _ladders(report, best)
     return Verdict(
         grid=report.spec.name,
         metric=metric,
@@ -176,12 +189,24 @@ def verdict(report: Report) -> Verdict:
         spread=spread,
         not_finite=[group.label for group, found in measured if not math.isfinite(found.mean)],
         without_value=[group.label for group in report.groups if group.results and not group.by_seed(metric)],
-        cells=len(report.cells),
+        cells=report.expected,
         missing=report.missing,
         unfinished=report.unfinished,
         cells_without_value=sum(len(group.results) - found.seeds for group, found in measured),
         warnings=report.warnings,
+        worth=worth,
+        ladders=ladders,
+        choices=report.choices,
     )
+
+
+def _ladders(report: Report, best: Group | None) -> tuple[str, list[dict[str, Any]]]:
+    if not report.ladders:
+        return "", []
+    from mtp_lightning.grid.report.ladder import of_grid, texts  # numpy
+
+    arm = None if best is None or best.is_baseline else of_grid.arm_name(report.spec, best.values)
+    return texts.sentence(report.ladders, arm), texts.json(report.ladders)
 
 
 def _judge(best: Summary, other: Summary, gap: Difference) -> tuple[Outcome, float | None]:

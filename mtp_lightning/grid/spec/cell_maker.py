@@ -11,11 +11,12 @@ from mtp_lightning.config.keys.linked_keys import SEED_KEY
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.grid_spec import GridSpec
+from mtp_lightning.grid.spec.labels import Labels
 from mtp_lightning.grid.spec.resources import ResourceRules, Resources
 from mtp_lightning.grid.spec.settings import Setting, is_baseline
 from mtp_lightning.grid.spec.signature import canonical, signature
 from mtp_lightning.grid.spec.stages import parents_values, taken_over, without_stage
-from mtp_lightning.grid.spec.values import is_file, look_up, short_names, shown, value_names
+from mtp_lightning.grid.spec.values import is_file, look_up, shown
 
 MOST_TRIED = 20
 """Values that are each tried alone when a grid is refused: some tenths of a second each."""
@@ -51,11 +52,6 @@ class Cell:
     """Other combinations of the grid with the same configuration."""
 
 
-def axis_names(spec: GridSpec) -> dict[str, str]:
-    """Key -> its shortest dotted ending that no other one shares: axes, then keys that only an `include` sets."""
-    return short_names(spec.keys, spec.ancestors)
-
-
 class CellMaker:
     """Makes the cells of settings, and finds the part of the grid file to blame where that fails."""
 
@@ -67,12 +63,7 @@ class CellMaker:
         self.blamed: set[tuple[str, str]] = set()
         """Key and value of the parts of the grid that alone make a configuration wrong."""
         self.rules = ResourceRules(spec.resources, spec.keys, spec.where, spec.ancestors)
-        self.names = axis_names(spec)
-        values = {key: list(spec.axes.get(key, ())) for key in spec.keys}
-        for given in spec.include:
-            for key, value in given.items():
-                values[key].append(value)
-        self.values = {key: value_names(found) for key, found in values.items()}
+        self.labels = Labels(spec)
 
     def with_parents(self, settings: Sequence[Setting]) -> list[Setting]:
         """Without those that no cell of the stage before has the values of: it left them out.
@@ -106,8 +97,7 @@ class CellMaker:
         parent = self.parent(values, setting.seeds[0])
         # Always resolved with seed 0: other keys may interpolate the seed, and the group must not see them differ.
         group = _identity(_begun(self.config(values, 0), None if parent is None else parent.group), without_seed=True)
-        varying = [key for key in values if len(self.values[key]) > 1 or key not in spec.axes]
-        parts = [f"{self.names[key]}={self.values[key][canonical(values[key])]}" for key in varying]
+        parts = self.labels.parts(values)
         cells = []
         for seed in setting.seeds:
             config = self.config(values, seed)
@@ -117,7 +107,7 @@ class CellMaker:
                 check_chained(parent.config, config, parent.label)
             name = _identity(config)
             path = _begins_with(config)
-            label = " ".join([*parts, *([f"seed={seed}"] if len(spec.seeds) > 1 else [])])
+            label = " ".join([*parts, *([f"seed={seed}"] if len(spec.all_seeds) > 1 else [])])
             cells.append(
                 Cell(
                     grid=spec.name,

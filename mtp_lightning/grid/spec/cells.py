@@ -7,8 +7,9 @@ from typing import Any
 
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError, did_you_mean
-from mtp_lightning.grid.spec.cell_maker import Cell, CellMaker, axis_names
+from mtp_lightning.grid.spec.cell_maker import Cell, CellMaker
 from mtp_lightning.grid.spec.grid_spec import GridSpec, read_grid
+from mtp_lightning.grid.spec.labels import axis_names
 from mtp_lightning.grid.spec.settings import find_settings
 
 __all__ = ["Cell", "axis_names", "baseline_values", "expand", "find_cell", "load_cells"]

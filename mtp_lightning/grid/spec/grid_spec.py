@@ -7,6 +7,7 @@ from typing import Any
 
 from mtp_lightning.config.config_files import in_checkout
 from mtp_lightning.errors import InputError
+from mtp_lightning.grid.spec.ladder_and_tune import Ladder, Tune
 from mtp_lightning.grid.spec.reader import KEYS, REQUIRED, Reader
 from mtp_lightning.grid.spec.resources import ResourceRule
 from mtp_lightning.grid.spec.stages import Stage, split_stages
@@ -55,6 +56,8 @@ class GridSpec:
     """Metric -> `lower` or `higher`, where the file says so."""
     at: Mapping[str, At] = field(default_factory=dict)
     """Metric -> where it is compared, if not at the end."""
+    ladder: Ladder | None = None
+    tune: Tune | None = None
     is_stage: bool = False
     ancestors: tuple[str, ...] = ()
     """Of a stage: the stages that it comes from, the nearest first."""
@@ -71,6 +74,20 @@ class GridSpec:
     def parts(self) -> tuple["GridSpec", ...]:
         """What is compared and recorded on its own: the stages of a chain, or the grid."""
         return self.stages or (self,)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Those that only serve to tune come first."""
+        return (*(self.tune.seeds if self.tune else ()), *self.seeds)
+
+    @property
+    def tuned_keys(self) -> tuple[str, ...]:
+        """The axis that is tuned, and what advances together with it."""
+        return self.together(self.tune.axis) if self.tune else ()
+
+    def together(self, axis: str) -> tuple[str, ...]:
+        """The group of axes that it advances together with; itself alone."""
+        return next((group for group in self.zip if axis in group), (axis,))
 
     @property
     def keys(self) -> tuple[str, ...]:

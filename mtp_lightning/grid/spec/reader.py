@@ -11,6 +11,7 @@ from mtp_lightning.config.config_files import find_config
 from mtp_lightning.errors import did_you_mean
 from mtp_lightning.grid.spec.expressions import Expression
 from mtp_lightning.grid.spec.grid_file import GridFile
+from mtp_lightning.grid.spec.ladder_and_tune import read_ladder, read_tune
 from mtp_lightning.grid.spec.resources import positive, read_budget, read_resources, read_retry
 from mtp_lightning.grid.spec.signature import as_meant, canonical
 from mtp_lightning.grid.spec.stages import Stage
@@ -19,7 +20,7 @@ from mtp_lightning.yaml_lines import Lines
 
 KEYS = (
     *("name", "configs", "overrides", "axes", "zip", "include", "exclude", "ablate", "seeds", "baseline"),
-    *("compare", "resources", "budget", "retry", "stages"),
+    *("compare", "ladder", "tune", "resources", "budget", "retry", "stages"),
 )
 REQUIRED = ("name", "configs", "axes")
 UNITS = ("step", "tokens", "bytes", "flops")
@@ -57,12 +58,15 @@ class Reader(GridFile):
         include = self.include()
         baseline = self.baseline(axes, groups)
         extra = {key for values in include for key in values}
+        seeds, compare = self.seeds(), self.compare()
+        fixed = [key for key in axes if key in baseline]
+        first = next(iter(compare["compare"]), None)
         fields: dict[str, Any] = {
             "name": self.name(),
             "configs": self.configs(),
             "axes": axes,
             "overrides": self.overrides(),
-            "seeds": self.seeds(),
+            "seeds": seeds,
             "baseline": baseline,
             "zip": groups,
             "include": include,
@@ -72,7 +76,9 @@ class Reader(GridFile):
             "budget": read_budget(self),
             "retry": read_retry(self),
             "files": self.files,
-            **self.compare(),
+            "ladder": read_ladder(self, axes, fixed, groups),
+            "tune": read_tune(self, axes, fixed, groups, seeds, [*compare["at"]], first, include),
+            **compare,
         }
         return {key: value for key, value in fields.items() if key in self.raw or key not in KEYS}
 

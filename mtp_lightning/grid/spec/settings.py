@@ -40,15 +40,17 @@ def find_settings(spec: GridSpec) -> tuple[list[Setting], list[str]]:
     kept = [
         Setting(values, seeds)
         for place, values in enumerate(everything)
-        if (seeds := tuple(seed for seed in spec.seeds if (place, seed) not in gone))
+        if (seeds := tuple(seed for seed in spec.all_seeds if (place, seed) not in gone))
     ]
     if gone and not kept:
         problems.append(f"{spec.where('exclude')}: leaves nothing of the axes")
-        kept = [Setting(values, spec.seeds) for values in everything]  # to go on looking for problems
+        kept = [Setting(values, spec.all_seeds) for values in everything]  # to go on looking for problems
     settings: dict[str, Setting] = {}
     for setting in (*kept, *_included(spec)):
         name = canonical(setting.values)
-        if name not in settings or settings[name].seeds != spec.seeds:  # excluded for some seeds, and included again
+        if (
+            name not in settings or settings[name].seeds != spec.all_seeds
+        ):  # excluded for some seeds, and included again
             settings[name] = setting
     if spec.baseline and not any(is_baseline(spec, setting.values) for setting in settings.values()):
         by = [f"'{text}'" for text, hit in hits.items() if any(is_baseline(spec, everything[i]) for i, _ in hit)]
@@ -61,11 +63,12 @@ MOST_CELLS = 10_000
 
 def _check_count(spec: GridSpec) -> None:
     counts = [len(factor) for factor in _factors(spec)]
-    cells = (1 + sum(counts) - len(counts) if spec.ablate else math.prod(counts)) * len(spec.seeds)
+    cells = (1 + sum(counts) - len(counts) if spec.ablate else math.prod(counts)) * len(spec.all_seeds)
     if cells > MOST_CELLS:
         product = " + ".join(map(str, counts)) if spec.ablate else " x ".join(map(str, counts))
+        seeds = counted(len(spec.all_seeds), "seed")
         raise InputError(
-            f"{spec.where('axes')}: {product} values times {counted(len(spec.seeds), 'seed')} are {cells:,} cells, and "
+            f"{spec.where('axes')}: {product} values times {seeds} are {cells:,} cells, and "
             f"a grid has {MOST_CELLS:,} at most: give it fewer values, zip axes, or ablate one at a time"
         )
 
@@ -116,7 +119,7 @@ def _excluded(spec: GridSpec, everything: Sequence[Values]) -> tuple[dict[str, s
             hits[text] = {
                 (place, seed)
                 for place, values in enumerate(everything)
-                for seed in spec.seeds
+                for seed in spec.all_seeds
                 if expression.holds({**values, SEED: seed})
             }
         except InputError as error:
@@ -131,4 +134,4 @@ def _included(spec: GridSpec) -> Iterator[Setting]:
     for index, given in enumerate(spec.include):
         fixed = {**spec.baseline, **given}
         axes = {key: fixed[key] for key in spec.axes if key in fixed}
-        yield Setting({**axes, **given}, spec.seeds, index)
+        yield Setting({**axes, **given}, spec.all_seeds, index)

@@ -31,6 +31,7 @@ OWN = (
     "seeds",
     "baseline",
     "compare",
+    "ladder",
     "resources",
 )
 """What a stage may say; configs and overrides come on top of the common ones, the others replace them."""

@@ -1,0 +1,165 @@
+"""Fair tuning: each arm is compared at its own best value of one axis, which is chosen on other seeds than those that
+are compared.
+
+    tune: {axis: model.optimizer.lr, seeds: [100, 101]}
+
+The cells of the tuning seeds run first, at every value; then those of the compared seeds, at the chosen value alone.
+Which cells a grid has therefore follows from its results so far: `grid run` goes on by itself once an arm's tuning
+cells are over, `grid submit` and `grid resume` take up the rest when they are called again. Nothing else knows of it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from mtp_lightning.errors import InputError
+from mtp_lightning.grid.report.metric_names import LOWER, better_direction
+from mtp_lightning.grid.run.state import CellFiles, State
+from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.spec.grid_spec import GridSpec
+from mtp_lightning.grid.spec.labels import Labels
+from mtp_lightning.grid.spec.signature import canonical
+from mtp_lightning.units import counted
+
+DIVERGED = "DivergedError"
+"""What a run fails with whose loss is no longer finite: for tuning that is a result, the worst. Other failures are
+accidents, and the choice waits for them."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Of one arm."""
+
+    arm: str
+    """`n_future=4`: without the axis that is tuned."""
+    axis: str
+    """By its short name."""
+    means: Mapping[float, float | None]
+    """Value -> mean of the metric over the tuning seeds; None where a seed diverged, or is not over yet."""
+    value: float | None
+    """The chosen one; None: not yet."""
+    waits_for: Sequence[str]
+    """`n_future=4 lr=0.1 seed=100 (failed)`"""
+    later: Sequence[Cell] = ()
+    """Where it is not chosen yet, one cell for each compared seed, at any value: so many follow, and at that cost."""
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether a better value may lie beyond the axis."""
+        return self.value is not None and len(self.means) > 1 and self.value in (min(self.means), max(self.means))
+
+    def json(self) -> dict[str, Any]:
+        tried = [{"value": value, "mean": mean} for value, mean in self.means.items()]
+        state = {"value": self.value, "at_edge": self.at_edge, "waits_for": list(self.waits_for)}
+        return {"arm": self.arm, "axis": self.axis, **state, "tried": tried}
+
+    def __str__(self) -> str:
+        if self.value is not None:
+            return f"{self.arm}: {self.axis}={self.value:g}" + (", at the edge of the axis" if self.at_edge else "")
+        return f"{self.arm}: {self.axis} not chosen yet"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    cells: Sequence[Cell]
+    """Those that the grid has now, tuning seeds first."""
+    compared: Sequence[Cell]
+    """Of them, those of the compared seeds."""
+    choices: Sequence[Choice] = ()
+
+    @property
+    def diverged(self) -> set[str]:
+        """Signatures of the tuning cells that ended so, for whose value that is the answer."""
+        compared = {cell.signature for cell in self.compared}
+        return {cell.signature for cell in self.cells if cell.signature not in compared and _diverged(cell)}
+
+    @property
+    def later(self) -> list[Cell]:
+        return [cell for choice in self.choices for cell in choice.later]
+
+    @property
+    def follows(self) -> str:
+        """`then 9 cells: 3 arms at the best lr`; empty where all is chosen."""
+        waiting = [choice for choice in self.choices if choice.value is None]
+        if not waiting:
+            return ""
+        return f"then {counted(len(self.later), 'cell')}: {counted(len(waiting), 'arm')} at the best {waiting[0].axis}"
+
+
+def tuned(spec: GridSpec, cells: Sequence[Cell]) -> Tuning:
+    """The cells of a grid that are wanted now; all of them, where nothing is tuned.
+
+    Args:
+        cells: every combination; or what an earlier call left of them.
+
+    Raises:
+        InputError: it is not known which way the metric is better.
+    """
+    if spec.tune is None:
+        return Tuning(cells, cells)
+    metric = spec.compare[0]
+    direction = spec.better.get(metric) or better_direction(metric)
+    if direction is None:
+        what = f"whether a lower or a higher {metric} is better is not known"
+        raise InputError(f"{spec.where('tune')}: {what}; give {{metric: {metric}, better: lower}} in `compare`")
+    labels = Labels(spec)
+    arms: dict[str, list[tuple[Cell, Cell]]] = {}
+    for cell in cells:
+        for one in (cell, *cell.aliases):
+            arm = canonical({key: value for key, value in one.values.items() if key not in spec.tuned_keys})
+            arms.setdefault(arm, []).append((one, cell))
+    choices: list[Choice] = []
+    trying: dict[str, Cell] = {}
+    kept: dict[str, Cell] = {}
+    for members in arms.values():
+        trials = [pair for pair in members if pair[0].seed in spec.tune.seeds]
+        compared = [pair for pair in members if pair[0].seed in spec.seeds]
+        choice = _choose(spec, spec.tune.axis, labels, trials, direction == LOWER)
+        if choice.value is None:
+            choice = replace(choice, later=list({one.seed: cell for one, cell in compared}.values()))
+        choices.append(choice)
+        trying |= {cell.signature: cell for _, cell in trials}
+        kept |= {cell.signature: cell for one, cell in compared if one.values[spec.tune.axis] == choice.value}
+    return Tuning(list((trying | kept).values()), list(kept.values()), choices)
+
+
+def _choose(spec: GridSpec, axis: str, labels: Labels, trials: Sequence[tuple[Cell, Cell]], lower: bool) -> Choice:
+    """By the tuning seeds' results alone.
+
+    Args:
+        trials: the cells of one arm at the tuning seeds, as what they stand for and as the run that they are.
+        lower: whether less is better.
+    """
+    by_value: dict[float, list[float | None]] = {}
+    waits = []
+    for one, cell in trials:
+        found, state = _result(cell, spec.compare[0])
+        by_value.setdefault(one.values[axis], []).append(found)
+        waits += [f"{one.label} ({state})"] if state else []
+    means = {value: fmean(found) if all(map(_finite, found)) else None for value, found in by_value.items()}  # type: ignore[arg-type]
+    good = {value: mean if lower else -mean for value, mean in means.items() if mean is not None}
+    if not good and not waits:
+        waits = [f"no value of {labels.names[axis]} has a finite {spec.compare[0]}"]
+    name = " ".join(labels.parts(trials[0][0].values, without=spec.tuned_keys)) or spec.name
+    chosen = None if waits else min(good, key=good.__getitem__)
+    return Choice(name, labels.names[axis], means, chosen, waits)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _result(cell: Cell, metric: str) -> tuple[float | None, str]:
+    """The value, and the state for whose end the choice has to wait; empty for a cell that is over."""
+    files = CellFiles.read(cell.directory)
+    if files.result is not None and files.state is State.FINISHED:
+        found = files.result.metrics.get(metric)
+        return found, "" if found is not None else f"finished without {metric}"
+    return None, "" if _diverged(cell) else files.state.value
+
+
+def _diverged(cell: Cell) -> bool:
+    files = CellFiles.read(cell.directory)
+    return files.state is State.FAILED and files.failure is not None and files.failure.error == DIVERGED

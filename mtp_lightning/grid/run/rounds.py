@@ -1,0 +1,23 @@
+"""Runs a grid whose cells follow from its results: round by round, until no more come."""
+
+from collections.abc import Callable, Sequence
+
+from mtp_lightning.grid.run.launch import LaunchResult, run_here
+from mtp_lightning.grid.run.process import Outcome
+from mtp_lightning.grid.spec.cells import Cell
+
+
+def run_rounds(to_run: Callable[[], Sequence[Cell]], of: int, workers: int | None) -> LaunchResult:
+    """Each cell once.
+
+    Args:
+        to_run: what the grid lacks now; asked again after each round.
+        of: how many cells the grid has.
+    """
+    outcomes: dict[str, Outcome] = {}
+    while todo := [cell for cell in to_run() if cell.signature not in outcomes]:
+        launched = run_here(todo, max(of, len(outcomes) + len(todo)), workers)
+        outcomes |= launched.outcomes
+        if launched.interrupted:
+            return LaunchResult(outcomes, True)
+    return LaunchResult(outcomes, False)
