@@ -111,8 +111,8 @@ class Grid:
         With a budget, running or interrupted cells take part as soon as they have come so far.
 
         Args:
-            at: Compare at step=1000, tokens=1e6, bytes=1e6 (of text) or flops=1e12 instead of the end; or at common,
-                the last step that all cells have.
+            at: Compare at step=1000, tokens=1e6, bytes=1e6 (of text), flops=1e12 or seconds=600 (of training) instead
+                of the end; or at common, the last step that all cells have.
             out: Folder for report.html, report.md, results.csv, figure.png and verdict.json. Default: reports/NAME in
                 the runs folder.
             json: Write the table to this file too.

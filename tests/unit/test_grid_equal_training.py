@@ -110,6 +110,18 @@ def test_at_bytes_a_longer_token_is_more_text(tmp_path: Path) -> None:
     assert any("missing (no perf/tokens_seen or data/bytes_per_token) in n_future=2" in n for n in notices(without))
 
 
+def test_at_seconds_each_cell_is_taken_at_its_own_pace(tmp_path: Path) -> None:
+    """Half a second a step; the second setting's are of two seconds, by the median of what was logged."""
+    paces = {"n_future=1": [0.5], "n_future=2": [9.0, 2.0, 1.9], "n_future=4": [0.5]}
+    cells = {label: {LOSS: losses(100), "perf/step_seconds": list(enumerate(all_))} for label, all_ in paces.items()}
+    report = report_at(tmp_path, At("seconds", 40.0), cells)
+    assert means(report) == pytest.approx([3.2, 3.8, 3.2])  # 80, 20 and 80 steps
+    assert at_text(parse_at("seconds=40")) == "40.0 seconds"
+    (tmp_path / "without").mkdir()
+    without = report_at(tmp_path / "without", At("seconds", 40.0), {**cells, "n_future=4": {LOSS: losses(100)}})
+    assert any("missing (no perf/step_seconds) in n_future=4" in line for line in notices(without))
+
+
 def test_at_flops_tokens_are_multiplied_by_what_one_costs(tmp_path: Path) -> None:
     """400, 800 and 1600 FLOPs a step: 55.5, 27.75 and 13.9 steps."""
     report = report_at(tmp_path, At("flops", 22200.0))

@@ -1,14 +1,17 @@
-"""Comparison at equal training: every cell's metrics as they were at one step, or after so many tokens, bytes of text
-or FLOPs.
+"""Comparison at equal training: every cell's metrics as they were at one step, or after so many tokens, bytes of text,
+FLOPs or seconds.
 
 A value at a budget is the last one logged at or before it, never one in between two. Tokens of a step are constant in
 a run (`perf/tokens_seen`); FLOPs are tokens times `model/flops_per_token`, which counts training: forward, backward
-and all heads. Bytes are tokens times `data/bytes_per_token`: equal text, whatever the tokenizer.
+and all heads. Bytes are tokens times `data/bytes_per_token`: equal text, whatever the tokenizer. Seconds
+are those of training, without validation and probes, each cell's on its own machine: the median of `perf/step_seconds`
+for every step.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.grid.run.state import CellFiles, State
@@ -23,7 +26,7 @@ ReadHistory = Callable[[str, str], Points]
 
 COMMON = At("common", math.inf)
 """The last step that every cell has reached."""
-TOKENS = "perf/tokens_seen"
+TOKENS, STEP_SECONDS = "perf/tokens_seen", "perf/step_seconds"
 PER_TOKEN = {"bytes": "data/bytes_per_token", "flops": "model/flops_per_token"}
 """Unit of a budget -> the metric that says how many of it a token is."""
 
@@ -44,7 +47,7 @@ class EqualTraining:
 
 
 def parse_at(text: str) -> At:
-    """`step=1000`, `tokens=1e6`, `bytes=1e6`, `flops=1e12` or `common`, as on the command line."""
+    """`step=1000`, `tokens=1e6`, `bytes=1e6`, `flops=1e12`, `seconds=600` or `common`, as on the command line."""
     wanted = f"give {', '.join(f'{unit}=NUMBER' for unit in UNITS)} or {COMMON.unit}"
     unit, equals, amount = text.partition("=")
     if text == COMMON.unit:
@@ -90,6 +93,9 @@ class CellHistory:
         """Units of a budget in one step; None where they were not recorded."""
         if unit == "step":
             return 1.0
+        if unit == "seconds":
+            found = [value for _, value in self.points(STEP_SECONDS)]
+            return median(found) if found else None
         tokens = [value / step for step, value in self.points(TOKENS) if step > 0]
         each = self.points(PER_TOKEN[unit]) if unit in PER_TOKEN else [(0, 1.0)]
         return tokens[-1] * each[-1][1] if tokens and each else None
@@ -103,7 +109,8 @@ class CellHistory:
         """The value, and a remark on it: empty where it was logged at the very step."""
         step = self.step_at(budget)
         if step is None:
-            return None, f"missing (no {TOKENS}{f' or {PER_TOKEN[budget.unit]}' if budget.unit in PER_TOKEN else ''})"
+            needed = {unit: f"{TOKENS} or {per_token}" for unit, per_token in PER_TOKEN.items()}
+            return None, f"missing (no {({'seconds': STEP_SECONDS} | needed).get(budget.unit, TOKENS)})"
         if self.reached(metric) < step:
             return None, f"missing (step {self.reached(metric)} of {step})"
         before = [point for point in self.points(metric) if point[0] <= step]

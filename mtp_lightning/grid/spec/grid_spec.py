@@ -19,7 +19,7 @@ class At:
     """Where runs are compared: after this much training of every cell."""
 
     unit: str
-    """`step`, `tokens`, `bytes` or `flops`."""
+    """`step`, `tokens`, `bytes`, `flops` or `seconds`."""
     amount: float
 
 

@@ -23,7 +23,7 @@ KEYS = (
     *("compare", "ladder", "tune", "resources", "budget", "retry", "stages"),
 )
 REQUIRED = ("name", "configs", "axes")
-UNITS = ("step", "tokens", "bytes", "flops")
+UNITS = ("step", "tokens", "bytes", "flops", "seconds")
 DIRECTIONS = ("lower", "higher")
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _METRIC_NAME = re.compile(r"[\w\-. :/]+")  # what MLflow accepts
