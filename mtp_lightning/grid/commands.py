@@ -269,7 +269,7 @@ class Grid:
         with self.submissions.locked():
             self.submissions.check()
             rows = status_rows(self.cells, self.submissions, self.submissions.update())
-            ready = to_submit(rows, wanted)
+            ready = to_submit([row for row in rows if row.cell.signature not in self.tuning.diverged], wanted)
             todo = [fill_in(row.cell, defaults) for row in ready]
             if todo:
                 self._prepare_charts()

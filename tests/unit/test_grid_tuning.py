@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_grid_fakes import GRID, FakeHouse, FakeResolver, cells_of, grid_file, house, load_grid, states
 from test_grid_html_page import Page
+from test_grid_slurm_fakes import FakeSlurm, slurm
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_json
@@ -20,11 +21,12 @@ from mtp_lightning.grid.report.tables import markdown, notices, report_json
 from mtp_lightning.grid.report.tuning import DIVERGED, Tuning, tuned
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import Failure, Result, State, Status
+from mtp_lightning.grid.slurm import submit
 from mtp_lightning.grid.spec.cells import Cell, load_cells
 from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.spec.ladder_and_tune import Tune
 
-__all__ = ["house"]
+__all__ = ["house", "slurm"]
 
 LOSS, LR, N = "val/loss/head_1", "optimizer.lr", "model.heads.n_future"
 RATES = [0.1, 0.2, 0.3, 0.4]
@@ -243,6 +245,29 @@ def test_run_goes_on_by_itself_and_a_rate_that_diverges_is_an_answer(
     capsys.readouterr()
     assert Grid(str(path), runs=str(tmp_path / "runs")).run(workers=2) == 0
     assert "cells are finished: nothing to run" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # it starts the programs of Slurm
+def test_on_slurm_the_same_command_submits_the_second_part(
+    slurm: FakeSlurm,
+    tmp_path: Path,
+    house: FakeHouse,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(submit, "checkout", lambda: None)
+    _, cells = made(tmp_path)
+    assert Grid("grid.yaml").submit() == 0
+    assert "16 of 16 cells submitted\nthen 4 cells: 2 arms at the best lr; the same" in capsys.readouterr().out
+    assert len(slurm.elements()) == 16
+    slurm.empty()
+    end_all(cells, (100, 101))
+    gone = next(cell for cell in cells if cell.label == "lr=0.1 n_future=1 seed=100")
+    (gone.directory / "result.json").unlink()
+    fail(gone, DIVERGED)
+    assert Grid("grid.yaml").resume() == 0
+    assert "4 of 20 cells submitted" in capsys.readouterr().out, "and not what diverged"
+    assert len(slurm.elements()) == 4
 
 
 BAD = {

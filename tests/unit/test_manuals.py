@@ -178,12 +178,24 @@ def test_the_grid_of_the_manual_is_a_grid(
     assert cli.main(["grid", "plan", "grid.yaml"]) == 0
     assert "12 cells: 12 missing; 12 to run" in capsys.readouterr().out
     (tmp_path / "chain.yaml").write_text(
-        [body for language, body in blocks(ROOT / "mtp_lightning/grid/README.md") if language == "yaml"][1]
+        [body for language, body in blocks(ROOT / "mtp_lightning/grid/README.md") if language == "yaml"][2]
     )
     assert cli.main(["grid", "plan", "chain.yaml", "--json", "plan.json"]) == 0
     assert "12 cells: 12 missing; 12 to run" in capsys.readouterr().out
     labels = [row["label"] for row in json.loads((tmp_path / "plan.json").read_text())["cells"]]
     assert labels[4:7:2] == ["finetune seed=0", "heads heads=copy seed=0"]
+
+
+@pytest.mark.slow  # some eighty configurations
+def test_the_ladder_of_the_manual_is_a_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ladder.yaml").write_text(
+        [body for language, body in blocks(ROOT / "mtp_lightning/grid/README.md") if language == "yaml"][1]
+    )
+    assert cli.main(["grid", "plan", "ladder.yaml"]) == 0
+    assert "then 16 cells: 8 arms at the best lr" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("manual", MANUALS, ids=lambda path: path.relative_to(ROOT).as_posix())
