@@ -84,6 +84,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mtp_lightning.data.tokenizers.commands:compare_tokenizers_command",
         "what tokenizers make of the same texts",
     ),
+    "data prune": ("mtp_lightning.data.pruning.commands:prune_command", "which of a corpus's documents to train on"),
+    "data corruptions": (
+        "mtp_lightning.data.pruning.corruption_commands:corruptions_command",
+        "does a model see that files were made worse",
+    ),
+    "data plant": (
+        "mtp_lightning.data.pruning.corruption_commands:plant_command",
+        "a corpus with files that are known to be bad",
+    ),
     "bench loss": ("mtp_lightning.bench.loss:loss_command", "time and memory of the loss against naive code"),
     "bench train": (
         "mtp_lightning.bench.train_command:train_command",

@@ -33,6 +33,7 @@ def prepare_command(
     chat_template: str | None = None,
     strict: bool = False,
     deduplicate: bool = False,
+    keep: str | None = None,
     workers: int = 1,
     tokenizer: str = "bytes",
     end_token: str | None = None,
@@ -59,6 +60,7 @@ def prepare_command(
         chat_template: File with the template of pairs with messages; by default the one beside the tokenizer.json.
         strict: Refuse a corpus of which anything is left out.
         deduplicate: Leave out documents whose text occurred before, letter for letter.
+        keep: List of documents to read alone, as `mtp data prune` writes it.
         workers: Processes that tokenize.
         tokenizer: "bytes", or the path of a tokenizer.json.
         end_token: The token that ends a document; by default one with a usual name, special tokens first.
@@ -70,7 +72,7 @@ def prepare_command(
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
         revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
-        deduplicate=deduplicate,
+        deduplicate=deduplicate, keep=keep,
     )  # fmt: skip
     from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings, prepare_source, summary
 

@@ -12,7 +12,6 @@ from mtp_lightning.files import check_json, write_text
 
 if TYPE_CHECKING:
     from mtp_lightning.data.tokens.samples import Ids
-    from mtp_lightning.model.mtp import MTPModel
 
 
 def sample_command(
@@ -72,6 +71,7 @@ def sample_command(
 
     from mtp_lightning.checkpoints.files import load_model
     from mtp_lightning.checkpoints.select import find_checkpoint
+    from mtp_lightning.checkpoints.verify import content_hash
     from mtp_lightning.data.corpora.account import Account
     from mtp_lightning.data.tokens.prepare import ShardSettings
     from mtp_lightning.data.tokens.samples import SampleLog, batches, prompt_name, read_prompts
@@ -98,7 +98,7 @@ def sample_command(
     engine = Engine(loaded.model, heads_used, torch.float32)
     asked = batches(kept, samples, batch_size)
     made_with = {
-        "model": _content_hash(loaded.model), "prompts": _hash(map(prompt_name, kept)), "samples": samples,
+        "model": content_hash(loaded.model), "prompts": _hash(map(prompt_name, kept)), "samples": samples,
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
         "batch_size": batch_size, "heads_used": engine.heads_used,
     }  # fmt: skip
@@ -146,19 +146,6 @@ def _write(log: Any, asked: Any, engine: Any, eos_id: int, max_new_tokens: int, 
         "tokens_per_forward": round(accepted / forwards, 3) if forwards else None,
         "tokens_per_second": round(tokens / seconds) if tokens else None,
     }
-
-
-def _content_hash(model: "MTPModel") -> str:
-    """Of the weights, and of what they mean."""
-    import hashlib
-
-    import torch
-
-    hashed = hashlib.sha256(f"{model.config} {model.heads_config}".encode())
-    for name, weight in sorted(model.state_dict().items()):
-        hashed.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        hashed.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return hashed.hexdigest()[:16]
 
 
 def _hash(names: Iterator[str]) -> str:

@@ -16,7 +16,7 @@ from targets import SilentChangeError, Target, attempt, command
 from mtp_lightning.checkpoints.files import load_model, verify_checkpoint
 from mtp_lightning.checkpoints.select import latest_checkpoint
 from mtp_lightning.cli import main
-from mtp_lightning.data.preparing import chunks
+from mtp_lightning.data.preparing import pieces
 from mtp_lightning.data.tokens.samples import SampleLog, batches
 from mtp_lightning.data.tokens.store import SPLITS, TokenStore, read_meta
 from mtp_lightning.data.tokens.verify import open_store
@@ -136,7 +136,7 @@ class Begun(Kept):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         make_folder(folder)
-        chunks._DOCUMENTS = 2
+        pieces._DOCUMENTS = 2
         self.flags = ["--kind", "text", "--path", "corpus", "--validation_fraction", "0.3"]
         kept, shutil.rmtree = shutil.rmtree, lambda path, **_: None  # type: ignore[assignment]
         try:

@@ -12,7 +12,7 @@ import pytest
 from mtp_lightning.data import SourceConfig, TokenDataModule
 from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.documents import Document, documents
-from mtp_lightning.data.preparing import chunks
+from mtp_lightning.data.preparing import chunks, pieces
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_shards, prepare_source, summary
 from mtp_lightning.data.tokens.store import read_meta
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, Tokenizer
@@ -25,7 +25,7 @@ TOKENIZER = ByteTokenizer()
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "_CHARACTERS", 200)
+    monkeypatch.setattr(pieces, "CHARACTERS", 200)
 
 
 def corpus(count: int = 60, answers: bool = False) -> list[Document]:
@@ -46,9 +46,8 @@ def test_bytes_do_not_depend_on_workers_and_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:
     whole = make(tmp_path / "whole", answers=answers)
-    monkeypatch.setattr(chunks, "_CHARACTERS", 200)
-    monkeypatch.setattr(chunks, "_pool", lambda workers, tokenizer: ThreadPoolExecutor(workers))
-    monkeypatch.setattr(chunks, "_tokenizer", TOKENIZER)
+    monkeypatch.setattr(pieces, "CHARACTERS", 200)
+    monkeypatch.setattr(pieces, "_pool", lambda workers, job: ThreadPoolExecutor(workers, "", pieces._begin, (job,)))
     for workers in (1, 2, 3):
         assert make(tmp_path / str(workers), workers=workers, answers=answers) == whole
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "1", "2", "3"}

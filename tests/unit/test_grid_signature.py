@@ -52,6 +52,7 @@ def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
         ("star_graph", {}, "fe3f5fd5b21f"),
         ("python_stdlib", {"model.heads.kind": "sequential", "model.heads.n_future": 3}, "de330c6702a1"),
         ("pairs", {"data.source.path": "pairs.jsonl"}, "4706be19cee4"),
+        ("mixture", {}, "bb9fabf971e1"),
     ],
 )
 def test_cells_of_earlier_versions_keep_their_names(data: str, more: dict[str, Any], name: str) -> None:

@@ -33,6 +33,7 @@ may import everything."""
 NOT_CONFIG = {"grid", "bench", "cli"}
 """What `config` may not import: it turns files and flags into objects of all the other rooms."""
 EDGES = {
+    "data/pruning/measuring.py": {"checkpoints", "model"},
     "data/sample_command.py": {"checkpoints", "decoding", "model"},
     "decoding/command.py": {"checkpoints", "data"},
     "evaluation/results/record.py": {"tracking"},

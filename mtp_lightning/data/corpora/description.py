@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.data.corpora.chat import template_hash
+from mtp_lightning.data.corpora.kept import kept_hash
 from mtp_lightning.data.corpora.local_files import local_files
 from mtp_lightning.data.corpora.source import SourceConfig
 
@@ -20,6 +21,9 @@ def describe(source: SourceConfig) -> dict[str, Any]:
         del description["deduplicate"]  # as it always was
     if source.chat_template is not None:
         description["chat_template"] = template_hash(Path(source.chat_template).expanduser())
+    del description["keep"]
+    if source.keep is not None:
+        description["keep"] = kept_hash(source.keep)
     if source.kind == "python_stdlib":
         description["python"] = sys.version.split()[0]
     if source.kind != "hub":

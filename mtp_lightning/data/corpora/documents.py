@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtp_lightning.data.corpora.account import Account
+from mtp_lightning.data.corpora.kept import CorpusHash, read_kept
 from mtp_lightning.data.corpora.local_files import SAME_FILE, local_files
 from mtp_lightning.data.corpora.open_files import open_text
 from mtp_lightning.data.corpora.pairs import pairs
@@ -42,6 +43,12 @@ class Document(NamedTuple):
             return (self.text,)
         return self.text[: self.answer_start], self.text[self.answer_start :]
 
+    def content(self) -> bytes:
+        """All of it, for hashes: other bytes for every other document."""
+        parts = (self.name, self.text, str(self.answer_start), str(self.rendered))
+        encoded = [part.encode("utf-8", errors="surrogatepass") for part in parts]
+        return b"".join(len(part).to_bytes(8, "little") + part for part in encoded)
+
 
 def documents(source: SourceConfig, account: Account | None = None) -> Iterator[Document]:
     """The source's documents that are not empty.
@@ -57,7 +64,8 @@ def documents(source: SourceConfig, account: Account | None = None) -> Iterator[
     account.begin()
     found = _all_documents(source, account)
     found = _distinct(found, account) if source.deduplicate else found
-    for document in islice(found, source.max_documents):
+    found = islice(found, source.max_documents)
+    for document in found if source.keep is None else _kept(found, source.keep, account):
         account.documents += 1
         yield document
     if not account.documents and account.refusal:
@@ -81,6 +89,24 @@ def _distinct(found: Iterator[Document], account: Account) -> Iterator[Document]
         else:
             seen.add(digest)
             yield document
+
+
+def _kept(found: Iterator[Document], path: str, account: Account) -> Iterator[Document]:
+    """The documents that the list at `path` names; all of them are looked at, for the list is of one corpus.
+
+    Raises:
+        InputError: a list of another corpus; raised at the end.
+    """
+    kept = read_kept(path)
+    hashed, met = CorpusHash(), 0
+    for document in found:
+        hashed.add(document.content())
+        if document.name in kept.names:
+            met += 1
+            yield document
+        else:
+            account.leave_out("pruned documents", document.name, harmless=True)
+    kept.check(path, hashed, met)
 
 
 def refuse_losses(source: SourceConfig, account: Account) -> None:

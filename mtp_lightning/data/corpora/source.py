@@ -56,6 +56,9 @@ class SourceConfig:
     deduplicate: bool = False
     """Leave out documents whose text occurred before, letter for letter; they are counted as left out. Needs some 100
     bytes of memory a document."""
+    keep: str | None = None
+    """A list of documents to read alone, as `mtp data prune` writes it for this corpus. Documents that it leaves out
+    are counted as left out; no validation document is."""
     strict: bool = False
     """Refuse a corpus of which anything is left out: files of other suffixes, empty rows, rows without text."""
 
@@ -69,6 +72,8 @@ class SourceConfig:
             )
         if self.chat_template is not None and self.kind != "pairs":
             raise InputError(f"data.source.chat_template goes with data.source.kind = 'pairs', not with '{self.kind}'")
+        if self.keep is not None and self.kind == "shards":
+            raise InputError("data.source.keep is for text, and shards have no names: give it when they are prepared")
         if self.separator == "":
             raise InputError("data.source.separator is empty: leave it out to keep a file as one document")
         if self.separator is not None:

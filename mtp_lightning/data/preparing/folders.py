@@ -15,6 +15,8 @@ from mtp_lightning.data.tokens.store import META_FILE
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import FileLock
 
+SHARDS = "data.directory: cannot write the shards to"
+
 
 def _refuse_occupied(directory: Path) -> None:
     """
@@ -27,20 +29,21 @@ def _refuse_occupied(directory: Path) -> None:
 
 
 @contextmanager
-def work_folder(directory: Path) -> Iterator[Path]:
-    """A folder beside `directory` that outlives a process which is killed, so that the next one goes on there; one of
-    its own for a process that finds it in use. Gone after success, and after a failure before anything was done."""
+def work_folder(directory: Path, what: str = SHARDS) -> Iterator[Path]:
+    """A folder beside `directory` (or beside a file to be made) that outlives a process which is killed, so that the
+    next one goes on there; one of its own for a process that finds it in use. Gone after success, and after a failure
+    before anything was done."""
     _refuse_occupied(directory)
     folder = directory.with_name(f".{directory.name}.partial")
     lock = FileLock(folder / "lock")
-    with writing_to(directory):
+    with writing_to(directory, what):
         folder.mkdir(parents=True, exist_ok=True)
         mine = False
         with suppress(FileNotFoundError):  # whoever had it has just finished
             mine = lock.acquire() and lock.path.exists()
     try:
         if not mine:
-            with temporary_sibling(directory) as own:
+            with temporary_sibling(directory, what) as own:
                 yield own
             return
         yield folder
@@ -54,12 +57,12 @@ def work_folder(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_sibling(directory: Path) -> Iterator[Path]:
+def temporary_sibling(directory: Path, what: str = SHARDS) -> Iterator[Path]:
     """A new folder beside `directory`, on the same file system; gone afterwards, unless it was renamed."""
     _refuse_occupied(directory)
     # Not tempfile.mkdtemp: its folders are private, and shards are for all who may write beside them.
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    with writing_to(directory):
+    with writing_to(directory, what):
         temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -68,32 +71,38 @@ def temporary_sibling(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_to(directory: Path) -> Iterator[None]:
-    """A full disk or a missing permission is not a bug here: one clear message."""
+def writing_to(directory: Path, what: str = SHARDS) -> Iterator[None]:
+    """A full disk or a missing permission is not a bug here: one clear message.
+
+    Args:
+        what: how it begins, before the folder's name.
+    """
     try:
         yield
     except OSError as error:
-        raise InputError(f"data.directory: cannot write the shards to '{directory}': {error.strerror}") from error
+        raise InputError(f"{what} '{directory}': {error.strerror}") from error
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[int, int, bool], None]]:
+def progress(
+    doing: str = "preparing the corpus", done: str = "tokenized"
+) -> Iterator[Callable[[int, int, bool], None]]:
     """Shows on standard error, if that is a terminal, how far it is: call what it gives with each chunk's documents and
     characters, and whether it was there already. What was there is also said where there is no terminal, at the end."""
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     n_documents = n_characters = n_there = 0
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("preparing the corpus")
+        task = progress.add_task(doing)
 
         def report(documents: int, characters: int, there: bool) -> None:
             nonlocal n_documents, n_characters, n_there
             n_documents, n_characters = n_documents + documents, n_characters + characters
             n_there += documents * there
-            found = f", {n_there:,} of them tokenized before" if n_there else ""
-            text = f"preparing the corpus: {n_documents:,} documents, {n_characters:,} characters{found}"
+            found = f", {n_there:,} of them {done} before" if n_there else ""
+            text = f"{doing}: {n_documents:,} documents, {n_characters:,} characters{found}"
             progress.update(task, description=text)
 
         yield report
     if n_there:
-        print(f"went on: {n_there:,} of {n_documents:,} documents had been tokenized before", file=sys.stderr)
+        print(f"went on: {n_there:,} of {n_documents:,} documents had been {done} before", file=sys.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from mtp_lightning.data.corpora.description import describe
+from mtp_lightning.data.corpora.kept import check_split
 from mtp_lightning.data.mixtures.sources import MixtureSource, weight_at
 from mtp_lightning.data.tokenizers.training import Digits, PreTokenization, VocabSize, mixed_texts, train_bpe
 from mtp_lightning.data.tokens.prepare import ShardSettings
@@ -136,6 +137,8 @@ def made_once(
 
 
 def _trained(recipe: TokenizerRecipe, sources: Sequence[MixtureSource], settings: ShardSettings) -> str:
+    for part in sources:
+        check_split(part.source, settings.validation_fraction, settings.split_seed)
     print(f"training a tokenizer of {recipe.vocab_size:,} tokens", file=sys.stderr)
     texts = mixed_texts(sources, None, settings.validation_fraction, settings.split_seed, recipe.max_documents)
     serialized = train_bpe(texts, recipe.vocab_size, recipe.pre_tokenization, recipe.digits)

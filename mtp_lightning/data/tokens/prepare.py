@@ -6,7 +6,6 @@ document: a seeded hash of its name decides, so the split survives reordering, a
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +19,9 @@ from typing import Annotated, Any, NamedTuple
 from mtp_lightning.data.corpora.account import Account, from_plain
 from mtp_lightning.data.corpora.description import describe
 from mtp_lightning.data.corpora.documents import Document, documents, refuse_losses
+from mtp_lightning.data.corpora.kept import check_split
 from mtp_lightning.data.corpora.source import PAIRS, SourceConfig
-from mtp_lightning.data.preparing.chunks import Chunk, make_chunk, read_chunk, tokenize_to_files
+from mtp_lightning.data.preparing.chunks import Chunk, make_chunk, read_chunk, split_threshold, tokenize_to_files
 from mtp_lightning.data.preparing.folders import progress, temporary_sibling, work_folder, writing_to
 from mtp_lightning.data.tokens.store import FORMAT, META_FILE, SPLITS, ShardsMeta, Split, SplitMeta, read_meta
 from mtp_lightning.data.tokens.tokenizer import Tokenizer, begin_ids
@@ -65,6 +65,7 @@ def prepare_source(
     Raises:
         InputError: `directory` is something else, cannot be written, or the corpus cannot be read or split.
     """
+    check_split(source, settings.validation_fraction, settings.split_seed)
     if not (directory / META_FILE).is_file():
         account = Account()
         corpus = partial(documents, source, account)
@@ -192,8 +193,8 @@ def _write(
     with writing_to(directory):
         write = partial(_write_splits, temporary, dtype=dtype, settings=settings, answers=answers)
         written = write(chunks(), threshold=settings.validation_fraction)
-        threshold = _threshold_for_few(written)
-        if threshold is not None:
+        threshold = split_threshold(settings.validation_fraction, written.lowest, written.highest)
+        if threshold != settings.validation_fraction:
             for file in temporary.iterdir():
                 file.unlink()
             written = write(chunks(), threshold=threshold)
@@ -252,16 +253,3 @@ def _write_splits(
     fingerprint = hashlib.sha256("".join(writers[split].hashed.hexdigest() for split in SPLITS).encode()).hexdigest()
     hashes = {name: digest for writer in writers.values() for name, digest in writer.hashes.items()}
     return _Written(splits, fingerprint[:16], hashes, float(lowest), float(highest))
-
-
-def _threshold_for_few(written: _Written) -> float | None:
-    """None where both splits have documents. Chance leaves one empty when documents are few: then the threshold that
-    gives it the one document that was nearest to falling there."""
-    if all(split.n_documents for split in written.splits.values()):
-        return None
-    if written.lowest >= written.highest:
-        raise InputError(
-            "data.source: the corpus has only one document, and it cannot be both trained on and validated on; give "
-            "more files, or data.source.separator to split a text file into documents"
-        )
-    return math.nextafter(written.lowest, 1.0) if written.splits["train"].n_documents else written.highest

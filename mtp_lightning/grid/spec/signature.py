@@ -79,6 +79,10 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("data.source.deduplicate", False),
     ("data.init_args.source.deduplicate", False),
     ("data.init_args.source.chat_template", None),
+    ("data.source.keep", None),
+    ("data.init_args.source.keep", None),
+    ("data.mixture.source.keep", None),
+    ("data.init_args.mixture.source.keep", None),
     ("model.optimizer.kind", "adamw"),
     ("model.optimizer.momentum", 0.95),
     ("data.mixture", None),
@@ -157,8 +161,18 @@ def _semantic(node: Mapping[str, Any], at: tuple[str, ...]) -> dict[str, Any]:
         elif str(key) in _COUNT_OR_SHARE and isinstance(value, float) and value == 1.0:
             kept[str(key)] = "1.0: all"  # not 1: one batch
         else:
-            kept[str(key)] = value
+            kept[str(key)] = _without_later(value, here)
     return kept
+
+
+def _without_later(value: Any, at: tuple[str, ...]) -> Any:
+    """Of lists, as a mixture's sources, whose places in the list are no part of a dotted key."""
+    if isinstance(value, (list, tuple)):
+        return [_without_later(item, at) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    left = {key: item for key, item in value.items() if (".".join((*at, str(key))), item) not in LATER}
+    return {key: _without_later(item, (*at, str(key))) for key, item in left.items()}
 
 
 @cache  # of the same few hundred keys for every cell of a grid

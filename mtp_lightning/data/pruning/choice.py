@@ -1,0 +1,53 @@
+"""What `mtp data prune` is asked for."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.ranges import Count, Fraction, Kept, Range, Seed, check_value
+
+BY = ("length", "random", "loss", "loss_head_1", "gap", "scip", "prototypes")
+CLUSTERED = ("scip", "prototypes")
+Share = Annotated[float, Range(least=0, most=1)]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is left out.
+
+    Raises:
+        InputError: no such score; a number that cannot be; a checkpoint that is missing.
+    """
+
+    by: str
+    fraction: float
+    of: Literal["bytes", "documents"]
+    ckpt: str | None
+    alpha: float
+    clusters: int
+    seed: int
+    first_tokens: int | None
+
+    def __post_init__(self) -> None:
+        if self.by not in BY and not re.fullmatch(r"loss_head_[1-9]\d*", self.by):
+            raise InputError(
+                f"by is '{self.by}': it has to be one of length, random, loss, loss_head_<i>, gap, scip and prototypes"
+                f"{did_you_mean(self.by, BY)}"
+            )
+        for name, hint in {"fraction": Fraction, "alpha": Share, "clusters": Kept, "seed": Seed,
+                           "first_tokens": Count | None}.items():  # fmt: skip
+            check_value(name, getattr(self, name), hint)
+        if self.measures and self.ckpt is None:
+            raise InputError(f"ckpt is missing: --by {self.by} asks a model, as --ckpt runs/small")
+        if not self.measures and self.ckpt is not None:
+            raise InputError(f"ckpt: --by {self.by} asks no model: leave it out")
+
+    @property
+    def measures(self) -> bool:
+        return self.by not in ("length", "random")
+
+    @property
+    def column(self) -> str:
+        """The score that it goes by, where it is one."""
+        return "loss_head_1" if self.by == "loss" else self.by

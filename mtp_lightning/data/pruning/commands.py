@@ -1,0 +1,134 @@
+"""`mtp data prune`.
+
+Anything heavy is imported when the command runs, so `--help` is quick.
+"""
+
+import json as json_module
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from mtp_lightning.data.command import CorpusKind
+from mtp_lightning.data.corpora.kept import kept_lines
+from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.output import print_table, write_whole
+from mtp_lightning.data.pruning.choice import Choice
+from mtp_lightning.errors import InputError
+from mtp_lightning.files import check_json
+from mtp_lightning.ranges import Kept, check_value
+
+
+def prune_command(
+    by: str | None = None,
+    fraction: float | None = None,
+    out: str | None = None,
+    of: Literal["bytes", "documents"] = "bytes",
+    ckpt: str | None = None,
+    alpha: float = 0.8,
+    clusters: int = 100,
+    first_tokens: int | None = None,
+    gate_documents: int = 100,
+    force: bool = False,
+    planted: str | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    kind: CorpusKind = "python_stdlib",
+    path: str | None = None,
+    glob: str | None = None,
+    separator: str | None = None,
+    text_column: str = "text",
+    name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    max_documents: int | None = None,
+    chat_template: str | None = None,
+    strict: bool = False,
+    deduplicate: bool = False,
+    validation_fraction: float = 0.05,
+    split_seed: int = 0,
+    json: str | None = None,
+) -> None:
+    """Leave out a part of a corpus's training documents: read the rest with `data.source.keep: OUT`.
+
+    A command that was killed goes on when it is given again; the bytes do not depend on that, nor on --workers.
+
+    Args:
+        by: What goes first (needed). length: the longest; random: a hash of the name; loss, loss_head_<i>: what head 1,
+            or head i, finds hardest; gap: where the last head's loss is most above head 1's; scip: small clusters,
+            then what is far from its centroid; prototypes: what is near its centroid.
+        fraction: How much, of all training documents together (needed).
+        out: The list to make, JSON lines (needed); scores and reasons go to OUT.parquet. Must not exist.
+        of: What the fraction is of.
+        ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
+        alpha: Of scip, the part of the fraction that small clusters give.
+        clusters: Of scip and prototypes.
+        first_tokens: Look at so many tokens of a document; by default at all.
+        gate_documents: Documents that are corrupted to see whether the model's places of documents tell (scip,
+            prototypes); as many others give the centroids for that.
+        force: Prune by a model that does not see the corruptions, too; the list says so.
+        planted: List of documents that are known to be bad, as `mtp data plant` writes it, to measure scores against.
+        seed: Of random, of the clusters and of the corruptions.
+        workers: Processes that measure.
+        kind: Where the corpus comes from.
+        path: File, folder or glob pattern; name of a hub data set.
+        glob: Which files of a folder to read, as in "**/*.md".
+        separator: Splits text files into documents; after `re:` a regular expression; by default a file is one.
+        text_column: Column of json, parquet and hub data that holds the text.
+        name: Configuration of a hub data set.
+        split: Split of a hub data set.
+        revision: Commit of a hub data set.
+        max_documents: Read only so many documents.
+        chat_template: File with the template of pairs with messages.
+        strict: Refuse a corpus of which anything is left out.
+        deduplicate: Leave out documents whose text occurred before, letter for letter.
+        validation_fraction: As of the runs that read the list; validation documents are all kept.
+        split_seed: As of the runs that read the list.
+        json: File to write the printed figures to as well.
+    """
+    if by is None or fraction is None or out is None:
+        raise InputError("--by, --fraction and --out are needed: what goes first, how much, and the list to make")
+    choice = Choice(by, fraction, of, ckpt, alpha, clusters, seed, first_tokens)
+    source = SourceConfig(
+        kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
+        revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
+        deduplicate=deduplicate,
+    )  # fmt: skip
+    from mtp_lightning.data.pruning.pruning import against, choose, figures, kept, scores_of
+    from mtp_lightning.data.pruning.record import parquet, read_planted
+    from mtp_lightning.data.pruning.scoring import measuring
+    from mtp_lightning.data.pruning.survey import survey
+    from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings
+
+    check_value("workers", workers, PrepareWorkers)
+    check_value("gate_documents", gate_documents, Kept)
+    record = f"{out}.parquet"
+    for file in (out, record):
+        if Path(file).exists():
+            raise InputError(f"out: '{file}' exists already; remove it, or choose another file")
+    check_json(json)
+    corpus = survey(source, ShardSettings(validation_fraction, split_seed))
+    known = None if planted is None else read_planted(planted, corpus)
+    try:
+        with measuring(Path(out), corpus) as measure:
+            scores, made_by = scores_of(choice, corpus, measure, workers, gate_documents, force)
+            dropped = choose(choice, corpus, scores)
+            header, names = kept(choice, corpus, dropped, made_by)
+            write_whole(Path(record), parquet(corpus, scores, dropped, asdict(header)))
+            write_whole(Path(out), kept_lines(header, names))
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"workers is {workers}: a process that measures was killed, as for lack of memory; what is done is kept: "
+            "give the command again, with fewer workers"
+        ) from error
+    row = figures(choice, corpus, dropped)
+    print_table(
+        f"{out}: {len(names):,} of {len(corpus.names):,} documents are kept; why, and all scores: {record}", [row]
+    )
+    found = [] if known is None else against(choice, corpus, scores, dropped, known)
+    if found:
+        print_table(f"against the documents that {planted} names", found)
+    print(f"left out before: {corpus.account.missing() or 'nothing'}")
+    if json is not None:
+        written = {"out": out, "header": asdict(header), **row, "planted": found}
+        write_whole(Path(json), json_module.dumps(written, indent=1) + "\n")
