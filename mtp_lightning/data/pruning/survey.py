@@ -52,7 +52,7 @@ class Survey:
 def survey(source: SourceConfig, settings: ShardSettings) -> Survey:
     """
     Raises:
-        InputError: a corpus that is pruned already, cannot be read, or has one training document only.
+        InputError: a corpus that cannot be read, or has one training document only.
     """
     account, hashed = Account(), CorpusHash()
     names, sizes = list[str](), list[int]()
