@@ -171,6 +171,15 @@ def test_the_table_says_what_a_score_sees() -> None:
     assert (nothing.files, nothing.edits, shown(nothing)["auc"]) == (0, 0, None)
 
 
+def test_files_with_anything_to_corrupt_are_compared_with_each_other() -> None:
+    """Those with a comparison score higher here, clean or not: nothing of that is seen."""
+    texts = ["x = 1\n", "y = x == 1  # ((((\n"] * 10
+    some = [Document(f"{i}", text) for i, text in enumerate(texts)]
+    rows = corruption_table(some, some, Counting("x"), 1.0, 2, seed=0)
+    row = next(row for row in rows if (row.corruption, row.scorer) == ("conditions", "loss_head_1"))
+    assert (row.files, row.edits, row.up, row.auc, row.sees) == (10, 10, 0.0, 0.5, False)
+
+
 def test_a_score_has_to_see_most_of_the_corruptions() -> None:
     one = table("x")
     assert not passes(one, "distance")

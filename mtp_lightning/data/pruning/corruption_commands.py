@@ -81,9 +81,8 @@ def corruptions_command(
     corpus = survey(source, ShardSettings(validation_fraction, split_seed))
     table = gate(provider, corpus, count, seed, rate, characters, losses=True)
     rows = [dict(shown(row)) for row in table]
-    print_table(
-        f"{ckpt}: a score sees a corruption where more files go up than by chance, and enough of them far", rows
-    )
+    printed = [row | {"sees": "yes" if row["sees"] else "no"} for row in rows]
+    print_table(f"{ckpt}: what a corruption does to a score, and whether the score sees it", printed)
     verdict = {scorer: passes(table, scorer) for scorer in dict.fromkeys(row.scorer for row in table)}
     able = [scorer for scorer, passed in verdict.items() if passed]
     print(f"see at least {NEEDED} of the five: {', '.join(able) or 'none'}")

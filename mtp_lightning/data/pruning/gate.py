@@ -40,7 +40,8 @@ class Seen:
     shift: float
     """The mean difference."""
     auc: float
-    """How often a corrupted file scores above a clean one, which may be another."""
+    """How often a corrupted file scores above a clean one, of the same files: those with anything to corrupt are not
+    as others are."""
     sees: bool
 
 
@@ -77,7 +78,7 @@ def corruption_table(
         edits = sum(one.edits for one in made)
         for scorer, before in clean.items():
             after = worse.get(scorer, np.empty(0))
-            rows.append(_row(kind, scorer, edits, before, before[edited], after))
+            rows.append(_row(kind, scorer, edits, before[edited], after))
     return rows
 
 
@@ -118,7 +119,6 @@ def _row(
     kind: str,
     scorer: str,
     edits: int,
-    clean: Float[np.ndarray, "n"],
     before: Float[np.ndarray, "k"],
     after: Float[np.ndarray, "k"],
 ) -> Seen:
@@ -127,6 +127,6 @@ def _row(
     n, n_up = len(after), int((after > before).sum())
     if not n:
         return Seen(kind, scorer, 0, edits, math.nan, math.nan, math.nan, False)
-    found, chance = auc(after, clean), sum(math.comb(n, k) for k in range(n_up, n + 1)) / 2**n
+    found, chance = auc(after, before), sum(math.comb(n, k) for k in range(n_up, n + 1)) / 2**n
     sees = found >= LEAST_AUC and chance <= LARGEST_CHANCE
     return Seen(kind, scorer, n, edits, n_up / n, float((after - before).mean()), found, sees)
