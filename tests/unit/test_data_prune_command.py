@@ -185,6 +185,19 @@ def dying_after(count: int) -> Callable[..., None]:
     return write
 
 
+def test_what_was_measured_otherwise_is_measured_again(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "CHARACTERS", 400)
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "_write", dying_after(2))
+        with pytest.raises(KeyboardInterrupt):
+            prune(work, tmp_path / "kept", "loss", first_tokens=9)
+    prune(work, tmp_path / "kept", "loss")
+    prune(work, tmp_path / "anew", "loss")
+    assert columns(tmp_path / "kept") == columns(tmp_path / "anew")
+
+
 @pytest.mark.slow
 def test_real_workers(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prune(work, tmp_path / "loss", "loss")
