@@ -9,6 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.objective.acceptance import ENTROPY_BINS, Drafts, count_offsets, draft_metrics
 from mtp_lightning.objective.loss import HeadScores, LossOutput, TeacherSums
 from mtp_lightning.shapes import Int
 
@@ -56,25 +58,51 @@ def _teacher_means(names: Sequence[str], batches: Sequence[TeacherSums]) -> dict
     return metrics
 
 
-class HeadMetrics(Metric):
-    """Negative log-likelihood and accuracy per loss (one a head), and the bytes that head 1 was scored on: exact over
-    any split into batches and ranks, and in any precision of the model, for its sums stay float64."""
+class Sums(Metric):
+    """Sums by name: exact over any split into batches and ranks, and in any precision of the model, for they stay
+    float64."""
 
     full_state_update = False
+
+    def __init__(self, **shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        """Follow the module to its device, and not to its dtype: half precision could not count beyond 256 or 2048."""
+        return super()._apply(lambda x: x.to(fn(x).device), exclude_state)
+
+
+class DraftMetrics(Sums):
+    """What of `objective.acceptance` is summed: drafts whose turn came, and the right ones."""
+
+    drafts: Tensor
+
+    def __init__(self, heads: HeadsConfig) -> None:
+        super().__init__(drafts=(2, len(ENTROPY_BINS), count_offsets(heads)))
+
+    @override
+    def update(self, drafts: Drafts) -> None:
+        self.drafts += torch.stack(drafts)
+
+    @override
+    def compute(self) -> Tensor:
+        """The sums as they are (2, K, J), which `draft_metrics` divides."""
+        return self.drafts.clone()
+
+
+class HeadMetrics(Sums):
+    """Negative log-likelihood and accuracy per loss (one a head), and the bytes that head 1 was scored on."""
+
     nll: Tensor
     correct: Tensor
     n_valid: Tensor
     n_bytes: Tensor
 
     def __init__(self, n_losses: int) -> None:
-        super().__init__()
-        for name, size in (("nll", n_losses), ("correct", n_losses), ("n_valid", n_losses), ("n_bytes", 1)):
-            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
-
-    @override
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
-        """Follow the module to its device, and not to its dtype: half precision could not count beyond 256 or 2048."""
-        return super()._apply(lambda x: x.to(fn(x).device), exclude_state)
+        super().__init__(nll=(n_losses,), correct=(n_losses,), n_valid=(n_losses,), n_bytes=(1,))
 
     @override
     def update(self, scores: HeadScores, n_bytes: Int[Tensor, ""] | None = None) -> None:
@@ -95,14 +123,14 @@ class HeadMetrics(Metric):
 
 
 class SourceMetrics:
-    """`HeadMetrics` of each source of a mixture, from its first batch on. Not a part of the model, which is the same
-    whatever it is validated on."""
+    """`HeadMetrics` and `DraftMetrics` of each source of a mixture, from its first batch on. Not a part of the model,
+    which is the same whatever it is validated on."""
 
-    def __init__(self, n_losses: int) -> None:
-        self._n_losses = n_losses
-        self._metrics: dict[str, HeadMetrics] = {}
+    def __init__(self, heads: HeadsConfig) -> None:
+        self._heads = heads
+        self._metrics: dict[str, tuple[HeadMetrics, DraftMetrics]] = {}
 
-    def update(self, source: str | None, scores: HeadScores, n_bytes: Int[Tensor, ""] | None = None) -> None:
+    def update(self, source: str | None, scores: HeadScores, n_bytes: Int[Tensor, ""] | None, drafts: Drafts) -> None:
         """
         Args:
             source: of the batch; None: data of one source alone.
@@ -110,16 +138,23 @@ class SourceMetrics:
         if source is None:
             return
         if source not in self._metrics:
-            self._metrics[source] = HeadMetrics(self._n_losses).to(scores.nll.device)
-        self._metrics[source].update(scores, n_bytes)
+            made = HeadMetrics(len(self._heads.loss_names)), DraftMetrics(self._heads)
+            self._metrics[source] = made[0].to(scores.nll.device), made[1].to(scores.nll.device)
+        of_heads, of_drafts = self._metrics[source]
+        of_heads.update(scores, n_bytes)
+        of_drafts.update(drafts)
 
-    def take(self, names: Sequence[str]) -> dict[str, float]:
-        """`val/<source>/loss/head_1` and so on, of the losses with these names; counting begins anew."""
+    def take(self) -> dict[str, float]:
+        """`val/<source>/loss/head_1`, `decode/<source>/simulated_length` and so on; counting begins anew."""
         found: dict[str, float] = {}
-        for source, metrics in self._metrics.items():
-            means = validation_means(names, metrics.compute())
-            found |= {f"val/{source}/{name.removeprefix('val/')}": value for name, value in means.items()}
-            metrics.reset()
+        for source, (of_heads, of_drafts) in self._metrics.items():
+            means = validation_means(self._heads.loss_names, of_heads.compute())
+            means |= draft_metrics(self._heads, of_drafts.compute(), by_entropy=False)
+            for name, value in means.items():
+                room, _, rest = name.partition("/")
+                found[f"{room}/{source}/{rest}"] = value
+            of_heads.reset()
+            of_drafts.reset()
         return found
 
 

@@ -20,6 +20,7 @@ from mtp_lightning.checkpoints.initial import Parent, load_initial
 from mtp_lightning.checkpoints.lightning_files import CheckpointFiles
 from mtp_lightning.errors import DivergedError, InputError
 from mtp_lightning.metrics import (
+    DraftMetrics,
     HeadMetrics,
     SourceMetrics,
     mean_over_ranks,
@@ -36,6 +37,7 @@ from mtp_lightning.model.training.freezing import freeze_model
 from mtp_lightning.model.training.later import make_model, make_sharded
 from mtp_lightning.model.training.recompute import Recompute, recompute_model
 from mtp_lightning.model.training.sharding import shard_model
+from mtp_lightning.objective.acceptance import count_drafts, draft_metrics
 from mtp_lightning.objective.heads import check_options, count_targets, model_loss, model_scores, unembedded_again
 from mtp_lightning.objective.loss import LossOutput
 from mtp_lightning.objective.targets import SENTINELS, SOURCE, STEP_REST, Targets, make_targets
@@ -47,7 +49,8 @@ from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_fa
 
 
 class MTPModule(pl.LightningModule):
-    """Trains an `MTPModel`; logs `train/loss`, `val/loss/head_i`, `val/accuracy/head_i`, `val/bits_per_byte`.
+    """Trains an `MTPModel`; logs `train/loss`, `val/loss/head_i`, `val/accuracy/head_i`, `val/bits_per_byte`,
+    `decode/simulated_length`.
 
     A batch is a dict: `tokens` (B, L) int64, `documents` (B, L) ids or absent, `loss_mask` and `sentinels` (B, L) bool
     or absent, with L = T + horizon, which is n_future but for heads that leap.
@@ -93,7 +96,8 @@ class MTPModule(pl.LightningModule):
         self._take(model)
         self.parent: Parent | None = None  # known from the run's start on
         self.val_metrics = HeadMetrics(len(heads.loss_names))
-        self._source_metrics = SourceMetrics(len(heads.loss_names))
+        self.draft_metrics = DraftMetrics(heads)
+        self._source_metrics = SourceMetrics(heads)
         self._since_step: list[LossOutput] = []
         """Losses of the batches whose gradients wait for the next optimizer step."""
         self._mean_count_C: Tensor | None = None
@@ -306,7 +310,8 @@ class MTPModule(pl.LightningModule):
 
     @override
     def on_validation_epoch_start(self) -> None:
-        self.val_metrics.to(self.device)  # ZeRO-3 moves the parameters alone
+        for metrics in (self.val_metrics, self.draft_metrics):
+            metrics.to(self.device)  # ZeRO-3 moves the parameters alone
 
     @override
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -314,17 +319,21 @@ class MTPModule(pl.LightningModule):
         bytes_V = getattr(self.trainer.datamodule, "token_bytes", None)  # type: ignore[attr-defined]
         n_bytes = None if bytes_V is None else bytes_V.to(self.device)[targets.targets[0][targets.valid[0]]].sum()
         scores = model_scores(self.model, targets, documents_BT)
+        drafts = count_drafts(scores, targets, self.heads_config)
         self.val_metrics.update(scores, n_bytes)
-        self._source_metrics.update(batch.get(SOURCE), scores, n_bytes)
+        self.draft_metrics.update(drafts)
+        self._source_metrics.update(batch.get(SOURCE), scores, n_bytes, drafts)
 
     @override
     def on_validation_epoch_end(self) -> None:
-        sums = self.val_metrics.compute()
+        sums, drafts = self.val_metrics.compute(), self.draft_metrics.compute()
         self.val_metrics.reset()
-        of_sources = self._source_metrics.take(self.heads_config.loss_names)
+        self.draft_metrics.reset()
+        of_sources = self._source_metrics.take()
         if self.trainer.sanity_checking:
             return  # nothing is recorded before training starts
-        metrics = validation_means(self.heads_config.loss_names, sums) | of_sources
+        metrics = validation_means(self.heads_config.loss_names, sums)
+        metrics |= draft_metrics(self.heads_config, drafts) | of_sources
         self.log_dict(metrics, logger=False, sync_dist=True)
         self._record(metrics, self.trainer.global_step)
         if self._watches and not sums.isfinite().all():

@@ -81,8 +81,9 @@ def validate(args: Sequence[str]) -> int:
         )
     if cli.trainer.is_global_zero:
         metrics = {name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())}
+        width = max(map(len, metrics), default=0) + 2
         for name, value in metrics.items():
-            print(f"{name:<24}{value:.6f}")
+            print(f"{name:<{width}}{value:.6f}")
         if cli.config.json is not None:
             write_json(Path(cli.config.json), {"checkpoint": str(path), "metrics": metrics})
     return 0

@@ -13,7 +13,6 @@ Nothing here can make a text wrong, only slow: head 1 verifies every draft.
 import math
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,28 +21,12 @@ from mtp_lightning.decoding.layers import FinalNorm, Norm, Plain
 from mtp_lightning.decoding.positions import KeyValues, LayerCache, PerRow, PositionTables
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.block import Block
-from mtp_lightning.model.heads import Join, LinearHead
+from mtp_lightning.model.heads import Join, LinearHead, Source, sources
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.shapes import Float
 
 Caches = Sequence[LayerCache]
 """Of the further heads' layers, in the order in which `draft` runs them."""
-
-
-class Source(NamedTuple):
-    """Who proposes the token at one offset: head `head` (from 2), `shift` positions before the last accepted."""
-
-    head: int
-    shift: int
-
-
-def sources(offsets: Sequence[int], heads_used: int) -> list[Source]:
-    """For the offsets 2, 3, .. up to the last used head's: the nearest head that looks so far or further."""
-    return [
-        Source(head, offsets[head - 1] - offset)
-        for head in range(2, heads_used + 1)
-        for offset in range(offsets[head - 2] + 1, offsets[head - 1] + 1)
-    ]
 
 
 class DraftedText:

@@ -6,7 +6,7 @@ unembedding unless it is replicated.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -245,3 +245,19 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
     }
     make, modules = makers[heads.kind]
     return make(module() for module in modules)
+
+
+class Source(NamedTuple):
+    """Who proposes the token at one offset: head `head` (from 2), `shift` positions before the last accepted."""
+
+    head: int
+    shift: int
+
+
+def sources(offsets: Sequence[int], heads_used: int) -> list[Source]:
+    """For the offsets 2, 3, .. up to the last used head's: the nearest head that looks so far or further."""
+    return [
+        Source(head, offsets[head - 1] - offset)
+        for head in range(2, heads_used + 1)
+        for offset in range(offsets[head - 2] + 1, offsets[head - 1] + 1)
+    ]

@@ -11,12 +11,12 @@ Backward multiplies both by the incoming gradient. Once differentiable. The row 
 largest, so that they do not underflow in half precision.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mtp_lightning.shapes import Bool, Float, Int
+from mtp_lightning.shapes import Float, Int
 
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**28}
 """Logits alive at once: 32 MB of float32 stay in a processor's last-level cache; a GPU wants larger products."""
@@ -161,22 +161,41 @@ class _Buffers:
             dw_VD.add_(torch.mm(residual.t(), h, out=self.outer_VD))
 
 
+class RowScores(NamedTuple):
+    """What R rows say of their K targets."""
+
+    nll: Float[Tensor, "R K"]
+    best: Int[Tensor, "R"]
+    """Each row's best token, the first of equals."""
+    entropy: Float[Tensor, "E"]
+    """Of the first E rows' distributions, in nats."""
+
+
 def chunked_scores(
     h_RD: Float[Tensor, "R D"],
     weight_VD: Float[Tensor, "V D"],
     targets_RK: Int[Tensor, "R K"],
     chunk_rows: int | None = None,
-) -> tuple[Float[Tensor, "R K"], Bool[Tensor, "R K"]]:
-    """Likelihood of every target, and whether it is its row's best token (the first of equals)."""
+    entropies: int = 0,
+) -> RowScores:
+    """Likelihood of every target, and each row's best token.
+
+    Args:
+        entropies: E.
+    """
     rows = chunk_rows or default_chunk_rows(weight_VD.shape[0], h_RD.device)
     dtype = compute_dtype(h_RD)
-    nll, correct = [], []
+    nll, best, entropy = [], [], [h_RD.new_empty(0, dtype=torch.promote_types(dtype, torch.float32))]
     with torch.no_grad(), torch.autocast(h_RD.device.type, enabled=False):
         weight = weight_VD.to(dtype)
         for start in range(0, h_RD.shape[0], rows):
             targets = targets_RK[start : start + rows]
             logits = h_RD[start : start + rows].to(dtype) @ weight.t()
-            correct.append(logits.argmax(1, keepdim=True) == targets)
+            best.append(logits.argmax(1))
             wide = logits if dtype == torch.float64 else logits.float()
-            nll.append(wide.logsumexp(1, keepdim=True) - wide.gather(1, targets))
-    return torch.cat(nll), torch.cat(correct)
+            lse = wide.logsumexp(1, keepdim=True)
+            nll.append(lse - wide.gather(1, targets))
+            if start < entropies:
+                log_p = wide.sub_(lse)[: entropies - start]  # in place: another (C, V) would cost more than its numbers
+                entropy.append(-torch.einsum("cv,cv->c", log_p.exp(), log_p))
+    return RowScores(torch.cat(nll), torch.cat(best), torch.cat(entropy))

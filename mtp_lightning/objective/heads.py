@@ -147,7 +147,7 @@ def model_loss(
 
 @torch.no_grad()
 def model_scores(model: MTPModel, targets: Targets, documents_BT: Int[Tensor, "B T"] | None = None) -> HeadScores:
-    """Likelihood and accuracy of each of the model's losses."""
+    """Likelihood and accuracy of each of the model's losses; where it can draft, head 1's entropies too."""
     return scores_by_position(model, targets, [0, targets.inputs.shape[1]], documents_BT)[0]
 
 
@@ -166,7 +166,8 @@ def scores_by_position(
 
 def _scores(model: MTPModel, h_SBTD: Float[Tensor, "S B T D"], targets: Targets) -> HeadScores:
     def tokens(h: Tensor, weight: Tensor, part: slice) -> HeadScores:
-        return score_heads(h, weight, targets.targets[part], targets.valid[part])
+        entropies = int(model.heads_config.max_heads_used > 1 and not part.start)
+        return score_heads(h, weight, targets.targets[part], targets.valid[part], entropies)
 
     def order(h: Tensor, weight: Tensor) -> HeadScores:
         assert targets.first is not None

@@ -96,6 +96,10 @@ class HeadScores(NamedTuple):
     correct: Int[Tensor, "M"]
     """Positions where the best token is the target (of a ranking: the next token)."""
     n_valid: Int[Tensor, "M"]
+    best: Int[Tensor, "S B T"] | None = None
+    """Each hidden state's best token, of all positions."""
+    entropy: Float[Tensor, "E B T"] | None = None
+    """Of head 1's distribution, in nats, where it was asked for (E = 1, else 0)."""
 
 
 def multi_token_loss(
@@ -230,13 +234,20 @@ def score_heads(
     weight_VD: Float[Tensor, "V D"],
     targets_NBT: Int[Tensor, "N B T"],
     valid_NBT: Bool[Tensor, "N B T"],
+    entropies: int = 0,
 ) -> HeadScores:
-    """Likelihood and accuracy of every head, in chunks, without gradients."""
-    nll_NBT, correct_NBT = _scores(h_SBTD, weight_VD, targets_NBT)
+    """Likelihood and accuracy of every head, in chunks, without gradients.
+
+    Args:
+        entropies: of how many of the hidden states, the first ones.
+    """
+    nll_NBT, best_SBT, entropy_EBT = _scores(h_SBTD, weight_VD, targets_NBT, entropies)
     return HeadScores(
         torch.where(valid_NBT, nll_NBT, 0.0).sum((1, 2)),
-        (correct_NBT & valid_NBT).sum((1, 2)),
+        ((best_SBT == targets_NBT) & valid_NBT).sum((1, 2)),
         valid_NBT.sum((1, 2)),
+        best_SBT,
+        entropy_EBT,
     )
 
 
@@ -248,14 +259,17 @@ def score_order(
     first_NBT: Bool[Tensor, "N B T"],
 ) -> HeadScores:
     """The listwise loss, and whether the token ranked first is the next one, over the positions that list any."""
-    nll_NBT, correct_NBT = _scores(h_SBTD, weight_VD, targets_NBT)
+    nll_NBT, best_1BT, entropy_0BT = _scores(h_SBTD, weight_VD, targets_NBT, 0)
     share_NBT, listed_BT = order_shares(first_NBT)
     nll = torch.where(share_NBT > 0, nll_NBT * share_NBT, 0.0).sum()
-    return HeadScores(nll[None], (correct_NBT[0] & first_NBT[0]).sum()[None], listed_BT.sum()[None])
+    correct = ((best_1BT[0] == targets_NBT[0]) & first_NBT[0]).sum()
+    return HeadScores(nll[None], correct[None], listed_BT.sum()[None], best_1BT, entropy_0BT)
 
 
-def _scores(h_SBTD: Tensor, weight_VD: Tensor, targets_NBT: Tensor) -> tuple[Tensor, Tensor]:
-    nll_RK, correct_RK = chunked_scores(h_SBTD.flatten(0, 2), weight_VD, _as_rows(targets_NBT, len(h_SBTD)))
-    if len(h_SBTD) == len(targets_NBT):
-        return nll_RK.view(targets_NBT.shape), correct_RK.view(targets_NBT.shape)
-    return tuple(x.view(*targets_NBT.shape[1:], -1).movedim(-1, 0) for x in (nll_RK, correct_RK))  # type: ignore[return-value]
+def _scores(h_SBTD: Tensor, weight_VD: Tensor, targets_NBT: Tensor, entropies: int) -> tuple[Tensor, Tensor, Tensor]:
+    """nll (N, B, T), best tokens (S, B, T), entropies (E, B, T)."""
+    S, B, T, _ = h_SBTD.shape
+    rows = _as_rows(targets_NBT, S)
+    nll_RK, best_R, entropy_E = chunked_scores(h_SBTD.flatten(0, 2), weight_VD, rows, entropies=entropies * B * T)
+    nll_NBT = nll_RK.view(targets_NBT.shape) if len(targets_NBT) == S else nll_RK.view(B, T, -1).movedim(-1, 0)
+    return nll_NBT, best_R.view(S, B, T), entropy_E.view(entropies, B, T)

@@ -112,6 +112,7 @@ def _own_targets(model: MTPModel, targets: Targets) -> tuple[Float[Tensor, "S B 
     scored = []
     for h_BTD, targets_BT, unembedding in zip(h_SBTD, targets.targets, unembeddings):  # S = 1: head 1's target alone
         score = partial(chunked_scores, targets_RK=targets_BT.flatten()[:, None])
-        scored.append([x.view(targets_BT.shape) for x in unembedding(h_BTD.flatten(0, 1), score)])
+        found = unembedding(h_BTD.flatten(0, 1), score)
+        scored.append((found.nll.view(targets_BT.shape), found.best.view(targets_BT.shape) == targets_BT))
     nll_SBT, right_SBT = (torch.stack(x) for x in zip(*scored))
     return nll_SBT, right_SBT

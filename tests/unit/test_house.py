@@ -21,7 +21,7 @@ ALLOWED = {
     "evaluation": {"decoding", "model", "data", "evaluation", "checkpoints"},
     "interop": {"model", "data", "checkpoints", "interop"},
     "checkpoints": {"model", "data", "checkpoints"},
-    "metrics": {"objective"},
+    "metrics": {"model", "objective"},
     "module": {"checkpoints", "divergence", "metrics", "model", "objective", "optimization"},
     "divergence": set(),
     "strategies": {"model", "checkpoints", "strategies"},
