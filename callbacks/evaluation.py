@@ -23,8 +23,8 @@ FOLDER = "evaluation"
 
 class EvaluationProbe(ProbeCallback):
     """Asks a benchmark's first problems, as `mtp evaluate` does, and logs `eval/<task>/pass_at_k`,
-    `eval/<task>/temperature_at_k` and `eval/<task>/tokens_per_forward`. Programs run in the sandbox. One callback asks
-    one benchmark; there may be several.
+    `eval/<task>/temperature_at_k`, `eval/<task>/tokens_per_forward` and `/bytes_per_forward`. Programs run in the
+    sandbox. One callback asks one benchmark; there may be several.
 
     Args:
         task: humaneval, mbpp, cruxeval-output, cruxeval-input, stdin, infilling (single lines), gsm8k or rouge.

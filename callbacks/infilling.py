@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
+from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.transforms.infilling import needed_sentinels
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.model.mtp import MTPModel
@@ -25,7 +26,7 @@ class InfillingProbe(ProbeCallback):
     - `joined`, `exact`: the share of greedy middles that come to their end within twice the tokens of the right one and
       16 more, and that are the right one;
     - `tokens_per_forward`, and `/last_8`, `/last_32`, `/before`: of self-speculative decoding, and by how many tokens
-      the end of the middle was away.
+      the end of the middle was away; `bytes_per_forward`, which compares between tokenizers.
 
     Without `data.infilling` it measures nothing.
 
@@ -64,5 +65,5 @@ class InfillingProbe(ProbeCallback):
         marks = needed_sentinels(tokenizer)
         losses = middle_losses(model, texts, marks)
         found = {"suffix_worth": losses.pop("suffix_worth")} | {f"loss/{name}": loss for name, loss in losses.items()}
-        found |= joins(Engine(model, dtype=torch.float32), texts, marks)
+        found |= joins(Engine(model, dtype=torch.float32), texts, marks, token_bytes(tokenizer))
         return {f"val/infilling/{name}": value for name, value in found.items()}

@@ -11,11 +11,12 @@ from typing_extensions import override
 from callbacks.base import ProbeCallback, When
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.data.tokens.heldout import heldout_prompts, longest_document
+from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.module import MTPModule
-from mtp_lightning.probes.long_context import key_questions, losses_by_position, rate, retrieval
+from mtp_lightning.probes.long_context import key_questions, losses_by_position, rates, retrieval
 from mtp_lightning.probes.pictures import retrieval_map
 from mtp_lightning.ranges import Kept, Range, check_ranges
 
@@ -30,7 +31,8 @@ class LongContextProbe(ProbeCallback):
     - `retrieval/length_L/depth_d` and `retrieval/length_L`: the share of keys found in prompts of L tokens, d of the
       way down, and its mean over the depths; a picture of them;
     - `tokens_per_forward/length_L` and `exact_drafts/tokens_per_forward/length_L`: of decoding after L tokens, with
-      drafts as they are made by default (parallel heads look back 128 positions) and as the heads were trained.
+      drafts as they are made by default (parallel heads look back 128 positions) and as the heads were trained; the
+      same as `bytes_per_forward`.
 
     Nothing is measured with data that are no text.
 
@@ -94,6 +96,7 @@ class LongContextProbe(ProbeCallback):
         losses = losses_by_position(model, self._heldout[: self.texts])
         found = {f"loss/{name}": value for name, value in losses.items()}
         tokenizer = trainer.datamodule.text_tokenizer  # type: ignore[attr-defined]
+        sizes = token_bytes(tokenizer)
         keys = retrieval(model, tokenizer, self.lengths, self.depths, self.keys)
         for length in self.lengths:
             shares = {depth: keys[length, depth] for depth in self.depths}
@@ -103,7 +106,9 @@ class LongContextProbe(ProbeCallback):
             engine = Engine(model, dtype=torch.float32, exact_drafts=exact)
             for length in self.lengths:
                 prompts = [text[:length] for text in self._heldout[: self.prompts]]
-                found[f"{prefix}tokens_per_forward/length_{length}"] = rate(engine, prompts, self.new_tokens)
+                tokens, bytes_ = rates(engine, prompts, self.new_tokens, sizes)
+                found[f"{prefix}tokens_per_forward/length_{length}"] = tokens
+                found[f"{prefix}bytes_per_forward/length_{length}"] = bytes_
         step = trainer.global_step
         self.save_picture(
             trainer, retrieval_map(keys, f"keys found, step {step:,}"), f"long_context/step-{step:08d}.png"

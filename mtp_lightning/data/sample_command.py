@@ -104,7 +104,7 @@ def sample_command(
     }  # fmt: skip
     log = SampleLog(directory, made_with, asked, loaded.model.config.vocab_size)
     try:
-        figures = _write(log, asked, engine, loaded.tokenizer.eos_id, max_new_tokens, chosen)
+        figures = _write(log, asked, engine, loaded.tokenizer, max_new_tokens, chosen)
     finally:
         log.close()
     meta = log.finish(directory, asked, loaded.tokenizer, {"kind": "samples", **made_with}, settings, account)
@@ -118,32 +118,36 @@ def sample_command(
         write_text(Path(json), json_module.dumps(content, indent=1) + "\n")
 
 
-def _write(log: Any, asked: Any, engine: Any, eos_id: int, max_new_tokens: int, chosen: Any) -> dict[str, Any]:
+def _write(log: Any, asked: Any, engine: Any, tokenizer: Any, max_new_tokens: int, chosen: Any) -> dict[str, Any]:
     """The batches that the log has not; figures of those."""
     from dataclasses import replace
 
     import torch
 
     from mtp_lightning.data.tokens.samples import sample_seed
-    from mtp_lightning.decoding.generate import generate
+    from mtp_lightning.data.tokens.token_bytes import token_bytes
+    from mtp_lightning.decoding.generate import count_bytes, generate
 
-    tokens = forwards = accepted = 0
+    sizes = token_bytes(tokenizer)
+    tokens = forwards = accepted = bytes_ = 0
     started = time.perf_counter()
     with _progress(len(asked)) as report:
         for number, batch in enumerate(asked):
             if number >= len(log.done):
                 seeds = tuple(sample_seed(chosen.seed, prompt, batch.sample) for prompt in batch.prompts)
                 ids = [torch.tensor(prompt, device=engine.device) for prompt in batch.prompts]
-                made = generate(engine, ids, max_new_tokens, None, (eos_id,), replace(chosen, seeds=seeds))
+                made = generate(engine, ids, max_new_tokens, None, (tokenizer.eos_id,), replace(chosen, seeds=seeds))
                 log.add([tuple(generation.tokens) for generation in made])
                 tokens += sum(len(generation.tokens) for generation in made)
                 forwards += sum(len(generation.steps) for generation in made)
                 accepted += sum(len(step.tokens) for generation in made for step in generation.steps)
+                bytes_ += sum(count_bytes(generation.steps, sizes) for generation in made)
             report(number + 1)
     seconds = time.perf_counter() - started
     return {
         "new_tokens": tokens,
         "tokens_per_forward": round(accepted / forwards, 3) if forwards else None,
+        "bytes_per_forward": round(bytes_ / forwards, 3) if forwards else None,
         "tokens_per_second": round(tokens / seconds) if tokens else None,
     }
 

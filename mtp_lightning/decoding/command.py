@@ -82,10 +82,11 @@ def generate_command(
 
     import torch
 
+    from mtp_lightning.data.tokens.token_bytes import token_bytes
     from mtp_lightning.decoding.choosing import Sampling
     from mtp_lightning.decoding.compiled.compiler import wanted
     from mtp_lightning.decoding.engine import Engine
-    from mtp_lightning.decoding.generate import Generation, Step, stream
+    from mtp_lightning.decoding.generate import Generation, Step, count_bytes, stream
 
     stops = [tokenizer.eos_id]
     before, after = "", ""
@@ -123,10 +124,12 @@ def generate_command(
     seconds = time.perf_counter() - started
     printer.finish(after)
     out = Generation([token for step in steps for token in step.tokens], [step for step in steps if step.block])
+    bytes_per_forward = count_bytes(out.steps, token_bytes(tokenizer)) / max(len(out.steps), 1)
     figures = {
         "tokens": len(out.tokens),
         "forwards": len(out.steps),
         "tokens_per_forward": out.tokens_per_forward if out.steps else None,
+        "bytes_per_forward": bytes_per_forward if out.steps else None,
         "tokens_per_second": len(out.tokens) / seconds,
         "heads_used": k,
         "compiled": compiled,
@@ -139,7 +142,8 @@ def generate_command(
                 f"after {max_new_tokens} tokens the middle had not ended: it does not join the suffix", file=sys.stderr
             )
     heads = f"{f'up to {most}' if k == 'auto' else k} of {model.n_future} heads"
-    rate = f"{out.tokens_per_forward:.2f} tokens per forward with {heads}, " if out.steps else ""
+    rate = f"{out.tokens_per_forward:.2f} tokens per forward with {heads} ({bytes_per_forward:.2f} bytes), "
+    rate = rate if out.steps else ""
     print(f"{figures['tokens']} tokens, {rate}{figures['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
     if json:
         content = {"text": printer.text, "ids": out.tokens} | figures

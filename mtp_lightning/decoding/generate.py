@@ -12,7 +12,7 @@ With k = 1 nothing is drafted: plain decoding.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -51,6 +51,16 @@ class Generation(NamedTuple):
     def tokens_per_forward(self) -> float:
         """Accepted tokens per forward: 1 for plain decoding, at most the number of heads used (table S2)."""
         return sum(len(step.tokens) for step in self.steps) / len(self.steps) if self.steps else float("nan")
+
+
+def count_bytes(steps: Iterable[Step], token_bytes: Sequence[int]) -> int:
+    """Bytes of text of all tokens that these steps made certain.
+
+    Args:
+        token_bytes: of each token of the tokenizer; a model may have more rows, which stand for no text.
+    """
+    known = len(token_bytes)
+    return sum(token_bytes[token] for step in steps for token in step.tokens if token < known)
 
 
 def generate(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.decoding.engine import Engine
-from mtp_lightning.decoding.generate import Generation, HeadsUsed, Step, generate
+from mtp_lightning.decoding.generate import Generation, HeadsUsed, Step, count_bytes, generate
 from mtp_lightning.decoding.positions import PositionTables, Tree
 
 TIE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -74,10 +74,9 @@ def compare(
         difference = first_difference(engine, prompt, out[1].tokens, out[heads_used].tokens)
         differences += [difference] if difference else []
     steps = [step for generation in drafted for step in generation.steps]
-    accepted = [token for step in steps for token in step.tokens]
-    size = None if token_bytes is None or not steps else float(token_bytes[torch.tensor(accepted)].sum())
+    size = None if token_bytes is None or not steps else count_bytes(steps, token_bytes.tolist())
     return Comparison(
-        tokens_per_forward=len(accepted) / len(steps) if steps else float("nan"),
+        tokens_per_forward=sum(len(step.tokens) for step in steps) / len(steps) if steps else float("nan"),
         bytes_per_forward=None if size is None else size / len(steps),
         speedup=median(ratios),
         acceptance=acceptance(drafted, engine.heads.head_offsets[: engine.heads_used]),

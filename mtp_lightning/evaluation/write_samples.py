@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.decoding.choosing import Sampling
 from mtp_lightning.decoding.engine import Engine
-from mtp_lightning.decoding.generate import Generation, HeadsUsed, Step, stream
+from mtp_lightning.decoding.generate import Generation, HeadsUsed, Step, count_bytes, stream
 from mtp_lightning.decoding.measure import acceptance_counts
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.samples import Ended, Prompt, Sample, SampleFile, sample_seed
@@ -95,7 +96,8 @@ def write_batch(
     engine: Engine, tokenizer: Tokenizer, writing: Writing, asked: Asked
 ) -> tuple[list[Sample], dict[str, int]]:
     """A sample for each (prompt, number), and counts over them: `tokens`; `accepted` of them in `forwards` after the
-    prompts'; and of every drafting head i how many drafts had their `turns_i` and were `right_i`."""
+    prompts', which are `bytes` in `forwards_of_bytes` (all of them but in files of earlier versions); and of every
+    drafting head i how many drafts had their `turns_i` and were `right_i`."""
     texts = [_Text(tokenizer, prompt.ids, writing.stops) for prompt, _ in asked]
     steps: list[list[Step]] = [[] for _ in asked]
     ended: set[int] = set()
@@ -114,13 +116,18 @@ def write_batch(
         Sample(prompt.task_id, number, text.completion, text.how_ended(ends), prompt.cut)
         for (prompt, number), text in zip(asked, texts)
     ]
-    return written, dict(_counts(texts, steps, engine))
+    return written, dict(_counts(texts, steps, engine, tokenizer))
 
 
-def _counts(texts: "Sequence[_Text]", steps: Sequence[Sequence[Step]], engine: Engine) -> Iterator[tuple[str, int]]:
+def _counts(
+    texts: "Sequence[_Text]", steps: Sequence[Sequence[Step]], engine: Engine, tokenizer: Tokenizer
+) -> Iterator[tuple[str, int]]:
     yield "tokens", sum(len(text.ids) for text in texts)
     yield "accepted", sum(len(step.tokens) for of_text in steps for step in of_text)
     yield "forwards", sum(map(len, steps))
+    sizes = token_bytes(tokenizer)
+    yield "bytes", sum(count_bytes(of_text, sizes) for of_text in steps)
+    yield "forwards_of_bytes", sum(map(len, steps))
     generations = [Generation([], list(of_text)) for of_text in steps]
     offsets = engine.heads.head_offsets[: engine.heads_used]
     for head, (right, turns) in acceptance_counts(generations, offsets).items():

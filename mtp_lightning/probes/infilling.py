@@ -12,7 +12,7 @@ from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, Tokenizer
 from mtp_lightning.data.tokens.windows import random_words
 from mtp_lightning.data.transforms.infilling import Sentinels, cut, infilling_prompt
 from mtp_lightning.decoding.engine import Engine
-from mtp_lightning.decoding.generate import Generation, generate
+from mtp_lightning.decoding.generate import Generation, count_bytes, generate
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.heads import model_scores
 from mtp_lightning.objective.targets import make_targets
@@ -87,13 +87,13 @@ def _scores(model: MTPModel, rows: Sequence[tuple[list[int], int]], marks: Senti
     return torch.stack([scores.nll.double(), scores.n_valid.double()]).cpu()
 
 
-def joins(engine: Engine, texts: Sequence[Text], marks: Sentinels) -> dict[str, float]:
+def joins(engine: Engine, texts: Sequence[Text], marks: Sentinels, token_bytes: Sequence[int]) -> dict[str, float]:
     """What greedy decoding writes between prefix and suffix, in twice the tokens of the right middle and 16 more.
 
     Returns:
         `joined`: the share of texts whose middle came to its end; `exact`: of those that are the right one;
-        `tokens_per_forward`, and by how far ahead the end was, of those that joined: `tokens_per_forward/last_8`,
-        `/last_32` (9 to 32) and `/before`.
+        `bytes_per_forward`; `tokens_per_forward`, and by how far ahead the end was, of those that joined:
+        `tokens_per_forward/last_8`, `/last_32` (9 to 32) and `/before`.
     """
     device = engine.device
     made: list[Generation] = []
@@ -106,6 +106,7 @@ def joins(engine: Engine, texts: Sequence[Text], marks: Sentinels) -> dict[str, 
     found = {"joined": len(joined) / len(made), "exact": exact / len(made)}
     if steps:
         found["tokens_per_forward"] = sum(len(step.tokens) for step in steps) / len(steps)
+        found["bytes_per_forward"] = count_bytes(steps, token_bytes) / len(steps)
     return found | {f"tokens_per_forward/{name}": rate for name, rate in rates_by_distance(joined).items()}
 
 

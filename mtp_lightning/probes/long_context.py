@@ -13,7 +13,7 @@ from torch import Tensor
 from mtp_lightning.data.tasks.task import Examples
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.decoding.engine import Engine
-from mtp_lightning.decoding.generate import generate
+from mtp_lightning.decoding.generate import count_bytes, generate
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.heads import scores_by_position
@@ -91,11 +91,17 @@ def retrieval(
     }
 
 
-def rate(engine: Engine, prompts: Sequence[Int[Tensor, "_"]], new_tokens: int) -> float:
-    """Tokens per forward of self-speculative decoding after these prompts, one at a time."""
+def rates(
+    engine: Engine, prompts: Sequence[Int[Tensor, "_"]], new_tokens: int, token_bytes: Sequence[int]
+) -> tuple[float, float]:
+    """(tokens, bytes) per forward of self-speculative decoding after these prompts, one at a time.
+
+    Args:
+        token_bytes: of each token.
+    """
     made = [generate(engine, [prompt.to(engine.device)], new_tokens)[0] for prompt in prompts]
     steps = [step for out in made for step in out.steps]
-    return sum(len(step.tokens) for step in steps) / len(steps)
+    return sum(len(step.tokens) for step in steps) / len(steps), count_bytes(steps, token_bytes) / len(steps)
 
 
 def _name(rng: Random) -> str:

@@ -122,4 +122,4 @@ def test_texts_of_tokens_are_those_that_are_counted() -> None:
         for text in TEXTS[:2]:
             made = b"".join(token_texts(tokenizer)[i] or b"" for i in tokenizer.encode(text))
             assert made == text.encode()
-        assert token_bytes(tokenizer) == [len(text or b"") for text in token_texts(tokenizer)]
+        assert [*token_bytes(tokenizer)] == [len(text or b"") for text in token_texts(tokenizer)]

@@ -1,12 +1,15 @@
 """A tokenizer that the configuration describes: trained once on the training documents, never while one only plans."""
 
+import hashlib
 import json
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from mtp_lightning.data.corpora.description import describe
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.mixtures.sources import MixtureSource
 from mtp_lightning.data.preparing.chunks import split_position
@@ -15,7 +18,7 @@ from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.data.tokens.prepare import ShardSettings
 from mtp_lightning.data.tokens.tokenizer import tokenizer_from_state
-from mtp_lightning.data.transforms.infilling import InfillingConfig
+from mtp_lightning.data.transforms.infilling import NAMES, InfillingConfig, Sentinels, WindowTransform, sentinels
 from mtp_lightning.errors import InputError
 
 LINES = {
@@ -113,7 +116,7 @@ def test_many_at_once_train_it_once(corpus: SourceConfig, capsys: pytest.Capture
             r"model.backbone.vocab_size is 256, and data.tokenizer.train.vocab_size 270: set .*\$\{data",
         ),
         ({"end_token": "</s>"}, "data.end_token: a tokenizer that is trained has its own"),
-        ({"infilling": InfillingConfig(rate=0.5)}, "data.infilling: a tokenizer that is trained"),
+        ({"infilling": InfillingConfig(rate=0.5)}, "data.infilling: .* set data.tokenizer.train.infilling"),
         ({"source": SourceConfig("shards", "here")}, "data.tokenizer.train needs text, and 'here' holds shards"),
     ],
 )
@@ -139,3 +142,35 @@ def test_rows_may_be_padded(corpus: SourceConfig) -> None:
     data = module(corpus, TokenizerRecipe(270), vocab_size=320)
     data.prepare_data()
     assert data.text_tokenizer.vocab_size == 270
+
+
+def test_a_recipe_has_the_tokens_of_infilling_that_it_names(corpus: SourceConfig) -> None:
+    """They count in its size, no text can write them, and windows are made with them."""
+    recipe = TokenizerRecipe(280, infilling="codellama")
+    data = module(corpus, recipe, infilling=InfillingConfig(1.0))
+    data.prepare_data()
+    data.setup("fit")
+    tokenizer = data.text_tokenizer
+    marks = sentinels(tokenizer)
+    assert marks == Sentinels(1, 2, 3, 4)
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (280, 0)
+    assert not {*marks} & {*tokenizer.encode("".join(NAMES["codellama"]) + "def f")}
+    transform = WindowTransform(InfillingConfig(1.0), tokenizer, 48, seed=0)
+    window = np.array([*tokenizer.encode("def f(value): return value") * 9])
+    made, _ = transform(0, window, np.zeros_like(window))
+    assert {*marks} <= {*made.tolist()}
+
+
+def test_without_them_a_recipe_is_what_it_was(corpus: SourceConfig) -> None:
+    """Earlier versions knew no such key: the same file under the same name."""
+    module(corpus, TokenizerRecipe(270)).prepare_data()
+    (file,) = kept(corpus)
+    described = [[describe(corpus), 1.0]]
+    recipe = {"vocab_size": 270, "pre_tokenization": "gpt2", "digits": "own", "max_documents": None}
+    text = json.dumps([1, recipe, described, 0.3, 0], sort_keys=True)
+    assert file.stem == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_a_size_without_room_for_them_is_refused() -> None:
+    with pytest.raises(InputError, match=r"data.tokenizer.train.vocab_size is 259: it has to be at least 260"):
+        TokenizerRecipe(259, infilling="starcoder")

@@ -53,6 +53,7 @@ def test_a_benchmark_from_file_to_numbers(capsys: Capture) -> None:
     found: dict[str, Any] = json.loads(Path("out.json").read_text())
     assert (found["task"], found["domain"], found["problems"], found["step"]) == ("gsm8k", "maths", 3, 7)
     wanted = {"pass_at_1", "temperature_at_1", "pass_at_2", "flexible/pass_at_1", "majority_at_2", "tokens_per_forward"}
+    wanted |= {"bytes_per_forward"}
     assert {f"eval/gsm8k/{name}" for name in wanted} <= found["metrics"].keys()
     assert "gsm8k at step 7, 3 problems" in shown
     assert "tokens per forward" in shown

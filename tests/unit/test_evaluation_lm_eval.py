@@ -150,7 +150,7 @@ def test_the_command(subject: Subject, tasks: Path, capsys: pytest.CaptureFixtur
     asked = ["evaluate", "lm-eval", "a.ckpt", "--tasks", "[choices, texts]", "--include_path", str(tasks)]
     assert main([*asked, "--limit", "4", "--json", "out.json"]) == 0
     found = json.loads(Path("out.json").read_text())
-    assert {"eval/choices/acc", "eval/texts/exact_match", "eval/texts/tokens_per_forward"} <= found["metrics"].keys()
+    assert {"eval/choices/acc", "eval/texts/exact_match", "eval/texts/bytes_per_forward"} <= found["metrics"].keys()
     assert "eval/choices/tokens_per_forward" not in found["metrics"]
     assert "eval/choices/acc_norm" in capsys.readouterr().out
     (tasks / "unsafe.yaml").write_text(

@@ -173,6 +173,9 @@ def test_tokens_and_forwards_are_counted(engine: Engine) -> None:
     assert counts["forwards"] == sum(len(text.steps) for text in texts) < counts["accepted"]
     assert counts["accepted"] == sum(len(step.tokens) for text in texts for step in text.steps)
     assert counts["tokens"] == sum(len(text.tokens) for text in texts)
+    ends = sum(step.tokens.count(BYTES.eos_id) for text in texts for step in text.steps)
+    assert counts["bytes"] == counts["accepted"] - ends
+    assert counts["forwards_of_bytes"] == counts["forwards"]
     assert of_plain["accepted"] == of_plain["forwards"]
     assert of_plain["tokens"] == counts["tokens"]
     assert 0 < counts["right_2"] <= counts["turns_2"]

@@ -59,6 +59,7 @@ def test_the_text_is_the_same_however_it_is_drafted(ckpt: str, sampling: list[st
     assert RED in shown, "a random model's drafts are rejected now and then"
     assert written["heads_used"] == 3
     assert written["tokens_per_forward"] >= 1
+    assert written["bytes_per_forward"] == written["tokens_per_forward"], "of bytes"
 
 
 def test_another_seed_is_another_text(ckpt: str, capsys: Capture) -> None:

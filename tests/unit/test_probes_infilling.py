@@ -76,9 +76,10 @@ def test_rates_by_distance_by_hand() -> None:
 
 
 def test_a_model_that_knows_nothing_does_not_join(make_model: Callable[..., MTPModel]) -> None:
-    found = joins(Engine(make_model(2), dtype=torch.float32), TEXTS, MARKS)
+    found = joins(Engine(make_model(2), dtype=torch.float32), TEXTS, MARKS, [2] * 99)
     assert found["exact"] == 0
     assert 1 <= found["tokens_per_forward"] <= 2
+    assert found["bytes_per_forward"] == 2 * found["tokens_per_forward"]
 
 
 def test_texts_are_cut_as_their_numbers_say() -> None:
@@ -124,7 +125,7 @@ def test_a_model_that_knows_its_texts_fills_them_in() -> None:
         optimizer.step()
     model.eval()
     texts = cut_texts([torch.tensor(tokenizer.encode(text)) for text in DOCUMENTS * 10], tokenizer)
-    found = joins(Engine(model, dtype=torch.float32), texts, needed_sentinels(tokenizer))
+    found = joins(Engine(model, dtype=torch.float32), texts, needed_sentinels(tokenizer), [1] * 255)
     assert len(texts) > 10
     assert (found["joined"], found["exact"]) == (1.0, 1.0)
     assert found["tokens_per_forward"] > 1.8

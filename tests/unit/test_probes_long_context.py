@@ -23,7 +23,7 @@ from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.heads import model_scores, scores_by_position
 from mtp_lightning.objective.targets import make_targets
-from mtp_lightning.probes.long_context import bins, key_questions, losses_by_position, rate, retrieval
+from mtp_lightning.probes.long_context import bins, key_questions, losses_by_position, rates, retrieval
 from mtp_lightning.probes.pictures import retrieval_map
 
 __all__ = ["fit"]
@@ -129,7 +129,7 @@ def test_retrieval_of_a_model_that_copies_and_of_one_that_does_not() -> None:
 
 def test_the_rate_is_that_of_the_steps(make_model: Callable[..., MTPModel]) -> None:
     engine = Engine(make_model(1), dtype=torch.float32)
-    assert rate(engine, list(torch.randint(16, (2, 20))), 8) == 1.0
+    assert rates(engine, list(torch.randint(16, (2, 20))), 8, [3] * 16) == (1.0, 3.0)
 
 
 def text_data(tmp_path: Path, **changes: Any) -> TokenDataModule:
@@ -151,6 +151,7 @@ def test_the_probe_says_what_it_should(fit: Fit, tmp_path: Path) -> None:
         assert {f"retrieval/length_{length}", f"retrieval/length_{length}/depth_0"} <= {*names}
         for prefix in ("", "exact_drafts/"):
             assert found[12][f"probe/long_context/{prefix}tokens_per_forward/length_{length}"] >= 1
+            assert f"probe/long_context/{prefix}bytes_per_forward/length_{length}" in found[12]
     assert all(math.isfinite(value) for value in found[12].values())
     picture = Path(trainer.default_root_dir) / "pictures/long_context/step-00000012.png"
     assert picture.read_bytes().startswith(b"\x89PNG")

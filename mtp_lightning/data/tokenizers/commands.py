@@ -12,8 +12,16 @@ from mtp_lightning.data.corpora.documents import documents
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.mixtures.sources import MixtureSource, check_mixture
 from mtp_lightning.data.output import print_table, write_whole
-from mtp_lightning.data.tokenizers.training import Digits, PreTokenization, VocabSize, mixed_texts, train_bpe
+from mtp_lightning.data.tokenizers.training import (
+    Digits,
+    PreTokenization,
+    VocabSize,
+    check_size,
+    mixed_texts,
+    train_bpe,
+)
 from mtp_lightning.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from mtp_lightning.data.transforms.infilling import SentinelNames
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.files import check_json
 from mtp_lightning.ranges import check_value
@@ -24,6 +32,7 @@ def train_tokenizer_command(
     vocab_size: int = 4096,
     pre_tokenization: PreTokenization = "gpt2",
     digits: Digits = "own",
+    infilling: SentinelNames | None = None,
     mixture: list[MixtureSource] | None = None,
     kind: CorpusKind = "python_stdlib",
     path: str | None = None,
@@ -47,6 +56,7 @@ def train_tokenizer_command(
             letter may have a symbol before it, numbers are of three digits; punct: symbols and digits one by one;
             lines: all but line breaks.
         digits: Numbers as the pre-tokenization has them, digit by digit, or in groups of up to three.
+        infilling: With the tokens that data.infilling needs, under these names.
         mixture: Several corpora in place of one, as `data.mixture`: '[{source: {kind: stories}, weight: 2}, ...]';
             weights are of bytes, and the first source that ends is the end.
         kind: Where the corpus comes from.
@@ -67,6 +77,7 @@ def train_tokenizer_command(
         revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
     )  # fmt: skip
     check_value("vocab_size", vocab_size, VocabSize)
+    check_size("vocab_size", vocab_size, infilling)
     if mixture is not None:
         check_mixture(mixture, source)
     if Path(out).exists():
@@ -74,7 +85,7 @@ def train_tokenizer_command(
     check_json(json)
     parts = [MixtureSource(source)] if mixture is None else mixture
     accounts = {part.label: Account() for part in parts}
-    serialized = train_bpe(mixed_texts(parts, accounts), vocab_size, pre_tokenization, digits)
+    serialized = train_bpe(mixed_texts(parts, accounts), vocab_size, pre_tokenization, digits, infilling)
     tokenizer = HuggingFaceTokenizer(serialized, origin=out)
     write_whole(Path(out), serialized)
     row = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "fingerprint": tokenizer.fingerprint}

@@ -13,10 +13,18 @@ from filelock import FileLock
 from mtp_lightning.data.corpora.description import describe
 from mtp_lightning.data.corpora.kept import check_split
 from mtp_lightning.data.mixtures.sources import MixtureSource, weight_at
-from mtp_lightning.data.tokenizers.training import Digits, PreTokenization, VocabSize, mixed_texts, train_bpe
+from mtp_lightning.data.tokenizers.training import (
+    Digits,
+    PreTokenization,
+    VocabSize,
+    check_size,
+    mixed_texts,
+    train_bpe,
+)
 from mtp_lightning.data.tokens.prepare import ShardSettings
 from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from mtp_lightning.data.tokens.vocabulary import check_vocabulary, is_padded, with_sentinels
+from mtp_lightning.data.transforms.infilling import SentinelNames
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
 from mtp_lightning.ranges import Count, check_ranges
@@ -42,9 +50,12 @@ class TokenizerRecipe:
     """Numbers as the pre-tokenization has them, digit by digit (`single`), or in `groups` of up to three."""
     max_documents: Count | None = None
     """Read only so many documents."""
+    infilling: SentinelNames | None = None
+    """With tokens of infilling (`data.infilling`), which count in `vocab_size`, under these names."""
 
     def __post_init__(self) -> None:
         check_ranges("data.tokenizer.train", TokenizerRecipe, vars(self))
+        check_size("data.tokenizer.train.vocab_size", self.vocab_size, self.infilling)
 
 
 @dataclass(frozen=True)
@@ -85,10 +96,10 @@ def tokenizer_of(
     recipe = spec.train
     if end_token is not None:
         raise InputError(f"data.end_token: a tokenizer that is trained has its own, {END_OF_TEXT}: leave it out")
-    if infilling:
+    if infilling and recipe.infilling is None:
         raise InputError(
-            "data.infilling: a tokenizer that is trained (data.tokenizer.train) has no tokens of infilling: give "
-            "`bytes`, or a tokenizer.json that has them"
+            "data.infilling: the tokenizer of data.tokenizer.train has no tokens of infilling: set "
+            "data.tokenizer.train.infilling: starcoder, or give `bytes`, or a tokenizer.json that has them"
         )
     if vocab_size != recipe.vocab_size and not is_padded(vocab_size, recipe.vocab_size):
         raise InputError(
@@ -122,7 +133,10 @@ def made_once(
         InputError: the corpus cannot be read, or gives fewer tokens than asked for.
     """
     described = [[describe(part.source), weight_at(part, 0)] for part in sources]
-    identity = [FORMAT, asdict(recipe), described, settings.validation_fraction, settings.split_seed]
+    wanted = asdict(recipe)
+    if recipe.infilling is None:
+        del wanted["infilling"]  # earlier versions had none: their tokenizers are these
+    identity = [FORMAT, wanted, described, settings.validation_fraction, settings.split_seed]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{digest}.json"
     if not path.exists():
@@ -141,7 +155,7 @@ def _trained(recipe: TokenizerRecipe, sources: Sequence[MixtureSource], settings
         check_split(part.source, settings.validation_fraction, settings.split_seed)
     print(f"training a tokenizer of {recipe.vocab_size:,} tokens", file=sys.stderr)
     texts = mixed_texts(sources, None, settings.validation_fraction, settings.split_seed, recipe.max_documents)
-    serialized = train_bpe(texts, recipe.vocab_size, recipe.pre_tokenization, recipe.digits)
+    serialized = train_bpe(texts, recipe.vocab_size, recipe.pre_tokenization, recipe.digits, recipe.infilling)
     made = HuggingFaceTokenizer(serialized).vocab_size
     if made != recipe.vocab_size:
         raise InputError(

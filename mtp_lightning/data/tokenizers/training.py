@@ -12,6 +12,7 @@ from mtp_lightning.data.corpora.documents import documents
 from mtp_lightning.data.mixtures.sources import MixtureSource, weight_at
 from mtp_lightning.data.preparing.chunks import split_position
 from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, MOST_TOKENS
+from mtp_lightning.data.transforms.infilling import NAMES, SentinelNames
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Range
 
@@ -41,8 +42,30 @@ EXPRESSIONS = {
 NUMBERS = {"single": r"\p{N}", "groups": r"\p{N}{1,3}"}
 
 
+def special_tokens(infilling: SentinelNames | None) -> list[str]:
+    """The end of a document, and the tokens of infilling where it has some."""
+    return [END_OF_TEXT, *(NAMES[infilling] if infilling else ())]
+
+
+def check_size(key: str, vocab_size: int, infilling: SentinelNames | None) -> None:
+    """
+    Raises:
+        InputError: no room for the bytes and the special tokens.
+    """
+    least = 256 + len(special_tokens(infilling))
+    if vocab_size < least:
+        raise InputError(
+            f"{key} is {vocab_size}: it has to be at least {least}, the bytes, the end of a document and the tokens of "
+            "infilling"
+        )
+
+
 def train_bpe(
-    texts: Iterator[str], vocab_size: int, pre_tokenization: PreTokenization = "gpt2", digits: Digits = "own"
+    texts: Iterator[str],
+    vocab_size: int,
+    pre_tokenization: PreTokenization = "gpt2",
+    digits: Digits = "own",
+    infilling: SentinelNames | None = None,
 ) -> str:
     """A byte-level BPE tokenizer as the text of its tokenizer.json; smaller than asked for if the texts are small."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -52,7 +75,7 @@ def train_bpe(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special_tokens(infilling),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -3,6 +3,7 @@ vocabulary is known by its bytes."""
 
 import json
 import re
+from functools import lru_cache
 from typing import Any
 
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
@@ -10,7 +11,8 @@ from mtp_lightning.data.tokens.tokenizer import Tokenizer
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def token_bytes(tokenizer: Tokenizer) -> list[int]:
+@lru_cache(maxsize=4)  # of large vocabularies a second each
+def token_bytes(tokenizer: Tokenizer) -> tuple[int, ...]:
     """UTF-8 bytes of each token id, in the middle of a text; 0 for the end of a document, special tokens and ids that
     no token has.
 
@@ -18,7 +20,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[int]:
     byte fallback), but for the space that some put before a text's first word. For those that do lose something
     (lower case, white space), it is the length of what they read.
     """
-    return [len(text or b"") for text in token_texts(tokenizer)]
+    return tuple(len(text or b"") for text in token_texts(tokenizer))
 
 
 def token_texts(tokenizer: Tokenizer) -> list[bytes | None]:

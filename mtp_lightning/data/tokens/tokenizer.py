@@ -65,6 +65,9 @@ class Tokenizer(Protocol):
     def state(self) -> dict[str, str]:
         """Everything `tokenizer_from_state` needs."""
 
+    def __hash__(self) -> int:
+        """By identity: tables over all tokens are made once for each."""
+
 
 class ByteTokenizer:
     """A token is a byte of UTF-8, so V = 256 and no text is out of vocabulary.

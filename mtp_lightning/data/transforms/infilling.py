@@ -66,15 +66,17 @@ class Sentinels(NamedTuple):
     end: int
 
 
-STARCODER = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+SentinelNames = Literal["codellama", "codellama_plain", "starcoder", "qwen"]
+"""Whose names the tokens of infilling have."""
+NAMES: dict[SentinelNames, tuple[str, ...]] = {
+    "codellama": ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"),
+    "codellama_plain": ("<PRE>", "<SUF>", "<MID>", "<EOT>"),
+    "starcoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    "qwen": ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+}
+"""Prefix, suffix, middle, and in Code Llama's the end of the middle; others end it as a document."""
+STARCODER = NAMES["starcoder"]
 """What those of bytes are called where they need names."""
-NAMES = (
-    ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"),
-    ("<PRE>", "<SUF>", "<MID>", "<EOT>"),
-    STARCODER,
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
-)
-"""Of Code Llama, of StarCoder, and of models after it."""
 
 
 def sentinels(tokenizer: Tokenizer) -> Sentinels | None:
@@ -94,7 +96,7 @@ def sentinels(tokenizer: Tokenizer) -> Sentinels | None:
         ids |= vocabulary
     elif isinstance(vocabulary, list):  # of a unigram model: pairs of a token and its score
         ids |= {pair[0]: number for number, pair in enumerate(vocabulary)}
-    for names in NAMES:
+    for names in NAMES.values():
         if all(name in ids for name in names):
             prefix, suffix, middle, *end = (ids[name] for name in names)
             return Sentinels(prefix, suffix, middle, *(end or [tokenizer.eos_id]))
@@ -108,10 +110,11 @@ def needed_sentinels(tokenizer: Tokenizer) -> Sentinels:
     """
     found = sentinels(tokenizer)
     if found is None:
-        names = "; ".join(", ".join(names) for names in NAMES)
+        names = "; ".join(", ".join(names) for names in NAMES.values())
         raise InputError(
             f"data.infilling: the tokenizer has no tokens for prefix, suffix and middle (looked for: {names}): add "
-            "them to its added_tokens, or train on bytes"
+            "them to its added_tokens, train one that has them (mtp data train-tokenizer --infilling starcoder, or "
+            "data.tokenizer.train.infilling), or train on bytes"
         )
     return found
 

@@ -70,6 +70,7 @@ def lm_eval_command(
         metrics |= {f"eval/{metric}": value for metric, value in flat(found).items()}
         if model.counts["forwards"]:
             metrics[f"eval/{name}/tokens_per_forward"] = model.counts["accepted"] / model.counts["forwards"]
+            metrics[f"eval/{name}/bytes_per_forward"] = model.counts["bytes"] / model.counts["forwards"]
     print(f"lm-eval {lm_eval.__version__} at step {loaded.step:,}")
     width = max(map(len, metrics), default=0) + 2
     for metric, value in metrics.items():

@@ -27,6 +27,11 @@ class AtTemperature(NamedTuple):
         return _ratio(self.counts.get("accepted", 0), self.counts.get("forwards", 0))
 
     @property
+    def bytes_per_forward(self) -> float:
+        """What compares between tokenizers."""
+        return _ratio(self.counts.get("bytes", 0), self.counts.get("forwards_of_bytes", 0))
+
+    @property
     def acceptance(self) -> dict[int, float]:
         """Head -> share of its drafts that were right, of those whose turn came."""
         return acceptance(self.counts)
@@ -51,13 +56,15 @@ class Results:
 
     def metrics(self) -> dict[str, float]:
         """As MLflow has them: `eval/<task>/pass_at_k`, `.../temperature_at_k`, `.../tokens_per_forward`,
-        `.../acceptance/head_i`."""
+        `.../bytes_per_forward`, `.../acceptance/head_i`."""
         found: dict[str, float] = {}
         for name, chosen in self.chosen.items():
             found |= {name: chosen.value, temperature_name(name): chosen.temperature}
         counts = self.counts
         if counts.get("forwards"):
             found["tokens_per_forward"] = _ratio(counts["accepted"], counts["forwards"])
+        if counts.get("forwards_of_bytes"):
+            found["bytes_per_forward"] = _ratio(counts["bytes"], counts["forwards_of_bytes"])
         found |= {f"acceptance/head_{head}": share for head, share in acceptance(counts).items()}
         return {f"eval/{self.benchmark.name}/{name}": value for name, value in found.items()}
 

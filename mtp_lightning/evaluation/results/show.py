@@ -26,7 +26,8 @@ def show(results: Results, loaded: "LoadedModel") -> None:
         reported = f"{chosen.value:.4f} at {chosen.temperature:g} [{chosen.low:.4f}, {chosen.high:.4f}]"
         print(f"  {name:<{width}}" + "".join(_number(means[t]) for t in temperatures) + f"   {reported}")
     rows: dict[str, dict[float, float | None]] = {
-        "tokens per forward": {t: found.tokens_per_forward for t, found in results.at.items()}
+        "tokens per forward": {t: found.tokens_per_forward for t, found in results.at.items()},
+        "bytes per forward": {t: found.bytes_per_forward for t, found in results.at.items()},
     }
     for head in sorted({head for found in results.at.values() for head in found.acceptance}):
         rows[f"acceptance of head {head}"] = {t: found.acceptance.get(head) for t, found in results.at.items()}
@@ -65,6 +66,7 @@ def _at(temperature: float, found: AtTemperature) -> dict[str, Any]:
         "temperature": temperature,
         "scores": {name: _mean(values) for name, values in found.judged.scores.items()},
         "tokens_per_forward": found.tokens_per_forward if found.counts.get("forwards") else None,
+        "bytes_per_forward": found.bytes_per_forward if found.counts.get("forwards_of_bytes") else None,
         "acceptance": {str(head): share for head, share in found.acceptance.items()},
         "counts": found.counts,
         "verdicts": dict(found.judged.verdicts),

@@ -91,6 +91,8 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("data.init_args.mixture_weights", None),
     ("data.infilling", None),
     ("data.init_args.infilling", None),
+    ("data.tokenizer.train.infilling", None),
+    ("data.init_args.tokenizer.train.infilling", None),
     ("model.init.vocabulary", "keep"),
     ("model.init", {"path": None, "heads": "keep", "unembedding": "keep", "vocabulary": "keep"}),
     ("model.freeze", "none"),
