@@ -84,9 +84,9 @@ def trunk_widths(backbone: BackboneConfig, heads: HeadsConfig) -> tuple[int, ...
     """SwiGLU width of each layer of the trunk.
 
     Without matching, all of the n_future = 1 model's layers but head 1's own. With it, what `n_layers` layers have
-    less the heads and further unembeddings: a whole number of layers, and the rest, within half a layer, spread over
-    their SwiGLUs a column (3 d weights) at a time. For transformer heads on a shared unembedding there is no rest,
-    and the trunk has the paper's L - n layers.
+    less the heads and further unembeddings: a whole number of layers, and the rest, within half a layer (more where
+    SwiGLUs are too narrow to give that), spread over them a column (3 d weights) at a time. For transformer heads on a
+    shared unembedding there is no rest, and the trunk has the paper's L - n layers.
 
     Raises:
         InputError: no layer would be left.
@@ -102,18 +102,19 @@ def trunk_widths(backbone: BackboneConfig, heads: HeadsConfig) -> tuple[int, ...
     d, layer = backbone.dim, layer_parameters(backbone)
     taken = head_parameters(backbone, heads) + count_heads(heads).further_unembeddings * backbone.vocab_size * d
     left = backbone.n_layers * layer - taken
-    n_layers = round(left / layer)
-    if n_layers < 1:
-        raise InputError(
-            f"model.heads.n_future is {heads.n_future} and model.backbone.n_layers is {backbone.n_layers}: with "
-            f"model.heads.match 'parameters' heads of kind '{heads.kind}'"
-            f"{' and their own unembeddings' if count_heads(heads).further_unembeddings else ''} take "
-            f"{taken / layer:.3g} layers and leave the trunk none; n_future has to be smaller, n_layers larger, or "
-            "model.heads.match 'none'"
-        )
-    columns = round((left - n_layers * layer) / (3 * d))
-    each, rest = divmod(columns, n_layers)
-    return tuple(backbone.ffn + each + (i < rest) for i in range(n_layers))
+    for n_layers in (round(left / layer), left // layer):  # fewer, where the SwiGLUs cannot give the rest
+        if n_layers < 1:
+            break
+        each, rest = divmod(round((left - n_layers * layer) / (3 * d)), n_layers)
+        if backbone.ffn + each > 0:
+            return tuple(backbone.ffn + each + (i < rest) for i in range(n_layers))
+    raise InputError(
+        f"model.heads.n_future is {heads.n_future} and model.backbone.n_layers is {backbone.n_layers}: with "
+        f"model.heads.match 'parameters' heads of kind '{heads.kind}'"
+        f"{' and their own unembeddings' if count_heads(heads).further_unembeddings else ''} take "
+        f"{taken / layer:.3g} layers and leave the trunk none; n_future has to be smaller, n_layers larger, or "
+        "model.heads.match 'none'"
+    )
 
 
 def count_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> ModelCounts:

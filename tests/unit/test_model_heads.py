@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, reject
+from hypothesis import strategies as st
 from tiny import KINDS, VARIANTS, tiny_backbone
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -152,6 +154,29 @@ def test_parameters_match_at_a_large_vocabulary_too(kind: Any) -> None:
     backbone = BackboneConfig(vocab_size=32000, dim=512, n_layers=10, n_heads=8)
     arm = count_parameters(backbone, HeadsConfig(n_future=4, kind=kind))
     assert abs(arm.total - count_parameters(backbone, HeadsConfig()).total) <= 2 * backbone.dim
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    n=st.integers(1, 4),
+    n_layers=st.integers(2, 12),
+    dim=st.sampled_from([16, 64, 512, 2**20]),
+    ffn=st.sampled_from([1, 8, 32, 3000]),
+    vocab_size=st.sampled_from([16, 256, 32000]),
+)
+def test_parameters_match_however_wide_the_layers_are(
+    kind: Any, n: int, n_layers: int, dim: int, ffn: int, vocab_size: int
+) -> None:
+    """A SwiGLU can be too narrow to give what half a layer has: no width is below 1."""
+    backbone = BackboneConfig(vocab_size=vocab_size, dim=dim, n_layers=n_layers, n_heads=2, ffn_dim=ffn)
+    heads = HeadsConfig(n_future=n, kind=kind)
+    try:
+        widths = trunk_widths(backbone, heads)
+    except InputError:  # no layer would be left
+        reject()
+    assert min(widths) >= 1
+    assert max(widths) - min(widths) <= 1
+    assert abs(count_parameters(backbone, heads).total - count_parameters(backbone, HeadsConfig()).total) <= 2 * dim
 
 
 def test_unembeddings_that_do_not_fit_are_refused() -> None:
