@@ -16,11 +16,11 @@ demo: install
 ui: install
 	$(BIN)/mtp ui --experiment mtp/head-count
 
-# Three processes for two cores, as tests wait for others; a file at a time (tests/conftest.py). `make -j2 test` lints meanwhile.
+# Two processes, a file at a time (tests/conftest.py). `make -j2 test` lints meanwhile.
 test: lint unit-and-e2e
 
 unit-and-e2e: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow

@@ -34,7 +34,7 @@ def own_cache() -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`-n 3`: a file's tests run in one process, in their order, since they share what the file builds; so do all
+    """`-n 2`: a file's tests run in one process, in their order, since they share what the file builds; so do all
     tests on Slurm, which share a cluster. Files begin in their order, too: the long ones of tests/e2e are first."""
     from xdist.scheduler import LoadFileScheduling
 

@@ -269,7 +269,8 @@ class Grid:
         with self.submissions.locked():
             self.submissions.check()
             rows = status_rows(self.cells, self.submissions, self.submissions.update())
-            ready = to_submit([row for row in rows if row.cell.signature not in self.tuning.diverged], wanted)
+            answered = self.tuning.diverged
+            ready = to_submit([row for row in rows if row.cell.signature not in answered], wanted)
             todo = [fill_in(row.cell, defaults) for row in ready]
             if todo:
                 self._prepare_charts()

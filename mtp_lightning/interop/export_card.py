@@ -1,5 +1,6 @@
 """The model card of an exported folder: what it is, how it is used, what was compared, how it was trained."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +10,8 @@ from mtp_lightning.interop.export_gate import Proof
 from mtp_lightning.interop.export_hf import Exported
 from mtp_lightning.model.config import HeadsConfig
 
-SHOWN = ("val/", "decode/", "eval/", "probe/")
-"""Metrics of a run that a card repeats: those of quality."""
+SHOWN = re.compile(r"(val|eval|probe)/|decode/(?!entropy_|.*simulated_accept)")
+"""Metrics of a run that a card repeats: those of quality, without what a validation says of every draft."""
 USES = {
     "llama": """
 model = AutoModelForCausalLM.from_pretrained(FOLDER)
@@ -50,7 +51,7 @@ def read_source(checkpoint: Path, step: int, lineage: Mapping[str, Any]) -> Sour
     """
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     result = read_json(folder / "result.json") or {}
-    metrics = {k: v for k, v in dict(result.get("metrics") or {}).items() if k.startswith(SHOWN)}
+    metrics = {k: v for k, v in dict(result.get("metrics") or {}).items() if SHOWN.match(k)}
     facts = {}
     if result.get("step") != step:
         metrics = {}  # of a later step than these weights

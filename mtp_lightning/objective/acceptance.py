@@ -4,7 +4,8 @@ Decoding makes one token certain, head 1's, and takes the drafts of the further 
 once that reads the tokens before it (`decoding.reference`). Here every position of a window begins such a step, and
 what is read is the window's own text in place of head 1's choices (teacher-forced): the draft of head i at t is right
 if it is head 1's best token at t + i - 1. Where the text is what the model itself would write, that is what decoding
-accepts, exactly; elsewhere it is what decoding would accept if the text had gone so.
+accepts with exact drafts (by default parallel heads look back `engine.DRAFT_REACH` positions alone); elsewhere it is
+what decoding would accept if the text had gone so.
 
     acceptance_i       right / turns; a draft's turn comes where all before it are right
     simulated length   1 + sum_i prod_{j <= i} acceptance_j      tokens per forward (NeMo Automodel's "simulated

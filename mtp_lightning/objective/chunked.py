@@ -196,6 +196,6 @@ def chunked_scores(
             lse = wide.logsumexp(1, keepdim=True)
             nll.append(lse - wide.gather(1, targets))
             if start < entropies:
-                log_p = wide.sub_(lse)[: entropies - start]  # in place: another (C, V) would cost more than its numbers
+                log_p = wide.sub_(lse)[: entropies - start]  # in place: a (C, V) less
                 entropy.append(-torch.einsum("cv,cv->c", log_p.exp(), log_p))
     return RowScores(torch.cat(nll), torch.cat(best), torch.cat(entropy))

@@ -81,7 +81,8 @@ def find_taught(valid_NBT: Bool[Tensor, "N B T"], offsets: tuple[int, ...]) -> B
 
     Example with offsets (1, 3), T = 4, all valid: head 1 -> 0 0 0 0, head 2 -> 1 1 0 0.
     """
-    positions_T = torch.arange(valid_NBT.shape[2], device=valid_NBT.device)
-    first_N1 = torch.tensor([len(positions_T), *(offset - 1 for offset in offsets[1:])])[:, None]
-    has_teacher_NT = positions_T + first_N1.to(valid_NBT.device) < len(positions_T)
-    return valid_NBT & has_teacher_NT[:, None]
+    taught_NBT = torch.zeros_like(valid_NBT)
+    for i, offset in enumerate(offsets[1:], start=1):
+        count = max(valid_NBT.shape[2] + 1 - offset, 0)
+        taught_NBT[i, :, :count] = valid_NBT[i, :, :count]
+    return taught_NBT

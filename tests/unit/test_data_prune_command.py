@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from mtp_lightning.data.corpora.kept import read_kept
 from mtp_lightning.data.mixtures.sources import MixtureSource
 from mtp_lightning.data.preparing import pieces
 from mtp_lightning.data.preparing.chunks import split_position
-from mtp_lightning.data.pruning import gate, measuring, scoring
+from mtp_lightning.data.pruning import commands, gate, measuring, scoring
 from mtp_lightning.data.pruning.commands import prune_command
 from mtp_lightning.data.pruning.corruption_commands import corruptions_command
+from mtp_lightning.data.pruning.survey import survey
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_source
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.errors import InputError
@@ -196,6 +198,41 @@ def test_what_was_measured_otherwise_is_measured_again(
     prune(work, tmp_path / "kept", "loss")
     prune(work, tmp_path / "anew", "loss")
     assert columns(tmp_path / "kept") == columns(tmp_path / "anew")
+
+
+@pytest.mark.parametrize("change", [lambda names: names.pop(), lambda names: names.append("more.py")])
+def test_a_corpus_that_changes_while_it_is_read(work: Path, change: Callable[[list[str]], None]) -> None:
+    known = survey(source_of(work), ShardSettings(FRACTION, 0))
+    names = [*known.names]
+    change(names)
+    trains = np.resize(known.trains, len(names))
+    with pytest.raises(InputError, match="the corpus has changed while it was read"):
+        list(replace(known, names=names, trains=trains).training())
+
+
+def test_a_list_that_cannot_be_written_leaves_no_record(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> list[str]:
+        raise InputError("cannot write: no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "kept_lines", full)
+        with pytest.raises(InputError, match="no space left"):
+            prune(work, tmp_path / "kept", "length")
+    assert not [*tmp_path.glob("kept*")]
+    assert prune(work, tmp_path / "kept", "length").keys() == {"kept", "kept.parquet"}
+
+
+def test_what_a_worker_cannot_begin_with_is_said(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a checkpoint that is another one by now: not as if the worker had been killed."""
+    monkeypatch.setattr(pieces, "_pool", lambda n, job: ThreadPoolExecutor(n, "", pieces._begin, (job,)))
+    monkeypatch.setattr(pieces, "_work", None)
+    real, loads = scoring.load_provider, []
+    monkeypatch.setattr(scoring, "load_provider", lambda *args: loads.append(args) or real(args[0], 3))
+    with pytest.raises(InputError, match="has changed since the command began"):
+        prune(work, tmp_path / "kept", "loss", workers=2)
+    assert str(loads[0][0]) == str(work / "a.ckpt")
 
 
 @pytest.mark.slow

@@ -181,7 +181,7 @@ def test_limits_and_their_names(sandbox: Sandbox) -> None:
     short = Limits(cpu_seconds=1.0, wall_factor=30.0)
     spin = one(sandbox, Program("while True: pass", check="", limits=short))
     assert (spin.verdict, spin.limit) == ("timed_out", "cpu")
-    assert 0.9 < spin.cpu_seconds < 2.5
+    assert 0.75 < spin.cpu_seconds < 2.5
     sleep = one(sandbox, Program("import time; time.sleep(99)", limits=Limits(cpu_seconds=0.3, wall_factor=1.0)))
     assert (sleep.verdict, sleep.limit) == ("timed_out", "wall")
     brief = Limits(cpu_seconds=0.2, wall_factor=100.0)

@@ -77,6 +77,15 @@ def test_missing_and_diverged_seeds_are_said_and_cost_only_their_size() -> None:
     assert single[2].refusal == "one seed in common with the baseline: no interval"
 
 
+def test_an_arm_whose_compute_is_unknown_has_no_speedup() -> None:
+    unknown = COMPUTE.copy()
+    unknown[1] = np.nan
+    baseline = curve(COMPUTE)[:, None] + np.array([0.0, 1e-9])
+    law = fit_power_laws(COMPUTE, baseline.mean(axis=1))
+    found = worth(COMPUTE, baseline, unknown, baseline, law).speedups
+    assert [one.refusal for one in found] == [None, "unknown compute of the arm", None, None, None]
+
+
 def test_a_wider_spread_is_a_wider_interval_and_the_same_numbers_come_again() -> None:
     def width(sd: float) -> float:
         rng = np.random.default_rng(0)

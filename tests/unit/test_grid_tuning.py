@@ -304,6 +304,12 @@ def test_a_bad_section_names_file_line_and_key(tmp_path: Path, line: str, messag
         ({str(RATES): "[a, b]"}, "tune.axis: optimizer.lr needs two numbers or more"),
         ({"seeds: [0, 1]": "seeds: [0, 1]\ninclude: [{model.heads.n_future: 3}]"}, "include: gives no optimizer.lr"),
         (
+            {"seeds: [0, 1]": "seeds: [0, 1]\nexclude: ['n_future == 1 and seed == 100']"},
+            "exclude: leaves .* at some seeds",
+        ),
+        ({"seeds: [0, 1]": "seeds: [0, 1]\nablate: true"}, "ablate: does not go with tune, whose axis"),
+        ({"seeds: [0, 1]": "seeds: [0, 1]\nexclude: ['lr == 0.2 and seed == 1']"}, "exclude: leaves optimizer.lr=0.2"),
+        (
             {"seeds: [0, 1]": f"seeds: [0, 1]\nladder: {{size: {LR}}}"},
             "tune.axis: optimizer.lr is the size of the ladder",
         ),
@@ -320,5 +326,5 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, change: Mapping[st
 
 def test_a_chain_is_not_tuned(tmp_path: Path) -> None:
     text = "name: a\nconfigs: [base.yaml]\nstages: [{name: x, axes: {optimizer.lr: [0.1, 0.2]}}]\ntune: {axis: a}\n"
-    with pytest.raises(InputError, match="tune: unknown key"):
+    with pytest.raises(InputError, match="tune: chains cannot be tuned"):
         load_grid(grid_file(tmp_path, text))

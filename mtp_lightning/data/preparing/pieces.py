@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from mtp_lightning.data.corpora.documents import Document
+from mtp_lightning.errors import InputError
 
 CHARACTERS = 1 << 22
 _DOCUMENTS = 1 << 14
@@ -130,8 +131,8 @@ def _write(path: Path, documents: list[Document], work: Work) -> None:
     os.replace(temporary, path)
 
 
-_work: Work | None = None
-"""Of a worker."""
+_work: Work | InputError | None = None
+"""Of a worker; or why it has none, which only a job's own error reaches the parent with."""
 
 
 def _pool(workers: int, job: Job) -> ProcessPoolExecutor:
@@ -142,9 +143,14 @@ def _pool(workers: int, job: Job) -> ProcessPoolExecutor:
 def _begin(job: Job) -> None:
     global _work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
-    _work = job.begin()
+    try:
+        _work = job.begin()
+    except InputError as error:
+        _work = error
 
 
 def _write_there(path: Path, documents: list[Document]) -> None:
+    if isinstance(_work, InputError):
+        raise _work
     assert _work is not None
     _write(path, documents, _work)

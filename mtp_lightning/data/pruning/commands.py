@@ -63,8 +63,8 @@ def prune_command(
         ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
         alpha: Of scip, the part of the fraction that small clusters give.
         clusters: Of scip and prototypes.
-        first_tokens: Look at so many tokens of a document; by default at all.
-        gate_documents: Documents that are corrupted to see whether the model's places of documents tell (scip,
+        first_tokens: Tokens of a document to look at; by default all.
+        gate_documents: Documents that are corrupted to see whether the model's embeddings tell (scip,
             prototypes); as many others give the centroids for that.
         force: Prune by a model that does not see the corruptions, too; the list says so.
         planted: List of documents that are known to be bad, as `mtp data plant` writes it, to measure scores against.
@@ -115,7 +115,11 @@ def prune_command(
             dropped = choose(choice, corpus, scores)
             header, names = kept(choice, corpus, dropped, made_by)
             write_whole(Path(record), parquet(corpus, scores, dropped, asdict(header)))
-            write_whole(Path(out), kept_lines(header, names))
+            try:
+                write_whole(Path(out), kept_lines(header, names))
+            except BaseException:
+                Path(record).unlink(missing_ok=True)  # else the command is refused when it is given again
+                raise
     except BrokenProcessPool as error:
         raise InputError(
             f"workers is {workers}: a process that measures was killed, as for lack of memory; what is done is kept: "

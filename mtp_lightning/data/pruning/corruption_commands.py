@@ -45,7 +45,7 @@ def corruptions_command(
         count: Training documents that are corrupted, chosen by a hash; as many others give the centroids.
         rate: Share of the places in a file that are edited (of names: of the variables), one of them at least.
         characters: Of a file, the first statements that are not longer together.
-        first_tokens: Look at so many tokens of a document; by default at all.
+        first_tokens: Tokens of a document to look at; by default all.
         seed: Of the choice, of the corruptions and of the clusters.
         kind: Where the corpus comes from.
         path: File, folder or glob pattern; name of a hub data set.
@@ -62,7 +62,7 @@ def corruptions_command(
         json: File to write the printed table to as well.
     """
     if ckpt is None:
-        raise InputError("--ckpt is needed: whose losses and places of documents to look at")
+        raise InputError("--ckpt is needed: whose losses and embeddings of documents to look at")
     for key, value, hint in (("count", count, Kept), ("rate", rate, Rate), ("characters", characters, Count),
                              ("seed", seed, Seed), ("first_tokens", first_tokens, Count | None)):  # fmt: skip
         check_value(key, value, hint)

@@ -38,26 +38,28 @@ class Provider(Protocol):
 
     @property
     def loss_names(self) -> Sequence[str]:
-        """`head_1`, ...; empty for what has places alone."""
+        """`head_1`, ...; empty for what has embeddings alone."""
 
     def losses(self, documents: Sequence[Document]) -> Float[np.ndarray, "n M"]:
         """Nats per token, by loss; NaN where a document has no target."""
 
     def embed(self, documents: Sequence[Document]) -> Float[np.ndarray, "n D"]:
-        """A place for each document; its length means nothing."""
+        """A direction for each document; its length means nothing."""
 
 
 class CheckpointProvider:
     """Our own model: its losses, and the mean of its trunk's states z over a document.
 
     Args:
+        file: the checkpoint that it was loaded from: other processes take this very one, also of a run that goes on.
         first_tokens: look at so many of a document; None for all.
     """
 
-    def __init__(self, loaded: "LoadedModel", fingerprint: str, first_tokens: int | None = None) -> None:
-        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+    def __init__(self, loaded: "LoadedModel", file: Path, fingerprint: str, first_tokens: int | None = None) -> None:
+        self.model, self.tokenizer, self.file = loaded.model, loaded.tokenizer, str(file)
         self.context, self.begin = loaded.context or NO_CONTEXT, tuple(loaded.begin_ids)
-        self.fingerprint, self.first_tokens = f"{fingerprint} {first_tokens}", first_tokens
+        self.fingerprint = f"{fingerprint} {self.context} {self.begin} {first_tokens}"
+        self.first_tokens = first_tokens
         self.loss_names = self.model.heads_config.loss_names
 
     def losses(self, documents: Sequence[Document]) -> Float[np.ndarray, "n M"]:
@@ -66,7 +68,9 @@ class CheckpointProvider:
 
     def embed(self, documents: Sequence[Document]) -> Float[np.ndarray, "n D"]:
         with _one_thread():
-            return np.stack([document_place(self.model, one.tokens, self.context) for one in self._tokens(documents)])
+            return np.stack(
+                [document_embedding(self.model, one.tokens, self.context) for one in self._tokens(documents)]
+            )
 
     def _tokens(self, documents: Sequence[Document]) -> Iterator[Tokenized]:
         for one in tokenize(documents, self.tokenizer):
@@ -84,8 +88,11 @@ def load_provider(ckpt: str, first_tokens: int | None = None) -> CheckpointProvi
     from mtp_lightning.checkpoints.select import find_checkpoint
     from mtp_lightning.checkpoints.verify import content_hash
 
-    loaded = load_model(find_checkpoint(Path(ckpt)))
-    return CheckpointProvider(loaded, f"{content_hash(loaded.model)} {loaded.tokenizer.fingerprint}", first_tokens)
+    file = find_checkpoint(Path(ckpt))
+    loaded = load_model(file)
+    return CheckpointProvider(
+        loaded, file, f"{content_hash(loaded.model)} {loaded.tokenizer.fingerprint}", first_tokens
+    )
 
 
 def document_losses(model: "MTPModel", document: Tokenized, context: int) -> Float[np.ndarray, "M"]:
@@ -106,7 +113,7 @@ def document_losses(model: "MTPModel", document: Tokenized, context: int) -> Flo
 
 
 @torch.no_grad()
-def document_place(model: "MTPModel", tokens: Sequence[int], context: int) -> Float[np.ndarray, "D"]:
+def document_embedding(model: "MTPModel", tokens: Sequence[int], context: int) -> Float[np.ndarray, "D"]:
     """The mean of the trunk's z over the document's tokens."""
     array = np.asarray(tokens, dtype=np.int64)
     length = min(context, len(array))

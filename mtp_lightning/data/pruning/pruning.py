@@ -55,7 +55,7 @@ def scores_of(
         made_by["gate"] = _verdict(table, choice, force)
     elif choice.column not in (known := score_names(provider.loss_names)):
         raise InputError(f"by is '{choice.by}', and this model has only {', '.join(known)}")
-    job = Measuring(choice.ckpt, choice.first_tokens, what, provider.fingerprint)
+    job = Measuring(provider.file, choice.first_tokens, what, provider.fingerprint)
     found = measure(job, workers)
     if what == "losses":
         return scores | named_losses(found, provider.loss_names), made_by

@@ -19,8 +19,8 @@ HEADER = "mtp_lightning.pruning"
 """Entry of the Parquet file's metadata: the first line of the list."""
 VALIDATES = "validation"
 
-Scores = Mapping[str, "Float[np.ndarray, 'n']"]
-Dropped = Mapping[str, "Bool[np.ndarray, 'n']"]
+Scores = Mapping[str, Float[np.ndarray, "n"]]
+Dropped = Mapping[str, Bool[np.ndarray, "n"]]
 
 
 def parquet(corpus: Survey, scores: Scores, dropped: Dropped, header: Mapping[str, Any]) -> bytes:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 
@@ -41,10 +42,11 @@ class Survey:
         Raises:
             InputError: the corpus has changed since.
         """
-        found = documents(self.source)
-        for name, trains, document in zip(self.names, self.trains.tolist(), found):
-            if document.name != name:
-                raise InputError(f"the corpus has changed while it was read: '{document.name}' was '{name}' before")
+        for name, trains, document in zip_longest(self.names, self.trains.tolist(), documents(self.source)):
+            if document is None or document.name != name:
+                now = "missing" if document is None else f"'{document.name}'"
+                was = "nothing" if name is None else f"'{name}'"
+                raise InputError(f"the corpus has changed while it was read: {now} was {was} before")
             if trains:
                 yield document
 

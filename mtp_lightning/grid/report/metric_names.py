@@ -14,6 +14,7 @@ _BETTER: tuple[tuple[str, str | None], ...] = (
     ("*/lead_step", LOWER),
     ("*/drop", None),
     ("*/chance", None),
+    ("decode/*simulated_*", HIGHER),  # before all that the name of a source may hold
     ("*loss*", LOWER),
     ("*bits_per_byte*", LOWER),
     ("*perplexity*", LOWER),
@@ -23,7 +24,6 @@ _BETTER: tuple[tuple[str, str | None], ...] = (
     ("*acceptance*", HIGHER),
     ("*overlap*", HIGHER),
     ("train/teacher/*", LOWER),
-    ("*simulated_*", HIGHER),
     ("*tokens_per_second*", HIGHER),
     ("*tokens_per_forward*", HIGHER),
     ("*bytes_per_forward*", HIGHER),

@@ -4,7 +4,7 @@ are compared.
     tune: {axis: model.optimizer.lr, seeds: [100, 101]}
 
 The cells of the tuning seeds run first, at every value; then those of the compared seeds, at the chosen value alone.
-Which cells a grid has therefore follows from its results so far: `grid run` goes on by itself once an arm's tuning
+Which cells a grid has therefore follows from its results so far: `grid run` goes on by itself once all tuning
 cells are over, `grid submit` and `grid resume` take up the rest when they are called again. Nothing else knows of it.
 """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.config.initial_weights import cell_path, check_chained, weights_identity
+from mtp_lightning.config.keys.kept_documents import kept_by_content
 from mtp_lightning.config.keys.linked_keys import SEED_KEY
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError
@@ -262,11 +263,13 @@ def _begins_with(config: Mapping[str, Any]) -> str | None:
 
 
 def _identity(config: Mapping[str, Any], *, without_seed: bool = False) -> str:
-    """The weights that a cell begins with are part of it by their content, and not by their place."""
+    """The weights that a cell begins with, and lists of kept documents, are part of it by their content."""
     path = _begins_with(config)
     if path is not None:
         init = {**config["model"]["init"], "path": weights_identity(path)}
         config = {**config, "model": {**config["model"], "init": init}}
+    if "data" in config:
+        config = {**config, "data": kept_by_content(config["data"])}
     try:
         return signature(config, without_seed=without_seed)
     except TypeError as error:

@@ -231,6 +231,11 @@ class Reader(GridFile):
             return self.problem("ablate", message=f"must be true or false, not {ablate!r}")
         given = self.raw.get("baseline", {})
         open_ = [key for key in axes if key not in baseline and isinstance(given, dict) and key not in given]
+        if ablate and (other := [key for key in ("ladder", "tune") if key in self.raw]):
+            message = (
+                f"does not go with {' and '.join(other)}, whose axis the baseline leaves open: take one of them out"
+            )
+            return self.problem("ablate", message=message)
         if ablate and open_:
             message = f"one factor at a time needs a full baseline, and it does not fix {', '.join(open_)}"
             return self.problem("ablate", message=message)

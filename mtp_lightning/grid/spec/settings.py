@@ -55,6 +55,13 @@ def find_settings(spec: GridSpec) -> tuple[list[Setting], list[str]]:
     if spec.baseline and not any(is_baseline(spec, setting.values) for setting in settings.values()):
         by = [f"'{text}'" for text, hit in hits.items() if any(is_baseline(spec, everything[i]) for i, _ in hit)]
         problems.append(f"{spec.where('baseline')}: the baseline is excluded by {', '.join(by)}")
+    cut = [setting for setting in settings.values() if set(setting.seeds) != set(spec.all_seeds)]
+    if spec.tune and cut:
+        what = ", ".join(f"{key}={value}" for key, value in cut[0].values.items())
+        problems.append(
+            f"{spec.where('exclude')}: leaves {what} at some seeds alone; `tune` tries every value on its own seeds "
+            "and compares the best at all others: exclude a value at every seed, or at none"
+        )
     return list(settings.values()), problems
 
 

@@ -56,7 +56,9 @@ def split_stages(path: Path, raw: Mapping[Any, Any], lines: Lines) -> tuple[list
         problems.append(f"{place(path, lines, *key)}: {message}")
 
     for key in raw:
-        if key not in (*COMMON, "stages"):
+        if key == "tune":
+            problem(key, message="chains cannot be tuned: tune an axis in a grid of its own, and give the value")
+        elif key not in (*COMMON, "stages"):
             belongs = key in OWN
             known = f"; known beside stages: {', '.join(COMMON)}"
             problem(

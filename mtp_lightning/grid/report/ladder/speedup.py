@@ -133,6 +133,8 @@ def _speedup(
         return Speedup(None, "missing: no seed in common with the baseline")
     if drawn is None:
         return Speedup(None, "one seed in common with the baseline: no interval")
+    if not np.isfinite(cost[i]):
+        return Speedup(None, "unknown compute of the arm")
     needed = np.log(compute[i]) + values[i] - cost[i]
     reach = REACH * np.log(compute[-1] / compute[0]) / (len(compute) - 1)
     for beyond, end, name in (
