@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,17 @@ def test_what_a_worker_cannot_begin_with_is_said(work: Path, tmp_path: Path, mon
     with pytest.raises(InputError, match="has changed since the command began"):
         prune(work, tmp_path / "kept", "loss", workers=2)
     assert str(loads[0][0]) == str(work / "a.ckpt")
+
+
+def test_a_worker_that_is_killed_is_said(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(pieces, "_pool", lambda n, job: ThreadPoolExecutor(n))
+    monkeypatch.setattr(pieces, "_write_there", killed)
+    with pytest.raises(InputError, match="workers is 2: one of these processes was killed"):
+        prune(work, tmp_path / "kept", "loss", workers=2)
+    assert not [*tmp_path.glob("kept*")]
 
 
 @pytest.mark.slow

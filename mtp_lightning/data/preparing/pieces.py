@@ -11,7 +11,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -58,10 +59,14 @@ def to_files(
         report: called with the documents and characters of each piece, and whether it was there already.
         writing: around what writes files, and may find the disk full.
         characters: of a piece, more or less.
+
+    Raises:
+        InputError: a process was killed; what the job cannot begin with.
     """
     files: list[Path] = []
     waiting: deque[Future[None]] = deque()
     with ExitStack() as stack:
+        stack.enter_context(_said_if_killed(workers))
         pool = stack.enter_context(_pool(workers, job)) if workers > 1 else None
         if pool is not None:
             stack.callback(pool.shutdown, cancel_futures=True)
@@ -138,6 +143,17 @@ _work: Work | InputError | None = None
 def _pool(workers: int, job: Job) -> ProcessPoolExecutor:
     # Not forked: threads of torch or of a tokenizer that this process has would be missing there.
     return ProcessPoolExecutor(workers, get_context("spawn"), _begin, (job,))
+
+
+@contextmanager
+def _said_if_killed(workers: int) -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"workers is {workers}: one of these processes was killed, as for lack of memory; what is done is kept: "
+            "give the command again, with fewer workers"
+        ) from error
 
 
 def _begin(job: Job) -> None:

@@ -4,7 +4,6 @@ Anything heavy is imported when the command runs, so `--help` is quick.
 """
 
 import json as json_module
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -109,22 +108,16 @@ def prune_command(
     check_json(json)
     corpus = survey(source, ShardSettings(validation_fraction, split_seed))
     known = None if planted is None else read_planted(planted, corpus)
-    try:
-        with measuring(Path(out), corpus) as measure:
-            scores, made_by = scores_of(choice, corpus, measure, workers, gate_documents, force)
-            dropped = choose(choice, corpus, scores)
-            header, names = kept(choice, corpus, dropped, made_by)
-            write_whole(Path(record), parquet(corpus, scores, dropped, asdict(header)))
-            try:
-                write_whole(Path(out), kept_lines(header, names))
-            except BaseException:
-                Path(record).unlink(missing_ok=True)  # else the command is refused when it is given again
-                raise
-    except BrokenProcessPool as error:
-        raise InputError(
-            f"workers is {workers}: a process that measures was killed, as for lack of memory; what is done is kept: "
-            "give the command again, with fewer workers"
-        ) from error
+    with measuring(Path(out), corpus) as measure:
+        scores, made_by = scores_of(choice, corpus, measure, workers, gate_documents, force)
+        dropped = choose(choice, corpus, scores)
+        header, names = kept(choice, corpus, dropped, made_by)
+        write_whole(Path(record), parquet(corpus, scores, dropped, asdict(header)))
+        try:
+            write_whole(Path(out), kept_lines(header, names))
+        except BaseException:
+            Path(record).unlink(missing_ok=True)  # else the command is refused when it is given again
+            raise
     row = figures(choice, corpus, dropped)
     print_table(
         f"{out}: {len(names):,} of {len(corpus.names):,} documents are kept; why, and all scores: {record}", [row]

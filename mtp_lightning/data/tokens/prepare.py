@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -135,17 +134,11 @@ def prepare_shards(
     """
     dtype = smallest_dtype(tokenizer.vocab_size)
     with work_folder(directory) as folder, progress() as report:
-        try:
-            writing = partial(writing_to, directory)
-            with writing():
-                shutil.rmtree(folder / "shards", ignore_errors=True)  # half written, when somebody was killed
-                (folder / "shards").mkdir()
-            files = tokenize_to_files(folder, corpus(), tokenizer, dtype, settings.split_seed, workers, report, writing)
-        except BrokenProcessPool as error:
-            raise InputError(
-                f"--workers is {workers}: a process that tokenizes was killed, as for lack of memory; what is done is "
-                "kept: give the command again, with fewer workers"
-            ) from error
+        writing = partial(writing_to, directory)
+        with writing():
+            shutil.rmtree(folder / "shards", ignore_errors=True)  # half written, when somebody was killed
+            (folder / "shards").mkdir()
+        files = tokenize_to_files(folder, corpus(), tokenizer, dtype, settings.split_seed, workers, report, writing)
         chunks = partial(map, read_chunk, files)
         return _write(folder / "shards", directory, chunks, tokenizer, description, settings, account, answers)
 
