@@ -79,26 +79,29 @@ def test_every_backbone_has_the_logits_of_torchs_layers(name: str) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_has_the_same_bits_with_any_others(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "backbone", [{"n_heads": 4}, *BACKBONES.values(), {"head_dim": 64}], ids=["plain", *BACKBONES, "vectors"]
+)
+def test_a_row_has_the_same_bits_with_any_others(dtype: torch.dtype, backbone: dict[str, Any]) -> None:
     """So no draft can change a text, nor can the rest of a batch; near ties fall as they do without."""
-    model = random_model(HeadsConfig(n_future=4), 3, dim=64, ffn_dim=96, n_heads=4)
+    model = random_model(HeadsConfig(n_future=4), 3, **{"dim": 64, "ffn_dim": 96} | backbone)
     engine = Engine(model, dtype=dtype, compiled=True)
     text_BT = torch.randint(0, 16, (3, 50))
     tables = PositionTables(64, engine.config, torch.float32, CPU)
 
     def logits(blocks: list[int], rows: slice) -> torch.Tensor:
-        """(B, V), after reading the texts in blocks of these sizes."""
-        cache, start = engine.key_values(3, 64).layers(rows), 0
+        """(B, T, V), the texts being read in blocks of these sizes."""
+        cache, start, read = engine.key_values(3, 64).layers(rows), 0, []
         for size in blocks:
             new = tables.block([start] * (rows.stop - rows.start), Tree.chain(size))
             h_BMD, _ = engine.run(text_BT[rows, start : start + size], new, cache)
+            read.append(engine.logits(h_BMD))
             start += size
-        return engine.logits(h_BMD)[:, -1]
+        return torch.cat(read, dim=1)
 
-    alone = torch.cat([logits([40, *[1] * 10], slice(row, row + 1)) for row in range(3)])
-    assert torch.equal(logits([40, *[1] * 10], slice(0, 3)), alone)
-    assert torch.equal(logits([40, 3, 7], slice(0, 3)), alone)
-    assert torch.equal(logits([50], slice(0, 3)), alone)
+    alone = torch.cat([logits([1] * 50, slice(row, row + 1)) for row in range(3)])
+    for blocks in ([1] * 50, [40, *[1] * 10], [40, 3, 7], [40, 2, 2, 6], [41, 4, 5], [42, 8], [50]):
+        assert torch.equal(logits(blocks, slice(0, 3)), alone), blocks
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)

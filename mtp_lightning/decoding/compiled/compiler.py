@@ -18,7 +18,9 @@ Compile = Literal["auto"] | bool
 LONG = 4000
 """Forwards that are long work: compiling takes some seconds, and a forward saves a millisecond or more."""
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno")
+FLAGS = (
+    "-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=off"
+)  # fmt: skip
 COMPILERS = ("g++", "clang++", "c++")
 
 

@@ -2,8 +2,9 @@
 // at hand and called through ctypes; `decoding/layers.py` is the same in torch, and the oracle.
 //
 // A row's result has the same bits however many rows are computed with it, whatever they are and however many threads
-// compute them: every sum runs over its terms in one order, a masked key adds an exact zero. So a text that was drafted
-// and verified is plain decoding's to the last bit.
+// compute them: every sum runs over its terms in one order, a masked key adds an exact zero, and a product that is added
+// is rounded where the code says (`fused`), not where the compiler likes to in one instance of a loop and not in another.
+// So a text that was drafted and verified is plain decoding's to the last bit.
 //
 // Weights lie in panels of PANEL outputs, (O / PANEL, I, PANEL): one input times one vector of weights feeds PANEL sums
 // at once, no sum ever crosses a vector, and the weights are one stream that is read once for up to ROWS rows.
@@ -13,6 +14,12 @@
 #include <cstring>
 #include <ctime>
 #include <vector>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16, ROWS = 8;
@@ -101,6 +108,26 @@ inline Vec load(const uint16_t* from) {
 inline void store(float* to, Vec x) { *reinterpret_cast<Vec*>(to) = x; }
 inline Vec all(float x) { return x - Vec{}; }
 
+inline Vec fused(Vec a, Vec b, Vec c) {  // a b + c, rounded once where the processor can
+#if defined(__AVX512F__)
+  return Vec(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+#elif defined(__AVX__) && defined(__FMA__)
+  return Vec(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+#elif defined(__aarch64__)
+  return Vec(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
+#else
+  return a * b + c;
+#endif
+}
+
+inline float fused(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF)
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 inline float sum(Vec x) {  // pairs of lanes, pairs of pairs, ..
   float lanes[LANES];
   store(lanes, x);
@@ -111,14 +138,12 @@ inline float sum(Vec x) {  // pairs of lanes, pairs of pairs, ..
 
 inline Vec exponential(Vec x) {  // Cephes' expf: 2^n e^r, |r| <= ln 2 / 2
   x = x < -87.0f ? all(-87.0f) : x > 88.0f ? all(88.0f) : x;
-  const Vec shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;  // to the nearest whole number
-  const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vec y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * r * r + r + 1.0f;
+  const Vec n = fused(x, all(1.44269504f), all(12582912.0f)) - 12582912.0f;  // to the nearest whole number
+  const Vec r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x));
+  Vec y = all(1.9875691500e-4f);
+  for (const float term : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    y = fused(y, r, all(term));
+  y = fused(y, r * r, r) + 1.0f;
   return y * Vec((__builtin_convertvector(n, Ints) + 127) << 23);
 }
 
@@ -150,8 +175,8 @@ void panels(const W* weight, const Job& job) {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
           const Vec input = all(job.x[r * inputs + i]);
-          part[r][p][0] += input * low;
-          part[r][p][1] += input * high;
+          part[r][p][0] = fused(input, low, part[r][p][0]);
+          part[r][p][1] = fused(input, high, part[r][p][1]);
         }
       }
     }
@@ -222,9 +247,9 @@ void apply(const Map& map, const float* x, int64_t rows, float* out, const float
 float dot(const float* a, const float* b, int64_t count) {
   Vec total = {};
   int64_t i = 0;
-  for (; i + LANES <= count; i += LANES) total += load(a + i) * load(b + i);
+  for (; i + LANES <= count; i += LANES) total = fused(load(a + i), load(b + i), total);
   float rest = 0;
-  for (; i < count; ++i) rest += a[i] * b[i];
+  for (; i < count; ++i) rest = fused(a[i], b[i], rest);
   return sum(total) + rest;
 }
 
@@ -286,7 +311,7 @@ void attend(const Query* queries, const float* keys, const float* values, int64_
       const float* value = values + (first + s) * E + e;
       for (int n = 0; n < N; ++n) {
         const Vec weight = all(queries[n].scores[s]);
-        for (int part = 0; part < WIDE; ++part) y[n][part] += weight * load(value + part * LANES);
+        for (int part = 0; part < WIDE; ++part) y[n][part] = fused(weight, load(value + part * LANES), y[n][part]);
       }
     }
     for (int n = 0; n < N; ++n)
@@ -295,7 +320,7 @@ void attend(const Query* queries, const float* keys, const float* values, int64_
   for (; e < E; ++e)
     for (int n = 0; n < N; ++n) {
       float y = 0;
-      for (int64_t s = 0; s < count; ++s) y += queries[n].scores[s] * values[(first + s) * E + e];
+      for (int64_t s = 0; s < count; ++s) y = fused(queries[n].scores[s], values[(first + s) * E + e], y);
       queries[n].out[e] = y * inverse[n];
     }
 }
