@@ -57,10 +57,13 @@ class EvaluationProbe(ProbeCallback):
         self.name = f"evaluation_{task}"
         self.task: BenchmarkName = task
         self.data = data
-        self.plan = Plan(
-            samples=samples, temperatures=tuple(temperatures), k=tuple(k), seed=seed, limit=limit,
-            max_new_tokens=max_new_tokens,
-        )  # fmt: skip
+        try:
+            self.plan = Plan(
+                samples=samples, temperatures=tuple(temperatures), k=tuple(k), seed=seed, limit=limit,
+                max_new_tokens=max_new_tokens,
+            )  # fmt: skip
+        except InputError as error:  # begins with the name of an argument
+            raise InputError(f"EvaluationProbe.{error}") from error
         self.running = Running(workers)
 
     @property
@@ -73,7 +76,10 @@ class EvaluationProbe(ProbeCallback):
         """A file of something else, data that are no text, or a machine that cannot confine programs is refused here,
         not hours later."""
         subject = self._subject(trainer, pl_module.model)
-        check_prompts(subject, make_benchmark(self.task, self.data, self.running), self.plan)
+        try:
+            check_prompts(subject, make_benchmark(self.task, self.data, self.running), self.plan)
+        except InputError as error:
+            raise InputError(f"EvaluationProbe: {error}") from error
 
     @override
     def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:

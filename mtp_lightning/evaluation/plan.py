@@ -13,7 +13,7 @@ class Plan:
     """How a benchmark is asked.
 
     Raises:
-        InputError: numbers that cannot be, or that do not go together.
+        InputError: numbers that cannot be, or that do not go together; it begins with the field's name.
     """
 
     samples: Kept = 20
@@ -41,7 +41,7 @@ class Plan:
         if max(self.k) > self.samples:
             raise InputError(f"k is {max(self.k)}, and pass@k needs at least k samples: samples is {self.samples}")
         if not any(self.temperatures) and max(self.k) > 1:
-            raise InputError("k is above 1 at temperature 0, where all samples are the same: give --k '[1]'")
+            raise InputError("k is above 1 at temperature 0, where all samples are the same: let k be [1]")
         fixed_temperatures(self.select, self.temperatures, self.k)
 
     def samples_at(self, temperature: float) -> int:

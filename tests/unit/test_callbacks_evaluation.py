@@ -87,14 +87,19 @@ def test_what_cannot_be_asked_is_refused_before_training(rows: Path, tmp_path: P
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"question": "?", "answer": "#### 1"}))
     for settings, data, says in (
-        ({"data": str(other)}, None, "a row of HumanEval has 'task_id'"),
-        ({"data": str(tmp_path / "none")}, None, "data: cannot read"),
-        ({"max_new_tokens": 64}, None, "trained on windows of 64 tokens"),
+        ({"data": str(other)}, None, "EvaluationProbe: data.* a row of HumanEval has 'task_id'"),
+        ({"data": str(tmp_path / "none")}, None, "EvaluationProbe: data: cannot read"),
+        ({"max_new_tokens": 64}, None, "EvaluationProbe: .*trained on windows of 64 tokens"),
         ({"task": "gsm8k", "data": str(other)}, None, "gsm8k begins with worked examples of 2141 tokens"),
         ({}, Numbers(vocab_size=256), "EvaluationProbe.task is humaneval: the run is not trained on text"),
     ):
         with pytest.raises(InputError, match=says):
             train(tmp_path / "run", [probe(rows, **settings)], data)
     assert not (tmp_path / "run/evaluation").exists()
-    with pytest.raises(InputError, match="k is 2, and pass@k needs"):
-        probe(rows, k=(2,))
+    for settings, says in (
+        ({"k": (2,)}, "EvaluationProbe.k is 2, and pass@k needs"),
+        ({"samples": 2, "k": (2,)}, "EvaluationProbe.k is above 1 at temperature 0"),
+        ({"temperatures": (0.5, 0.5)}, r"EvaluationProbe.temperatures is \[0.5, 0.5\]: it has a number twice"),
+    ):
+        with pytest.raises(InputError, match=says):
+            probe(rows, **settings)
