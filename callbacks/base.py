@@ -1,6 +1,8 @@
 """What callbacks share that measure the model while it learns: when they do, and that training does not notice."""
 
+import inspect
 import math
+import re
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.ranges import Count, check_ranges
 from mtp_lightning.strategies.gather import full_model
@@ -62,6 +65,17 @@ class ProbeCallback(pl.Callback):
         self.lead_steps: dict[str, int] = {}
         """Metric -> the first step at which it was as high as wanted."""
         self._began = 0.0
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """A refusal of what is called inside names the callback: `InductionProbe.length is 2, ...`."""
+        try:
+            yield
+        except InputError as error:
+            about_argument = (word := re.match(r"\w+", str(error))) and word[0] in inspect.signature(
+                type(self)
+            ).parameters
+            raise InputError(f"{type(self).__name__}{'.' if about_argument else ': '}{error}") from error
 
     @property
     def lead_metrics(self) -> Mapping[str, float]:

@@ -57,13 +57,11 @@ class EvaluationProbe(ProbeCallback):
         self.name = f"evaluation_{task}"
         self.task: BenchmarkName = task
         self.data = data
-        try:
+        with self.named():
             self.plan = Plan(
                 samples=samples, temperatures=tuple(temperatures), k=tuple(k), seed=seed, limit=limit,
                 max_new_tokens=max_new_tokens,
             )  # fmt: skip
-        except InputError as error:  # begins with the name of an argument
-            raise InputError(f"EvaluationProbe.{error}") from error
         self.running = Running(workers)
 
     @property
@@ -75,11 +73,9 @@ class EvaluationProbe(ProbeCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A file of something else, data that are no text, or a machine that cannot confine programs is refused here,
         not hours later."""
-        subject = self._subject(trainer, pl_module.model)
-        try:
+        with self.named():
+            subject = self._subject(trainer, pl_module.model)
             check_prompts(subject, make_benchmark(self.task, self.data, self.running), self.plan)
-        except InputError as error:
-            raise InputError(f"EvaluationProbe: {error}") from error
 
     @override
     def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:
@@ -98,5 +94,5 @@ class EvaluationProbe(ProbeCallback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         tokenizer = getattr(data, "tokenizer", None)
         if not isinstance(tokenizer, Tokenizer):
-            raise InputError(f"EvaluationProbe.task is {self.task}: the run is not trained on text, which it asks for")
+            raise InputError(f"task is {self.task}: the run is not trained on text, which it asks for")
         return Subject(model, tokenizer, getattr(data, "context", None), trainer.global_step)

@@ -1,6 +1,6 @@
 """Whether and when a model learns to copy: names in stories, repeated tokens, and the attention heads that do it."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,13 +14,14 @@ from mtp_lightning.probes.attention import AttentionScores
 from mtp_lightning.probes.pictures import film_strip, heat_map
 from mtp_lightning.probes.suite import (
     TEXTS_A_STORY,
+    CopyLength,
     InductionSuite,
     measure_induction,
     measure_without,
     prepare_names,
     prepare_repeated,
 )
-from mtp_lightning.ranges import Kept, check_ranges
+from mtp_lightning.ranges import Kept, Range, check_ranges
 
 
 class InductionProbe(ProbeCallback):
@@ -54,8 +55,8 @@ class InductionProbe(ProbeCallback):
         stories: Kept = 100,
         quick_stories: Kept = 32,
         names: bool = True,
-        rows: Kept = 32,
-        length: Kept = 32,
+        rows: Annotated[int, Range(least=1, most=10**4)] = 32,
+        length: CopyLength = 32,
         pictures: bool = True,
     ) -> None:
         super().__init__(when)
@@ -82,16 +83,17 @@ class InductionProbe(ProbeCallback):
         tokens = np.arange(model.config.vocab_size)
         stories: dict[str, NamedStories] = {}
         quick: dict[str, NamedStories] = {}
-        if is_text:
-            counts = data.token_counts()
-            tokens = np.flatnonzero(counts)
-            if self.names:
-                texts = data.heldout_texts(TEXTS_A_STORY * self.stories)
-                stories, quick = (
-                    prepare_names(texts, data.text_tokenizer, counts, count, data.context)
-                    for count in (self.stories, min(self.quick_stories, self.stories))
-                )
-        repeated = prepare_repeated(model.heads_config, tokens.tolist(), self.rows, self.length)
+        with self.named():
+            if is_text:
+                counts = data.token_counts()
+                tokens = np.flatnonzero(counts)
+                if self.names:
+                    texts = data.heldout_texts(TEXTS_A_STORY * self.stories)
+                    stories, quick = (
+                        prepare_names(texts, data.text_tokenizer, counts, count, data.context)
+                        for count in (self.stories, min(self.quick_stories, self.stories))
+                    )
+            repeated = prepare_repeated(model.heads_config, tokens.tolist(), self.rows, self.length)
         self._suite = InductionSuite(stories, repeated, self.length)
         self._quick_suite = InductionSuite(quick, repeated, self.length)
 

@@ -74,7 +74,8 @@ class LongContextProbe(ProbeCallback):
         if not isinstance(data, TokenDataModule):
             return
         assert isinstance(pl_module, MTPModule)
-        key_questions(data.text_tokenizer, self.lengths[0], 0.0, 1)
+        with self.named():
+            key_questions(data.text_tokenizer, self.lengths[0], 0.0, 1)
         stores = [corpus.validation for corpus in data.corpora if not corpus.has_answers]
         longest = max(map(longest_document, stores), default=0)
         length = self.lengths[-1] + pl_module.horizon

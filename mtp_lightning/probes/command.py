@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_text
+from mtp_lightning.ranges import check_value
 
 if TYPE_CHECKING:
     from mtp_lightning.checkpoints.files import LoadedModel
@@ -44,6 +45,7 @@ def induction_command(
     from mtp_lightning.probes.pictures import heat_map
     from mtp_lightning.probes.suite import (
         TEXTS_A_STORY,
+        CopyLength,
         InductionSuite,
         measure_induction,
         measure_without,
@@ -53,7 +55,7 @@ def induction_command(
 
     check_json(json)
     _check_least("count", count)
-    _check_least("length", length)
+    check_value("length", length, CopyLength)
     loaded = _load(ckpt)
     vocab_size = loaded.model.config.vocab_size
     named = {}

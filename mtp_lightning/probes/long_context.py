@@ -65,9 +65,7 @@ def key_questions(tokenizer: Tokenizer, length: int, depth: float, count: int) -
         asked = tokenizer.encode(f"assert {name}() ==")
         room = length - len(hidden) - len(asked)
         if room < 0:
-            raise InputError(
-                f"LongContextProbe.lengths has {length}: a key and its question take {length - room} tokens of a text"
-            )
+            raise InputError(f"lengths has {length}: a key and its question take {length - room} tokens of a text")
         before = round(depth * room)
         prompt = [*_filler(tokenizer, rng, before), *hidden, *_filler(tokenizer, rng, room - before), *asked]
         assert len(prompt) == length

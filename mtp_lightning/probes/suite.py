@@ -1,7 +1,7 @@
 """All measurements of induction, on data prepared once and the same at every step: names, repetition, attention."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +15,15 @@ from mtp_lightning.probes.ablation import mean_ablation
 from mtp_lightning.probes.attention import AttentionScores, attention_scores
 from mtp_lightning.probes.induction import name_accuracy
 from mtp_lightning.probes.repeated import repeated_windows, repetition
+from mtp_lightning.ranges import Range
 from mtp_lightning.shapes import Int
 
 SEED = 0
 """Of new names and random tokens: they are the same for every run."""
 TEXTS_A_STORY = 20
 """Documents to look through for one story with a name."""
+CopyLength = Annotated[int, Range(least=2, most=2048)]
+"""Tokens of a copy: an attention head's pattern has (2 length)^2 numbers, which are in memory at once."""
 ABLATED = 3
 """Attention heads taken out at a time."""
 

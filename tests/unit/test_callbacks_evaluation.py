@@ -87,9 +87,9 @@ def test_what_cannot_be_asked_is_refused_before_training(rows: Path, tmp_path: P
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"question": "?", "answer": "#### 1"}))
     for settings, data, says in (
-        ({"data": str(other)}, None, "EvaluationProbe: data.* a row of HumanEval has 'task_id'"),
-        ({"data": str(tmp_path / "none")}, None, "EvaluationProbe: data: cannot read"),
-        ({"max_new_tokens": 64}, None, "EvaluationProbe: .*trained on windows of 64 tokens"),
+        ({"data": str(other)}, None, "EvaluationProbe.data.* a row of HumanEval has 'task_id'"),
+        ({"data": str(tmp_path / "none")}, None, "EvaluationProbe.data: cannot read"),
+        ({"max_new_tokens": 64}, None, "EvaluationProbe.max_new_tokens is 64, .*trained on windows of 64 tokens"),
         ({"task": "gsm8k", "data": str(other)}, None, "gsm8k begins with worked examples of 2141 tokens"),
         ({}, Numbers(vocab_size=256), "EvaluationProbe.task is humaneval: the run is not trained on text"),
     ):

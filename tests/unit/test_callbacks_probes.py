@@ -230,7 +230,12 @@ def test_text_without_names_is_refused_before_training(fit: Fit, tmp_path: Path)
     data = TokenDataModule(
         source, context=16, batch_size=2, horizon=2, validation_fraction=0.5, directory=str(tmp_path)
     )
-    with pytest.raises(InputError, match=r"none of the \d+ stories has a name"):
+    with pytest.raises(InputError, match=r"^InductionProbe: none of the \d+ stories has a name"):
         fit([probe()], data=data)
     _, _, recorder = fit([probe(names=False)], data=data)
     assert recorder.steps("probe/induction/repeated/loss/head_1")[-1] == 12
+
+
+def test_copies_that_are_too_short_for_the_heads_are_refused_by_key(fit: Fit) -> None:  # noqa: F811
+    with pytest.raises(InputError, match=r"^InductionProbe.length is 2, and the heads look up to 2 tokens ahead"):
+        fit([InductionProbe(length=2)])

@@ -92,7 +92,7 @@ def test_keys_lie_where_they_should(tokenizer: Tokenizer, length: int) -> None:
 
 
 def test_a_length_without_room_is_refused() -> None:
-    with pytest.raises(InputError, match=r"LongContextProbe.lengths has 40: a key and its question take 4\d tokens"):
+    with pytest.raises(InputError, match=r"^lengths has 40: a key and its question take 4\d tokens"):
         key_questions(BYTES, 40, 0.5, 1)
 
 
@@ -160,6 +160,8 @@ def test_the_probe_says_what_it_should(fit: Fit, tmp_path: Path) -> None:
 def test_texts_that_are_too_short_are_refused_before_training(fit: Fit, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lengths has 9000: the longest validation document has \d+ tokens, and 9002"):
         fit([LongContextProbe(lengths=[9000])], data=text_data(tmp_path))
+    with pytest.raises(InputError, match=r"^LongContextProbe.lengths has 40: a key and its question"):
+        fit([LongContextProbe(lengths=[40])], data=text_data(tmp_path))
     fit([LongContextProbe()])  # data that are no text: nothing to ask
 
 
