@@ -80,9 +80,10 @@ class DecodingProbe(ProbeCallback):
         )
         metrics = {
             "decode/tokens_per_forward": found.tokens_per_forward,
-            "decode/speedup": found.speedup,
             "decode/mismatches": float(len(found.differences)),
         }
+        if not math.isnan(found.speedup):
+            metrics["decode/speedup"] = found.speedup
         if found.bytes_per_forward is not None:
             metrics["decode/bytes_per_forward"] = found.bytes_per_forward
         shares = {f"decode/acceptance/head_{head}": share for head, share in found.acceptance.items()}

@@ -36,7 +36,7 @@ class Comparison:
     bytes_per_forward: float | None
     """Of text; None where nobody said how long tokens are."""
     speedup: float
-    """Plain seconds over self-speculative seconds, the median over the prompts."""
+    """Plain seconds over self-speculative seconds, the median over the prompts; NaN where the clock did not move."""
     acceptance: dict[int, float]
     """Head -> share of its drafts that were accepted once all before them were; NaN where it never came to that."""
     differences: list[Difference]
@@ -70,7 +70,8 @@ def compare(
             (out[k],) = generate(engine, [prompt], max_new_tokens, k, stop_ids)
             seconds[k] = _now(engine) - started
         drafted.append(out[heads_used])
-        ratios.append(seconds[1] / seconds[heads_used])
+        if seconds[heads_used] > 0:
+            ratios.append(seconds[1] / seconds[heads_used])
         difference = first_difference(engine, prompt, out[1].tokens, out[heads_used].tokens)
         differences += [difference] if difference else []
     steps = [step for generation in drafted for step in generation.steps]
@@ -78,7 +79,7 @@ def compare(
     return Comparison(
         tokens_per_forward=sum(len(step.tokens) for step in steps) / len(steps) if steps else float("nan"),
         bytes_per_forward=None if size is None else size / len(steps),
-        speedup=median(ratios),
+        speedup=median(ratios) if ratios else float("nan"),
         acceptance=acceptance(drafted, engine.heads.head_offsets[: engine.heads_used]),
         differences=differences,
     )

@@ -358,6 +358,7 @@ def prepared(folder: Path, overlay: Mapping[str, Any]) -> tuple[Any, Any]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("shapes_unchecked")  # they cannot be compiled
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_extreme_value_that_is_accepted_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str

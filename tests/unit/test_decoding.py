@@ -1,6 +1,7 @@
 """Greedy decoding with caches against none; self-speculative against plain; every block of drafts against the
 reference's; ragged batches; what is refused."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -14,6 +15,7 @@ from sampled import one_in
 from tiny import KINDS, VARIANTS, tiny_backbone
 from torch import Tensor
 
+from callbacks.decoding import DecodingProbe
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, generate, stream
 from mtp_lightning.decoding.measure import acceptance, compare, first_difference, next_logits
@@ -252,3 +254,13 @@ def test_bytes_per_forward_are_those_of_the_accepted_tokens(trained: dict[int, M
     found = compare(engine, prompts, 30, token_bytes=sizes)
     assert found.bytes_per_forward == sum(token % 3 for step in steps for token in step.tokens) / len(steps)
     assert compare(engine, prompts, 30).bytes_per_forward is None
+
+
+def test_a_clock_that_stands_still_gives_no_speedup(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor's may tick a hundred times a second."""
+    monkeypatch.setattr("mtp_lightning.decoding.measure._now", lambda engine: 1.0)
+    found = compare(Engine(make_model(2)), [torch.arange(3)], 2)
+    assert math.isnan(found.speedup)
+    assert found.tokens_per_forward >= 1
+    metrics = DecodingProbe().decode(make_model(2), [torch.arange(3)])
+    assert "decode/speedup" not in metrics
