@@ -129,6 +129,9 @@ def main() -> int:
             if word not in ("accepted", "refused", "failed"):
                 bad += 1
                 print(f"{kind} {number}: {word}: {rest}", flush=True)
+        if counts.total() >= 100 and not counts["accepted"]:
+            bad += 1
+            print(f"{kind}: nothing was accepted, so nothing was tried: is the input right before it is mutated?")
         counted = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
         print(
             f"{kind}: seed {args.seed}, {counts.total()} mutations in {time.monotonic() - began:.0f} s: {counted}",

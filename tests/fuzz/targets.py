@@ -106,18 +106,21 @@ class Configurations(Target):
 GRID = """\
 name: fuzzed
 configs: [conf/base.yaml, small.yaml]
-overrides: {trainer.max_steps: 2, trainer.val_check_interval: 1}
+overrides: {trainer.max_steps: 3, trainer.val_check_interval: 1}
 axes:
   model.heads.n_future: [1, 2]
-  model.optimizer.lr: {log: {from: 1.0e-3, to: 1.0e-2, count: 2}}
+  model.optimizer.lr: [1.0e-3, 1.0e-2]
+  model.backbone.dim: [16, 32]
+  model.backbone.ffn_dim: [32, 64]
 zip:
-  - {model.backbone.dim: [16, 32], model.backbone.ffn_dim: [32, 64]}
-exclude: [{model.heads.n_future: 2, model.backbone.dim: 32}]
+  - [model.backbone.dim, model.backbone.ffn_dim]
+exclude:
+  - heads.n_future == 2 and backbone.dim == 32
 seeds: [0, 1]
-baseline: {model.heads.n_future: 1}
+baseline: {model.heads.n_future: 1, model.optimizer.lr: 1.0e-3, model.backbone.dim: 16, model.backbone.ffn_dim: 32}
 compare: [{metric: val/loss/head_1, at: {step: 2}}]
 resources: {cpus: 1, minutes: 5}
-retry: {times: 1}
+retry: 1
 """
 
 
@@ -129,6 +132,8 @@ class Grids(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         make_folder(folder)
+        Path("grid.yaml").write_text(GRID)
+        assert command("grid", "plan", "grid.yaml", "--runs", "runs") == "accepted", "nothing would be tried"
 
     def use(self, chance: random.Random) -> str:
         file = self.folder / "grid.yaml"

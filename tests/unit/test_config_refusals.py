@@ -103,6 +103,11 @@ def check(folder: Path, run: str, flags: tuple[str, ...], says: str, capsys: pyt
             ("--model.optimizer.eps=0", "model.optimizer.eps is 0.0: it has to be at least 1e-30"),
             ("--model.schedule=5", "model.schedule is 5"),
             ("--data.source=[1]", "data.source is [1]: it has to be keys with their values"),
+            (
+                "--data.mixture=[{source: 1, weight: {0: 1}}]",
+                "data.init_args.mixture[0].source is 1: it has to",
+            ),
+            ("--data.mixture=[{weight: 1}, {source: {kind: null}}]", "data.init_args.mixture[1].source.kind is null"),
             ("--trainer.max_steps=null", "trainer.max_steps is null"),
             (f"--model.backbone.dim={10**400}", "model.backbone.dim is 1000"),
             ("--model.loss.z_loss=.nan", "model.loss.z_loss is nan"),

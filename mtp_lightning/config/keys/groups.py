@@ -2,11 +2,11 @@
 value."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pydoc import locate
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mtp_lightning.config.keys.help_format import type_name
 from mtp_lightning.errors import InputError
@@ -54,10 +54,23 @@ def _against(declares: Any, arguments: Mapping[str, Any], key: str) -> Iterator[
     except (TypeError, NameError):
         return  # its types are not to be had
     for name, value in arguments.items():
-        hint = hints.get(name, Any)
-        if is_dataclass(hint) and isinstance(value, Mapping):
-            yield from _against(hint, value, f"{key}.{name}")
-        elif is_dataclass(hint):
-            yield f"{key}.{name}", value, "keys with their values"
-        elif value is None and hint not in (Any, object, NoneType) and NoneType not in get_args(hint):
-            yield f"{key}.{name}", None, type_name(hint)
+        yield from _value_against(hints.get(name, Any), value, f"{key}.{name}")
+
+
+def _value_against(hint: Any, value: Any, key: str) -> Iterator[tuple[str, Any, str]]:
+    parts = [
+        part for part in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)) if part != NoneType
+    ]
+    if value is None:
+        if hint not in (Any, object, NoneType) and NoneType not in get_args(hint):
+            yield key, None, "keys with their values" if is_dataclass(hint) else type_name(hint)
+    elif len(parts) != 1:
+        return  # jsonargparse tries one after the other
+    elif is_dataclass(parts[0]):
+        if isinstance(value, Mapping):
+            yield from _against(parts[0], value, key)
+        else:
+            yield key, value, "keys with their values"
+    elif get_origin(parts[0]) in (list, Sequence) and isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _value_against(get_args(parts[0])[0], item, f"{key}[{number}]")
