@@ -48,6 +48,8 @@ def check_options(options: LossOptions, heads: HeadsConfig, vocab_size: int | No
         raise InputError(f"{what}: it has no further heads, one hidden state is scored against all tokens")
     if heads.kind == "anticausal" and stop != "unembedding":
         raise InputError(f"{what}: head 1 reads the further heads, so their gradients cannot be separated")
+    if stop != "trunk" and heads.bigram_rank:
+        raise InputError(f"{what}: its bigram is part of the unembedding, and would never be trained")
     if stop != "trunk" and (heads.replicate_unembedding or heads.kind == "order"):
         raise InputError(f"{what}: the further heads have unembeddings of their own, which would never be trained")
 

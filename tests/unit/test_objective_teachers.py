@@ -61,7 +61,9 @@ def by_definition(
 ) -> tuple[Tensor, list[float]]:
     """(total, each head's sum of divergences)."""
     h, T, teacher = model(targets.inputs, None, targets.targets), targets.inputs.shape[1], options.teacher
-    logits = h @ model.unembedding.weight.t()
+    logits = h[..., :32] @ model.unembedding.weight.t()
+    if model.before is not None:
+        logits[1:] += model.before.weight[targets.targets[:-1]] @ model.unembedding.bigram.t()
     total, sums = torch.zeros((), dtype=torch.float64), []
     for i, offset in enumerate(model.heads_config.head_offsets):
         nll, squares, pairs = [], [], []

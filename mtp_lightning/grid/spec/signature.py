@@ -98,6 +98,7 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("model.freeze", "none"),
     ("model.heads.norms", "shared"),
     ("model.loss.target", "token"),
+    ("model.heads.markov_rank", None),
     ("model.loss.teacher", {"weight": 0.5, "top": None, "kl_scale": 1.0, "kl_decay": 1.0}),
 )
 """(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
