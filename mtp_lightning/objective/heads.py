@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import ONE_STREAM, HeadsConfig
+from mtp_lightning.model.config import ONE_STREAM, TEACHER_FORCED, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.loss import (
     HeadScores,
@@ -64,6 +64,11 @@ def _check_target(options: LossOptions, heads: HeadsConfig) -> None:
     what = f"model.loss.target is '{options.target}'"
     if heads.kind in ONE_STREAM:
         raise InputError(f"{what}, and model.heads.kind is '{heads.kind}', which has no further heads to be taught")
+    if options.teacher.latent and heads.kind not in TEACHER_FORCED:
+        raise InputError(
+            f"model.loss.teacher.latent is {options.teacher.latent}, and model.heads.kind is '{heads.kind}': what "
+            f"foresees a state has to read the tokens up to it, as kind {' or '.join(TEACHER_FORCED)} does"
+        )
     if heads.replicate_unembedding:
         raise InputError(
             f"{what}, and model.heads.replicate_unembedding is true: head 1's distribution and those of the others are "
