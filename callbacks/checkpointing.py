@@ -21,7 +21,7 @@ from typing_extensions import override
 from mtp_lightning.checkpoints.lightning_files import CheckpointFiles
 from mtp_lightning.checkpoints.select import is_good
 from mtp_lightning.checkpoints.sharded import write_sharded
-from mtp_lightning.errors import PREEMPTED, Preempted
+from mtp_lightning.errors import PREEMPTED, Paused, Preempted
 from mtp_lightning.files import to_disk
 from mtp_lightning.ranges import Count, Seconds, check_ranges
 from mtp_lightning.strategies.saving import checkpoint_content, snapshot
@@ -53,6 +53,8 @@ class PeriodicCheckpoint(Checkpoint):
             part, so that none holds the whole. Either is read under any strategy and number of processes.
         background: training waits for a copy in memory alone, which is written while it goes on. What is saved is the
             step that was asked for; there is one at a time, and a run ends after its last is written.
+        pause_at: a step at which the run saves and ends by `Paused`, exit status 75: a gate of its grid. Resumed at
+            that step or a later one it goes on.
 
     Raises:
         InputError: a period or `keep` below 1.
@@ -65,6 +67,7 @@ class PeriodicCheckpoint(Checkpoint):
         keep: Count = 2,
         kind: Literal["single", "sharded"] = "single",
         background: bool = False,
+        pause_at: Count | None = None,
     ) -> None:
         check_ranges("PeriodicCheckpoint", PeriodicCheckpoint, locals())
         self.every_n_steps = every_n_steps
@@ -72,6 +75,7 @@ class PeriodicCheckpoint(Checkpoint):
         self.keep = keep
         self.kind = kind
         self.background = background
+        self.pause_at = pause_at
         self._group: Any = None
         """Of all processes, for the writing of shards: its collectives are not those of training."""
         self._writing: Future[None] | None = None
@@ -137,6 +141,10 @@ class PeriodicCheckpoint(Checkpoint):
             return
         if step >= trainer.max_steps > 0:
             return  # the last one comes after what other callbacks still measure, or a resumed run would lack that
+        if step == self.pause_at:
+            self._save(trainer)
+            self._finish(trainer)
+            raise Paused(PREEMPTED, f"the gate: saved step {step}")
         wish = self._agreed(trainer, STOP if self._asked_by else SAVE if self._is_late() else GO_ON)
         if wish != GO_ON or step % self.every_n_steps == 0:
             self._save(trainer)

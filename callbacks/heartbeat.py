@@ -11,12 +11,12 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from mtp_lightning.errors import Preempted
+from mtp_lightning.errors import Paused, Preempted
 from mtp_lightning.files import write_json
 from mtp_lightning.machine import process_token
 from mtp_lightning.secrets import mask
 
-PROGRESS, RESULT, FAILURE = "progress.json", "result.json", "failure.json"
+PROGRESS, RESULT, FAILURE, GATE = "progress.json", "result.json", "failure.json", "gate.json"
 SECONDS_BETWEEN = 1.0
 
 
@@ -30,7 +30,8 @@ class Heartbeat(pl.Callback):
       `teardown` only when nothing was raised; by then every other callback has logged what it had to, and the loggers
       are flushed first: where this file is, everything else is too;
     - `failure.json` when it has not: the exception's class, message and place. A run that somebody stopped did not
-      fail and leaves none.
+      fail and leaves none;
+    - `gate.json` when it paused at the gate of its grid: the step, and the last value of every metric there.
 
     Nothing is written or deleted before training starts, so that an attempt that is refused leaves the files of the
     one before it. Only rank zero writes. What the result needs travels in checkpoints, so that a run which was killed
@@ -134,6 +135,9 @@ class Heartbeat(pl.Callback):
         folder = self._folder(trainer)
         (folder / RESULT).unlink(missing_ok=True)  # what ends a run can still fail after our teardown
         if isinstance(exception, (KeyboardInterrupt, SystemExit)):
+            if isinstance(exception, Paused):
+                self._collect(trainer)
+                write_json(folder / GATE, {"step": trainer.global_step, "metrics": self._metrics})
             if isinstance(exception, Preempted) and exception.why:
                 self._progress(trainer, "stopped", now=True, stopped=exception.why)
             return

@@ -40,6 +40,10 @@ class Preempted(SystemExit):
         self.why = why
 
 
+class Paused(Preempted):
+    """Ends a run at the gate of its grid, where it waits to be judged."""
+
+
 class DivergedError(RuntimeError):
     """A run's loss or weights are no longer finite: the command line prints it and exits with 1."""
 

@@ -35,7 +35,8 @@ def training_means(names: Sequence[str], batches: Sequence[LossOutput], weights:
     nats per token and its weight.
 
     A loss without a valid target gives 0, which is what it adds to the objective. Where head 1 teaches, of each further
-    head that was taught the mean divergence, `train/teacher/head_i`, and the mean overlap, `train/overlap/head_i`.
+    head that was taught the mean divergence, `train/teacher/head_i`, the mean overlap, `train/overlap/head_i`,
+    and where states are foreseen their mean distance, `train/latent/head_i`.
     """
     sums_2M = torch.stack([torch.stack([out.nll.double(), out.n_valid.double()]) for out in batches]).sum(0)
     nll_M, n_valid_M = sum_over_ranks(sums_2M).cpu()
@@ -49,12 +50,13 @@ def training_means(names: Sequence[str], batches: Sequence[LossOutput], weights:
 def _teacher_means(names: Sequence[str], batches: Sequence[TeacherSums]) -> dict[str, float]:
     if not batches:
         return {}
-    sums_3N = torch.stack([torch.stack([x.double() for x in sums]) for sums in batches]).sum(0)
-    divergence_N, overlap_N, n_N = sum_over_ranks(sums_3N).cpu()
-    means = zip(names, (divergence_N / n_N).tolist(), (overlap_N / n_N).tolist(), n_N.tolist(), strict=True)
+    sums_4N = torch.stack([torch.stack([x.double() for x in sums]) for sums in batches]).sum(0)
+    divergence_N, overlap_N, n_N, distance_N = sum_over_ranks(sums_4N).cpu()
+    means = torch.stack([divergence_N, overlap_N, distance_N]) / n_N
     metrics: dict[str, float] = {}
-    for name, divergence, overlap, n in means:
+    for name, (divergence, overlap, distance), n in zip(names, means.t().tolist(), n_N.tolist(), strict=True):
         metrics |= {f"train/teacher/{name}": divergence, f"train/overlap/{name}": overlap} if n else {}
+        metrics |= {f"train/latent/{name}": distance} if n and distance_N.any() else {}
     return metrics
 
 

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from mtp_lightning.data.tokens.token_bytes import token_texts
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.transfer import Source
+from mtp_lightning.model.transfer import BIGRAM, Source
 
-MATRICES = ("embedding.weight", "unembedding.weight")
+MATRICES = ("embedding.weight", "unembedding.weight", *BIGRAM)
 FURTHER = "further_unembeddings."
 MOST_STRANGE = 0.1
 """Share of tokens whose text the old vocabulary cannot write."""

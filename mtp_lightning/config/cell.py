@@ -22,12 +22,14 @@ def cell_config(
     tags: Mapping[str, str],
     devices: int = 1,
     nodes: int = 1,
+    pause_at: int | None = None,
 ) -> dict[str, Any]:
     """The configuration with the cell's own folder and MLflow run; all cells share the data in the folder above, where
     the cell lies that it may begin from.
 
     Args:
         devices: processes on each node; with 1 the configuration's own setting stays, as with 1 node.
+        pause_at: the step of a gate, at which it saves and ends.
     """
     runs, full = folder.parent, copy.deepcopy(dict(config))
     full["ckpt_path"] = "auto"
@@ -37,6 +39,9 @@ def cell_config(
         trainer["devices"] = devices
     if nodes > 1:
         trainer["num_nodes"] = nodes
+    for callback in trainer["callbacks"] or [] if pause_at is not None else []:
+        if is_saving(callback):
+            callback["init_args"] = {**(callback.get("init_args") or {}), "pause_at": pause_at}
     trainer["logger"] = {
         "class_path": "mtp_lightning.tracking.logger.MLflowRunLogger",
         "init_args": {
@@ -54,6 +59,11 @@ def cell_config(
     if data.get("directory") == "runs/data":
         data["directory"] = str(runs / "data")
     return full
+
+
+def is_saving(callback: object) -> bool:
+    """Whether an entry of `trainer.callbacks` is the one that saves, and stops at a gate."""
+    return isinstance(callback, Mapping) and str(callback.get("class_path")).endswith(".PeriodicCheckpoint")
 
 
 def fit_command(file: Path) -> list[str]:

@@ -21,6 +21,7 @@ from mtp_lightning.decoding.layers import FinalNorm, Norm, Plain
 from mtp_lightning.decoding.positions import KeyValues, LayerCache, PerRow, PositionTables
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.block import Block
+from mtp_lightning.model.config import SIDE_BY_SIDE
 from mtp_lightning.model.heads import Join, LinearHead, Source, sources
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.shapes import Float
@@ -150,7 +151,7 @@ class SequentialDrafter(Drafter):
     def __init__(self, model: MTPModel, heads_used: int, made: Plain) -> None:
         super().__init__(model, heads_used)
         kind = model.heads_config.kind
-        self.on_each_other = kind != "parallel"
+        self.on_each_other = kind not in SIDE_BY_SIDE
         modules = [model.heads[min(i, len(model.heads) - 1)] for i in range(1, heads_used)]
         layers = {module: _HeadLayers(module, made) for module in modules}
         self.heads = [layers[module] for module in modules]
@@ -252,6 +253,6 @@ def make_drafter(model: MTPModel, heads_used: int, made: Plain, reach: int, roun
         return LinearDrafter(model, heads_used, made.activations)
     if heads.kind == "anticausal":
         return AnticausalDrafter(model, heads_used)
-    if heads.kind == "parallel" and heads.layers == 1:
+    if heads.kind in SIDE_BY_SIDE and heads.layers == 1:
         return ParallelDrafter(model, heads_used, made, reach, rounded)
     return SequentialDrafter(model, heads_used, made)

@@ -16,6 +16,7 @@ from mtp_lightning.decoding.layers import FinalNorm, Norm, Plain
 from mtp_lightning.decoding.linear import can_pack
 from mtp_lightning.decoding.positions import KeyValues, LayerCache, NewPositions
 from mtp_lightning.machine import cpu_has_bfloat16
+from mtp_lightning.model.config import SIDE_BY_SIDE
 from mtp_lightning.model.heads import LinearHead
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.shapes import Float, Int
@@ -74,6 +75,11 @@ class Engine:
                 made.linear(own.weight.detach() * norm.weight.detach() * math.sqrt(model.config.dim))
                 for own, norm in zip([model.unembedding, *further], norms)
             ]
+        self.before: Tensor | None = None
+        """A of the bigram that says to drafts what the token before them is."""
+        if model.before is not None and self.heads_used > 1:
+            self.before = model.before.weight.detach().to(dtype).to(self.dtype, copy=True)
+            self.bigram = made.linear(model.unembedding.bigram.detach())  # type: ignore[union-attr]
         kind = self.heads.kind
         stacks = [model.trunk, *(reversed(model.heads) if kind == "anticausal" else model.heads[:1])]
         self.matrix = None
@@ -81,7 +87,7 @@ class Engine:
             self.matrix = made.linear(stacks.pop().projection.weight)
         self.path = made.path([made.layer(block) for stack in stacks for block in stack])
         ends = list(itertools.accumulate(len(stack) for stack in stacks))
-        if kind in ("parallel", "linear"):
+        if kind in ("linear", *SIDE_BY_SIDE):
             self.taps = [ends[0]]
         elif kind == "anticausal":  # h_n .. h_2, of which the drafts need h_2 .. h_k
             self.taps = ends[1:-1][::-1][: self.heads_used - 1]
@@ -106,6 +112,7 @@ class Engine:
         per_position = sum(layer.position_bytes for layer in layers)
         if self.drafter is not None and heads_used > 1:
             more_weights, more_per_position = self.drafter.nbytes(heads_used)
+            more_weights += 0 if self.before is None else self.bigram.nbytes
             drafting = batch * min(length, self.drafter.reach) * more_per_position
             return weights + more_weights + batch * length * per_position + drafting
         return weights + batch * length * per_position
@@ -120,6 +127,11 @@ class Engine:
         x_BMX = None if self.drafter is None else inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
         x_BMD = outs[-1] if self.path.layers else x_BMD
         return (x_BMD if self.matrix is None else self.matrix(x_BMD)), x_BMX
+
+    def bigram_logits(self, tokens_BJ: Int[Tensor, "B J"]) -> Float[Tensor, "B J V"]:
+        """What the logits of drafts after these tokens have more, of kind `markov`."""
+        assert self.before is not None
+        return self.bigram(F.embedding(tokens_BJ, self.before))
 
     def logits(self, h_BJD: Float[Tensor, "B J D"], heads: Sequence[int] = (1,)) -> Float[Tensor, "B J V"]:
         """Of states before the norm: all of one head, or the j-th of head `heads[j]`."""

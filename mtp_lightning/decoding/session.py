@@ -248,8 +248,16 @@ class _DraftedRows(DraftedText):
         return F.embedding(tokens_BL, self.session.engine.embedding)
 
     def propose(self, states_BJD: Float[Tensor, "B J D"], heads: Sequence[int]) -> None:
+        engine, logits_BJV = self.session.engine, self.session.engine.logits(states_BJD, heads)
+        if engine.before is None:
+            self._choose(logits_BJV)
+            return
+        for j in range(len(heads)):  # each reads the one before it; of a tree's level the first
+            before_B1 = self.session._text(self.rows, self._from_ends(self.proposed), 1)
+            self._choose(logits_BJV[:, j : j + 1] + engine.bigram_logits(before_B1))
+
+    def _choose(self, logits_BJV: Float[Tensor, "B J V"]) -> None:
         session, targets = self.session, self._from_ends(1 + self.proposed)
-        logits_BJV = session.engine.logits(states_BJD, heads)
         if session.tree is None:
             tokens_BJ = session.chooser.draft(logits_BJV, self.rows, targets)
         else:

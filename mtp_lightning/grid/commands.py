@@ -5,6 +5,7 @@ is an InputError, raised before anything is written; a Slurm that fails is an Un
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from mtp_lightning.grid.report.stages import report_stages
 from mtp_lightning.grid.report.tuning import Tuning, tuned
 from mtp_lightning.grid.run import logs
 from mtp_lightning.grid.run.display import say, summary, writable, write_table
-from mtp_lightning.grid.run.plan import TO_RUN, Cost, Total, check_budget, costs, plan_json, plan_table
+from mtp_lightning.grid.run.gate import Gating, gated
+from mtp_lightning.grid.run.plan import Cost, Total, check_budget, costs, is_to_run, plan_json, plan_table
 from mtp_lightning.grid.run.rounds import run_rounds
 from mtp_lightning.grid.run.settle import settle_dead
 from mtp_lightning.grid.run.state import State, cell_state
@@ -63,8 +65,9 @@ class Grid:
         """
         check_json(json)
         rows, slurm_problem, _ = read_status(self.cells, self.folder, update=False)
+        rows = self.gating.show(rows)
         say(plan_table(self.spec, rows, self.costs))
-        to_run = sum(row.state in TO_RUN for row in rows)
+        to_run = sum(map(is_to_run, rows))
         say(f"{summary([row.state.value for row in rows])}; {to_run} to run")
         total, left = Total.of(self.all_costs), Total.of(self.all_costs, left=True)
         self._say_what_follows("counted in the sums")
@@ -98,7 +101,9 @@ class Grid:
             say(f"stopped ({ended}); the same command continues where this one ended", error=True)
             return INTERRUPTED
         if not launched.outcomes:
-            say(f"all {len(self.cells)} cells are finished: nothing to run", error=True)
+            ended = f"{len(self.gating.compared)} cells are finished"
+            stopped = len(self.cells) - len(self.gating.compared)
+            say(f"all {ended}{f', {stopped} stopped by the gate' if stopped else ''}: nothing to run", error=True)
         elif all(cell_state(cell.directory) is State.MISSING for cell in self.cells):
             say("no cell could be started: there is nothing to report", error=True)
             return 1
@@ -138,7 +143,7 @@ class Grid:
             qos: Where the grid file names none.
         """
         defaults = {"partition": partition, "account": account, "qos": qos}
-        return self._submit(max_parallel, defaults, (State.MISSING, State.INTERRUPTED))
+        return self._submit(max_parallel, defaults, (State.MISSING, State.INTERRUPTED, State.AT_GATE))
 
     def resume(
         self,
@@ -163,7 +168,7 @@ class Grid:
         if not any(one.grid == self.spec.name for one in self.submissions.read()):
             return self.run(workers=workers)
         defaults = {"partition": partition, "account": account, "qos": qos}
-        return self._submit(max_parallel, defaults, (State.MISSING, State.INTERRUPTED, State.FAILED))
+        return self._submit(max_parallel, defaults, (State.MISSING, State.INTERRUPTED, State.AT_GATE, State.FAILED))
 
     def status(self, *, watch: bool = False, json: str | None = None) -> int:
         """Show how far each cell of a grid is, from the cells' own files, then from Slurm.
@@ -174,6 +179,9 @@ class Grid:
         """
         check_json(json)
         rows, slurm_problem, queue = (watch_status if watch else read_status)(self.cells, self.folder)
+        if watch:
+            self._read_again()
+        rows = self.gating.show(rows)
         self._settle(rows)
         say(status_table(f"{self.spec.name}: {len(rows)} cells", rows))
         say(summary([row.state.value for row in rows]))
@@ -236,7 +244,7 @@ class Grid:
 
     @property
     def cells(self) -> Sequence[Cell]:
-        return self.tuning.cells
+        return self.gating.cells
 
     @cached_property
     def tuning(self) -> Tuning:
@@ -244,8 +252,15 @@ class Grid:
         return tuned(self.spec, self._loaded[1])
 
     @cached_property
+    def gating(self) -> Gating:
+        """Which of them run to a gate, wait there or were stopped, by what they have come to so far."""
+        return gated(self.spec, self.tuning.cells)
+
+    @cached_property
     def costs(self) -> list[Cost]:
-        return costs(self.cells, self._loaded[2])
+        """Of what was stopped nothing is left."""
+        found = zip(self.cells, costs(self.cells, self._loaded[2]))
+        return [replace(cost, done=1.0) if cell.group in self.gating.stopped else cost for cell, cost in found]
 
     @cached_property
     def all_costs(self) -> list[Cost]:
@@ -268,9 +283,10 @@ class Grid:
         writable(self.folder)
         with self.submissions.locked():
             self.submissions.check()
-            rows = status_rows(self.cells, self.submissions, self.submissions.update())
+            rows = self.gating.show(status_rows(self.cells, self.submissions, self.submissions.update()))
             answered = self.tuning.diverged
-            ready = to_submit([row for row in rows if row.cell.signature not in answered], wanted)
+            asked = [row for row in rows if row.cell.signature not in answered and self.gating.may_run(row.cell)]
+            ready = to_submit(asked, wanted)
             todo = [fill_in(row.cell, defaults) for row in ready]
             if todo:
                 self._prepare_charts()
@@ -289,14 +305,19 @@ class Grid:
         return command("grid", word, self.file, *runs)
 
     def _to_run(self) -> list[Cell]:
-        """What is neither finished nor diverged where it is tuned, which is an answer too."""
-        vars(self).pop("tuning", None)  # what has ended since may have been the last that a choice waited for
+        """What is neither finished, nor diverged where it is tuned, which is an answer too, nor kept at the gate."""
+        self._read_again()
         answered = self.tuning.diverged
-        cells = [cell for cell in self.cells if cell.signature not in answered]
+        cells = [cell for cell in self.cells if cell.signature not in answered and self.gating.may_run(cell)]
         return [cell for cell in cells if cell_state(cell.directory) is not State.FINISHED]
 
+    def _read_again(self) -> None:
+        """What has ended since may have been the last that a choice or a gate waited for."""
+        for name in ("tuning", "gating"):
+            vars(self).pop(name, None)
+
     def _say_what_follows(self, remark: str = "") -> None:
-        if follows := self.tuning.follows:
+        if follows := self.tuning.follows or self.gating.follows:
             say(follows + (f"; {remark}" if remark else ""))
 
     def _warn(self, slurm_problem: str | None) -> None:

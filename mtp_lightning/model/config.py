@@ -164,10 +164,12 @@ class BackboneConfig:
         return self.ffn_dim or -(-8 * self.dim // (3 * 256)) * 256
 
 
-HeadKind = Literal["parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order"]
+HeadKind = Literal["parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order", "markov"]
 ONE_STREAM: tuple[HeadKind, ...] = ("none", "order")
 """Kinds without further heads: one hidden state answers for all future tokens."""
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
+SIDE_BY_SIDE: tuple[HeadKind, ...] = ("parallel", "markov")
+"""Kinds whose every head is transformer layers on the trunk's output."""
 TEACHER_FORCED: tuple[HeadKind, ...] = ("sequential", "recurrent")
 """Kinds whose further heads read the true tokens between their position and their target."""
 
@@ -195,6 +197,9 @@ class HeadsConfig:
     - `none`: h_1 = H_1(z), whose one distribution is scored against every future token (modded-nanogpt);
     - `order`: h_1 = H_1(z), and a second unembedding of it ranks the tokens by how soon they come, among the next
       `n_future` (token-order prediction, arXiv 2508.19228; W = n_future);
+    - `markov`: `parallel`, and for i > 1 the logits are W h_i + B A[x_{t+i-1}], of the true token before the target, in
+      decoding of the draft there: a bigram of rank r (`markov_rank`) that mends the independence of the heads (as in
+      DeepSeek's drafter DSpark, of which a summary alone was at hand; that head 1 goes without is our reading);
     - `my_heads.Gated`: the import path of a kind of one's own (`mtp_lightning.model.own_kind`).
     """
     match: Literal["parameters", "none"] = "parameters"
@@ -212,6 +217,9 @@ class HeadsConfig:
     """`shared`: the final norm is that of all heads, and heads hand on the states before it; `own`: of `sequential` and
     `recurrent`, each module of a further head has a final norm of its own, and heads hand on the states after their
     final norms (DeepSeek-V3's release, and the MTP standard of Hugging Face)."""
+
+    markov_rank: Width | None = None
+    """Of `markov`: r, the columns of A and B, which have a row for each token; by default 64."""
 
     def __post_init__(self) -> None:
         check_ranges("model.heads", HeadsConfig, vars(self))
@@ -232,6 +240,16 @@ class HeadsConfig:
                 f"model.heads.norms is 'own', which goes with kind {' or '.join(TEACHER_FORCED)}, and kind is "
                 f"'{self.kind}'"
             )
+        if self.kind == "markov" and self.replicate_unembedding:
+            raise InputError(
+                "model.heads.replicate_unembedding: heads of kind 'markov' share the unembedding that their bigram is "
+                "added to"
+            )
+        if self.markov_rank is not None and self.kind != "markov":
+            raise InputError(
+                f"model.heads.markov_rank is {self.markov_rank}, which goes with kind 'markov', and kind is "
+                f"'{self.kind}'"
+            )
         if self.offsets is not None:
             offsets = tuple(self.offsets)  # YAML and JSON give lists
             object.__setattr__(self, "offsets", offsets)
@@ -250,6 +268,11 @@ class HeadsConfig:
                 f"model.heads.offsets is {list(offsets)}: kind 'order' ranks all of the next n_future tokens; "
                 "leave offsets out"
             )
+        if self.kind == "markov" and offsets[-1] != self.n_future:
+            raise InputError(
+                f"model.heads.offsets is {list(offsets)}: heads of kind 'markov' read the token before their target, "
+                "which the head before them predicts; leave offsets out"
+            )
 
     @property
     def is_own(self) -> bool:
@@ -260,6 +283,11 @@ class HeadsConfig:
     def head_offsets(self) -> tuple[int, ...]:
         """Of each head, how many tokens ahead it predicts: `offsets`, or 1 .. n_future."""
         return tuple(self.offsets or range(1, self.n_future + 1))
+
+    @property
+    def bigram_rank(self) -> int:
+        """Columns of the bigram that further heads have beside their hidden states; 0 without one."""
+        return (self.markov_rank or 64) if self.kind == "markov" and self.n_future > 1 else 0
 
     @property
     def horizon(self) -> int:

@@ -18,7 +18,7 @@ class ModelCounts(NamedTuple):
 
     non_embedding: int
     embedding: int
-    """Embedding and unembeddings, further ones included."""
+    """Embedding and unembeddings, further ones and a bigram's two matrices included."""
     total: int
 
 
@@ -100,7 +100,8 @@ def trunk_widths(backbone: BackboneConfig, heads: HeadsConfig) -> tuple[int, ...
             )
         return (backbone.ffn,) * (backbone.n_layers - own)
     d, layer = backbone.dim, layer_parameters(backbone)
-    taken = head_parameters(backbone, heads) + count_heads(heads).further_unembeddings * backbone.vocab_size * d
+    columns = count_heads(heads).further_unembeddings * d + 2 * heads.bigram_rank
+    taken = head_parameters(backbone, heads) + columns * backbone.vocab_size
     left = backbone.n_layers * layer - taken
     for n_layers in (round(left / layer), left // layer):  # fewer, where the SwiGLUs cannot give the rest
         if n_layers < 1:
@@ -122,7 +123,7 @@ def count_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> ModelCount
     trunk = sum(layer_parameters(backbone, ffn) for ffn in trunk_widths(backbone, heads))
     non_embedding = trunk + head_parameters(backbone, heads) + backbone.dim
     matrices = (1 if backbone.tie_embeddings else 2) + count_heads(heads).further_unembeddings
-    embedding = matrices * backbone.vocab_size * backbone.dim
+    embedding = (matrices * backbone.dim + 2 * heads.bigram_rank) * backbone.vocab_size
     return ModelCounts(non_embedding, embedding, non_embedding + embedding)
 
 
@@ -163,14 +164,15 @@ def flops_per_token(
         """A third of the FLOPs of transformer layers."""
         return sum(2 * layer_matmul_parameters(backbone, ffn) + 2 * context * backbone.q_dim for ffn in wide)
 
-    trunk, run, unembedding = layers(widths), layers([backbone.ffn] * counts.layers_run), 2 * backbone.vocab_size * d
+    trunk, run = layers(widths), layers([backbone.ffn] * counts.layers_run)
+    unembedding = 2 * backbone.vocab_size * (d + heads.bigram_rank)  # head 1's columns of the bigram are zeros
     matrices = 2 * (counts.joins_run * 2 + counts.linears) * d * d
     whole = own + 3 * (trunk + run + matrices + counts.unembeddings_run * unembedding)
     whole += unembedded_again * unembedding
     if freeze == "none":
         return whole
     saved = 2 * trunk
-    if freeze != "trunk":
+    if freeze != "trunk" and not heads.bigram_rank:  # whose gradient is made together with the weight's
         saved += (counts.unembeddings_run - counts.further_unembeddings) * unembedding
     if freeze == "next_token":
         head_1 = 2 * d * d if heads.kind == "linear" else layers([backbone.ffn] * heads.layers)

@@ -235,6 +235,7 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
     sequential = NormedHeads if heads.norms == "own" else SequentialHeads
     makers: dict[str, tuple[type[Heads], list[Callable[[], nn.Module]]]] = {
         "parallel": (ParallelHeads, [stack] * n),
+        "markov": (ParallelHeads, [stack] * n),
         "linear": (ParallelHeads, [linear] * n),
         "causal": (CausalHeads, [stack] * n),
         "anticausal": (AnticausalHeads, [stack] * n),

@@ -28,15 +28,21 @@ class Unembedding(nn.Module):
 
     That is what makes a fused loss correct under FSDP and ZeRO-3, whose hooks gather a weight only while its
     module runs. With `score` left out the result is logits; a loss passes itself as `score`.
+
+    With a bigram (kind `markov`) it owns B (V x R) too: hidden states that have R columns more, a, are scored by [W B],
+    so that their logits are W h + B a, and all that is made of rows and one matrix serves them as it is.
     """
 
-    def __init__(self, vocab_size: int, dim: int, std: float) -> None:
+    def __init__(self, vocab_size: int, dim: int, std: float, rank: int = 0) -> None:
         super().__init__()
         self.weight = nn.Parameter(draw(torch.empty(vocab_size, dim), std))
+        self.bigram = nn.Parameter(draw(torch.empty(vocab_size, rank), std)) if rank else None
 
     def forward(self, h: Float[Tensor, "*rows D"], score: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
         """`score(h, weight)`: logits (..., V) by default."""
-        return score(h, self.weight)
+        if self.bigram is None or h.shape[-1] == self.weight.shape[1]:
+            return score(h, self.weight)
+        return score(h, torch.cat((self.weight, self.bigram), dim=1))
 
 
 class MTPModel(nn.Module):
@@ -65,10 +71,15 @@ class MTPModel(nn.Module):
         self.heads = make_heads(backbone, heads)
         self.norm = nn.RMSNorm(backbone.dim, eps=backbone.norm_eps)
         self.unembedding, *further = (
-            Unembedding(backbone.vocab_size, backbone.dim, backbone.init_std)
+            Unembedding(backbone.vocab_size, backbone.dim, backbone.init_std, heads.bigram_rank)
             for _ in range(1 + count_heads(heads).further_unembeddings)
         )
         self.further_unembeddings = nn.ModuleList(further)
+        self.before: nn.Embedding | None = None
+        """A, which says what the token before a target is, of kind `markov`."""
+        if rank := heads.bigram_rank:
+            rows = draw(torch.empty(backbone.vocab_size, rank), backbone.init_std)
+            self.before = nn.Embedding(backbone.vocab_size, rank, _weight=rows)
         if backbone.tie_embeddings:
             self.unembedding.weight = self.embedding.weight  # type: ignore[assignment]
 
@@ -85,10 +96,13 @@ class MTPModel(nn.Module):
     ) -> Float[Tensor, "S B T D"]:
         """Normed hidden states of every head; head i's (index i - 1) predict the i-th token ahead.
 
+        Of kind `markov` D is the width and R columns more, A[x] of the token before the target, head 1's all 0.
+
         Args:
             documents_BT: document ids. Used only with `attend_across_documents` off: then a position sees its own
                 document alone.
-            ahead_NBT: the true token of every target; `sequential` and `recurrent` heads read all but the last.
+            ahead_NBT: the true token of every target; heads of kind `sequential`, `recurrent` and `markov` read all but
+                the last.
             detach_further: keep the gradient of heads 2 .. N out of the trunk.
 
         Raises:
@@ -101,11 +115,16 @@ class MTPModel(nn.Module):
         rotary = self.rotary(positions)
         z_BTD = self.run_trunk(tokens_BT, rotary, mask)
         e_MBTD = None
-        if self.heads.teacher_forced and self.n_future > 1:
-            if ahead_NBT is None:
-                raise ValueError(f"heads of kind '{self.heads_config.kind}' read the true tokens ahead: give ahead_NBT")
-            e_MBTD = self.embedding(ahead_NBT[:-1])
-        return self.heads(z_BTD, rotary, mask, e_MBTD, detach_further, norm=self.norm)  # type: ignore[no-any-return]
+        reads_ahead = self.n_future > 1 and (self.heads.teacher_forced or self.before is not None)
+        if reads_ahead and ahead_NBT is None:
+            raise ValueError(f"heads of kind '{self.heads_config.kind}' read the true tokens ahead: give ahead_NBT")
+        if reads_ahead and self.before is None:
+            e_MBTD = self.embedding(ahead_NBT[:-1])  # type: ignore[index]
+        h_SBTD = self.heads(z_BTD, rotary, mask, e_MBTD, detach_further, norm=self.norm)
+        if self.before is None:
+            return h_SBTD  # type: ignore[no-any-return]
+        a_MBTR = self.before(ahead_NBT[:-1])  # type: ignore[index]
+        return torch.cat((h_SBTD, torch.cat((torch.zeros_like(a_MBTR[:1]), a_MBTR))), dim=-1)
 
     def next_token_states(self, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Normed hidden states of head 1 alone, which predict the next token: for using the model, not for training.

@@ -41,6 +41,8 @@ class Fill(Enum):
     """Of a D x 2D matrix, [I | 0]."""
 
 
+BIGRAM = ("unembedding.bigram", "before.weight")
+"""B and A of kind `markov`, whose rows are tokens."""
 Plan = dict[str, str | Fill]
 """Weight of the new model -> the source's, or what it is filled with."""
 
@@ -209,6 +211,10 @@ def _path(source: Source, model: MTPModel) -> Plan:
 def _further(name: str, source: Source, plan: Plan, init: InitConfig) -> str | Fill:
     """A weight that is not on the path."""
     is_unembedding = name.startswith("further_unembeddings.")
+    if name in BIGRAM and init.heads in ("copy", "identity"):  # as if there were none, at first
+        return Fill.ZEROS if name == BIGRAM[0] else Fill.DRAWN
+    if name in BIGRAM and init.unembedding == "random":
+        return Fill.DRAWN
     if init.heads == "random" or (is_unembedding and init.unembedding == "random"):
         return Fill.DRAWN
     if init.heads == "keep":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import ONE_STREAM, HeadsConfig
+from mtp_lightning.model.config import ONE_STREAM, TEACHER_FORCED, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.loss import (
     HeadScores,
@@ -48,6 +48,8 @@ def check_options(options: LossOptions, heads: HeadsConfig, vocab_size: int | No
         raise InputError(f"{what}: it has no further heads, one hidden state is scored against all tokens")
     if heads.kind == "anticausal" and stop != "unembedding":
         raise InputError(f"{what}: head 1 reads the further heads, so their gradients cannot be separated")
+    if stop != "trunk" and heads.bigram_rank:
+        raise InputError(f"{what}: its bigram is part of the unembedding, and would never be trained")
     if stop != "trunk" and (heads.replicate_unembedding or heads.kind == "order"):
         raise InputError(f"{what}: the further heads have unembeddings of their own, which would never be trained")
 
@@ -62,6 +64,11 @@ def _check_target(options: LossOptions, heads: HeadsConfig) -> None:
     what = f"model.loss.target is '{options.target}'"
     if heads.kind in ONE_STREAM:
         raise InputError(f"{what}, and model.heads.kind is '{heads.kind}', which has no further heads to be taught")
+    if options.teacher.latent and heads.kind not in TEACHER_FORCED:
+        raise InputError(
+            f"model.loss.teacher.latent is {options.teacher.latent}, and model.heads.kind is '{heads.kind}': what "
+            f"foresees a state has to read the tokens up to it, as kind {' or '.join(TEACHER_FORCED)} does"
+        )
     if heads.replicate_unembedding:
         raise InputError(
             f"{what}, and model.heads.replicate_unembedding is true: head 1's distribution and those of the others are "

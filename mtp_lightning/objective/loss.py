@@ -73,6 +73,8 @@ class TeacherSums(NamedTuple):
     overlap: Float[Tensor, "N"]
     """sum_v min(p_v, q_v) of teacher and head: the probability that a draft is accepted."""
     n_taught: Int[Tensor, "N"]
+    distance: Float[Tensor, "N"]
+    """Of the states, d_i before its mean; 0 where `model.loss.teacher.latent` is."""
 
 
 class LossOutput(NamedTuple):

@@ -17,7 +17,15 @@ losses (arXiv 2602.23881, an abstract), as in SpecForge's `specforge/core/lk_los
 `kl_scale` and `kl_decay` have. Of `tv` alone the same paper is reported to find that it trains badly from scratch.
 
 With c_i = the mean of the divergence over the positions that have a teacher, and CE_i the cross-entropy, the mean over
-all valid positions:   L_i = (1 - weight) CE_i + weight c_i.
+all valid positions:   L_i = (1 - weight) CE_i + weight c_i + latent d_i,
+
+    d_i = the mean over the same positions, and over the coordinates, of smooth_l1(h_i,t - sg[h_1,t+o_i-1])
+
+h being the states that the unembedding reads, sg the detached one, smooth_l1(x) = x^2 / 2 up to 1, then |x| - 1/2. With
+`teacher_kl` and weight 1 that is NextLat (arXiv 2511.05963v4): a network of (h_t, embedding of x_{t+1}), rolled over d
+steps, estimates the detached h_{t+1}, and its tokens' distribution is pulled to that of h_{t+1} by KL. Here the network
+is the module of `recurrent` heads, and d = n - 1; there it is a residual MLP. An abstract and summaries were at hand:
+the weights of the two terms, and whether KL moves the unembedding, are not known here (it does).
 """
 
 from dataclasses import dataclass
@@ -27,7 +35,7 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.ranges import Range, check_ranges
+from mtp_lightning.ranges import Range, Weight, check_ranges
 from mtp_lightning.shapes import Bool
 
 Target = Literal["token", "teacher_kl", "tv", "lk_alpha", "lk_lambda"]
@@ -52,6 +60,10 @@ class TeacherConfig:
     kl_decay: Annotated[float, Range(least=0, most=1000)] = 1.0
     """`lk_lambda`: how fast that weight falls with the mean overlap."""
 
+    latent: Weight = 0.0
+    """Weight of the distance between a further head's state and head 1's where it predicts the same token; of heads
+    that read the tokens in between (`sequential`, `recurrent`)."""
+
     def __post_init__(self) -> None:
         check_ranges("model.loss.teacher", TeacherConfig, vars(self))
 
@@ -63,6 +75,7 @@ class TeacherConfig:
         own: dict[str, tuple[Target, ...]] = {
             "weight": TARGETS[1:],
             "top": TARGETS[1:],
+            "latent": TARGETS[1:],
             "kl_scale": ("lk_lambda",),
             "kl_decay": ("lk_lambda",),
         }

@@ -62,11 +62,28 @@ def teacher_loss(
         total, sums = _with_autograd(
             h_NRD, weight_VD, rows, divergence, further_move, options.implementation == "checkpointed"
         )
+    distance_NBT = _distances(h_NBTD, offsets) if options.teacher.latent else torch.zeros_like(rows.scale).view(N, B, T)
+    if options.teacher.latent:
+        latent_N = options.teacher.latent * weights_N / by_2N[1]
+        total = total + torch.where(taught_NBT, latent_N[:, None, None] * distance_NBT, 0.0).sum()
     nll_N = torch.where(valid_NBT, sums.nll.view(N, B, T), 0.0).sum((1, 2))
     divergence_N, overlap_N = (
         torch.where(taught_NBT, x.view(N, B, T), 0.0).sum((1, 2)) for x in (sums.divergence, sums.overlap)
     )
-    return LossOutput(total, nll_N, counts_2N[0], TeacherSums(divergence_N, overlap_N, counts_2N[1]))
+    distance_N = torch.where(taught_NBT, distance_NBT.detach(), 0.0).sum((1, 2))
+    return LossOutput(total, nll_N, counts_2N[0], TeacherSums(divergence_N, overlap_N, counts_2N[1], distance_N))
+
+
+def _distances(h_NBTD: Tensor, offsets: tuple[int, ...]) -> Float[Tensor, "N B T"]:
+    """Of each head's states from head 1's, detached, offset - 1 positions later; 0 where the window has none."""
+    T, wide = h_NBTD.shape[2], h_NBTD.to(wide_dtype(h_NBTD))
+    found = [torch.zeros_like(wide[0, :, :, 0])]
+    for h_BTD, offset in zip(wide[1:], offsets[1:]):
+        count = max(T + 1 - offset, 0)
+        foreseen = wide[0, :, offset - 1 :].detach()[:, :count]
+        distance = F.smooth_l1_loss(h_BTD[:, :count], foreseen, reduction="none").mean(-1)
+        found.append(F.pad(distance, (0, T - count)))
+    return torch.stack(found)
 
 
 def _pupils(B: int, T: int, offsets: tuple[int, ...], device: torch.device) -> Int[Tensor, "N R"]:

@@ -34,7 +34,7 @@ from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import count_targets, model_loss
 from mtp_lightning.objective.loss import LossOptions, LossOutput, multi_token_loss
 from mtp_lightning.objective.targets import make_targets
-from mtp_lightning.objective.teacher_config import Target
+from mtp_lightning.objective.teacher_config import Target, TeacherConfig
 from mtp_lightning.objective.weights import LossConfig
 from mtp_lightning.strategies.fsdp2 import FSDP2Strategy
 from mtp_lightning.strategies.zero import ZeroStrategy
@@ -77,18 +77,20 @@ class ParityCell:
     recompute: Recompute = "none"
     apart: bool = False
     target: Target = "token"
+    latent: float = 0.0
 
     def __str__(self) -> str:
         heads = [f"{k}={v}" for k, v in vars(self.heads).items() if v != getattr(HeadsConfig, k)]
         rest = f"accumulate={self.accumulate} tied={self.tied} freeze={self.freeze} from {self.source}"
-        rest += f" later={self.later} recompute={self.recompute} apart={self.apart} target={self.target}"
+        rest += f" later={self.later} recompute={self.recompute} apart={self.apart}"
+        rest += f" target={self.target} latent={self.latent}"
         return f"{self.strategy} {' '.join(heads)} {rest}"
 
     def module(self) -> MTPModule:
         torch.manual_seed(0)
         init = InitConfig(self.source, "copy") if self.source else InitConfig()
         make = PaperLoop if self.wrong else MTPModule
-        loss = LossConfig(target=self.target)
+        loss = LossConfig(target=self.target, teacher=TeacherConfig(latent=self.latent))
         return make(self.backbone, self.heads, loss, init=init, freeze=self.freeze, recompute=self.recompute)
 
     @property
@@ -156,7 +158,10 @@ def reference(cell: ParityCell) -> Gradients:
     made = [make_targets(cell.heads, batch["tokens"], batch["documents"], batch.get("loss_mask")) for batch in batches]
     recompute_model(module.model, "none")
     module.trainer = type("At", (), {"global_step": 0, "max_steps": 1})()  # type: ignore[assignment]
-    weights, options = module.head_weights(), LossOptions("naive", target=cell.target)
+    weights, options = (
+        module.head_weights(),
+        LossOptions("naive", target=cell.target, teacher=TeacherConfig(latent=cell.latent)),
+    )
     count = torch.stack([count_targets(targets, options, cell.heads) for targets in made]).float().mean(0)
     for targets, batch in zip(made, batches):
         out = model_loss(module.model, targets, batch["documents"][:, :T], weights, options, count)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from processes import Mtp
 
 GRID = """
@@ -48,3 +49,26 @@ def test_run_fail_alone_rerun_report(mtp: Mtp, folder: Path) -> None:
     assert (verdict["outcome"], verdict["best"]["seeds"], verdict["missing"]) == ("unknown spread", 1, [])
     assert verdict["sentence"] in (folder / "runs/reports/heads/report.html").read_text()
     assert (folder / "runs/reports/heads/results.csv").read_text().count("\n") > 10
+
+
+@pytest.mark.slow
+def test_a_cell_that_waited_at_a_gate_ends_as_if_it_had_not(mtp: Mtp, folder: Path) -> None:
+    (folder / "grid.yaml").write_text(GRID)
+    (folder / "gated.yaml").write_text(GRID + "gate: {at: step=8, keep: within 1.0e-9 of the best}\n")
+    said = mtp("grid", "run", "gated.yaml", "--runs", "gated").stderr
+    assert said.count("2 of 2 cells to run") == 1
+    assert mtp("grid", "run", "gated.yaml", "--runs", "gated").stderr.rstrip().endswith("nothing to run")
+    mtp("grid", "run", "grid.yaml")
+    found = json.loads((folder / "gated/reports/heads/verdict.json").read_text())["gate"]["judged"]
+    ended = list((folder / "gated").glob("*/result.json"))
+    assert len(ended) == sum(not one["stopped"] for one in found) >= 1
+    for path in ended:
+        assert json.loads((path.parent / "gate.json").read_text())["step"] == 8
+        both = (folder / runs / path.parent.name / "result.json" for runs in ("gated", "runs"))
+        gated, plain = (json.loads(file.read_text()) for file in both)
+        same = [
+            name
+            for name in plain["metrics"]
+            if name.startswith(("val/", "train/", "decode/")) and "speedup" not in name
+        ]
+        assert {name: gated["metrics"][name] for name in same} == {name: plain["metrics"][name] for name in same}

@@ -1,5 +1,6 @@
 """Runs that are to stop before their end: signals, and what several processes agree on."""
 
+import json
 import os
 import signal
 import time
@@ -18,7 +19,7 @@ from typing_extensions import override
 from callbacks import checkpointing
 from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.heartbeat import Heartbeat
-from mtp_lightning.errors import Preempted
+from mtp_lightning.errors import Paused, Preempted
 
 __all__ = ["fit"]
 
@@ -126,3 +127,17 @@ def test_several_processes_ask_each_other_now_and_then(monkeypatch: pytest.Monke
         answers.append(checkpoint._agreed(trainer, checkpointing.GO_ON))
     assert asked == [1, 4, 7]
     assert answers == [checkpointing.GO_ON] * 6 + [checkpointing.STOP, checkpointing.GO_ON]
+
+
+def test_at_a_gate_a_run_saves_and_ends_after_its_validation_and_leaves_its_metrics(fit: Fit, tmp_path: Path) -> None:
+    logger = Recorder()
+    with pytest.raises(Paused) as stopped:
+        fit([Heartbeat(), PeriodicCheckpoint(pause_at=6)], logger=logger)
+    assert stopped.value.code == 75
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000006.ckpt"]
+    left = json.loads((tmp_path / "gate.json").read_text())
+    validated = {step: metrics for step, metrics in logger.calls if "val/loss/head_1" in metrics}
+    assert (left["step"], [*validated]) == (6, [6])
+    assert left["metrics"]["val/loss/head_1"] == pytest.approx(validated[6]["val/loss/head_1"])
+    assert json.loads((tmp_path / "progress.json").read_text())["stopped"] == "the gate: saved step 6"
+    assert not (tmp_path / "result.json").exists()

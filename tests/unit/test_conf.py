@@ -114,13 +114,14 @@ def test_schedules_resolve_and_say_which_kind_they_are(file: Path) -> None:
 
 
 def test_every_target_of_the_further_heads_has_a_file() -> None:
-    files = sorted((CONF_DIR / "loss").glob("*.yaml"))
+    *files, foresees = sorted((CONF_DIR / "loss").glob("*.yaml"), key=lambda file: (file.stem == "next_latent", file))
     assert [file.stem for file in files] == sorted(TARGETS)
     asked = [yaml.safe_load(file.read_text())["model"] for file in files]
     assert [LossOptions(**model.pop("loss")).target for model in asked] == sorted(TARGETS)
     assert not any(asked)
-    config = resolve_config([CONF_DIR / "base.yaml", CONF_DIR / "data" / "python_stdlib.yaml", files[0]], {})
-    assert config["model"]["loss"]["target"] == files[0].stem
+    heads, data = CONF_DIR / "heads" / "recurrent.yaml", CONF_DIR / "data" / "python_stdlib.yaml"
+    loss = resolve_config([CONF_DIR / "base.yaml", data, heads, foresees], {})["model"]["loss"]
+    assert (loss["target"], loss["teacher"]["weight"], loss["teacher"]["latent"]) == ("teacher_kl", 1.0, 1.0)
 
 
 @pytest.mark.parametrize("file", sorted((CONF_DIR / "strategy").glob("*.yaml")), ids=lambda p: p.stem)

@@ -19,7 +19,7 @@ from mtp_lightning.decoding.linear import Linear, can_pack
 from mtp_lightning.decoding.positions import PositionTables, Tree
 from mtp_lightning.decoding.reference import decode_plainly, head_logits
 from mtp_lightning.decoding.session import Session
-from mtp_lightning.model.config import TEACHER_FORCED, HeadsConfig
+from mtp_lightning.model.config import SIDE_BY_SIDE, TEACHER_FORCED, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
 PACKED = [dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(dtype)]
@@ -34,7 +34,7 @@ def of_head(session: Session, head: int) -> Tensor:
     """(layers, 2, B, K, S, E): keys and values of one of heads 2 .. n, however its drafter lays them out."""
     engine, cache = session.engine, session.draft_cache
     assert cache is not None
-    if engine.heads.kind == "parallel" and engine.heads.layers == 1:
+    if engine.heads.kind in SIDE_BY_SIDE and engine.heads.layers == 1:
         return cache.data.unflatten(3, (engine.heads_used - 1, -1))[:, :, :, head - 2]
     return cache.data.unflatten(0, (engine.heads_used - 1, -1))[head - 2]
 

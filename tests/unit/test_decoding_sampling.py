@@ -26,6 +26,7 @@ from mtp_lightning.model.mtp import MTPModel
 OUT = -math.inf
 HEADS = {
     "parallel": HeadsConfig(n_future=3),
+    "markov": HeadsConfig(n_future=3, kind="markov"),
     "linear": HeadsConfig(n_future=3, kind="linear"),
     "anticausal": HeadsConfig(n_future=3, kind="anticausal"),
     "sequential": HeadsConfig(n_future=3, kind="sequential"),

@@ -21,7 +21,15 @@ __all__ = ["house"]
 
 pytestmark = pytest.mark.usefixtures("house")
 
-STATE_FILES = ("status.json", "progress.json", "result.json", "failure.json", "unsent.jsonl", "mlflow_run_id")
+STATE_FILES = (
+    "status.json",
+    "progress.json",
+    "result.json",
+    "failure.json",
+    "gate.json",
+    "unsent.jsonl",
+    "mlflow_run_id",
+)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -143,6 +143,16 @@ def test_a_run_that_somebody_else_stopped_is_no_failure(slurm: Slurm, cell: Cell
     assert attempts(cell) == [(1, "7_0", "interrupted", "preempted")]
 
 
+def test_a_run_at_the_gate_is_not_queued_again_and_goes_on_when_it_is_submitted_anew(slurm: Slurm, cell: Cell) -> None:
+    to_gate = "progress(3); write('gate.json', step=3, metrics={'val/loss/head_1': 2.0}); sys.exit(75)"
+    gated = replace(cell, pause_at=3)
+    for _ in range(2):
+        assert slurm.run(gated, to_gate) == (0, False)
+    assert attempts(cell) == [(1, "7_0", "at the gate", None)]
+    assert slurm.run(cell, DONE, job="8") == (0, False)
+    assert [state for _, _, state, _ in attempts(cell)] == ["at the gate", "finished"]
+
+
 def test_a_cell_that_gets_nowhere_is_not_queued_for_ever(slurm: Slurm, cell: Cell) -> None:
     again = [slurm.run(cell, "sys.exit(75)")[1] for _ in range(5)]
     assert again == [True] * 3 + [False] * 2

@@ -19,7 +19,7 @@ from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import RUN_ID, Result
 from mtp_lightning.grid.spec.cells import Cell, load_cells
 from mtp_lightning.grid.spec.grid_spec import At
-from mtp_lightning.grid.spec.ladder_and_tune import Ladder
+from mtp_lightning.grid.spec.ladder_tune_gate import Ladder
 
 WIDTHS = [8, 16, 32, 64, 128]
 TEXT = GRID.replace("axes:\n", f"axes:\n  model.width: {WIDTHS}\n").replace("[1, 2, 4]", "[1, 2]")

@@ -138,6 +138,8 @@ BAD = [
     ("{tokens: 1.0e+6}", "{tokens: 1, step: 1}", "$.compare[1]"),
     ("{tokens: 1.0e+6}", "{epochs: 1}", "$.compare[1]"),
     ("{size: w}", "{sizes: w}", "$.ladder"),
+    ("tune: {axis: lr, seeds: [100, 101]}", "gate: {at: 5, keep: within 1 of the best}", "$.gate.at"),
+    ("tune: {axis: lr, seeds: [100, 101]}", "gate: {at: step=5, keep: within 1}", "$.gate.keep"),
     ("{size: w}", "{size: 4}", "$.ladder.size"),
     ("{axis: lr, seeds: [100, 101]}", "{axis: lr}", "$.tune"),
     ("[100, 101]", "[100, 100]", "$.tune.seeds"),

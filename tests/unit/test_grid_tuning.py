@@ -24,7 +24,7 @@ from mtp_lightning.grid.run.state import Failure, Result, State, Status
 from mtp_lightning.grid.slurm import submit
 from mtp_lightning.grid.spec.cells import Cell, load_cells
 from mtp_lightning.grid.spec.grid_spec import GridSpec
-from mtp_lightning.grid.spec.ladder_and_tune import Tune
+from mtp_lightning.grid.spec.ladder_tune_gate import Tune
 
 __all__ = ["house", "slurm"]
 

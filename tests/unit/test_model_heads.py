@@ -54,7 +54,7 @@ def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
             x = block(x, *where)
         return x
 
-    if heads.kind in ("parallel", "linear"):
+    if heads.kind in ("parallel", "linear", "markov"):
         h = [H(i, z) for i in range(1, n + 1)]
     elif heads.kind == "causal":
         h = [H(1, z)]
@@ -76,6 +76,10 @@ def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
             h.append(M(i, h[-1], model.embedding.weight[ahead[i - 2]]))
     else:
         h = [H(1, z)]
+    if heads.kind == "markov":
+        assert model.before is not None
+        before = [torch.zeros(*tokens.shape, 64), *(model.before.weight[ahead[i - 2]] for i in range(2, n + 1))]
+        return torch.cat([model.norm(torch.stack(h)), torch.stack(before)], -1)
     return model.norm(torch.stack(h))
 
 
@@ -105,7 +109,7 @@ def test_no_head_sees_its_target(heads: HeadsConfig) -> None:
         moved = (hidden(changed) != before).any(-1)[:, 0]  # (S, T)
         for i, row in enumerate(moved):
             sees_up_to = [
-                t + (heads.head_offsets[i - 1] if heads.kind in ("sequential", "recurrent") and i else 0)
+                t + (heads.head_offsets[i - 1] if heads.kind in ("sequential", "recurrent", "markov") and i else 0)
                 for t in range(T)
             ]
             for t in range(T):
@@ -114,7 +118,7 @@ def test_no_head_sees_its_target(heads: HeadsConfig) -> None:
             assert place >= T or row[place:].all()
 
 
-@pytest.mark.parametrize("kind", ["sequential", "recurrent"])
+@pytest.mark.parametrize("kind", ["sequential", "recurrent", "markov"])
 def test_teacher_forced_heads_ask_for_their_tokens(kind: Any) -> None:
     model = random_model(HeadsConfig(n_future=2, kind=kind))
     with pytest.raises(ValueError, match="give ahead_NBT"):
@@ -139,8 +143,8 @@ def test_counts_by_formula_are_the_models(heads: HeadsConfig, tie: bool, match: 
 @pytest.mark.parametrize("replicate", [False, True])
 def test_every_kind_has_the_parameters_of_the_next_token_model(kind: Any, n: int, replicate: bool) -> None:
     """At the paper's size 30M, within the two norms of one layer; byte vocabulary, so that every matrix fits in."""
-    if replicate and kind in ("none", "order"):
-        pytest.skip("refused: one hidden state")
+    if replicate and kind in ("none", "order", "markov"):
+        pytest.skip("refused")
     backbone = BackboneConfig(vocab_size=256, dim=512, n_layers=10, n_heads=8)
     arm = count_parameters(backbone, HeadsConfig(n_future=n, kind=kind, replicate_unembedding=replicate))
     plain = count_parameters(backbone, HeadsConfig())
@@ -214,14 +218,16 @@ def test_autocast_leaves_hidden_states_in_full_precision(heads: HeadsConfig) -> 
     assert dtypes == [torch.float32]
 
 
-@pytest.mark.parametrize("kind", ["parallel", "linear", "causal", "sequential", "recurrent", "normed sequential"])
+@pytest.mark.parametrize(
+    "kind", ["parallel", "linear", "causal", "sequential", "recurrent", "normed sequential", "markov"]
+)
 def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
     heads = VARIANTS[kind]
     model = random_model(heads)
     tokens, ahead = tokens_and_ahead(heads)
     model(tokens, None, ahead, True)[1:].square().sum().backward()
     trunk = [*model.trunk.parameters(), model.embedding.weight]
-    if kind not in ("parallel", "linear"):
+    if kind not in ("parallel", "linear", "markov"):
         trunk += [*model.heads[0].parameters()]
     if heads.norms == "own":
         trunk += [model.norm.weight]
@@ -239,6 +245,10 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
         ({"n_future": 2, "offsets": (2, 3)}, "has to begin with 1 and increase strictly"),
         ({"n_future": 3, "offsets": (1, 3, 3)}, "has to begin with 1 and increase strictly"),
         ({"n_future": 2, "kind": "order", "offsets": (1, 3)}, "leave offsets out"),
+        ({"n_future": 2, "kind": "markov", "offsets": (1, 3)}, "read the token before their target"),
+        ({"n_future": 2, "kind": "markov", "replicate_unembedding": True}, "share the unembedding"),
+        ({"n_future": 2, "markov_rank": 8}, "markov_rank is 8, which goes with kind 'markov'"),
+        ({"n_future": 2, "kind": "markov", "markov_rank": 0}, r"model\.heads\.markov_rank is 0"),
         (
             {"n_future": 2, "norms": "own"},
             "'own', which goes with kind sequential or recurrent, and kind is 'parallel'",

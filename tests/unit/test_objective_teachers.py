@@ -35,6 +35,8 @@ TAUGHT = {
     for name, heads in VARIANTS.items()
     if heads.n_future > 1 and heads.kind not in ("none", "order") and not heads.replicate_unembedding
 } | {"own": HeadsConfig(n_future=3, kind="my_heads.Gated")}
+SLOW_LATENT = [("recurrent", "naive"), ("recurrent", "checkpointed"), ("normed sequential", "chunked")]
+SLOW_LATENT += [("leaping sequential", "chunked")]
 HARD = TeacherConfig(weight=0.25, top=3)
 
 
@@ -61,10 +63,12 @@ def by_definition(
 ) -> tuple[Tensor, list[float]]:
     """(total, each head's sum of divergences)."""
     h, T, teacher = model(targets.inputs, None, targets.targets), targets.inputs.shape[1], options.teacher
-    logits = h @ model.unembedding.weight.t()
+    logits = h[..., :32] @ model.unembedding.weight.t()
+    if model.before is not None:
+        logits[1:] += model.before.weight[targets.targets[:-1]] @ model.unembedding.bigram.t()
     total, sums = torch.zeros((), dtype=torch.float64), []
     for i, offset in enumerate(model.heads_config.head_offsets):
-        nll, squares, pairs = [], [], []
+        nll, squares, pairs, distances = [], [], [], []
         for b, t in itertools.product(range(2), range(T)):
             if not targets.valid[i, b, t]:
                 continue
@@ -77,12 +81,15 @@ def by_definition(
                     p = torch.where(p >= p.sort().values[-teacher.top], p, 0.0)
                     p = p / p.sum()
                 pairs.append((p, z.softmax(0)))
+                x = (h[i, b, t] - h[0, b, t + offset - 1].detach()).abs()
+                distances.append(torch.where(x < 1, x * x / 2, x - 0.5).mean())
         overlaps = torch.stack([torch.minimum(p, q).sum() for p, q in pairs] or [total]).detach()
         kl_weight = teacher.kl_scale * torch.exp(-teacher.kl_decay * overlaps.mean())
         found = torch.stack([divergence(options.target, p, q, kl_weight) for p, q in pairs] or [0 * total])
         sums.append(found.sum().item())
         token = torch.stack(nll).mean()
         mixed = (1 - teacher.weight) * token + teacher.weight * found.mean() if i else token
+        mixed = mixed + teacher.latent * torch.stack(distances or [0 * total]).mean()
         total = total + weights[i] * (mixed + options.z_loss * torch.stack(squares).mean())
     return total, sums
 
@@ -120,6 +127,42 @@ def test_so_does_a_teacher_of_the_best_entries_beside_a_z_loss(implementation: A
 )
 def test_every_kind_of_heads_is_taught(name: str) -> None:
     check(TAUGHT[name], options("lk_lambda", chunk_rows=4))
+
+
+FORESEES = TeacherConfig(weight=1.0, latent=0.7)
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [("recurrent", "chunked"), *(pytest.param(name, way, marks=pytest.mark.slow) for name, way in SLOW_LATENT)],
+)
+def test_states_are_foreseen_as_defined(name: str, implementation: Any) -> None:
+    check(VARIANTS[name], options("teacher_kl", implementation, teacher=FORESEES, chunk_rows=5))
+
+
+def test_a_state_is_pulled_to_the_one_it_foresees_which_is_not() -> None:
+    """By smooth L1: the gradient is the difference, at most 1, over the number of coordinates and of positions."""
+    h, weight, targets, valid = states(3, 6, 1)
+    with_it, without = (
+        loss_of(options("teacher_kl", teacher=TeacherConfig(1.0, latent=latent)), h, weight, targets, valid)
+        for latent in (0.5, 0.0)
+    )
+    pull = with_it[1] - without[1]
+    torch.testing.assert_close(with_it[2], without[2])
+    assert not pull[0].any()
+    taught = find_taught(valid, (1, 2, 3))
+    for i in (1, 2):
+        by_hand = (h[i, :, : 6 - i] - h[0, :, i:]).clamp(-1, 1) / 4 * taught[i, :, : 6 - i, None]
+        torch.testing.assert_close(pull[i, :, : 6 - i], 0.5 * by_hand / taught[i].sum())
+        assert not pull[i, :, 6 - i :].any()
+    found, none = (out.teacher for out, *_ in (with_it, without))
+    assert found is not None
+    assert none is not None
+    assert found.distance[1:].all()
+    assert not none.distance.any()
+    means = training_means(["head_1", "head_2", "head_3"], [with_it[0]], [1.0] * 3)
+    assert means["train/latent/head_2"] == pytest.approx((found.distance[1] / found.n_taught[1]).item())
+    assert "train/latent/head_2" not in training_means(["head_1", "head_2", "head_3"], [without[0]], [1.0] * 3)
 
 
 def states(n: int, T: int, seed: int, V: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -323,6 +366,7 @@ def test_metrics_of_a_step_are_means_over_all_that_was_taught() -> None:
         (HeadsConfig(n_future=2, kind="order"), {}, "kind is 'order', which has no further heads"),
         (HeadsConfig(n_future=2, replicate_unembedding=True), {}, "replicate_unembedding is true"),
         (HeadsConfig(n_future=2), {"implementation": "fused"}, "implementation is 'fused'"),
+        (HeadsConfig(n_future=2), {"teacher": TeacherConfig(latent=1.0)}, "latent is 1.0, and model.heads.kind is"),
         (HeadsConfig(n_future=2), {"teacher": TeacherConfig(top=17)}, "top is 17, and model.backbone.vocab_size is 16"),
     ],
 )  # fmt: skip
@@ -348,6 +392,6 @@ def test_settings_without_a_meaning_are_refused(given: dict[str, Any], says: str
 
 def test_what_is_left_out_of_a_signature_is_the_default() -> None:
     plain = asdict(LossOptions())
-    assert {key: plain[key.split(".")[-1]] for key, _ in LATER if key.startswith("model.loss.")} == {
-        key: value for key, value in LATER if key.startswith("model.loss.")
-    }
+    plain |= {f"teacher.{key}": value for key, value in plain["teacher"].items()}
+    left_out = {key.removeprefix("model.loss."): value for key, value in LATER if key.startswith("model.loss.")}
+    assert left_out == {key: plain[key] for key in left_out}

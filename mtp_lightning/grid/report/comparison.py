@@ -19,6 +19,7 @@ from mtp_lightning.grid.report.equal_training import (
 )
 from mtp_lightning.grid.report.statistics import Difference, Summary, difference_of, summarise
 from mtp_lightning.grid.report.tuning import Choice, tuned
+from mtp_lightning.grid.run.gate import Gating, gated
 from mtp_lightning.grid.run.state import CellFiles, Result, State
 from mtp_lightning.grid.spec.cells import Cell, baseline_values
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
@@ -71,6 +72,8 @@ class Report:
     equal_training: EqualTraining = field(default_factory=EqualTraining)
     choices: Sequence[Choice] = ()
     """Of each arm, where an axis is tuned."""
+    gate: Gating = field(default_factory=lambda: Gating(()))
+    """Settings that it stopped are in none of the above."""
     ladders: "Sequence[Ladder]" = ()
     """Where the grid file says which axis is the size."""
 
@@ -124,7 +127,8 @@ def build_report(
         at: takes the place of the grid file's, for every metric compared and all others of validation.
     """
     tuning = tuned(spec, cells)
-    cells = tuning.compared
+    gate = gated(spec, tuning.compared)
+    cells = gate.compared
     files = {cell.signature: CellFiles.read(cell.directory) for cell in cells}
     finished = {name: f.result for name, f in files.items() if f.result is not None and f.state is State.FINISHED}
     values = {
@@ -157,6 +161,7 @@ def build_report(
         ],
         equal_training=equal,
         choices=tuning.choices,
+        gate=gate,
     )
     return report if spec.ladder is None else replace(report, ladders=_ladders(report, finished))
 

@@ -187,7 +187,7 @@ def _histories(cells: Iterable[Cell], read: ReadHistory) -> list[CellHistory]:
         files = CellFiles.read(cell.directory)
         if files.result is not None and files.state is State.FINISHED:
             found.append(CellHistory(cell, files.run_id, files.result.step, read))
-        elif files.run_id is not None and files.state in (State.RUNNING, State.INTERRUPTED):
+        elif files.run_id is not None and files.state in (State.RUNNING, State.INTERRUPTED, State.AT_GATE):
             found.append(CellHistory(cell, files.run_id, None, read))
     return found
 

@@ -10,6 +10,7 @@ from mtp_lightning.grid.report.metric_names import format_value
 from mtp_lightning.grid.report.tables import Heading, Layout, Numbers, intervals, legend, notices
 from mtp_lightning.grid.report.tuning import Choice
 from mtp_lightning.grid.report.verdict import Verdict, verdict
+from mtp_lightning.grid.run.gate import Gating, Judged
 from mtp_lightning.units import counted
 
 _BADGES = {True: "difference", False: "no difference", None: "no verdict"}
@@ -86,6 +87,7 @@ def html_page(report: Report, figure: bytes | None) -> str:
         f'<p class="legend">{escape(legend(report, "below"))}{coloured}</p>',
         *_ladders(report),
         _choices(report.choices),
+        _gate(report.gate),
         _figure(figure, found.title),
         f"<h2>Other metrics</h2>{_table(Layout.of(report, others))}" if others else "",
         f"<h2>Every seed: {escape(found.title)}</h2>",
@@ -177,6 +179,23 @@ def _choices(choices: Sequence[Choice]) -> str:
     rows = [[_heading(Heading(c.arm, remark(c))), *(cell(c, value) for value in values)] for c in choices]
     head = ["<th>tuning seeds, mean</th>", *(f"<th>{escape(choices[0].axis)}={value:g}</th>" for value in values)]
     return f"<h2>Tuned: {escape(choices[0].axis)}</h2>{_html_table(head, rows)}"
+
+
+def _gate(gate: Gating) -> str:
+    """Every setting as it was judged, in the order of the grid."""
+    if not gate.judged:
+        return ""
+
+    def number(value: float | None) -> str:
+        return f"<td>{'–' if value is None else escape(format_value(gate.metric, value))}</td>"
+
+    def row(one: Judged) -> list[str]:
+        end = "stopped" if one.is_stopped else "baseline" if one.is_baseline else "went on"
+        return [_heading(Heading(one.label, one.size)), number(one.value), number(one.distance), f"<td>{end}</td>"]
+
+    head = ["<th>setting</th>", _heading(Heading(gate.metric)), f"<th>from the best, {gate.within:g} at most</th>"]
+    table = _html_table([*head, "<th></th>"], [row(one) for one in gate.judged])
+    return f"<h2>The gate at step {gate.step}</h2>{table}"
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -24,6 +24,7 @@ _BETTER: tuple[tuple[str, str | None], ...] = (
     ("*acceptance*", HIGHER),
     ("*overlap*", HIGHER),
     ("train/teacher/*", LOWER),
+    ("train/latent/*", LOWER),
     ("*tokens_per_second*", HIGHER),
     ("*tokens_per_forward*", HIGHER),
     ("*bytes_per_forward*", HIGHER),

@@ -185,6 +185,7 @@ def report_json(report: Report) -> dict[str, Any]:
         ],
         "ladders": list(found.ladders),
         "tuning": [choice.json() for choice in report.choices],
+        "gate": report.gate.json(),
     }
     strict: dict[str, Any] = strict_json(value)
     return strict
@@ -200,6 +201,14 @@ def notices(report: Report) -> list[str]:
         lines.append(f"tuned on other seeds: {'; '.join(map(str, report.choices))}")
     if waits := [name for choice in report.choices for name in choice.waits_for]:
         lines.append(f"the choice waits for {', '.join(waits)}")
+    if report.gate.stopped:
+        stopped = [f"{one.label} ({report.gate.why(one)})" for one in report.gate.stopped.values()]
+        lines.append(f"stopped by the gate, and not compared: {'; '.join(stopped)}")
+    if report.gate.waits_for:
+        lines.append(f"the gate waits for {', '.join(report.gate.waits_for)}")
+    if unjudged := [one.label for one in report.gate.judged if one.value is None]:
+        what = f"without {report.gate.metric} at step {report.gate.step}, so let through the gate"
+        lines.append(f"{what}: {', '.join(unjudged)}")
     if report.missing:
         count, total = len(report.missing), report.expected
         lines.append(f"incomplete: {count} of {total} cells missing: {', '.join(report.missing)}")

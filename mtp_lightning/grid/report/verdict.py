@@ -16,6 +16,7 @@ from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value
 from mtp_lightning.grid.report.statistics import LEVEL, Difference, Summary, difference_of
 from mtp_lightning.grid.report.tuning import Choice
+from mtp_lightning.grid.run.gate import Gating
 from mtp_lightning.grid.spec.grid_spec import At
 from mtp_lightning.units import counted
 
@@ -84,6 +85,7 @@ class Verdict:
     """As they go to `verdict.json`."""
     choices: Sequence[Choice]
     """Of each arm, where an axis is tuned."""
+    gate: Gating
 
     @property
     def is_difference(self) -> bool | None:
@@ -103,6 +105,8 @@ class Verdict:
         sentence += f" {self.worth}" if self.worth else ""
         if edge := [f"{choice.arm} ({choice.axis}={choice.value:g})" for choice in self.choices if choice.at_edge]:
             sentence += f" Best at the edge of the tuned axis, and perhaps better beyond: {', '.join(edge)}."
+        if stopped := [f"{one.label} ({self.gate.why(one)})" for one in self.gate.stopped.values()]:
+            sentence += f" Stopped by the gate, and not compared: {', '.join(stopped)}."
         if self.provisional:
             lacking = {"are missing": len(self.missing), "are not finished": len(self.unfinished)}
             lacking[f"have no {self.title}"] = self.cells_without_value
@@ -137,6 +141,7 @@ class Verdict:
             "warnings": list(self.warnings),
             "ladders": list(self.ladders),
             "tuning": [choice.json() for choice in self.choices],
+            "gate": self.gate.json(),
         }
         strict: dict[str, Any] = strict_json(value)
         return strict
@@ -197,6 +202,7 @@ def verdict(report: Report) -> Verdict:
         worth=worth,
         ladders=ladders,
         choices=report.choices,
+        gate=report.gate,
     )
 
 

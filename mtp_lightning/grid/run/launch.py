@@ -144,6 +144,8 @@ class LocalLauncher:
         files = CellFiles.read(cell.directory)
         if state in (State.FINISHED, State.DAMAGED):
             return Outcome(state, files.damaged)
+        if files.paused_at(cell.pause_at):
+            return Outcome(State.AT_GATE)
         if self.retried[cell.signature]:
             return None
         recent = files.status is not None and (files.status.ended_at or 0.0) >= self.began

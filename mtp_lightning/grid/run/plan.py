@@ -223,15 +223,24 @@ ACTIONS = {
     State.QUEUED: "wait for it",
     State.FAILED: "run again",
     State.INTERRUPTED: "run again",
+    State.AT_GATE: "go on",
+    State.STOPPED: "nothing",
     State.RUNNING: "wait for it",
     State.FINISHED: "nothing",
     State.DAMAGED: "leave it alone",
     State.BLOCKED: "run after its parent",
 }
-TO_RUN = (State.MISSING, State.FAILED, State.INTERRUPTED, State.BLOCKED)
+_TO_RUN = (State.MISSING, State.FAILED, State.INTERRUPTED, State.AT_GATE, State.BLOCKED)
+
+
+def is_to_run(row: CellStatus) -> bool:
+    """Whether `run` would start it now."""
+    return row.state in _TO_RUN and row.gate is None
 
 
 def _action(row: CellStatus) -> str:
+    if row.gate is not None and row.state in _TO_RUN:
+        return "wait at the gate"
     if row.state in (State.FAILED, State.INTERRUPTED) and newest_checkpoint(row.cell.directory) is not None:
         return "go on"
     if row.state is State.MISSING and row.parent is not None and row.parent.state is not State.FINISHED:

@@ -41,6 +41,7 @@ def fit_config(cell: Cell) -> dict[str, Any]:
         },
         devices=cell.resources.tasks_per_node,
         nodes=cell.resources.nodes,
+        pause_at=cell.pause_at,
     )
     return dict(literal(config))
 
@@ -176,6 +177,8 @@ class Attempt:
             return Outcome(State.FAILED, self.given_up, seconds)
         if self.stopped_by is not None:
             return Outcome(State.INTERRUPTED, f"stopped by {signal.Signals(self.stopped_by).name}", seconds)
+        if returncode == PREEMPTED and files.paused_at(self.cell.pause_at):
+            return Outcome(State.AT_GATE, None, seconds)
         if returncode == PREEMPTED:
             return Outcome(State.INTERRUPTED, files.stopped or "preempted", seconds)
         if self.lost is not None:

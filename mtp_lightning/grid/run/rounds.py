@@ -1,4 +1,4 @@
-"""Runs a grid whose cells follow from its results: round by round, until no more come."""
+"""Runs a grid whose cells follow from its results: round by round, until no more come, or go on from a gate."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,15 +8,17 @@ from mtp_lightning.grid.spec.cells import Cell
 
 
 def run_rounds(to_run: Callable[[], Sequence[Cell]], of: int, workers: int | None) -> LaunchResult:
-    """Each cell once.
+    """Each cell once, or once to its gate and once from there.
 
     Args:
         to_run: what the grid lacks now; asked again after each round.
         of: how many cells the grid has.
     """
     outcomes: dict[str, Outcome] = {}
-    while todo := [cell for cell in to_run() if cell.signature not in outcomes]:
-        launched = run_here(todo, max(of, len(outcomes) + len(todo)), workers)
+    begun: set[tuple[str, int | None]] = set()
+    while todo := [cell for cell in to_run() if (cell.signature, cell.pause_at) not in begun]:
+        begun |= {(cell.signature, cell.pause_at) for cell in todo}
+        launched = run_here(todo, max(of, len({*outcomes, *(cell.signature for cell in todo)})), workers)
         outcomes |= launched.outcomes
         if launched.interrupted:
             return LaunchResult(outcomes, True)

@@ -8,6 +8,7 @@ lock            held while the cell runs                     launcher and run
 progress.json   step, loss, throughput, a heartbeat          run
 result.json     metrics, written last and once: finished     run
 failure.json    why the attempt failed                       run
+gate.json       the metrics at a gate where it waited        run
 mlflow_run_id   the MLflow run that every attempt continues  run
 code.diff       changes to the code since its commit         launcher, on Slurm
 checkpoints/                                                 run
@@ -44,6 +45,10 @@ class State(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
+    AT_GATE = "at the gate"
+    """It saved and ended there; it goes on if its setting passes."""
+    STOPPED = "stopped"
+    """By the gate: its setting was too far from the best. Stands in no file."""
     DAMAGED = "damaged"
     """One of its files is there and cannot be used: a person has to look."""
     BLOCKED = "blocked"
@@ -147,6 +152,15 @@ class Failure(Record):
 
 
 @dataclass(frozen=True)
+class AtGate(Record):
+    """What a run had come to when it paused at a gate. It stays there: the gate's judgement rests on it."""
+
+    FILE: ClassVar[str] = "gate.json"
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
 class CellFiles:
     """The files of a cell's folder, each read once. One that is damaged is None, and named."""
 
@@ -155,6 +169,7 @@ class CellFiles:
     progress: Progress | None
     failure: Failure | None
     run_id: str | None = None
+    gate: AtGate | None = None
     damaged: str | None = None
     """What is wrong with the files, if anything is, and what to do."""
 
@@ -171,9 +186,10 @@ class CellFiles:
 
         result, status = read(Result.read), read(Status.read)
         progress, failure, run_id = read(Progress.read), read(Failure.read), read(read_run_id)
+        gate = read(AtGate.read)
         read(lambda folder: check_journal(folder / JOURNAL))
         damaged = f"{'; '.join(dict.fromkeys(problems))}: {INSTEAD}" if problems else None
-        return cls(result, status, progress, failure, run_id, damaged)
+        return cls(result, status, progress, failure, run_id, gate, damaged)
 
     @property
     def state(self) -> State:
@@ -194,7 +210,11 @@ class CellFiles:
             return State.MISSING if self.progress is None else State.INTERRUPTED
         if self.status.state == State.RUNNING.value and self.failure is not None:
             return State.FAILED  # the launcher was killed before it could note it
-        return State.FAILED if self.status.state == State.FAILED.value else State.INTERRUPTED
+        ended = State(self.status.state)
+        return ended if ended in (State.FAILED, State.AT_GATE) else State.INTERRUPTED
+
+    def paused_at(self, step: int | None) -> bool:
+        return step is not None and self.gate is not None and self.gate.step == step
 
     @property
     def reason(self) -> str | None:

@@ -34,12 +34,16 @@ class CellStatus:
     """Its entry in Slurm's queue, as long as it waits or runs there."""
     has_output: bool
     """Its job wrote output, and the cell never began."""
+    gate: tuple[State, str] | None = None
+    """Stopped by a gate or waiting there, and why; by `Gating.show`."""
     parent: "CellStatus | None" = None
     """Of the cell of the same grid whose weights it begins with."""
 
     @property
     def state(self) -> State:
         found = self._own_state
+        if self.gate is not None and found not in (State.FINISHED, State.RUNNING, State.QUEUED, State.DAMAGED):
+            return self.gate[0]
         waits = found is State.MISSING and self.parent is not None
         return State.BLOCKED if waits and self.parent.state in BLOCKING else found  # type: ignore[union-attr]
 
@@ -66,6 +70,8 @@ class CellStatus:
     def reason(self) -> str | None:
         if self.state is State.BLOCKED and self.parent is not None:
             return blocked_by(self.cell, self.parent.state)
+        if self.gate is not None and self.state is self.gate[0]:
+            return self.gate[1]
         if self.state in (State.FAILED, State.INTERRUPTED, State.DAMAGED):
             return self.files.reason
         if self.state is State.MISSING and self.has_output and self.submitted is not None:

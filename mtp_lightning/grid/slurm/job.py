@@ -145,6 +145,8 @@ class _Leader:
         state = files.state_if_over if ours and files.state is State.RUNNING else files.state
         if state in (State.FINISHED, State.RUNNING, State.DAMAGED):
             return Outcome(state, "another process runs it" if state is State.RUNNING else files.damaged)
+        if files.paused_at(self.cell.pause_at):
+            return Outcome(State.AT_GATE)
         close_attempt(self.cell.directory)
         return self._without_progress()
 

@@ -49,6 +49,8 @@ class Cell:
     """Whether the parent is a cell of the same grid, which has to be finished first."""
     parent_label: str | None = None
     """`pretrain n_future=4`: the parent without its seed, which is the cell's; or the path."""
+    pause_at: int | None = None
+    """The step of a gate, before which it is; set by `run.gate`, from its files."""
     aliases: tuple["Cell", ...] = ()
     """Other combinations of the grid with the same configuration."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtp_lightning.config.config_files import in_checkout
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.spec.ladder_and_tune import Ladder, Tune
+from mtp_lightning.grid.spec.ladder_tune_gate import Gate, Ladder, Tune
 from mtp_lightning.grid.spec.reader import KEYS, REQUIRED, Reader
 from mtp_lightning.grid.spec.resources import ResourceRule
 from mtp_lightning.grid.spec.stages import Stage, split_stages
@@ -58,6 +58,7 @@ class GridSpec:
     """Metric -> where it is compared, if not at the end."""
     ladder: Ladder | None = None
     tune: Tune | None = None
+    gate: Gate | None = None
     is_stage: bool = False
     ancestors: tuple[str, ...] = ()
     """Of a stage: the stages that it comes from, the nearest first."""

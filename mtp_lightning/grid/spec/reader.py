@@ -11,7 +11,7 @@ from mtp_lightning.config.config_files import find_config
 from mtp_lightning.errors import did_you_mean
 from mtp_lightning.grid.spec.expressions import Expression
 from mtp_lightning.grid.spec.grid_file import GridFile
-from mtp_lightning.grid.spec.ladder_and_tune import read_ladder, read_tune
+from mtp_lightning.grid.spec.ladder_tune_gate import read_gate, read_ladder, read_tune
 from mtp_lightning.grid.spec.resources import positive, read_budget, read_resources, read_retry
 from mtp_lightning.grid.spec.signature import as_meant, canonical
 from mtp_lightning.grid.spec.stages import Stage
@@ -20,7 +20,7 @@ from mtp_lightning.yaml_lines import Lines
 
 KEYS = (
     *("name", "configs", "overrides", "axes", "zip", "include", "exclude", "ablate", "seeds", "baseline"),
-    *("compare", "ladder", "tune", "resources", "budget", "retry", "stages"),
+    *("compare", "ladder", "tune", "gate", "resources", "budget", "retry", "stages"),
 )
 REQUIRED = ("name", "configs", "axes")
 UNITS = ("step", "tokens", "bytes", "flops", "seconds")
@@ -78,6 +78,7 @@ class Reader(GridFile):
             "files": self.files,
             "ladder": read_ladder(self, axes, fixed, groups),
             "tune": read_tune(self, axes, fixed, groups, seeds, [*compare["at"]], first, include),
+            "gate": read_gate(self),
             **compare,
         }
         return {key: value for key, value in fields.items() if key in self.raw or key not in KEYS}

@@ -98,7 +98,9 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("model.freeze", "none"),
     ("model.heads.norms", "shared"),
     ("model.loss.target", "token"),
-    ("model.loss.teacher", {"weight": 0.5, "top": None, "kl_scale": 1.0, "kl_decay": 1.0}),
+    ("model.heads.markov_rank", None),
+    ("model.loss.teacher", {"weight": 0.5, "top": None, "kl_scale": 1.0, "kl_decay": 1.0, "latent": 0.0}),
+    ("model.loss.teacher.latent", 0.0),
 )
 """(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
 cells keep their names."""

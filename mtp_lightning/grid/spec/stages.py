@@ -58,6 +58,8 @@ def split_stages(path: Path, raw: Mapping[Any, Any], lines: Lines) -> tuple[list
     for key in raw:
         if key == "tune":
             problem(key, message="chains cannot be tuned: tune an axis in a grid of its own, and give the value")
+        elif key == "gate":
+            problem(key, message="chains have no gate: what begins with a cell's weights needs it finished")
         elif key not in (*COMMON, "stages"):
             belongs = key in OWN
             known = f"; known beside stages: {', '.join(COMMON)}"

@@ -13,7 +13,7 @@ Freeze = Literal["none", "trunk", "trunk_and_unembedding", "next_token"]
 """What does not train:
 
 - `trunk`: the embedding and the trunk's layers;
-- `trunk_and_unembedding`: also the final norm and the unembedding, so that only heads train;
+- `trunk_and_unembedding`: also the final norm and the unembedding, so that only heads train (and their bigram);
 - `next_token`: also head 1: everything that the next token follows from, so that the next-token model stays as it is,
   bit for bit, and only what was added to it trains (heads 2 .. n and unembeddings of their own).
 """
@@ -59,4 +59,4 @@ def frozen_weights(model: MTPModel, freeze: Freeze) -> Iterator[nn.Parameter]:
     if freeze == "next_token":
         parts.append(model.heads[0])
     for part in parts:
-        yield from part.parameters()
+        yield from (weight for weight in part.parameters() if weight is not model.unembedding.bigram)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mtp_lightning.grid.spec.ladder_and_tune import FEWEST_SIZES
+from mtp_lightning.grid.spec.ladder_tune_gate import FEWEST_SIZES
 
 Array = NDArray[np.float64]
 

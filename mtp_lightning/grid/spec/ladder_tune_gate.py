@@ -1,9 +1,12 @@
-"""Two sections of a grid file that change what its cells are compared for:
+"""Three sections of a grid file that change what its cells are compared for, and how far they run:
 
 ladder: {size: model.backbone.dim}                      # what each arm is worth, in compute, at each size
 tune: {axis: model.optimizer.lr, seeds: [100, 101]}     # each arm at its best value, chosen on other seeds
+gate: {at: step=500, keep: within 0.1 of the best}      # settings farther from the best than that end there
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +18,8 @@ from mtp_lightning.grid.spec.values import is_number, nearest_key
 FEWEST_SIZES = 4
 """A curve with three parameters goes through any three points: the fourth is the first that can disagree."""
 MOST_SEED = 2**32 - 1
+_AT = re.compile(r"step=([1-9]\d{0,15})")
+_KEEP = re.compile(r"within (\S+) of the best")
 _SEEDS = f"must be a list of whole numbers in 0 .. {MOST_SEED}, and not empty"
 
 Axes = Mapping[str, tuple[Any, ...]]
@@ -30,6 +35,14 @@ class Ladder:
 class Tune:
     axis: str
     seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Gate:
+    step: int
+    """Where every cell waits until its setting is judged."""
+    within: float
+    """How far a setting may be from the best there, in units of the first metric of `compare`."""
 
 
 def read_ladder(file: GridFile, axes: Axes, fixed: Sequence[str], groups: Sequence[Sequence[str]]) -> Ladder | None:
@@ -108,6 +121,30 @@ def read_tune(
     if without := [index for index, values in enumerate(include) if axis not in values]:
         file.problem("include", without[0], message=f"gives no {axis}, of which `tune` chooses the best")
     return None if found or without or first in at else Tune(axis, tuple(seeds))
+
+
+def read_gate(file: GridFile) -> Gate | None:
+    given = _section(file, "gate", ("at", "keep"))
+    if not given:
+        return None
+    at, keep = (pattern.fullmatch(str(given[key])) for key, pattern in (("at", _AT), ("keep", _KEEP)))
+    within = _number(keep[1]) if keep else math.nan
+    if "tune" in file.raw:
+        what = "does not go with tune, whose cells all run to their end: take one of them out"
+        file.problem("gate", message=what)
+    if not at:
+        file.problem("gate", "at", message=f"must be a step such as step=500, not {given['at']!r}")
+    if not 0 < within < math.inf:
+        what = f"must be a distance above zero, such as: within 0.1 of the best; not {given['keep']!r}"
+        file.problem("gate", "keep", message=what)
+    return Gate(int(at[1]), within) if at and 0 < within < math.inf and "tune" not in file.raw else None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _section(file: GridFile, name: str, keys: Sequence[str]) -> Mapping[Any, Any]:
