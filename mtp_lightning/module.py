@@ -62,8 +62,9 @@ class MTPModule(pl.LightningModule):
         freeze: what has no gradient and no optimizer state: `trunk` (and embedding), `trunk_and_unembedding` (and final
             norm), or `next_token` (and head 1: what the next token follows from stays, bit for bit).
         recompute: what is run again in the backward pass, so that its activations need not be kept: `layers`, those of
-            trunk and heads; `{every: k}`, one layer in k; `attention`, of every layer the attention. The gradients
-            are the same, a step takes longer.
+            trunk and heads; `{every: k}`, one layer in k; `attention`, of every layer the attention; `heads`, each head
+            with its loss, so that one head's states and gradient exist at a time; `layers_and_heads`, these and the
+            trunk's layers. The gradients are the same, a step takes longer.
         compile: compile every transformer layer (they share their code, so once) with torch.compile.
         on_divergence: what becomes of a run whose loss or weights are no longer finite: `stop` ends it as failed, its
             last good checkpoint kept; `go_on` trains to the end.
@@ -89,7 +90,7 @@ class MTPModule(pl.LightningModule):
         super().__init__()
         import_kind(heads)  # a configuration of the user's own names it
         complete(loss.weights, heads)  # both refuse what does not go together
-        check_options(loss, heads, backbone.vocab_size)
+        check_options(loss, heads, backbone.vocab_size, recompute)
         self.loss_config, self.optimizer_config, self.schedule_config = loss, optimizer, schedule
         self.init_config, self.frozen, self.recompute, self._compiles = init, freeze, recompute, compile
         model, self._drawn_from = make_model(backbone, heads)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads, shown_progress
+from mtp_lightning.bench.loader import loader_cost, seconds_a_batch
 from mtp_lightning.bench.overhead import step_overheads
 from mtp_lightning.bench.train_contenders import Workload, arms, check_contenders, missing_packages
 from mtp_lightning.bench.train_measure import Row, bench_train, judged_by_cpu
@@ -46,7 +47,7 @@ def train_command(
         vocab_size: Vocabularies, measured one after the other; 4096 by default.
         contenders: Some of ours, naive, paper, huggingface, litgpt; all by default.
         compile: Measure each as it is and under torch.compile.
-        recompute: Values of model.recompute with which ours is measured too: layers, attention, every=2.
+        recompute: Values of model.recompute with which ours is measured too: layers, attention, heads, every=2.
         dim: Width of the model.
         n_layers: Layers, trunk and heads together.
         n_heads: Attention heads.
@@ -57,7 +58,7 @@ def train_command(
         threads: Threads of every measured process; one is judged by CPU time, several by the clock once idle.
         rounds: Counted rounds, at least 5 to be judged.
         memory: Measure peak memory, every contender in a process of its own.
-        overhead: Measure what Lightning and logging add to a step, at the first vocabulary.
+        overhead: Measure what Lightning, logging and reading the data add to a step, at the first vocabulary.
         patience: Seconds to wait for a quiet machine, in all.
         keep_memory: Have the C library keep freed memory, as `mtp fit` does, for all contenders alike.
         json: File to write the rows to as well.
@@ -87,6 +88,7 @@ def train_command(
     by_cpu = judged_by_cpu(device, threads)
     rows: list[Row] = []
     overheads: dict[str, float] = {}
+    loader: dict[str, float] = {}
     with shown_progress(messages) as progress:
         gate = IdleGate(patience, progress)
         for size in sizes:
@@ -100,6 +102,9 @@ def train_command(
             rows += bench_train(at, wanted, threads, rounds, memory, gate, say)
         if overhead:
             overheads = step_overheads(workload, max(counts), rounds, by_cpu, progress)
+            progress("reading windows")
+            first = [row for row in rows if row["vocab_size"] == sizes[0]]
+            loader = loader_cost(seconds_a_batch(workload, max(counts), by_cpu), workload, first)
     judged_by = "CPU time" if by_cpu else "wall clock"
     caption = f"{', '.join(f'{k} {v}' for k, v in machine.items())}; medians of {rounds} rounds by {judged_by}"
     caption += "; freed memory kept" if keeps else ""
@@ -109,11 +114,14 @@ def train_command(
         console.print(train_table([row for row in rows if row["vocab_size"] == size], title, caption))
     for name, milliseconds in overheads.items():
         console.print(f"{name}: {milliseconds:+.2f} ms a step above the bare loop", highlight=False)
+    if loader:
+        share = f", {loader['share_of_step']:.2%} of the quickest step of ours" if "share_of_step" in loader else ""
+        console.print(f"reading windows: {loader['ms']:.2f} ms a step{share}", highlight=False)
     if json:
         content = {
             "machine": machine, "backbone": asdict(backbone) | {"vocab_size": sizes}, "context": context,
             "batch": batch, "dtype": dtype, "judged_by": judged_by, "rounds": rounds, "freed_memory_kept": keeps,
-            "busy_steps": gate.passed_busy, "rows": rows, "overhead_ms": overheads,
+            "busy_steps": gate.passed_busy, "rows": rows, "overhead_ms": overheads, "loader": loader,
         }  # fmt: skip
         write_json(Path(json), content)
 

@@ -1,7 +1,7 @@
 """Whether a run can fit into the memory there is, by its configuration alone: only what clearly cannot is refused."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,9 +11,33 @@ from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_parameters
 from mtp_lightning.model.memory import state_memory, training_memory
 from mtp_lightning.model.own_kind import import_kind
+from mtp_lightning.objective.chunked import default_chunk_rows
 from mtp_lightning.units import quantity, size
 
 _SHARDED = ("FSDP2Strategy", "ZeroStrategy")
+
+
+class MemorySettings(NamedTuple):
+    """What `training_memory` asks for beside the model and the batch, by its names."""
+
+    width: int
+    on_gpu: bool
+    optimizer: str
+    accumulates: bool
+    chunk_rows: int
+
+    @classmethod
+    def of(
+        cls, precision: object, on_gpu: bool, optimizer: str, accumulated: int, chunk_rows: int | None, vocab_size: int
+    ) -> "MemorySettings":
+        """
+        Args:
+            accumulated: `trainer.accumulate_grad_batches`.
+            chunk_rows: `model.loss.chunk_rows`.
+        """
+        device = torch.device("cuda" if on_gpu else "cpu")
+        rows = chunk_rows or default_chunk_rows(vocab_size, device)
+        return cls(2 if "16" in str(precision) else 4, on_gpu, optimizer, accumulated > 1, rows)
 
 
 def check_memory(config: Mapping[str, Any], memory: int | None = None, gpus: int = 0) -> None:
@@ -42,19 +66,25 @@ def check_memory(config: Mapping[str, Any], memory: int | None = None, gpus: int
     processes = _number(trainer["devices"])
     world = gpus or processes * trainer["num_nodes"]
     import_kind(heads)  # the user's own configuration names it
-    freeze, recompute = config["model"].get("freeze", "none"), config["model"].get("recompute", "none")
-    weights = state_memory(backbone, heads, freeze)
+    model = config["model"]
+    freeze, optimizer = model.get("freeze", "none"), model.get("optimizer", {}).get("kind", "adamw")
+    weights = state_memory(backbone, heads, freeze, optimizer)
     rows, context = data.get("batch_size"), data.get("context")
-    has_batch = isinstance(rows, int) and isinstance(context, int)
-    width = 2 if "bf16" in str(trainer["precision"]) or "16" in str(trainer["precision"]) else 4
-    step = 0
-    if has_batch:
-        step = training_memory(backbone, heads, rows, context, width, freeze, recompute) - weights  # type: ignore[arg-type]
+    shards = world if str(strategy.get("class_path")).endswith(_SHARDED) else 1
     here = 1 if on_gpu or gpus else processes
-    held = here * (weights // (world if str(strategy.get("class_path")).endswith(_SHARDED) else 1) + step // world)
+    held, batch = here * weights // shards, ""
+    if isinstance(rows, int) and isinstance(context, int):
+        settings = MemorySettings.of(
+            trainer["precision"], bool(on_gpu or gpus), optimizer, trainer.get("accumulate_grad_batches", 1),
+            model.get("loss", {}).get("chunk_rows"), backbone.vocab_size,
+        )  # fmt: skip
+        held = here * training_memory(
+            backbone, heads, -(-rows // world), context, freeze=freeze, recompute=model.get("recompute", "none"),
+            shards=shards, **settings._asdict(),
+        )  # fmt: skip
+        batch = f" and a batch (data.batch_size {rows:,}, data.context {context:,}) the rest"
     if held <= memory:
         return
-    batch = f" and a batch (data.batch_size {rows:,}, data.context {context:,}) {size(step)}" if has_batch else ""
     parameters = count_parameters(backbone, heads).total
     raise InputError(
         f"model.backbone (dim {backbone.dim:,}, n_layers {backbone.n_layers:,}, ffn_dim {backbone.ffn:,}, vocab_size "

@@ -14,6 +14,7 @@ from mtp_lightning.config.keys.key_origins import arguments
 from mtp_lightning.config.keys.linked_keys import LINKS
 from mtp_lightning.config.keys.parser import input_error_behind
 from mtp_lightning.config.lightning_cli import MTPCLI
+from mtp_lightning.config.memory import MemorySettings
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.model.counts import count_parameters, flops_per_token
@@ -100,11 +101,16 @@ def _size(module: MTPModule, data: MTPDataModule, trainer: Any) -> Size:
     if not data.context or not data.batch_size or trainer.max_steps < 1:
         return Size(counts.total, counts.non_embedding)
     backbone, heads = module.model.config, module.heads_config
-    width = 2 if "bf16" in str(trainer.precision) or "16-" in str(trainer.precision) else 4
+    on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
+    settings = MemorySettings.of(
+        trainer.precision, on_gpu, module.optimizer_config.kind, trainer.accumulate_grad_batches,
+        module.loss_config.chunk_rows, backbone.vocab_size,
+    )  # fmt: skip
+    rows, said = data.batch_size, {"freeze": module.frozen, "recompute": module.recompute, **settings._asdict()}
     return Size(
         counts.total,
         counts.non_embedding,
         flops_per_token(backbone, heads, data.context, module.frozen, module.unembedded_again),
-        data.batch_size * data.context * trainer.max_steps * trainer.accumulate_grad_batches,
-        training_memory(backbone, heads, data.batch_size, data.context, width, module.frozen, module.recompute),
+        rows * data.context * trainer.max_steps * trainer.accumulate_grad_batches,
+        training_memory(backbone, heads, rows, data.context, **said),
     )

@@ -12,8 +12,9 @@ from mtp_lightning.model.config import BackboneConfig
 from mtp_lightning.model.documents import Mask
 from mtp_lightning.shapes import Float
 
-Recomputed = Literal["none", "layer", "attention"]
-"""What of a layer is run again in the backward pass (`mtp_lightning.model.training.recompute`)."""
+Recomputed = Literal["none", "layer", "attention", "head"]
+"""What of a layer is run again in the backward pass (`mtp_lightning.model.training.recompute`); `head`: nothing by the
+layer itself, its whole head is."""
 
 
 class SwiGLU(nn.Module):

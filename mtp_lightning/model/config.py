@@ -170,6 +170,8 @@ ONE_STREAM: tuple[HeadKind, ...] = ("none", "order")
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 SIDE_BY_SIDE: tuple[HeadKind, ...] = ("parallel", "markov")
 """Kinds whose every head is transformer layers on the trunk's output."""
+INDEPENDENT: tuple[HeadKind, ...] = ("parallel", "linear")
+"""Kinds whose heads read the trunk's output alone, and not each other."""
 TEACHER_FORCED: tuple[HeadKind, ...] = ("sequential", "recurrent")
 """Kinds whose further heads read the true tokens between their position and their target."""
 

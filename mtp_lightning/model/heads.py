@@ -6,20 +6,27 @@ unembedding unless it is replicated.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mtp_lightning.model.attention import Projection
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.documents import Mask
+from mtp_lightning.model.training.first_run import first_run
 from mtp_lightning.shapes import Float
 
 RotaryAngles = tuple[Tensor, Tensor]
 RotaryAndMask = tuple[RotaryAngles, Mask]
 """What every layer needs besides its input: rotary angles and, where it is not plainly causal, a mask."""
+
+Scored = TypeVar("Scored")
+Score = Callable[[int, Tensor], Scored]
+"""`score(i, h)` of the normed state (1, B, T, D) of head i + 1."""
 
 
 class Stack(nn.ModuleList):
@@ -91,6 +98,8 @@ class Heads(nn.ModuleList):
 
     teacher_forced = False
     """Whether the further heads read the true tokens between their position and their target."""
+    run_again = False
+    """Whether a loss runs each head again in its backward (`mtp_lightning.model.training.recompute`)."""
 
     def __getitem__(self, index: int | slice) -> Any:
         """A slice is a plain ModuleList: torch would make another of this class, whose arguments may differ."""
@@ -140,6 +149,26 @@ class ParallelHeads(Heads):
     def states(self, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None, detach: bool) -> list[Tensor]:
         read = z_BTD.detach() if detach else z_BTD
         return [head(read if i else z_BTD, *rotary_mask) for i, head in enumerate(self)]
+
+    def scored(
+        self, z_BTD: Tensor, rotary_mask: RotaryAndMask, detach: bool, norm: nn.Module, score: Score[Scored]
+    ) -> list[Scored]:
+        """The score of each head, of which nothing is kept but z: each is run again, head and score, in its backward.
+
+        One head after the other is so finished, its gradient added to z's, before the next one's states exist (the
+        order of the paper's figure 2). By torch's non-reentrant checkpoints within one backward, so that the hooks of
+        sharding and of gradient reduction see what they always see; the paper's own loop is wrong under most of them.
+        """
+        read = z_BTD.detach() if detach else z_BTD
+        scores = []
+        for i, head in enumerate(self):
+
+            def run(x_BTD: Tensor, i: int = i, head: nn.Module = head) -> Scored:
+                return score(i, norm(head(x_BTD, *rotary_mask))[None])
+
+            given = read if i else z_BTD
+            scores.append(checkpoint(run, given, use_reentrant=False, context_fn=lambda: (first_run(), nullcontext())))
+        return scores
 
 
 class CausalHeads(Heads):

@@ -18,7 +18,7 @@ from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_heads, trunk_widths
 from mtp_lightning.model.documents import Documents, Mask
-from mtp_lightning.model.heads import make_heads
+from mtp_lightning.model.heads import ParallelHeads, Score, make_heads
 from mtp_lightning.model.rope import Rotary
 from mtp_lightning.shapes import Float, Int
 
@@ -93,8 +93,9 @@ class MTPModel(nn.Module):
         documents_BT: Int[Tensor, "B T"] | None = None,
         ahead_NBT: Int[Tensor, "N B T"] | None = None,
         detach_further: bool = False,
-    ) -> Float[Tensor, "S B T D"]:
-        """Normed hidden states of every head; head i's (index i - 1) predict the i-th token ahead.
+        score: Score[Any] | None = None,
+    ) -> Any:
+        """Normed hidden states of every head (S, B, T, D); head i's (index i - 1) predict the i-th token ahead.
 
         Of kind `markov` D is the width and R columns more, A[x] of the token before the target, head 1's all 0.
 
@@ -104,6 +105,7 @@ class MTPModel(nn.Module):
             ahead_NBT: the true token of every target; heads of kind `sequential`, `recurrent` and `markov` read all but
                 the last.
             detach_further: keep the gradient of heads 2 .. N out of the trunk.
+            score: return what it makes of each head's states in place of these (`ParallelHeads.scored`).
 
         Raises:
             ValueError: a kind that reads true tokens did not get them.
@@ -120,9 +122,13 @@ class MTPModel(nn.Module):
             raise ValueError(f"heads of kind '{self.heads_config.kind}' read the true tokens ahead: give ahead_NBT")
         if reads_ahead and self.before is None:
             e_MBTD = self.embedding(ahead_NBT[:-1])  # type: ignore[index]
+        if score is not None:
+            assert isinstance(self.heads, ParallelHeads)
+            assert self.before is None
+            return self.heads.scored(z_BTD, (rotary, mask), detach_further, self.norm, score)
         h_SBTD = self.heads(z_BTD, rotary, mask, e_MBTD, detach_further, norm=self.norm)
         if self.before is None:
-            return h_SBTD  # type: ignore[no-any-return]
+            return h_SBTD
         a_MBTR = self.before(ahead_NBT[:-1])  # type: ignore[index]
         return torch.cat((h_SBTD, torch.cat((torch.zeros_like(a_MBTR[:1]), a_MBTR))), dim=-1)
 

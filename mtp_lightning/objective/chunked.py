@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtp_lightning.model.training.first_run import is_first_run
 from mtp_lightning.shapes import Float, Int
 
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**28}
@@ -55,7 +56,7 @@ def chunked_linear_nll(
     # needs_input_grad is True under no_grad too, so whether gradients are wanted has to come from outside
     wanted = torch.is_grad_enabled()
     with torch.autocast(h_RD.device.type, enabled=False):
-        return _ChunkedNLL.apply(h_RD, weight_VD, targets_RK, scale_RK, z_loss, rows, dtype, wanted)  # type: ignore[no-any-return, no-untyped-call]
+        return _ChunkedNLL.apply(h_RD, weight_VD, targets_RK, scale_RK, z_loss, rows, dtype, wanted, is_first_run())  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _ChunkedNLL(torch.autograd.Function):
@@ -70,16 +71,16 @@ class _ChunkedNLL(torch.autograd.Function):
         chunk_rows: int,
         dtype: torch.dtype,
         wanted: bool,
+        first_run: bool,
     ) -> tuple[Tensor, Tensor]:
         R, V = h_RD.shape[0], weight_VD.shape[0]
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         weight = weight_VD.to(dtype)
         nll_RK = h_RD.new_empty(targets_RK.shape, dtype=accumulate)
         lse_R = h_RD.new_empty(R, dtype=accumulate)
-        dh_RD = torch.empty_like(h_RD) if wanted and ctx.needs_input_grad[0] else None
-        dw_VD = None
-        if wanted and ctx.needs_input_grad[1]:
-            dw_VD = torch.zeros_like(weight_VD, dtype=accumulate)
+        moves_h, moves_w = (wanted and needed for needed in ctx.needs_input_grad[:2])
+        dh_RD = torch.empty_like(h_RD) if moves_h and not first_run else None
+        dw_VD = torch.zeros_like(weight_VD, dtype=accumulate) if moves_w and not first_run else None
         scale_R = scale_RK.sum(1, dtype=accumulate)
         largest = scale_R.max().clamp(min=torch.finfo(torch.float32).tiny)
         relative_R = scale_R / largest
@@ -97,6 +98,9 @@ class _ChunkedNLL(torch.autograd.Function):
                 dh_RD[rows] = (residual @ weight).mul_(relative)
             if dw_VD is not None:
                 buffers.accumulate_outer(dw_VD, residual, (h * relative).to(dtype))
+        if first_run:  # `checkpoint` compares shapes, and takes the second run's tensors
+            dh_RD = _nothing(h_RD, h_RD.dtype) if moves_h else None
+            dw_VD = _nothing(weight_VD, accumulate) if moves_w else None
         ctx.save_for_backward(dh_RD, dw_VD, largest)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(nll_RK)
@@ -113,7 +117,12 @@ class _ChunkedNLL(torch.autograd.Function):
         factor = d_total * largest
         dh = None if dh_RD is None else dh_RD * factor.to(dh_RD.dtype)
         dw = None if dw_VD is None else (dw_VD * factor).to(ctx.weight_dtype)
-        return dh, dw, None, None, None, None, None, None
+        return dh, dw, None, None, None, None, None, None, None
+
+
+def _nothing(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of the shape and of no memory; gradients of it would be NaN."""
+    return like.new_full((), torch.nan, dtype=dtype).expand(like.shape)
 
 
 class _Buffers:

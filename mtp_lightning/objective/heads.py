@@ -11,6 +11,7 @@ from torch import Tensor
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import ONE_STREAM, TEACHER_FORCED, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.training.recompute import HEADS, Recompute
 from mtp_lightning.objective.loss import (
     HeadScores,
     LossOptions,
@@ -28,13 +29,20 @@ from mtp_lightning.shapes import Float, Int
 Part = TypeVar("Part", LossOutput, HeadScores)
 
 
-def check_options(options: LossOptions, heads: HeadsConfig, vocab_size: int | None = None) -> None:
+def check_options(
+    options: LossOptions, heads: HeadsConfig, vocab_size: int | None = None, recompute: Recompute = "none"
+) -> None:
     """
     Raises:
         InputError: a gradient is to be stopped that this kind of heads cannot separate from the others, or heads are to
             be taught that cannot be.
     """
     _check_target(options, heads)
+    if recompute in HEADS and teaches(options, heads):
+        raise InputError(
+            f"model.recompute is '{recompute}', and model.loss.target is '{options.target}': head 1 teaches the "
+            "others, so heads cannot be run again one at a time; give recompute: layers, or target: token"
+        )
     if vocab_size is not None and (options.teacher.top or 1) > vocab_size:
         raise InputError(
             f"model.loss.teacher.top is {options.teacher.top}, and model.backbone.vocab_size is {vocab_size}: give a "
@@ -123,7 +131,6 @@ def model_loss(
     heads = model.heads_config
     stops = heads.n_future > 1 and heads.kind not in ONE_STREAM  # a single head has none to be stopped for
     detach = stops and options.stop_gradient in ("trunk", "both")
-    h_SBTD = model(targets.inputs, documents_BT, targets.targets, detach)
 
     def tokens(h: Tensor, weight: Tensor, part: slice) -> LossOutput:
         if teaches(options, heads):
@@ -143,7 +150,19 @@ def model_loss(
         mean_count = None if mean_count_C is None else mean_count_C[1:]
         return order_loss(h, weight, targets.targets, targets.first, weights[1], options, mean_count)
 
-    parts = _through_unembeddings(model, h_SBTD, tokens, order)
+    def one_head(i: int, h_1BTD: Tensor) -> LossOutput:
+        unembedding = model.further_unembeddings[i - 1] if i and heads.replicate_unembedding else model.unembedding
+        stays = i > 0 and options.stop_gradient in ("unembedding", "both")
+        return unembedding(  # type: ignore[no-any-return]
+            h_1BTD, lambda h, weight: tokens(h, weight.detach() if stays else weight, slice(i, i + 1))
+        )
+
+    if model.heads.run_again:
+        assert not teaches(options, heads), "head 1's logits are not there when another head is run"
+        parts = model(targets.inputs, documents_BT, None, detach, one_head)
+    else:
+        h_SBTD = model(targets.inputs, documents_BT, targets.targets, detach)
+        parts = _through_unembeddings(model, h_SBTD, tokens, order)
     return LossOutput(
         torch.stack([part.total for part in parts]).sum(),
         torch.cat([part.nll for part in parts]),

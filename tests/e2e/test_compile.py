@@ -8,7 +8,7 @@ from processes import Mtp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", ["none", "layers", "attention"])
+@pytest.mark.parametrize("recompute", ["none", "layers", "attention", "heads"])
 def test_compiled_layers_train_alike(mtp: Mtp, folder: Path, recompute: str) -> None:
     losses = {}
     for compiled in ("false", "true"):

@@ -1,8 +1,10 @@
 """Every kind of heads under every strategy has the gradients of a single, naive process."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ from parity import STRATEGIES, ParityCell, reference, run_cells, worst_error
 from tiny import VARIANTS
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import INDEPENDENT, BackboneConfig, HeadsConfig
 from mtp_lightning.model.training.freezing import Freeze, check_freeze
-from mtp_lightning.model.training.recompute import Recompute
+from mtp_lightning.model.training.recompute import HEADS, Recompute
 from mtp_lightning.objective.heads import check_options
 from mtp_lightning.objective.loss import LossOptions
 from mtp_lightning.objective.teacher_config import TARGETS, Target
@@ -51,6 +53,7 @@ def test_a_slice_of_every_axis(strategy: str) -> None:
     """Each strategy: all of accumulation x tying, every fifth variant (all of them, over the strategies),
     layers recomputed, with documents that do not see each other, and heads that are taught."""
     corner = [cell for cell in EVERYTHING if cell.strategy == strategy and cell.heads == PARALLEL]
+    corner[-1] = replace(corner[-1], recompute="layers_and_heads")
     variants = list(VARIANTS.values())[list(STRATEGIES).index(strategy) :: len(STRATEGIES)]
     rest = [ParityCell(strategy, heads, accumulate=2, tied=i % 2 == 0) for i, heads in enumerate(variants)]
     sequential = HeadsConfig(n_future=3, kind="sequential")
@@ -80,6 +83,20 @@ def test_every_kind_of_heads_recomputed(strategy: str) -> None:
         for heads, (accumulate, recompute) in product(VARIANTS.values(), product((1, 2), recomputes))
     ]
     assert "\n".join(failures(cells)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_heads_that_are_run_again_one_at_a_time(strategy: str) -> None:
+    """Of the kinds whose heads are independent; a trunk that is frozen, and head 1 with it."""
+    heads = [heads for heads in VARIANTS.values() if heads.kind in INDEPENDENT]
+    cells = [
+        ParityCell(strategy, each, accumulate, tied=accumulate == 1, recompute=recompute, apart=accumulate == 2)
+        for each, accumulate, recompute in product(heads, (1, 2), HEADS)
+    ]
+    frozen = [ParityCell(strategy, PARALLEL, 2, freeze=freeze, recompute="heads") for freeze in get_args(Freeze)]
+    later = ParityCell(strategy, PARALLEL, later=True, recompute="heads")
+    assert "\n".join(failures([*cells, *frozen, later])) == ""
 
 
 @pytest.mark.slow

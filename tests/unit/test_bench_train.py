@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_backbone
 from torch import Tensor, nn
 
-from mtp_lightning.bench import overhead, train_command, train_measure
+from mtp_lightning.bench import loader, overhead, train_command, train_measure
 from mtp_lightning.bench.harness import IdleGate
 from mtp_lightning.bench.train_contenders import (
     CONTENDERS,
@@ -26,6 +26,7 @@ from mtp_lightning.bench.train_contenders import (
 from mtp_lightning.bench.train_measure import bench_train, label, ratios
 from mtp_lightning.bench.train_report import FIGURES, train_table
 from mtp_lightning.cli import main
+from mtp_lightning.data.loader import read_windows
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_names import to_llama_state_dict
 from mtp_lightning.model.mtp import MTPModel
@@ -171,6 +172,24 @@ def test_the_overhead_runs_make_the_same_steps_and_log_each(monkeypatch: pytest.
     assert set(found) == {"Lightning and logging", "Lightning and MLflow"}
     for logger in loggers:
         assert [step for step, metrics in logger.points if "train/gradient_norm" in metrics] == list(range(1, 9))
+
+
+def test_what_reading_costs_is_said_beside_our_quickest_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Size] = []
+    real = read_windows
+
+    def watched(*given: Any) -> Any:
+        batch = real(*given)
+        seen.append(batch["tokens"].shape)
+        return batch
+
+    monkeypatch.setattr("mtp_lightning.data.loader.read_windows", watched)
+    monkeypatch.setattr(loader, "TOKENS", 8000)
+    assert loader.seconds_a_batch(tiny_workload(), 2, by_cpu=False) > 0
+    assert seen == [(2, 11)] * loader.BATCHES
+    rows = [{"contender": name, "tokens_per_second": rate} for name, rate in (("naive", 90), ("ours", 18), ("ours", 9))]
+    assert loader.loader_cost(0.01, tiny_workload(), rows) == {"ms": 10.0, "share_of_step": pytest.approx(0.01)}
+    assert loader.loader_cost(0.01, tiny_workload(), rows[:1]) == {"ms": 10.0}
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_weights_states_and_a_batch() -> None:
 
 
 def test_every_process_of_a_node_has_the_weights_and_its_part_of_the_batch() -> None:
-    assert needed(config(devices=2)) == 27
+    assert needed(config(devices=2)) == 26
     fsdp = {"class_path": "mtp_lightning.strategies.fsdp2.FSDP2Strategy", "init_args": {}}
     assert needed(config(devices=2, strategy=fsdp)) == 22
     assert needed(config(num_nodes=2, strategy=fsdp)) == 11
@@ -54,8 +54,8 @@ def test_every_process_of_a_node_has_the_weights_and_its_part_of_the_batch() -> 
 
 def test_of_each_gpu_of_a_cluster() -> None:
     fsdp = {"class_path": "mtp_lightning.strategies.fsdp2.FSDP2Strategy", "init_args": {}}
-    assert [needed(CONFIG, gpus) for gpus in (1, 2, 4)] == [22, 14, 10], "each has the weights, and its part of a batch"
-    assert [needed(config(strategy=fsdp), gpus) for gpus in (1, 2, 4)] == [22, 11, 6]
+    assert [needed(CONFIG, gpus) for gpus in (1, 2, 4)] == [21, 14, 10], "each has the weights, and its part of a batch"
+    assert [needed(config(strategy=fsdp), gpus) for gpus in (1, 2, 4)] == [21, 12, 7]
 
 
 @pytest.mark.parametrize(("gib", "gpus", "fits"), [(0.01, 1, False), (8.0, 1, True), (None, 1, True)])

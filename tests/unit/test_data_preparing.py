@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,64 @@ def test_a_changed_byte_is_noticed_when_shards_are_first_used(tmp_path: Path) ->
     del fields["hashes"]
     (directory / "meta.json").write_text(json.dumps(fields))  # as shards of earlier versions
     assert verify_shards(directory, read_meta(directory)) == []
+
+
+def hub_data_set(folder: Path) -> SourceConfig:
+    """As a data set lies on the hub: a card that names its configurations, two Parquet files in one of them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    card = "configs:\n- config_name: small\n  data_files:\n  - {split: train, path: small/train-*.parquet}\n"
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\n{card}---\n# Texts\n")
+    (folder / "small").mkdir()
+    for part in range(2):
+        rows = [{"body": document.text, "id": 1} for document in corpus()[30 * part : 30 * (part + 1)]]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "small" / f"train-{part:05d}-of-00002.parquet")
+    return SourceConfig("hub", str(folder), name="small", text_column="body")
+
+
+def test_a_hub_data_set_streams_into_the_same_shards_whatever_the_workers_and_kills(
+    tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, as the house's tests run: by the `datasets` library from a folder."""
+    source = hub_data_set(tmp_path / "texts")
+    settings = ShardSettings(validation_fraction=0.3, shard_tokens=500)
+    monkeypatch.setattr(pieces, "_pool", lambda workers, job: ThreadPoolExecutor(workers, "", pieces._begin, (job,)))
+
+    def made(name: str, workers: int = 1) -> dict[str, bytes]:
+        prepare_source(tmp_path / name, source, TOKENIZER, settings, workers)
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.name != VERIFIED_FILE}
+
+    whole = made("whole")
+    assert read_meta(tmp_path / "whole").splits["train"].n_documents < 60
+    assert sum(split.n_documents for split in read_meta(tmp_path / "whole").splits.values()) == 60
+    named = [Document(f"train#{i}", document.text) for i, document in enumerate(corpus())]
+    assert list(documents(source, Account())) == named, "both files, in their order"
+    assert made("three", workers=3) == whole
+
+    spy = Spy(monkeypatch)
+    real = chunks.tokenize
+
+    def killed(found: Any, tokenizer: Tokenizer) -> Any:
+        if len(spy.names) > 30:
+            raise KeyboardInterrupt
+        return real(found, tokenizer)
+
+    monkeypatch.setattr(chunks, "tokenize", killed)
+    with pytest.raises(KeyboardInterrupt):
+        made("killed")
+    before = len(spy.names)
+    monkeypatch.setattr(chunks, "tokenize", real)
+    assert made("killed") == whole
+    assert 30 < before < 60
+    assert len(spy.names) == 60, "streamed again, and what was tokenized before the kill not once more"
+
+
+def test_no_more_of_a_hub_data_set_is_read_than_is_asked_for(tmp_path: Path) -> None:
+    source = hub_data_set(tmp_path / "texts")
+    (tmp_path / "texts" / "small" / "train-00001-of-00002.parquet").write_bytes(b"no Parquet")
+    first = replace(source, max_documents=30)
+    assert [document.text for document in documents(first, Account())] == [each.text for each in corpus()[:30]]
+    with pytest.raises(InputError, match=r"data\.source\.path: .*texts' \(hub\) cannot be read"):
+        list(documents(source, Account()))

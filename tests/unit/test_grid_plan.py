@@ -6,20 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from test_grid_fakes import GRID, FakeResolver, cells_of, finish, grid_file, house
-from tiny import tiny_backbone
-from torch.autograd.graph import saved_tensors_hooks
 
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.run.plan import Total, costs
 from mtp_lightning.grid.run.state import Progress, Result
-from mtp_lightning.model.config import HeadsConfig
-from mtp_lightning.model.counts import count_parameters
-from mtp_lightning.model.memory import STATE_BYTES, training_memory
-from mtp_lightning.model.mtp import MTPModel
 
 __all__ = ["house"]
 
@@ -122,25 +115,3 @@ def test_above_its_budget_a_grid_is_shown_and_not_run(
 def test_within_its_budget_it_runs(tmp_path: Path) -> None:
     path = grid_file(tmp_path, GRID + "budget: {tokens: 3000, gpu_hours: 1, hours: 1}\n")
     assert Grid(str(path), runs=str(tmp_path / "runs")).run(workers=2) == 0
-
-
-@pytest.mark.parametrize("heads", [HeadsConfig(), HeadsConfig(n_future=3), HeadsConfig(n_future=4, kind="causal")])
-def test_memory_is_about_what_autograd_keeps(heads: HeadsConfig) -> None:
-    backbone, rows, context = tiny_backbone(n_layers=8, dim=64, ffn_dim=160, n_kv_heads=2, n_heads=4), 4, 96
-    model = MTPModel(backbone, heads)
-    kept: dict[int, int] = {}
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def pack(x: torch.Tensor) -> torch.Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    with saved_tensors_hooks(pack, lambda x: x):
-        states = model(torch.zeros(rows, context, dtype=torch.long))
-    states.sum()
-    estimate = (
-        training_memory(backbone, heads, rows, context, 4) - STATE_BYTES * count_parameters(backbone, heads).total
-    )
-    assert estimate == pytest.approx(sum(kept.values()), rel=0.15)

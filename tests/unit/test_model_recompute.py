@@ -84,8 +84,8 @@ def test_less_is_kept() -> None:
 
 
 def test_every_kth_layer_from_the_first() -> None:
-    assert recomputed_parts({"every": 3}, 5) == ["layer", "none", "none", "layer", "none"]
-    assert recomputed_parts({"every": 1}, 2) == recomputed_parts("layers", 2)
+    assert recomputed_parts({"every": 3}, 3, 2) == ["layer", "none", "none", "layer", "none"]
+    assert recomputed_parts({"every": 1}, 1, 1) == recomputed_parts("layers", 1, 1)
 
 
 def test_more_layers_than_there_are_is_refused_by_its_key() -> None:

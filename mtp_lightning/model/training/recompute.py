@@ -9,13 +9,17 @@ from typing import Any, Literal
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.block import Block, Recomputed
+from mtp_lightning.model.config import INDEPENDENT, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.ranges import Count, check_value
 
-Recompute = Literal["none", "layers", "attention"] | dict[str, Count]
+_Named = Literal["none", "layers", "attention", "heads", "layers_and_heads"]
+Recompute = _Named | dict[str, Count]
 """`layers`: every layer of trunk and heads; `{every: k}`: one layer in k, the first of each k; `attention`: of every
-layer the attention alone, whose part of a layer's memory grows with the context."""
-_CHECKED = Literal["none", "layers", "attention"] | dict[Literal["every"], Count]
+layer the attention alone, whose part of a layer's memory grows with the context; `heads`: each head with its loss, one
+head at a time; `layers_and_heads`: the trunk's layers, and each head with its loss."""
+_CHECKED = _Named | dict[Literal["every"], Count]
+HEADS: tuple[Recompute, ...] = ("heads", "layers_and_heads")
 
 
 def as_recompute(text: str) -> Recompute:
@@ -30,19 +34,28 @@ def as_recompute(text: str) -> Recompute:
     return found  # type: ignore[no-any-return]
 
 
-def recomputed_parts(recompute: Recompute, layers: int) -> list[Recomputed]:
-    """Of each layer, what is recomputed.
+def recomputed_parts(recompute: Recompute, trunk: int, heads: int) -> list[Recomputed]:
+    """Of each layer, the trunk's first, what is recomputed.
 
     Args:
-        layers: of the trunk and then the heads.
+        trunk: its layers.
+        heads: the layers of all heads.
 
     Raises:
         InputError: not a value of this key, or every k-th of fewer than k layers.
     """
     check_value("model.recompute", recompute, _CHECKED)
+    layers = trunk + heads
     if not isinstance(recompute, dict):
-        part: Recomputed = "layer" if recompute == "layers" else recompute
-        return [part] * layers
+        parts: dict[str, tuple[Recomputed, Recomputed]] = {
+            "none": ("none", "none"),
+            "layers": ("layer", "layer"),
+            "attention": ("attention", "attention"),
+            "heads": ("none", "head"),
+            "layers_and_heads": ("layer", "head"),
+        }
+        of_trunk, of_heads = parts[recompute]
+        return [of_trunk] * trunk + [of_heads] * heads
     every = recompute["every"]
     if every > layers:
         raise InputError(
@@ -55,8 +68,24 @@ def recomputed_parts(recompute: Recompute, layers: int) -> list[Recomputed]:
 def recompute_model(model: MTPModel, recompute: Recompute) -> None:
     """
     Raises:
-        InputError: as `recomputed_parts`.
+        InputError: as `recomputed_parts` and `check_recompute`.
     """
+    check_recompute(recompute, model.heads_config)
     blocks: list[Block] = model.blocks()
-    for block, part in zip(blocks, recomputed_parts(recompute, len(blocks))):
+    trunk = len(model.trunk)
+    for block, part in zip(blocks, recomputed_parts(recompute, trunk, len(blocks) - trunk)):
         block.recomputed = part
+    model.heads.run_again = recompute in HEADS
+
+
+def check_recompute(recompute: Recompute, heads: HeadsConfig) -> None:
+    """
+    Raises:
+        InputError: heads cannot be run again one at a time where they read each other.
+    """
+    if recompute in HEADS and heads.kind not in INDEPENDENT:
+        instead = "none" if recompute == "heads" else "layers"
+        raise InputError(
+            f"model.recompute is '{recompute}', and model.heads.kind is '{heads.kind}': only heads that read the trunk "
+            f"alone ({' and '.join(INDEPENDENT)}) can be run again one at a time; give recompute: {instead}"
+        )
