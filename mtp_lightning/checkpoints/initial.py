@@ -119,9 +119,12 @@ def source_file(path: Path, lazy: bool = False) -> Path:
             if found is not None:
                 return found
         file = find_checkpoint(path)
+        is_there = file.is_file() or is_sharded(file)
     except InputError as error:
         raise InputError(f"model.init.path: {error}") from error
-    if not (file.is_file() or is_sharded(file)):
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise InputError(f"model.init.path: '{path}': {error.strerror}") from error
+    if not is_there:
         raise InputError(f"model.init.path: there is no run, checkpoint or safetensors file '{path}'")
     return file
 

@@ -93,6 +93,7 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint_without_the_source(folder
     ((*BASE, "--model.init.path=runs/base", "--ckpt_path=CKPT"), "ckpt_path and model.init.path: .* leave one"),
     ((*BASE, "--model.freeze=trunk", "--ckpt_path=CKPT"), "model.freeze = 'none', and this configuration says 'trunk'"),
     ((*BASE, "--model.init.path=runs/none"), "model.init.path: there is no run, checkpoint or .* 'runs/none'"),
+    ((*BASE, f"--model.init.path={'é' * 200}"), "model.init.path: 'é.*': File name too long"),
     ((*BASE, "--model.init.path=small.yaml"), "'small.yaml' is not a checkpoint"),
     (ADDED[1:], "path to the next token has 3 layers in .* and 2 here"),
     ((*BASE, "--model.init.path=runs/base", "--model.backbone.dim=32"), r"\(256, 16\), .* of \(256, 32\); .*dim: 16"),
