@@ -13,7 +13,7 @@ from typing import Any
 from mtp_lightning.config.cell import command
 from mtp_lightning.config.config_cache import cache_folder
 from mtp_lightning.config.many_configs import Resolver
-from mtp_lightning.errors import InputError
+from mtp_lightning.errors import InputError, UnavailableError
 from mtp_lightning.files import check_json
 from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.equal_training import parse_at
@@ -64,6 +64,7 @@ class Grid:
             json: Write the table to this file too.
         """
         check_json(json)
+        self._without_record()
         rows, slurm_problem, _ = read_status(self.cells, self.folder, update=False)
         rows = self.gating.show(rows)
         say(plan_table(self.spec, rows, self.costs))
@@ -178,11 +179,12 @@ class Grid:
             json: Write the table to this file too.
         """
         check_json(json)
-        rows, slurm_problem, queue = (watch_status if watch else read_status)(self.cells, self.folder)
+        rows, slurm_problem, queue = (watch_status if watch else read_status)(self.tuning.cells, self.folder)
+        self._settle(rows)
         if watch:
             self._read_again()
+        self._without_record()
         rows = self.gating.show(rows)
-        self._settle(rows)
         say(status_table(f"{self.spec.name}: {len(rows)} cells", rows))
         say(summary([row.state.value for row in rows]))
         self._say_what_follows()
@@ -202,7 +204,7 @@ class Grid:
         """
         if lines < 0:
             raise InputError(f"lines: {lines} is less than none")
-        found = find_cell(self.cells, cell)
+        found = find_cell(self.tuning.cells, cell)
         (row,) = read_status([found], self.folder).rows
         path = logs.newest_log(row, self.submissions)
         if path is None:
@@ -219,12 +221,13 @@ class Grid:
             cells: Signatures, beginnings of them, or labels. Default: all.
         """
         slurm.need_slurm("nothing can be cancelled from here; Ctrl-C in `mtp grid run` stops local runs")
-        chosen = [find_cell(self.cells, name) for name in cells] or self.cells
+        all_cells = self.tuning.cells  # whatever the gate makes of them
+        chosen = [find_cell(all_cells, name) for name in cells] or all_cells
         queue = self.submissions.read_queue()
         rows = status_rows(chosen, self.submissions, queue)
         hit = [(row.cell.label, row.queued) for row in rows if row.queued is not None]
         if not cells:
-            known = [cell.signature for cell in self.cells]
+            known = [cell.signature for cell in all_cells]
             others = self.submissions.not_in_file(self.spec.name, known, queue)
             hit += [("no longer in the file", entry) for entry in others]
         self._warn(None)
@@ -315,6 +318,14 @@ class Grid:
         """What has ended since may have been the last that a choice or a gate waited for."""
         for name in ("tuning", "gating"):
             vars(self).pop(name, None)
+
+    def _without_record(self) -> None:
+        """What only shows the cells does so without MLflow too."""
+        try:
+            self.gating  # noqa: B018
+        except UnavailableError as error:
+            say(f"warning: {error}; what the gate makes of the cells is not known", error=True)
+            self.gating = Gating(self.tuning.cells)
 
     def _say_what_follows(self, remark: str = "") -> None:
         if follows := self.tuning.follows or self.gating.follows:

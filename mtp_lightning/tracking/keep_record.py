@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from mtp_lightning.errors import Paused
 from mtp_lightning.tracking.logger import MLflowRunLogger
 
 
@@ -27,6 +28,7 @@ class KeepRecord(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         for logger in _ours(trainer):
             logger.interrupted = isinstance(exception, (KeyboardInterrupt, SystemExit))
+            logger.paused_at = trainer.global_step if isinstance(exception, Paused) else None
 
 
 def _ours(trainer: pl.Trainer) -> list[MLflowRunLogger]:

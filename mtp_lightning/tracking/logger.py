@@ -35,6 +35,9 @@ from mtp_lightning.tracking.store import (
 )
 from mtp_lightning.tracking.writer import BRIEFLY, RunWriter
 
+PAUSED_AT = "mtp.paused_at_step"
+"""Tag: the step of the gate at which the run ended, and waits or was stopped; empty once it goes on."""
+
 
 class MLflowRunLogger(Logger):
     """One MLflow run for one run of training, however often it is interrupted.
@@ -89,6 +92,8 @@ class MLflowRunLogger(Logger):
         """Metric -> its newest value, those of earlier attempts included, the machine's excluded."""
         self.interrupted = False
         """Set by whoever knows that the run is being stopped, not failing."""
+        self.paused_at: int | None = None
+        """Likewise: the step of a gate at which it ends, until it goes on."""
         self._writer: RunWriter | None = None
         self._params: dict[str, str] = {}
         self._monitor: Any = None
@@ -201,7 +206,8 @@ class MLflowRunLogger(Logger):
         settle(client, run, self.tracking_uri, self.directory)
         writer.set_status("RUNNING")
         attempt = int(run.data.tags.get("mtp.attempt", "1")) + 1
-        stale = {tag: "" for tag in ("mtp.slurm_job",) if tag in run.data.tags}  # this attempt may be none of Slurm's
+        # this attempt may be none of Slurm's, and it goes on
+        stale = {tag: "" for tag in ("mtp.slurm_job", PAUSED_AT) if tag in run.data.tags}
         writer.set_tags(stale | {"mtp.attempt": str(attempt), PROCESS: this_process()} | provenance() | self.tags)
         return writer
 
@@ -266,7 +272,7 @@ class MLflowRunLogger(Logger):
     @override
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the rest and close the run: FINISHED, FAILED, or KILLED where it was interrupted.
+        """Write the rest and close the run: FINISHED, FAILED, or KILLED where it was interrupted, with a tag at a gate.
 
         Raises:
             StoreAwayError: the store does not answer, where all else went well.
@@ -278,6 +284,8 @@ class MLflowRunLogger(Logger):
             return
         try:
             self._close("KILLED" if self.interrupted else "FAILED", BRIEFLY)
+            if self.paused_at is not None:
+                self.set_tags({PAUSED_AT: str(self.paused_at)})
         except OSError as error:  # away, or its disk is full: what ended the run matters more, and is on its way
             print(mask(f"warning: {error.strerror}: {self.tracking_uri}"), file=sys.stderr)
 

@@ -2,17 +2,18 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from mtp_lightning.errors import InputError
 from mtp_lightning.secrets import mask
 from mtp_lightning.tracking.patience import with_patience
-from mtp_lightning.tracking.store import connect_existing
+from mtp_lightning.tracking.store import NotRecordedError, connect_existing
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,29 +32,37 @@ def read_run(uri: str, run_id: str) -> RunRecord:
     """One run, whatever its state.
 
     Raises:
-        InputError: no such store, or no such run in it.
+        NotRecordedError: no such store, or no such run in it.
     """
     client = connect_existing(uri)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return _record(with_patience(lambda: client.get_run(run_id), uri))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise InputError(f"run '{run_id}' is not in '{mask(uri)}'") from error
+    return _record(_of_run(lambda: client.get_run(run_id), run_id, uri))
 
 
 def history(uri: str, run_id: str, keys: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Every (step, value) of the metrics named, in order of steps; keys that were never logged are left out."""
+    """Every (step, value) of the metrics named, in order of steps; keys that were never logged are left out.
+
+    Raises:
+        NotRecordedError: no such store; where it looks for the run itself, no such run in it.
+    """
     client = connect_existing(uri)
 
     def points(key: str) -> list[tuple[int, float]]:
-        found = with_patience(lambda: client.get_metric_history(run_id, key), uri)
+        found = _of_run(lambda: client.get_metric_history(run_id, key), run_id, uri)
         return [(m.step, infinity_restored(m.value)) for m in found]
 
     found = {key: points(key) for key in keys}
     return {key: sorted(points, key=lambda point: point[0]) for key, points in found.items() if points}
+
+
+def _of_run(ask: Callable[[], T], run_id: str, uri: str) -> T:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return with_patience(ask, uri)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise NotRecordedError(f"run '{run_id}' is not in '{mask(uri)}'") from error
 
 
 def _record(run: "Run") -> RunRecord:

@@ -131,15 +131,21 @@ def connect(uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri)
 
 
+class NotRecordedError(InputError):
+    """The store is not there, or holds no such run."""
+
+
 def connect_existing(uri: str) -> "MlflowClient":
     """A client for reading.
 
     Raises:
-        InputError: nothing was ever recorded there; a question does not make a store.
+        NotRecordedError: nothing was ever recorded there; a question does not make a store.
     """
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
-        raise InputError(f"no runs are recorded in '{file}': run something first, or name the folder of earlier runs")
+        raise NotRecordedError(
+            f"no runs are recorded in '{file}': run something first, or name the folder of earlier runs"
+        )
     return connect(uri)
 
 

@@ -33,7 +33,14 @@ CONFIG: dict[str, Any] = {
     "model": {"heads": {"n_future": 1, "match": "parameters"}, "n_layers": 4, "width": 32},
     "optimizer": {"lr": 0.001},
     "data": {"init_args": {"directory": "/shards", "num_workers": 2, "corpus": "stdlib", "seed": 0}},
-    "trainer": {"max_steps": 10, "logger": None, "callbacks": None, "devices": 1, "default_root_dir": None},
+    "trainer": {
+        "max_steps": 10,
+        "val_check_interval": 1,
+        "logger": None,
+        "callbacks": None,
+        "devices": 1,
+        "default_root_dir": None,
+    },
 }
 
 GRID = """\

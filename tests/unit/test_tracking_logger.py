@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 import mtp_lightning.tracking.patience as patience_module
 import mtp_lightning.tracking.writer as writer_module
 from callbacks.checkpointing import PeriodicCheckpoint
-from mtp_lightning.errors import InputError
+from mtp_lightning.errors import InputError, Paused
 from mtp_lightning.tracking.keep_record import KeepRecord
-from mtp_lightning.tracking.logger import RUN_FILE, MLflowRunLogger
+from mtp_lightning.tracking.logger import PAUSED_AT, RUN_FILE, MLflowRunLogger
 from mtp_lightning.tracking.read import history, read_run
 from mtp_lightning.tracking.store import connect
 from mtp_lightning.tracking.writer import RunWriter
@@ -260,7 +260,11 @@ class Bang(pl.Callback):
 
 @pytest.mark.parametrize(
     ("error", "raised", "status"),
-    [(RuntimeError("bang"), RuntimeError, "FAILED"), (KeyboardInterrupt(), SystemExit, "KILLED")],
+    [
+        (RuntimeError("bang"), RuntimeError, "FAILED"),
+        (KeyboardInterrupt(), SystemExit, "KILLED"),
+        (Paused(75), Paused, "KILLED"),
+    ],
 )
 def test_a_run_that_ends_by_an_exception_says_so(
     tmp_path: Path, error: BaseException, raised: type[BaseException], status: str
@@ -275,3 +279,8 @@ def test_a_run_that_ends_by_an_exception_says_so(
         signal.signal(signal.SIGINT, handler)
     record = read_run(uri, logger.run_id)
     assert (record.status, record.metrics.keys()) == (status, {"train/loss"})
+    assert record.tags.get(PAUSED_AT) == ("3" if raised is Paused else None)
+    if raised is Paused:
+        again = logger_at(tmp_path, uri)
+        again.set_tags({})
+        assert read_run(uri, again.run_id).tags[PAUSED_AT] == "", "it goes on"

@@ -32,7 +32,7 @@ from mtp_lightning.tracking.logger import MLflowRunLogger
 
 CONFIG = "config.yaml"
 """In a run's own folder: its resolved configuration."""
-FILES = (CONFIG, "progress.json", "result.json", "failure.json")
+FILES = (CONFIG, "progress.json", "result.json", "failure.json", "gate.json")
 """What a run replaces there."""
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.files import read_state
-from mtp_lightning.grid.run.state import CHECKPOINTS, State, Status
+from mtp_lightning.grid.run.state import CHECKPOINTS, CellFiles, State, Status
+from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.secrets import masked
 
 ATTEMPTS = "attempts.jsonl"
@@ -52,6 +53,12 @@ def saved_step(directory: Path) -> int:
     """The step from which an attempt would continue; 0 without a checkpoint."""
     found = re.search(r"(\d+)\.ckpt$", newest_checkpoint(directory) or "")
     return int(found[1]) if found else 0
+
+
+def is_at_gate(cell: Cell, files: CellFiles) -> bool:
+    """Whether the cell has nothing to do before it is judged. A run may be killed after the gate's checkpoint and
+    before its gate.json; another attempt would begin behind the gate, and pass it."""
+    return cell.pause_at is not None and (files.paused_at(cell.pause_at) or saved_step(cell.directory) >= cell.pause_at)
 
 
 def interruptions_without_progress(directory: Path, job: str) -> int:

@@ -2,7 +2,7 @@
 
     gate: {at: step=500, keep: within 0.1 of the best}
 
-A setting is judged by the mean over its seeds of the grid's first metric, as it was validated last at that step, and
+A setting is judged by the mean over its seeds of the grid's first metric, as it was validated at that very step, and
 with all its seeds: to stop the unlucky ones alone would flatter the mean of the rest. It is judged once all cells of
 all settings of its size (of a ladder) are there, so that what is stopped follows from the curves and not from which
 cell ran first. Baselines and the best are never stopped, nor a setting whose cells are all finished. Which cells go on
@@ -12,15 +12,16 @@ are called again.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from mtp_lightning.config.cell import is_saving
 from mtp_lightning.errors import InputError, UnavailableError
+from mtp_lightning.files import DamagedError
 from mtp_lightning.grid.report.metric_names import LOWER, better_direction, format_value
 from mtp_lightning.grid.report.tuning import DIVERGED
-from mtp_lightning.grid.run.attempts import saved_step
+from mtp_lightning.grid.run.attempts import read_attempts, saved_step
 from mtp_lightning.grid.run.state import CellFiles, State
 from mtp_lightning.grid.run.status import CellStatus
 from mtp_lightning.grid.spec.cells import Cell
@@ -28,7 +29,7 @@ from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.spec.labels import Labels
 from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.tracking import read as tracking
-from mtp_lightning.tracking.store import default_tracking_uri
+from mtp_lightning.tracking.store import NotRecordedError, default_tracking_uri
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ class Judged:
 @dataclass(frozen=True)
 class Gating:
     cells: Sequence[Cell]
-    """All; `pause_at` is set for those that have not come to the gate."""
+    """All; `pause_at` is set for those that have not come to the gate, and those that diverged on the way to it."""
     metric: str = ""
     step: int = 0
     within: float = 0.0
     judged: Sequence[Judged] = ()
-    waiting: frozenset[str] = frozenset()
-    """Signatures of cells at the gate that others have not come to yet."""
+    waiting: Mapping[str, int] = field(default_factory=dict)
+    """Signature of a cell at the gate -> how many of its size have not come to it yet."""
     waits_for: Sequence[str] = ()
     """`n_future=4 seed=1 (failed)`"""
 
@@ -85,14 +86,17 @@ class Gating:
         return f"then the gate: settings whose {self.metric} is {keep} at step {self.step} go on to their end"
 
     def show(self, rows: Sequence[CellStatus]) -> list[CellStatus]:
-        """The states that follow from the gate: of cells that are stopped, or wait for others."""
+        """The states that follow from the gate: of cells that are stopped, or wait for others. One that failed shows
+        that, and waits too."""
         found = []
         for row in rows:
-            stopped = self.stopped.get(row.cell.group)
+            stopped, more = self.stopped.get(row.cell.group), self.waiting.get(row.cell.signature)
             if stopped is not None:
                 row = replace(row, gate=(State.STOPPED, self.why(stopped)))
-            elif row.cell.signature in self.waiting and row.state in (State.AT_GATE, State.INTERRUPTED):
-                row = replace(row, gate=(State.AT_GATE, f"waits for {len(self.waits_for)} more"))
+            elif more is not None and row.state is State.FAILED:
+                row = replace(row, gate=(State.FAILED, f"{row.reason}; waits for {more} more"))
+            elif more is not None:
+                row = replace(row, gate=(State.AT_GATE, f"waits for {more} more"))
             found.append(row)
         return found
 
@@ -115,7 +119,8 @@ def gated(spec: GridSpec, cells: Sequence[Cell]) -> Gating:
 
     Raises:
         InputError: it cannot be at this step, or it is not known which way the metric is better.
-        UnavailableError: a cell passed the step without waiting there, and MLflow, which has its value, cannot be read.
+        UnavailableError: a cell passed the step without waiting there, and MLflow, which has its value, cannot be
+            read. One that is not recorded there any more has no value.
     """
     if spec.gate is None:
         return Gating(cells)
@@ -124,21 +129,23 @@ def gated(spec: GridSpec, cells: Sequence[Cell]) -> Gating:
     if direction is None:
         what = f"whether a lower or a higher {metric} is better is not known"
         raise InputError(f"{spec.where('gate')}: {what}; give {{metric: {metric}, better: lower}} in `compare`")
-    _check(spec, step, cells)
-    sign = 1.0 if direction == LOWER else -1.0
     files = {cell.signature: CellFiles.read(cell.directory) for cell in cells}
-    passed = {cell.signature for cell in cells if _is_there(cell, files[cell.signature], step)}
+    _check(spec, step, [cell for cell in cells if files[cell.signature].result is None])
+    sign = 1.0 if direction == LOWER else -1.0
+    passed = {cell.signature for cell in cells if _passed(cell, files[cell.signature], step)}
+    there = passed | {cell.signature for cell in cells if _diverged(cell, files[cell.signature])}
     judged: list[Judged] = []
-    waiting: set[str] = set()
+    waiting: dict[str, int] = {}
     waits_for: list[str] = []
     for size, members in _by_size(spec, cells).items():
-        if late := [cell for cell in members if cell.signature not in passed]:
+        if late := [cell for cell in members if cell.signature not in there]:
             waits_for += [f"{cell.label} ({files[cell.signature].state.value})" for cell in late]
-            waiting |= {c.signature for c in members if c.signature in passed and not files[c.signature].result}
+            kept = [c.signature for c in members if c.signature in there and files[c.signature].result is None]
+            waiting |= dict.fromkeys(kept, len(late))
         else:
             judged += _judge(size, members, files, metric, step, spec.gate.within, sign)
-    marked = [cell if cell.signature in passed else replace(cell, pause_at=step) for cell in cells]
-    return Gating(marked, metric, step, spec.gate.within, judged, frozenset(waiting), waits_for)
+    marked = [replace(cell, pause_at=None if cell.signature in passed else step) for cell in cells]
+    return Gating(marked, metric, step, spec.gate.within, judged, waiting, waits_for)
 
 
 def _judge(
@@ -157,8 +164,10 @@ def _judge(
     for name, members in settings.items():
         found = [_value(cell, files[cell.signature], metric, step) for cell in members]
         known = [value for value in found if value is not None]
-        finite = all(map(math.isfinite, known))
-        means[name] = None if len(known) < len(found) else fmean(known) if finite else sign * math.inf
+        if not all(map(math.isfinite, known)):
+            means[name] = sign * math.inf
+        else:
+            means[name] = fmean(known) if len(known) == len(found) else None
     best = min((sign * mean for mean in means.values() if mean is not None), default=math.inf)
     judged = []
     for name, members in settings.items():
@@ -171,31 +180,44 @@ def _judge(
     return judged
 
 
-def _is_there(cell: Cell, files: CellFiles, step: int) -> bool:
-    """At the gate, past it, or never to come to it: a run that diverged is a result, the worst. Other failures are
-    accidents, for which the others wait."""
+def _passed(cell: Cell, files: CellFiles, step: int) -> bool:
+    """At the gate, or past it."""
     past = files.state is not State.RUNNING and saved_step(cell.directory) >= step
-    return files.paused_at(step) or files.result is not None or past or _diverged(files)
+    return files.paused_at(step) or files.result is not None or past
+
+
+def _diverged(cell: Cell, files: CellFiles) -> bool:
+    """A run that diverged never comes to the gate, and that is a result, the worst; it stays one while the run is tried
+    again. Other failures are accidents, for which the others wait."""
+    if files.result is not None:
+        return False
+    if files.state is State.FAILED and files.failure is not None and files.failure.error == DIVERGED:
+        return True
+    try:
+        ended = [(attempt["state"], str(attempt["reason"])) for attempt in read_attempts(cell.directory)]
+    except DamagedError:  # then only the last attempt is known
+        return False
+    return any(state == State.FAILED.value and reason.startswith(f"{DIVERGED}:") for state, reason in ended)
 
 
 def _value(cell: Cell, files: CellFiles, metric: str, step: int) -> float | None:
     if files.paused_at(step) and files.gate is not None:
         return files.gate.metrics.get(metric)
-    if _diverged(files):
-        return math.inf
-    if files.run_id is None:
-        return None
-    try:  # it ran in another grid, or before there was a gate, and did not wait
+    recorded = files.result is not None or saved_step(cell.directory) >= step
+    found = _recorded(cell, files.run_id, metric, step) if recorded and files.run_id is not None else None
+    return math.inf if found is None and _diverged(cell, files) else found
+
+
+def _recorded(cell: Cell, run_id: str, metric: str, step: int) -> float | None:
+    """Of a run that did not wait: in another grid, before there was a gate, or killed just there."""
+    try:
         uri = default_tracking_uri(cell.directory.parent)
-        points = tracking.history(uri, files.run_id, [metric]).get(metric, [])
+        return dict(tracking.history(uri, run_id, [metric]).get(metric, [])).get(step)
+    except NotRecordedError:
+        return None
     except Exception as error:  # MLflow raises what its store raises
         what = f"{cell.label}: its {metric} at step {step}, by which the gate judges it, cannot be read from MLflow"
         raise UnavailableError(f"{what}: {type(error).__name__}: {error}") from error
-    return next((value for at, value in reversed(points) if at <= step), None)
-
-
-def _diverged(files: CellFiles) -> bool:
-    return files.state is State.FAILED and files.failure is not None and files.failure.error == DIVERGED
 
 
 def _by_size(spec: GridSpec, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -213,18 +235,38 @@ def _by_size(spec: GridSpec, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 
 def _check(spec: GridSpec, step: int, cells: Sequence[Cell]) -> None:
+    """
+    Args:
+        cells: those that are still to come to the gate, or to go on from there.
+    """
     problems: dict[str, None] = {}
     for cell in cells:
         trainer = cell.config["trainer"]
-        last, first = trainer["max_steps"], trainer.get("val_check_interval")
+        last, name = trainer["max_steps"], cell.group_label
         if 0 < last <= step:
-            what = f"step {step} is not before the end of {cell.group_label}, at step {last}"
-            problems[f"{what}: trainer.max_steps"] = None
-        elif isinstance(first, int) and first > step:
-            what = f"step {step} comes before the first validation of {cell.group_label}, at step {first}"
-            problems[f"{what}: trainer.val_check_interval"] = None
+            problems[f"step {step} is not before the end of {name}, at step {last}: trainer.max_steps"] = None
+        elif unjudged := _not_validated(trainer, step):
+            problems[f"{name} is not validated at step {step}, where it is judged: {unjudged}"] = None
         if not any(map(is_saving, trainer["callbacks"] or [])):
-            what = f"{cell.group_label} saves nothing to go on from: trainer.callbacks has no"
+            what = f"{name} saves nothing to go on from: trainer.callbacks has no"
             problems[f"{what} callbacks.checkpointing.PeriodicCheckpoint"] = None
     if problems:
         raise InputError("\n".join(f"{spec.where('gate', 'at')}: {problem}" for problem in problems))
+
+
+def _not_validated(trainer: Mapping[str, Any], step: int) -> str:
+    """Why not, and what would do; empty where it is. `val_check_interval` counts batches, of which a step takes
+    `accumulate_grad_batches`."""
+    every, last = trainer.get("val_check_interval"), trainer["max_steps"]
+    if trainer.get("limit_val_batches") == 0:
+        return "trainer.limit_val_batches is 0"
+    if not isinstance(every, int):
+        return f"give trainer.val_check_interval as a whole number of batches, not {every}"
+    batches = trainer.get("accumulate_grad_batches") or 1
+    period = every // math.gcd(every, batches)
+    if step % period == 0:
+        return ""
+    before = step // period * period
+    near = [f"step={at}" for at in (before, before + period) if at > 0 and not 0 < last <= at]
+    each = f"trainer.val_check_interval is {every}" + (f", in batches, {batches} a step" if batches > 1 else "")
+    return f"{each}; give {' or '.join(near) or 'a smaller one'}"

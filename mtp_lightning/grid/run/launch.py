@@ -14,6 +14,7 @@ from types import FrameType
 from rich.console import Console
 
 from mtp_lightning.files import DamagedError, FileLock
+from mtp_lightning.grid.run.attempts import is_at_gate
 from mtp_lightning.grid.run.display import Display, Line, open_display, say
 from mtp_lightning.grid.run.process import (
     Attempt,
@@ -144,7 +145,7 @@ class LocalLauncher:
         files = CellFiles.read(cell.directory)
         if state in (State.FINISHED, State.DAMAGED):
             return Outcome(state, files.damaged)
-        if files.paused_at(cell.pause_at):
+        if is_at_gate(cell, files):
             return Outcome(State.AT_GATE)
         if self.retried[cell.signature]:
             return None

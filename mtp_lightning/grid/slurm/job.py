@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.errors import PREEMPTED
 from mtp_lightning.files import FileLock
-from mtp_lightning.grid.run.attempts import interruptions_without_progress
+from mtp_lightning.grid.run.attempts import interruptions_without_progress, is_at_gate
 from mtp_lightning.grid.run.process import Attempt, Outcome, close_attempt, failed_to_start
 from mtp_lightning.grid.run.state import (
     DIFF,
@@ -145,9 +145,9 @@ class _Leader:
         state = files.state_if_over if ours and files.state is State.RUNNING else files.state
         if state in (State.FINISHED, State.RUNNING, State.DAMAGED):
             return Outcome(state, "another process runs it" if state is State.RUNNING else files.damaged)
-        if files.paused_at(self.cell.pause_at):
-            return Outcome(State.AT_GATE)
         close_attempt(self.cell.directory)
+        if is_at_gate(self.cell, files):
+            return Outcome(State.AT_GATE)
         return self._without_progress()
 
     def _without_progress(self) -> Outcome | None:
