@@ -98,19 +98,25 @@ class _Undrawn(TorchFunctionMode):
 
 def _size(module: MTPModule, data: MTPDataModule, trainer: Any) -> Size:
     counts = count_parameters(module.model.config, module.heads_config)
-    if not data.context or not data.batch_size or trainer.max_steps < 1:
+    rows, context = data.batch_size, data.context
+    if not context or not rows or trainer.max_steps < 1:
         return Size(counts.total, counts.non_embedding)
     backbone, heads = module.model.config, module.heads_config
     on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
-    settings = MemorySettings.of(
-        trainer.precision, on_gpu, module.optimizer_config.kind, trainer.accumulate_grad_batches,
-        module.loss_config.chunk_rows, backbone.vocab_size,
-    )  # fmt: skip
-    rows, said = data.batch_size, {"freeze": module.frozen, "recompute": module.recompute, **settings._asdict()}
+
+    def memory(on_gpu: bool) -> int:
+        settings = MemorySettings.of(
+            trainer.precision, on_gpu, module.optimizer_config.kind, trainer.accumulate_grad_batches,
+            module.loss_config.chunk_rows, backbone.vocab_size,
+        )  # fmt: skip
+        said = {"freeze": module.frozen, "recompute": module.recompute, **settings._asdict()}
+        return training_memory(backbone, heads, rows, context, **said)
+
     return Size(
         counts.total,
         counts.non_embedding,
-        flops_per_token(backbone, heads, data.context, module.frozen, module.unembedded_again),
-        rows * data.context * trainer.max_steps * trainer.accumulate_grad_batches,
-        training_memory(backbone, heads, rows, data.context, **said),
+        flops_per_token(backbone, heads, context, module.frozen, module.unembedded_again),
+        rows * context * trainer.max_steps * trainer.accumulate_grad_batches,
+        memory(on_gpu),
+        memory(True),
     )

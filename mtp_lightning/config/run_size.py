@@ -14,7 +14,9 @@ class Size:
     tokens: int | None = None
     """Input positions of the whole run."""
     memory_bytes: int | None = None
-    """Of one process that shards nothing, about."""
+    """Of one process that shards nothing, about, on what it takes of this machine: processors, or a GPU."""
+    gpu_memory_bytes: int | None = None
+    """The same on a GPU, wherever it is planned."""
 
     @property
     def flops(self) -> int | None:

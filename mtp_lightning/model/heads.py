@@ -274,6 +274,8 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
         "order": (OneStream, [stack]),
     }
     make, modules = makers[heads.kind]
+    if n == 1 and heads.kind != "order":  # it has no other to read
+        make = ParallelHeads
     return make(module() for module in modules)
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from mtp_lightning.model.attention import CAUSAL_BLOCK
 from mtp_lightning.model.block import Recomputed
-from mtp_lightning.model.config import ONE_STREAM, BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import ONE_STREAM, SIDE_BY_SIDE, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import (
     count_heads,
     count_parameters,
@@ -29,7 +29,8 @@ def state_memory(backbone: BackboneConfig, heads: HeadsConfig, freeze: str = "no
         return state
     further = count_heads(heads).further_unembeddings
     shared = {"none": 1 if backbone.tie_embeddings else 2, "trunk": 1}.get(freeze, 0)
-    return state - 4 * (trained - (shared + further) * backbone.vocab_size * backbone.dim)  # norms are next to nothing
+    by_adamw = ((shared + further) * backbone.dim + 2 * heads.bigram_rank) * backbone.vocab_size
+    return state - 4 * (trained - by_adamw)  # norms are next to nothing
 
 
 class LayerRun(NamedTuple):
@@ -119,6 +120,7 @@ def training_memory(
     d, positions, counts = backbone.dim, rows * context, count_heads(heads)
     stream, matrix = positions * d * 4, 4 * backbone.vocab_size * d
     gradients = 4 * trainable_parameters(backbone, heads, freeze)
+    bigram = 4 * backbone.vocab_size * heads.bigram_rank  # each of its two matrices
     learned = counts.further_unembeddings + (freeze in ("none", "trunk"))
     layers = []
     for ffn, part in layers_run(backbone, heads, context, freeze, recompute):
@@ -132,10 +134,13 @@ def training_memory(
 
     def loss(streams: int, learned: int) -> int:
         """Before the norm, beside its gain, after it, and the gradient; logits, the unembedding's gradient, twice in
-        the backward."""
+        the backward. A bigram's columns stand beside the states and, in a copy, beside the unembedding."""
+        learned, wide = max(learned, 1 if bigram else 0), matrix + bigram
         logits = min(chunk_rows, streams * positions) * backbone.vocab_size
-        chunk = logits * (4 + (2 if width == 2 else 0) + (4 if on_gpu else 0)) + (matrix if width == 2 else 0)
-        return streams * (3 if on_gpu else 4) * stream + max(chunk + learned * matrix, (learned + 1) * matrix)
+        chunk = logits * (4 + (2 if width == 2 else 0) + (4 if on_gpu else 0))
+        chunk += (wide if width == 2 else 0) + (wide if bigram else 0)
+        states = streams * ((3 if on_gpu else 4) * stream + 2 * positions * heads.bigram_rank * 4)
+        return states + max(chunk + learned * wide, (learned + 1) * wide)
 
     if recompute in HEADS:
         trained = heads.n_future - (freeze == "next_token")
@@ -150,7 +155,7 @@ def training_memory(
         streams = 1 if heads.kind in ONE_STREAM else heads.n_future
         between = _between(heads, d, width) * positions
         moments = [(between + sum(layer.kept for layer in layers) + loss(streams, learned), 0)]
-        done = learned * matrix
+        done = learned * matrix + 2 * bigram
     for i in reversed(range(len(layers))):
         held = sum(layer.kept for layer in layers[:i]) + layers[i].at_work
         if i >= of_trunk:  # the gradients of all heads' states are one tensor
@@ -166,7 +171,7 @@ def _between(heads: HeadsConfig, d: int, width: int) -> int:
     """Bytes of a position that are kept between layers: a head's input where it is no layer, less an input that several
     layers share."""
     counts = count_heads(heads)
-    if heads.kind == "parallel":
+    if heads.kind in SIDE_BY_SIDE:
         return -(heads.n_future - 1) * d * 4
     linears = counts.linears * d * 2 if width == 2 else min(counts.linears, 1) * d * 4
     # of a join: two inputs, both normed before the gain, and the two together

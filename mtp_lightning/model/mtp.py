@@ -18,7 +18,7 @@ from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_heads, trunk_widths
 from mtp_lightning.model.documents import Documents, Mask
-from mtp_lightning.model.heads import ParallelHeads, Score, make_heads
+from mtp_lightning.model.heads import ParallelHeads, Score, Scored, make_heads
 from mtp_lightning.model.rope import Rotary
 from mtp_lightning.shapes import Float, Int
 
@@ -93,8 +93,8 @@ class MTPModel(nn.Module):
         documents_BT: Int[Tensor, "B T"] | None = None,
         ahead_NBT: Int[Tensor, "N B T"] | None = None,
         detach_further: bool = False,
-        score: Score[Any] | None = None,
-    ) -> Any:
+        score: Score[Scored] | None = None,
+    ) -> Float[Tensor, "S B T D"] | list[Scored]:
         """Normed hidden states of every head (S, B, T, D); head i's (index i - 1) predict the i-th token ahead.
 
         Of kind `markov` D is the width and R columns more, A[x] of the token before the target, head 1's all 0.
@@ -128,7 +128,7 @@ class MTPModel(nn.Module):
             return self.heads.scored(z_BTD, (rotary, mask), detach_further, self.norm, score)
         h_SBTD = self.heads(z_BTD, rotary, mask, e_MBTD, detach_further, norm=self.norm)
         if self.before is None:
-            return h_SBTD
+            return h_SBTD  # type: ignore[no-any-return]
         a_MBTR = self.before(ahead_NBT[:-1])  # type: ignore[index]
         return torch.cat((h_SBTD, torch.cat((torch.zeros_like(a_MBTR[:1]), a_MBTR))), dim=-1)
 

@@ -206,6 +206,8 @@ def test_one_parser_for_many() -> None:
     changed: dict[str, Any] = {"model.backbone.dim": 64, "data.init_args.source.kind": "stories"}
     assert parse_config(configs, changed, first).plain == parse_config(configs, changed).plain
     assert check_config(first) == before, "the first is what it was"
+    cpu, gpu = (check_config(first, {"trainer.accelerator": kind}) for kind in ("cpu", "cuda"))
+    assert before.gpu_memory_bytes == cpu.gpu_memory_bytes == gpu.memory_bytes != cpu.memory_bytes
     refusals = []
     for like in (None, first):
         with pytest.raises(InputError, match=r"model\.optimizer\.lr is fast: it has to be a number$") as refused:

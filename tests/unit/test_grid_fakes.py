@@ -82,8 +82,9 @@ class FakeResolver(Resolver):
     def measure(self, config: Mapping[str, Any]) -> Size:
         """1000 parameters a layer, 100 tokens a step."""
         model, steps = config["model"], config["trainer"]["max_steps"]
-        parameters = 1000 * model["n_layers"]
-        return Size(parameters, parameters, 6 * parameters * model["heads"]["n_future"], 100 * steps, 16 * parameters)
+        parameters, memory = 1000 * model["n_layers"], 16000 * model["n_layers"]
+        flops = 6 * parameters * model["heads"]["n_future"]
+        return Size(parameters, parameters, flops, 100 * steps, memory, 2 * memory)
 
     def remember(self) -> None:
         pass

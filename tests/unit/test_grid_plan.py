@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from test_grid_fakes import GRID, FakeResolver, cells_of, finish, grid_file, house
 
+from mtp_lightning.config import memory
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
@@ -75,6 +76,19 @@ def test_speeds_of_other_resources_say_nothing(tmp_path: Path) -> None:
     assert str(Total.of(found)) == (
         "3.00 k tokens, 168 MFLOPs, about 10 min 00 s of run time and 2 cells of unknown length, GPU-hours unknown"
     )
+
+
+def test_a_cell_on_gpus_has_its_memory_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the machine that plans has none; there it takes twice as much here."""
+    judged: list[tuple[int | None, int]] = []
+    monkeypatch.setattr(memory, "check_memory", lambda config, limit, gpus: judged.append((limit, gpus)))
+    here = FakeResolver().measure(cells_of(tmp_path)[0].config).memory_bytes
+    assert here is not None
+    gib = here * 1.5 / 2**30
+    for resources, bytes_ in ((f"{{gpus: 1, gpu_memory_gb: {gib!r}}}", 2 * here), (f"{{memory_gb: {gib!r}}}", here)):
+        cells = cells_of(tmp_path, f"{GRID}resources: {resources}\n")
+        assert [cost.json()["memory_bytes"] for cost in costs(cells, FakeResolver())] == [bytes_] * 6
+    assert judged == [(round(here * 1.5), 1)] * 6
 
 
 def test_a_run_whose_data_does_not_say_how_long_it_is(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from mtp_lightning.config.config_files import CONF_DIR
 from mtp_lightning.config.one_config import resolve_config
 from mtp_lightning.grid.spec.signature import LATER, NON_SEMANTIC, canonical, non_semantic, signature
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.training.recompute import HEADS
 
 KEYS = st.text("abcdefgh_", min_size=1, max_size=5)
 LEAVES = st.none() | st.booleans() | st.integers(-100, 100) | st.floats(allow_nan=False) | st.text(max_size=5)
@@ -119,6 +120,14 @@ def test_callbacks_that_observe_are_left_out_and_probes_are_not() -> None:
     assert with_callbacks([probe]) == with_callbacks([bar, probe])
     assert with_callbacks([probe]) != with_callbacks(None)
     assert with_callbacks([probe]) != with_callbacks([{**probe, "init_args": {"every": 20}}])
+
+
+def test_recomputing_heads_matters_in_16_bits_alone() -> None:
+    for precisions, different in ((("bf16-true", "16-mixed", "bf16-mixed", 16), 2), (("32-true", "64-true", None), 1)):
+        for precision in precisions:
+            values = ["none", "layers", {"every": 2}, "attention", *HEADS]
+            configs = [{"model": {"recompute": value}, "trainer": {"precision": precision}} for value in values]
+            assert len({signature(config) for config in configs}) == different
 
 
 def test_the_reason_is_told_for_keys_and_what_is_under_them() -> None:

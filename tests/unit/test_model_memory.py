@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from tiny import VARIANTS, tiny_backbone
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -54,6 +55,30 @@ def test_what_a_layer_keeps_is_what_autograd_saves(bf16: bool, grouped: bool, re
     assert formula == pytest.approx(found, rel=0.05 if recomputed == "none" else 0.12)  # masks and angles are left out
 
 
+@pytest.mark.parametrize("name", ["markov", "replicated", "order"])
+def test_states_by_formula_are_muons_and_adamws(name: str) -> None:
+    model = MTPModel(tiny_backbone(n_layers=6), VARIANTS[name])
+    optimizer = make_optimizer(model.named_parameters(), OptimizerConfig(kind="muon"))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    kept = [x for state in optimizer.state.values() for x in state.values() if torch.is_tensor(x) and x.ndim]
+    found = sum(4 * x.numel() for x in (*kept, *model.parameters(), *model.parameters()))
+    norms = sum(4 * p.numel() for p in model.parameters() if p.ndim == 1)  # of which the formula takes none for AdamW's
+    assert found == state_memory(model.config, VARIANTS[name], optimizer="muon") + norms
+
+
+def test_markov_heads_are_parallel_ones_and_a_bigram() -> None:
+    def estimate(kind: str, vocab_size: int, rank: int | None = None) -> int:
+        heads = HeadsConfig(n_future=4, kind=kind, match="none", markov_rank=rank)
+        return training_memory(tiny_backbone(n_layers=6, vocab_size=vocab_size), heads, 2, 512, 4)
+
+    assert estimate("markov", 16, 1) == pytest.approx(estimate("parallel", 16), abs=10**5)
+    more = estimate("markov", 10**6, 32) - estimate("parallel", 10**6)
+    # two matrices with their moments, the two of 64 columns for all the loss's gradients, and the copy of 64 columns
+    assert more == pytest.approx(4 * 10**6 * (2 * 32 * 3 + 32 + 64), rel=0.02)
+
+
 class Case(NamedTuple):
     """One configuration of a run."""
 
@@ -96,6 +121,7 @@ CASES = {
         HeadsConfig(n_future=2), 8192, 1, 2048, bf16=True, recompute="attention", optimizer="muon"
     ),
     "accumulated, tied": Case(HeadsConfig(n_future=2), 16000, 4, 256, recompute={"every": 2}, accumulated=2, tied=True),
+    "markov": Case(HeadsConfig(n_future=4, kind="markov", markov_rank=128), 16000, 4, 512),
     "a frozen trunk": Case(HeadsConfig(n_future=4, kind="linear"), 4096, 4, 512, freeze="trunk"),
 }
 

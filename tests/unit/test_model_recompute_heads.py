@@ -10,7 +10,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import INDEPENDENT, HeadsConfig
+from mtp_lightning.model.config import INDEPENDENT, HeadKind, HeadsConfig
 from mtp_lightning.model.memory import recomputed_flops
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.training.freezing import freeze_model
@@ -21,7 +21,9 @@ from mtp_lightning.objective.loss import LossOptions, LossOutput
 from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.objective.weights import LossConfig
 
-INDEPENDENT_VARIANTS = [name for name, heads in VARIANTS.items() if heads.kind in INDEPENDENT]
+ALONE: tuple[HeadKind, ...] = ("causal", "recurrent", "none", "markov")
+SINGLE = {f"one {kind}": HeadsConfig(n_future=1, kind=kind) for kind in ALONE}
+CAN = {name: heads for name, heads in VARIANTS.items() if heads.kind in INDEPENDENT} | SINGLE
 PARALLEL = HeadsConfig(n_future=3)
 
 
@@ -50,20 +52,30 @@ def gradients(model: MTPModel, **options: Any) -> list[Tensor | None]:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, {"z_loss": 0.01, "chunk_rows": 5}) for name in INDEPENDENT_VARIANTS),
+        *((name, {"z_loss": 0.01, "chunk_rows": 5}) for name in CAN),
         *(("parallel", {"stop_gradient": stop}) for stop in ("trunk", "unembedding", "both")),
         *(("parallel", {"implementation": name}) for name in ("naive", "checkpointed", "fused")),
     ],
 )
 def test_losses_and_gradients_are_those_of_heads_that_are_kept(name: str, options: dict[str, Any]) -> None:
-    kept = make_model(VARIANTS[name])
+    kept = make_model(CAN[name])
     expected = losses(kept, **options)
     for recompute in HEADS:
-        model = make_model(VARIANTS[name], recompute)
+        model = make_model(CAN[name], recompute)
         for ours, theirs in zip(losses(model, **options), expected):
             torch.testing.assert_close(ours, theirs)
         for found, wanted in zip(gradients(model, **options), gradients(kept, **options), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(("dtype", "autocast"), [("float32", False), ("float32", True), ("bfloat16", False)])
+def test_gradients_differ_in_16_bits(dtype: str, autocast: bool) -> None:
+    """So there it is part of a cell's signature; in float32 it is not."""
+    models = [make_model(PARALLEL, recompute).to(getattr(torch, dtype)) for recompute in ("none", "heads")]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        kept, again = (torch.cat([p.flatten().double() for p in gradients(model) if p is not None]) for model in models)
+    difference = float((kept - again).norm() / kept.norm())
+    assert difference < 1e-6 if dtype == "float32" and not autocast else difference > 1e-4
 
 
 @pytest.mark.parametrize("freeze", ["trunk", "trunk_and_unembedding", "next_token"])
@@ -125,10 +137,10 @@ def test_flops_are_the_formulas_so_the_first_run_forms_no_gradient(name: str) ->
 
 
 def test_heads_that_read_each_other_or_are_taught_are_refused_by_the_key() -> None:
-    for name, heads in VARIANTS.items():
-        if heads.kind not in INDEPENDENT:
+    for heads in (*VARIANTS.values(), HeadsConfig(kind="order")):
+        if heads not in CAN.values():
             with pytest.raises(InputError, match=f"'{heads.kind}': only heads that read the trunk alone"):
-                make_model(VARIANTS[name], "heads")
+                make_model(heads, "heads")
     taught = LossConfig(target="tv")
     with pytest.raises(InputError, match=r"model\.recompute is 'heads', and model\.loss\.target is 'tv'"):
         MTPModule(tiny_backbone(n_layers=6), PARALLEL, taught, recompute="heads")

@@ -6,9 +6,11 @@ import torch
 from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintReturnViolation
 from jaxtyping import TypeCheckError
 from shape_checks import checked
+from tiny import tiny_backbone
 from torch import Tensor
 
 from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.optimization.schedule import cosine_decay
 from mtp_lightning.shapes import Int
@@ -55,6 +57,15 @@ def test_a_shape_that_an_argument_names() -> None:
     assert len(checked(zeros)(3, 3)) == 3
     with pytest.raises(TypeCheckError):
         checked(zeros)(3, 2)
+
+
+def test_the_models_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MTPModel(tiny_backbone(), HeadsConfig(1))
+    assert model(WINDOW).ndim == 4
+    assert model(WINDOW, score=lambda i, h: (i, h.shape)) == [(0, (1, 2, 3, 32))]
+    monkeypatch.setattr(model.heads, "forward", lambda z_BTD, *_, **__: z_BTD)
+    with pytest.raises(BeartypeCallHintReturnViolation):
+        model(WINDOW)
 
 
 def test_each_call_has_shapes_of_its_own() -> None:

@@ -46,13 +46,17 @@ class Cost:
         gpu_hours = 0.0 if not self.gpus else None if hours is None else hours * self.gpus
         return {"gpu_hours": gpu_hours, "hours": hours, "tokens": self.size.tokens, "flops": self.size.flops}
 
+    @property
+    def memory_bytes(self) -> int | None:
+        return _memory(self.size, self.gpus)
+
     def json(self) -> dict[str, Any]:
         size = self.size
         return {
             "parameters": size.parameters,
             "parameters_non_embedding": size.parameters_non_embedding,
             "flops_per_token": size.flops_per_token,
-            "memory_bytes": size.memory_bytes,
+            "memory_bytes": self.memory_bytes,
             "basis": self.basis,
             "done": self.done,
             **self.amounts(),
@@ -80,6 +84,11 @@ def costs(cells: Sequence[Cell], resolver: Resolver) -> list[Cost]:
     return [run.cost(seeds, speeds) for run in runs]
 
 
+def _memory(size: Size, gpus: int) -> int | None:
+    """Bytes of one process of a cell that asks for so many GPUs."""
+    return size.gpu_memory_bytes if gpus else size.memory_bytes
+
+
 def _check_memory(runs: Sequence["_Run"]) -> None:
     """A cell without `resources` has this machine's memory; how much a node of a cluster has, or a GPU, is known only
     where `resources.memory_gb` and `resources.gpu_memory_gb` say it."""
@@ -91,7 +100,7 @@ def _check_memory(runs: Sequence["_Run"]) -> None:
         memory = None if given is None else round(given * 1024**3)
         of_here = memory is None and wanted == Resources()
         limit = here if of_here else memory
-        if limit is None or (size_.memory_bytes or 0) <= limit:
+        if limit is None or (_memory(size_, wanted.gpus) or 0) <= limit:
             continue
         from mtp_lightning.config.memory import check_memory  # and torch, which most plans do without
 
@@ -267,7 +276,7 @@ def plan_table(spec: GridSpec, rows: Sequence[CellStatus], found: Sequence[Cost]
             quantity(cost.size.parameters),
             _known(cost.size.tokens, quantity),
             _known(cost.size.flops, quantity),
-            _known(cost.size.memory_bytes, size),
+            _known(cost.memory_bytes, size),
             Text(seconds, style="" if cost.basis == "measured" else "dim"),
         )
     return table

@@ -20,7 +20,7 @@ NON_SEMANTIC: tuple[tuple[str, str], ...] = (
     ("config", "where the configuration was read from"),
     ("ckpt_path", "where an interrupted run continues; the run is the same"),
     ("model.on_divergence", "a run that diverges has no result, or the same numbers to its end"),
-    ("model.recompute", "the same operations on the same numbers, once more"),
+    ("model.recompute", "the same operations once more; of heads (`_rounds_heads`) the same sums in another order"),
     ("trainer.logger", "where numbers are recorded"),
     ("trainer.log_every_n_steps", "how often numbers are recorded"),
     ("trainer.default_root_dir", "a folder"),
@@ -134,6 +134,8 @@ def same(left: object, right: object) -> bool:
 def signature(config: Mapping[str, Any], *, without_seed: bool = False) -> str:
     """12 hexadecimal digits; `without_seed` gives the group, shared by the seeds of one setting."""
     semantic = _semantic(config, ())
+    if _rounds_heads(config):
+        semantic["model"]["recompute"] = "heads"
     if without_seed:
         semantic.pop(SEED_KEY, None)
     text = canonical({"schema": SCHEMA, "config": semantic})
@@ -149,6 +151,16 @@ def canonical(value: object) -> str:
     """One text for equal values: keys sorted, and 1 equal to 1.0 (YAML writers do not mean a difference, and a
     configuration that was typed has the right type already). True is not 1, and null is not a missing key."""
     return json.dumps(_plain(value, ""), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _rounds_heads(config: Mapping[str, Any]) -> bool:
+    """Whether heads that run again are rounded to 16 bits one by one, where kept heads are rounded together: their
+    losses' weights, and with weights of 16 bits also the gradients that they add to. In float32 only the order of sums
+    is another, which hardware changes too."""
+    model, trainer = config.get("model"), config.get("trainer")
+    if not isinstance(model, Mapping) or not isinstance(trainer, Mapping):
+        return False
+    return "16" in str(trainer.get("precision")) and model.get("recompute") in ("heads", "layers_and_heads")
 
 
 def _semantic(node: Mapping[str, Any], at: tuple[str, ...]) -> dict[str, Any]:

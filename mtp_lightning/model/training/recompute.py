@@ -2,7 +2,8 @@
 
 Chen et al. 2016 (arXiv 1604.06174). A layer that is recomputed keeps its input alone and is run once more just before
 its gradients are formed: the same operations on the same numbers, so the gradients are the same, and a step costs that
-forward more. It works inside the layer's own forward, where sharding's hooks have gathered the weights.
+forward more. It works inside the layer's own forward, where sharding's hooks have gathered the weights. Of heads run
+one at a time, the gradients of what they share are summed in another order.
 """
 
 from typing import Any, Literal
@@ -83,9 +84,11 @@ def check_recompute(recompute: Recompute, heads: HeadsConfig) -> None:
     Raises:
         InputError: heads cannot be run again one at a time where they read each other.
     """
-    if recompute in HEADS and heads.kind not in INDEPENDENT:
+    alone = heads.n_future == 1 and heads.kind != "order" and not heads.is_own
+    if recompute in HEADS and heads.kind not in INDEPENDENT and not alone:
         instead = "none" if recompute == "heads" else "layers"
         raise InputError(
             f"model.recompute is '{recompute}', and model.heads.kind is '{heads.kind}': only heads that read the trunk "
-            f"alone ({' and '.join(INDEPENDENT)}) can be run again one at a time; give recompute: {instead}"
+            f"alone ({' and '.join(INDEPENDENT)}; with n_future 1 all but order and your own) can be run again one at "
+            f"a time; give recompute: {instead}"
         )
