@@ -22,7 +22,7 @@ SEED = 0
 """Of new names and random tokens: they are the same for every run."""
 TEXTS_A_STORY = 20
 """Documents to look through for one story with a name."""
-CopyLength = Annotated[int, Range(least=2, most=2048)]
+CopyLength = Annotated[int, Range(least=2, most=1024)]
 """Tokens of a copy: an attention head's pattern has (2 length)^2 numbers, which are in memory at once."""
 ABLATED = 3
 """Attention heads taken out at a time."""
