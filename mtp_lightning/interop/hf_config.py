@@ -194,13 +194,15 @@ def _refuse_windows(config: Mapping[str, Any], used: int) -> None:
 def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling]:
     """(theta, scaling), from either way of writing them."""
     name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    given = dict(config.get(name) or {})
+    written = config.get(name) or {}
+    if not isinstance(written, Mapping):
+        raise InputError(f"{name} is {_shown(written)}: it has to be keys with their values")
+    given = dict(written)
     theta = given.pop("rope_theta", config.get("rope_theta", 10_000.0))
     if config.get("rope_theta", theta) != theta:
         raise InputError(f"rope_theta is {config['rope_theta']}, and {name}.rope_theta {theta}")
-    kinds = {given.pop(key) for key in ("rope_type", "type") if key in given} or {"default"}
-    kind = kinds.pop()
-    if kinds or kind not in ROPE_KINDS:
+    kind, *others = [given.pop(key) for key in ("rope_type", "type") if key in given] or ["default"]
+    if any(other != kind for other in others) or kind not in [*ROPE_KINDS]:
         raise InputError(f"{name}.rope_type is {kind!r}: what a model here has is {', '.join(ROPE_KINDS)}")
     given = {key: value for key, value in given.items() if value is not None}
     if given.pop("partial_rotary_factor", 1) != 1:

@@ -148,11 +148,19 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("key", REFUSED)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *REFUSED.items(),
+        ("rope_scaling", ["factor"]),
+        ("rope_parameters", {"rope_type": [1]}),
+        ("rope_scaling", 3),
+    ],
+)
 def test_what_cannot_be_is_refused_by_its_name_before_a_tensor_is_read(
-    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    key: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = {**SMALL, "model_type": "llama", key: REFUSED[key]}
+    config = {**SMALL, "model_type": "llama", key: value}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["import", str(tmp_path), str(tmp_path / "out.safetensors")]) == 2
     said = capsys.readouterr().err
