@@ -111,7 +111,7 @@ def read_hf_config(config: Mapping[str, Any], context: int | None = None) -> Des
         InputError: not a model of this platform; names the key of config.json that says so.
     """
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if kind not in [*FAMILIES]:  # it may be anything
         raise InputError(f"model_type is {kind!r}: what can be imported is {', '.join(FAMILIES)}")
     refuse_unknown(config)
     full = {key: value for key, value in {**FAMILIES[kind], **config}.items() if value is not None}
@@ -176,7 +176,10 @@ def _refuse_windows(config: Mapping[str, Any], used: int) -> None:
         InputError: attention that does not reach all of the context.
     """
     for key in ("layer_types", "mtp_layer_types"):
-        other = sorted(set(config.get(key) or ()) - {"full_attention"})
+        named = config.get(key) or []
+        if not isinstance(named, list):
+            raise InputError(f"{key} is {_shown(named)}: it has to be a list of names")
+        other = [name for name in named if name != "full_attention"]
         if other:
             raise InputError(f"{key} names layers of '{other[0]}': a model here has 'full_attention' alone")
     if "sliding_window" not in config or config["model_type"].startswith(
@@ -278,7 +281,7 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whole(config: Mapping[str, Any], key: str) -> int:
-    value = config[key]
+    value = config.get(key)
     if type(value) is not int or value < 0:
         raise InputError(f"{key} is {_shown(value)}: it has to be a whole number")
     return value

@@ -155,6 +155,10 @@ REFUSED = {
         ("rope_scaling", ["factor"]),
         ("rope_parameters", {"rope_type": [1]}),
         ("rope_scaling", 3),
+        ("model_type", ["llama"]),
+        ("max_position_embeddings", None),
+        ("layer_types", 1),
+        ("layer_types", [[1]]),
     ],
 )
 def test_what_cannot_be_is_refused_by_its_name_before_a_tensor_is_read(
