@@ -72,10 +72,9 @@ class ProbeCallback(pl.Callback):
         try:
             yield
         except InputError as error:
-            about_argument = (word := re.match(r"\w+", str(error))) and word[0] in inspect.signature(
-                type(self)
-            ).parameters
-            raise InputError(f"{type(self).__name__}{'.' if about_argument else ': '}{error}") from error
+            words = re.split(r"\W", str(error), maxsplit=1)
+            between = "." if words[0] in inspect.signature(type(self)).parameters else ": "
+            raise InputError(f"{type(self).__name__}{between}{error}") from error
 
     @property
     def lead_metrics(self) -> Mapping[str, float]:
