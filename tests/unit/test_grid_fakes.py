@@ -24,7 +24,7 @@ from mtp_lightning.grid.report.comparison import Report
 from mtp_lightning.grid.run.display import Line
 from mtp_lightning.grid.run.launch import LaunchResult, LocalLauncher
 from mtp_lightning.grid.run.state import Result, cell_state
-from mtp_lightning.grid.spec.cells import Cell, expand
+from mtp_lightning.grid.spec.cells import Cell, expand, load_cells
 from mtp_lightning.grid.spec.grid_spec import GridSpec, read_grid
 from mtp_lightning.tracking import read as tracking
 
@@ -136,6 +136,14 @@ def grid_file(folder: Path, text: str = GRID, **files: str) -> Path:
     path = folder / "grid.yaml"
     path.write_text(text)
     return path
+
+
+def first_problem(folder: Path, text: str) -> str:
+    """`LINE: KEY: ...`, what a grid file of this text is refused by."""
+    path = grid_file(folder, text)
+    with pytest.raises(InputError) as caught:
+        load_cells(path, FakeResolver(), folder)
+    return str(caught.value).splitlines()[0].removeprefix(f"{path}:")
 
 
 def cells_of(folder: Path, text: str = GRID, **files: str) -> list[Cell]:

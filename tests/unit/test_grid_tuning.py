@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_grid_fakes import GRID, FakeHouse, FakeResolver, cells_of, grid_file, house, load_grid, states
+from test_grid_fakes import GRID, FakeHouse, cells_of, first_problem, grid_file, house, load_grid, states
 from test_grid_html_page import Page
 from test_grid_slurm_fakes import FakeSlurm, slurm
 
@@ -22,7 +22,7 @@ from mtp_lightning.grid.report.tuning import DIVERGED, Tuning, tuned
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import Failure, Result, State, Status
 from mtp_lightning.grid.slurm import submit
-from mtp_lightning.grid.spec.cells import Cell, load_cells
+from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.spec.ladder_tune_gate import Tune
 
@@ -287,10 +287,7 @@ BAD = {
 
 @pytest.mark.parametrize(("line", "message"), BAD.items(), ids=BAD)
 def test_a_bad_section_names_file_line_and_key(tmp_path: Path, line: str, message: str) -> None:
-    path = grid_file(tmp_path, TEXT + line + "\n")
-    with pytest.raises(InputError) as caught:
-        load_cells(path, FakeResolver(), tmp_path)
-    assert str(caught.value).splitlines()[0].startswith(f"{path}:10: {message}")
+    assert first_problem(tmp_path, TEXT + line + "\n").startswith(f"10: {message}")
 
 
 @pytest.mark.parametrize(
