@@ -23,7 +23,7 @@ from mtp_lightning.data.corpora.kept import read_kept
 from mtp_lightning.data.mixtures.sources import MixtureSource
 from mtp_lightning.data.preparing import pieces
 from mtp_lightning.data.preparing.chunks import split_position
-from mtp_lightning.data.pruning import commands, gate, measuring, scoring
+from mtp_lightning.data.pruning import commands, gate, measuring, score_files
 from mtp_lightning.data.pruning.commands import prune_command
 from mtp_lightning.data.pruning.corruption_commands import corruptions_command
 from mtp_lightning.data.pruning.survey import survey
@@ -158,7 +158,7 @@ def test_bytes_do_not_depend_on_workers_pieces_and_kills(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], by: str
 ) -> None:
     whole = prune(work, tmp_path / "kept", by)
-    monkeypatch.setattr(scoring, "CHARACTERS", 400)
+    monkeypatch.setattr(score_files, "CHARACTERS", 400)
     for path in tmp_path.glob("kept*"):
         path.unlink()
     with monkeypatch.context() as patch:
@@ -191,7 +191,7 @@ def dying_after(count: int) -> Callable[..., None]:
 def test_what_was_measured_otherwise_is_measured_again(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "CHARACTERS", 400)
+    monkeypatch.setattr(score_files, "CHARACTERS", 400)
     with monkeypatch.context() as patch:
         patch.setattr(pieces, "_write", dying_after(2))
         with pytest.raises(KeyboardInterrupt):
@@ -229,8 +229,8 @@ def test_what_a_worker_cannot_begin_with_is_said(work: Path, tmp_path: Path, mon
     """As of a checkpoint that is another one by now: not as if the worker had been killed."""
     monkeypatch.setattr(pieces, "_pool", lambda n, job: ThreadPoolExecutor(n, "", pieces._begin, (job,)))
     monkeypatch.setattr(pieces, "_work", None)
-    real, loads = scoring.load_provider, []
-    monkeypatch.setattr(scoring, "load_provider", lambda *args: loads.append(args) or real(args[0], 3))
+    real, loads = score_files.load_provider, []
+    monkeypatch.setattr(score_files, "load_provider", lambda *args: loads.append(args) or real(args[0], 3))
     with pytest.raises(InputError, match="has changed since the command began"):
         prune(work, tmp_path / "kept", "loss", workers=2)
     assert str(loads[0][0]) == str(work / "a.ckpt")
@@ -250,7 +250,7 @@ def test_a_worker_that_is_killed_is_said(work: Path, tmp_path: Path, monkeypatch
 @pytest.mark.slow
 def test_real_workers(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prune(work, tmp_path / "loss", "loss")
-    monkeypatch.setattr(scoring, "CHARACTERS", 400)
+    monkeypatch.setattr(score_files, "CHARACTERS", 400)
     (tmp_path / "two").mkdir()
     assert prune(work, tmp_path / "two" / "loss", "loss", workers=2) == one
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mtp_lightning.data.corpora.documents import Document
-from mtp_lightning.data.pruning.choosing import Documents, auc, drop_by_clusters, drop_highest, random_scores
 from mtp_lightning.data.pruning.clusters import nearest, spherical_kmeans
 from mtp_lightning.data.pruning.corruptions import CORRUPTIONS
 from mtp_lightning.data.pruning.gate import Seen, corruption_table, passes, shown, unseen
+from mtp_lightning.data.pruning.selection import Documents, auc, drop_by_clusters, drop_highest, random_scores
 
 NAMES = ["d", "c", "b", "a", "e"]
 

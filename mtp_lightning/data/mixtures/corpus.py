@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from mtp_lightning.data.corpora.chat import with_template
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.loader import Read, read_windows
+from mtp_lightning.data.mixtures.lengths import LengthClass, length_classes
 from mtp_lightning.data.mixtures.sources import MixtureSource
 from mtp_lightning.data.tokens.packing import PackedOrder, check_room, pack, read_packed
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, check_whole, prepare_source, summary
@@ -165,3 +168,16 @@ class Corpus:
             return partial(read_packed, store, packed), packed.n_windows
         order = ValidationOrder(len(store), context, horizon, limit)
         return partial(read_windows, store, order), order.n_windows
+
+    def lengths(self, context: int, horizon: int, limit: int | None) -> list[LengthClass]:
+        """Its validation windows of text by how long their documents are.
+
+        Raises:
+            InputError: shards of pairs; see `length_classes`.
+        """
+        store = self.validation
+        if store.answer_starts is not None:
+            raise InputError(f"data.val_by_length is for text, and '{self.shards}' holds pairs: leave it out")
+        order = ValidationOrder(len(store), context, horizon, limit)
+        starts = order.starts(np.arange(order.n_windows))
+        return length_classes(starts, context, np.asarray(store.document_starts), len(store))

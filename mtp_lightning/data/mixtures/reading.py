@@ -34,8 +34,14 @@ def read_mixture(reads: Sequence[Read], order: MixtureOrder, masked: bool, sampl
     return batch
 
 
+def read_some(read: Read, numbers: Int[np.ndarray, "N"], samples: Int[np.ndarray, "B"]) -> Batch:
+    """Sample g is window numbers[g]; with the first two arguments bound it is a `Read`."""
+    return read(numbers[samples])
+
+
 class SourceBatches(Dataset[Batch]):
-    """The validation batches of each source, one source after the other; each says whose it is, under `SOURCE`."""
+    """The validation batches of each source, or class of documents, one after the other; each says whose it is, under
+    `SOURCE`."""
 
     def __init__(self, windows: Mapping[str, ValidationWindows]) -> None:
         self._windows = windows

@@ -12,7 +12,7 @@ from mtp_lightning.data.command import CorpusKind
 from mtp_lightning.data.corpora.kept import kept_lines
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.output import print_table, write_whole
-from mtp_lightning.data.pruning.choice import Choice
+from mtp_lightning.data.pruning.options import Choice
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
 from mtp_lightning.ranges import Kept, check_value
@@ -93,9 +93,9 @@ def prune_command(
         revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
         deduplicate=deduplicate,
     )  # fmt: skip
-    from mtp_lightning.data.pruning.pruning import against, choose, figures, kept, scores_of
+    from mtp_lightning.data.pruning.prune import against, choose, figures, kept, scores_of
     from mtp_lightning.data.pruning.record import parquet, read_planted
-    from mtp_lightning.data.pruning.scoring import measuring
+    from mtp_lightning.data.pruning.score_files import measuring
     from mtp_lightning.data.pruning.survey import survey
     from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings
 

@@ -73,7 +73,7 @@ def corruptions_command(
     check_json(json)
     from mtp_lightning.data.pruning.gate import NEEDED, passes, shown
     from mtp_lightning.data.pruning.measuring import load_provider
-    from mtp_lightning.data.pruning.pruning import gate
+    from mtp_lightning.data.pruning.prune import gate
     from mtp_lightning.data.pruning.survey import survey
     from mtp_lightning.data.tokens.prepare import ShardSettings
 

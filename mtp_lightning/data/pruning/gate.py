@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mtp_lightning.data.corpora.documents import Document
-from mtp_lightning.data.pruning.choosing import auc
 from mtp_lightning.data.pruning.clusters import nearest, spherical_kmeans
 from mtp_lightning.data.pruning.corruptions import CORRUPTIONS, corrupt
 from mtp_lightning.data.pruning.measuring import Provider
+from mtp_lightning.data.pruning.selection import auc
 from mtp_lightning.shapes import Float
 
 DISTANCE, GAP = "distance", "gap"

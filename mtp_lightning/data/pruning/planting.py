@@ -10,8 +10,8 @@ from mtp_lightning.data.corpora.documents import documents
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.preparing.chunks import split_position, split_threshold
 from mtp_lightning.data.preparing.folders import temporary_sibling, writing_to
-from mtp_lightning.data.pruning.choosing import random_scores
 from mtp_lightning.data.pruning.corruptions import CORRUPTIONS, corrupt
+from mtp_lightning.data.pruning.selection import random_scores
 from mtp_lightning.data.tokens.prepare import ShardSettings
 from mtp_lightning.errors import InputError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtp_lightning.data.pruning.choosing import auc
+from mtp_lightning.data.pruning.selection import auc
 from mtp_lightning.data.pruning.survey import Survey
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, parse_json, read_state

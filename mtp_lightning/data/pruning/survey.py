@@ -12,8 +12,8 @@ from mtp_lightning.data.corpora.documents import Document, documents
 from mtp_lightning.data.corpora.kept import CorpusHash
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.preparing.chunks import split_position, split_threshold
-from mtp_lightning.data.pruning.choosing import random_scores
 from mtp_lightning.data.pruning.corruptions import beginning
+from mtp_lightning.data.pruning.selection import random_scores
 from mtp_lightning.data.tokens.prepare import ShardSettings
 from mtp_lightning.errors import InputError
 from mtp_lightning.shapes import Bool, Int

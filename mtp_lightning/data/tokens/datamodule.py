@@ -6,6 +6,7 @@ around it.
 
 import functools
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,8 +22,9 @@ from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import BatchLoader, Read, ResumableLoader, TrainingWindows, ValidationWindows
 from mtp_lightning.data.mixtures.corpus import Corpus, corpora_of
+from mtp_lightning.data.mixtures.lengths import LengthClass
 from mtp_lightning.data.mixtures.order import MixtureOrder, order_of
-from mtp_lightning.data.mixtures.reading import SourceBatches, read_mixture
+from mtp_lightning.data.mixtures.reading import SourceBatches, read_mixture, read_some
 from mtp_lightning.data.mixtures.sources import MixtureSource, check_mixture, reweighted
 from mtp_lightning.data.tokenizers.recipe import TrainedTokenizer, tokenizer_of
 from mtp_lightning.data.tokens.heldout import heldout_prompts, heldout_texts, token_counts
@@ -58,6 +60,8 @@ class TokenDataModule(MTPDataModule):
         validation_fraction: part of the documents, in expectation, that is for validation.
         split_seed: of that choice. Not `seed`: runs with different seeds are validated on the same documents.
         val_windows: validation windows, of each source, spread evenly over its validation documents; null for all.
+        val_by_length: also report validation apart for windows in short, medium and long documents (`val/short/...`), a
+            third each; of one corpus of text.
         num_workers: processes that read ahead; reading memory-mapped tokens hardly needs any.
         directory: where prepared corpora are kept.
         end_token: the token of a tokenizer.json that ends a document; null looks for a usual name, special tokens
@@ -91,12 +95,19 @@ class TokenDataModule(MTPDataModule):
         mixture_weights: dict[str, Weight] | None = None,
         prepare_workers: PrepareWorkers = 1,
         infilling: InfillingConfig | None = None,
+        val_by_length: bool = False,
     ) -> None:
         super().__init__(horizon=horizon, vocab_size=vocab_size)
         check_ranges("data", TokenDataModule, locals())
         mixture = reweighted(mixture, mixture_weights or {})
         if mixture is not None:
             check_mixture(mixture, source)
+        if val_by_length and (mixture is not None or source.kind == "pairs"):
+            raise InputError(
+                "data.val_by_length is for one corpus of text, and this is "
+                f"{'a mixture, whose sources are reported apart' if mixture else 'one of pairs'}: leave it out"
+            )
+        self.val_by_length = val_by_length
         self.context, self.batch_size, self.seed = context, batch_size, seed
         self.val_windows, self.num_workers = val_windows, num_workers
         settings = ShardSettings(validation_fraction=validation_fraction, split_seed=split_seed)
@@ -142,6 +153,10 @@ class TokenDataModule(MTPDataModule):
             raise InputError(
                 "data.infilling is for text, and a source has pairs of a question and its answer: leave it out"
             )
+        if self.val_by_length:  # refused before anything is trained or logged
+            said = ", ".join(f"{len(one.windows)} {one.name} (to {one.most_tokens:,} tokens)" for one in self.lengths)
+            if stage == "fit" and self.rank_and_world_size[0] == 0:
+                print(f"validation windows by the length of their documents: {said}", file=sys.stderr)
         self.check_divides_over_ranks(self.batch_size)
         if stage == "fit" and self.trainer is not None:
             _ = self.n_train_batches  # refuse before anything is trained or logged
@@ -205,16 +220,21 @@ class TokenDataModule(MTPDataModule):
 
     @override
     def val_dataloader(self) -> BatchLoader:
+        reads = {one.name: one.validating(self.context, self.horizon, self.val_windows) for one in self.corpora}
+        if self.val_by_length:
+            (read, _), classes = reads[""], self.lengths
+            reads = {one.name: (partial(read_some, read, one.windows), len(one.windows)) for one in classes}
         split = {
-            corpus.name: ValidationWindows(
-                *corpus.validating(self.context, self.horizon, self.val_windows),
-                self.batch_size,
-                *self.rank_and_world_size,
-            )
-            for corpus in self.corpora
+            name: ValidationWindows(read, n_windows, self.batch_size, *self.rank_and_world_size)
+            for name, (read, n_windows) in reads.items()
         }
-        batches = SourceBatches(split) if self.mixture else split[""]
+        batches = split[""] if "" in split else SourceBatches(split)
         return BatchLoader(batches, len(batches), self.num_workers)
+
+    @functools.cached_property
+    def lengths(self) -> list[LengthClass]:
+        """The classes that validation windows are told apart by, where `val_by_length` asks for it."""
+        return self._only.lengths(self.context, self.horizon, self.val_windows)
 
     def _reader(self) -> Read:
         """What reads training windows by number."""

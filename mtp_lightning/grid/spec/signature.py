@@ -89,6 +89,8 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("data.init_args.mixture", None),
     ("data.mixture_weights", None),
     ("data.init_args.mixture_weights", None),
+    ("data.val_by_length", False),
+    ("data.init_args.val_by_length", False),
     ("data.infilling", None),
     ("data.init_args.infilling", None),
     ("data.tokenizer.train.infilling", None),

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 
 from mtp_lightning.data.corpora.kept import FORMAT, KeptHeader
-from mtp_lightning.data.pruning.choice import CLUSTERED, Choice
-from mtp_lightning.data.pruning.choosing import Documents, drop_by_clusters, drop_highest, random_scores
 from mtp_lightning.data.pruning.clusters import nearest, spherical_kmeans
 from mtp_lightning.data.pruning.gate import (
     DISTANCE,
@@ -21,8 +19,10 @@ from mtp_lightning.data.pruning.gate import (
     unseen,
 )
 from mtp_lightning.data.pruning.measuring import Provider, load_provider
+from mtp_lightning.data.pruning.options import CLUSTERED, Choice
 from mtp_lightning.data.pruning.record import Dropped, Scores, against_planted
-from mtp_lightning.data.pruning.scoring import Measure, Measuring, What
+from mtp_lightning.data.pruning.score_files import Measure, Measuring, What
+from mtp_lightning.data.pruning.selection import Documents, drop_by_clusters, drop_highest, random_scores
 from mtp_lightning.data.pruning.survey import Survey, sampled
 from mtp_lightning.errors import InputError
 from mtp_lightning.shapes import Bool
