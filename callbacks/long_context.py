@@ -12,6 +12,7 @@ from callbacks.base import ProbeCallback, When
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.data.tokens.heldout import heldout_prompts, longest_document
 from mtp_lightning.data.tokens.token_bytes import token_bytes
+from mtp_lightning.data.tokens.windows import tokens_needed
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
@@ -78,7 +79,7 @@ class LongContextProbe(ProbeCallback):
             key_questions(data.text_tokenizer, self.lengths[0], 0.0, 1)
         stores = [corpus.validation for corpus in data.corpora if not corpus.has_answers]
         longest = max(map(longest_document, stores), default=0)
-        length = self.lengths[-1] + pl_module.horizon
+        length = tokens_needed(self.lengths[-1], pl_module.horizon)  # whatever n is: all read the same texts
         if longest < length:
             raise InputError(
                 f"LongContextProbe.lengths has {self.lengths[-1]}: the longest validation document has {longest} "
@@ -86,7 +87,8 @@ class LongContextProbe(ProbeCallback):
             )
         stores = [store for store in stores if longest_document(store) >= length]
         count = -(-max(self.texts, self.prompts) // len(stores))
-        self._heldout = [text for store in stores for text in heldout_prompts(store, count, length)]
+        texts = [text for store in stores for text in heldout_prompts(store, count, length)]
+        self._heldout = [text[: self.lengths[-1] + pl_module.horizon] for text in texts]
 
     @override
     def is_ready(self, trainer: pl.Trainer) -> bool:

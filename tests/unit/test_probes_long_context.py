@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from test_callbacks_training import Fit, fit
@@ -21,6 +22,7 @@ from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import model_scores, scores_by_position
 from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.probes.long_context import bins, key_questions, losses_by_position, rates, retrieval
@@ -157,8 +159,23 @@ def test_the_probe_says_what_it_should(fit: Fit, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_n_reads_the_same_texts(tmp_path: Path) -> None:
+    read = []
+    for n_future in (1, 4):
+        probe, data = LongContextProbe(lengths=[96, 160]), text_data(tmp_path, horizon=n_future)
+        data.prepare_data()
+        data.setup("validate")
+        module = MTPModule(tiny_backbone(vocab_size=256, n_layers=5), HeadsConfig(n_future=n_future))
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer.datamodule = data  # type: ignore[attr-defined]
+        probe.on_fit_start(trainer, module)
+        assert {len(text) for text in probe._heldout} == {160 + n_future}
+        read.append([text[:161].tolist() for text in probe._heldout])
+    assert read[0] == read[1]
+
+
 def test_texts_that_are_too_short_are_refused_before_training(fit: Fit, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"lengths has 9000: the longest validation document has \d+ tokens, and 9002"):
+    with pytest.raises(InputError, match=r"lengths has 9000: the longest validation document has \d+ tokens, and 9016"):
         fit([LongContextProbe(lengths=[9000])], data=text_data(tmp_path))
     with pytest.raises(InputError, match=r"^LongContextProbe.lengths has 40: a key and its question"):
         fit([LongContextProbe(lengths=[40])], data=text_data(tmp_path))
