@@ -5,11 +5,11 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.equal_training import at_text
@@ -83,10 +83,18 @@ def colour_and_dashes(index: int) -> tuple[str, str]:
     return _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
 
 
-def legend(axes: Axes, heading: str, *, outside: bool, reverse: bool = False) -> None:
-    """Outside, it covers no line however many there are."""
-    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {"loc": "best"}
-    box = axes.legend(frameon=False, fontsize=9, title=heading, title_fontsize=8, reverse=reverse, **place)
+_PLACES: dict[str, dict[str, Any]] = {
+    "inside": {"loc": "best"},
+    "right": {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)},
+    "below": {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)},
+}
+
+
+def legend(axes: Axes, heading: str, place: Literal["inside", "right", "below"], reverse: bool = False) -> None:
+    """Outside, it covers no line however many there are; below, it leaves them their width however long its texts."""
+    box = axes.legend(
+        frameon=False, fontsize=9, title=heading, title_fontsize=8, reverse=reverse, **_PLACES[place]
+    )  # fmt: skip
     box.get_title().set_color(GREY)
 
 
@@ -124,11 +132,12 @@ def _draw_differences(axes: Axes, report: Report, metric: str) -> None:
     labels = [f"{names[group.signature]} ({_seeds_text(gap)})" for group, gap in zip(groups, gaps)]
     axes.set_yticks(range(len(groups)), labels)
     axes.set_ylim(len(groups) - 0.5, -0.5)  # the first on top
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))  # small differences have long numbers
     axes.grid(axis="x", color="#dddddd", linewidth=0.7)
     axes.grid(visible=False, axis="y")
     baselines = [group.label for group in report.groups if group.is_baseline]
     against = baselines[0] if len(baselines) == 1 else "each one's baseline"
-    legend(axes, textwrap.fill(f"against {against}", 24), outside=True)
+    legend(axes, textwrap.fill(f"against {against}", 24), "right")
 
 
 def _draw_means(axes: Axes, drawn: list[tuple[int, Difference]]) -> None:
@@ -170,7 +179,7 @@ def _draw_along_axis(axes: Axes, report: Report, metric: str, metrics: Sequence[
     if not drawn:
         write_in_the_middle(axes, "no finished cell has these numbers")
         return
-    legend(axes, "error bars:\nsd over seeds", outside=True, reverse=True)
+    legend(axes, "error bars:\nsd over seeds", "right", reverse=True)
     if rows:
         axes.set_yticks(positions, labels)
         axes.set_ylim(len(groups) - 0.5, -0.5)  # the first on top
@@ -202,7 +211,7 @@ def _draw_numbered_probes(axes: Axes, report: Report, heading: str, numbers: Map
         write_in_the_middle(axes, "no finished cell has these numbers")
         return
     axes.xaxis.set_major_locator(FixedLocator(list(numbers.values())))
-    legend(axes, "error bars:\nsd over seeds", outside=True)
+    legend(axes, "error bars:\nsd over seeds", "right")
 
 
 def _draw_means_with_spread(

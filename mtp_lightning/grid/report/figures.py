@@ -30,6 +30,10 @@ Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
 """Group signature -> seed -> (step, value) of `curve_metric`."""
 
 
+FEW = 4
+"""Curves that leave room for what tells them apart."""
+
+
 def curve_metric(report: Report) -> str:
     """The metric whose curves are drawn: the first compared."""
     return report.spec.compare[0]
@@ -47,6 +51,8 @@ def figure_png(report: Report, curves: Curves) -> bytes:
 def make_figure(report: Report, curves: Curves) -> Figure:
     ladders, height = len(report.ladders), max(4.6, 1.6 + 0.28 * len(report.groups))
     learned = any(len(points) > 1 for seeds in curves.values() for points in seeds.values())
+    if learned and len(curves) > FEW:
+        height += 0.25 * len(curves)  # what tells them apart stands below
     panels = (2 if learned or not curves else 1) + ladders
     figure = Figure(figsize=(11.0 + 5.5 * ladders, height), layout="constrained")
     *both, right = figure.subplots(1, panels, squeeze=False)[0][: panels - ladders]
@@ -101,7 +107,7 @@ def _draw_curves(axes: Axes, report: Report, curves: Curves) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     if at is not None and at.unit != "step":
         axes.xaxis.set_major_formatter(EngFormatter())
-    legend(axes, "mean; band: lowest to\nhighest seed", outside=drawn > 5)
+    legend(axes, "mean; band: lowest to\nhighest seed", "below" if drawn > FEW else "inside")
 
 
 def _horizontal_axis(report: Report) -> tuple[str, Mapping[str, float], At | None]:
