@@ -154,8 +154,8 @@ struct Job {              // of `apply`, for some rows and panels
   int64_t inputs, outputs, wanted;  // `wanted`: outputs from the first panel's on that there are
 };
 
-constexpr int panels_at_once(int rows) {  // so many that no sum waits for the one before it
-  return rows == 1 ? 4 : rows == 2 ? 2 : 1;
+constexpr int panels_at_once(int rows) {  // so many that no sum waits for the one before it, and weights come in several
+  return rows == 1 ? 4 : rows <= 6 ? 2 : 1;  // streams, which is what a row of drafts is paid by
 }
 
 // P panels for R rows.
