@@ -16,14 +16,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mtp_lightning.decoding.layers import FinalNorm, Norm, Plain
+from mtp_lightning.decoding.layers import FinalNorm, Norm, Plain, folded
 from mtp_lightning.decoding.positions import KeyValues, LayerCache, PerRow, PositionTables
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import SIDE_BY_SIDE
 from mtp_lightning.model.heads import Join, LinearHead, Source, sources
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.networks.next_latent import LatentNetwork
 from mtp_lightning.shapes import Float
 
 Caches = Sequence[LayerCache]
@@ -141,6 +143,34 @@ class AnticausalDrafter(Drafter):
         _propose_all(h_BLGD.permute(2, 0, 1, 3), sources(self.offsets, count), text)
 
 
+class LatentDrafter(Drafter):
+    """NextLat's network, from head 1's state after its norm on from draft to draft. It looks at no position but the
+    last: there is nothing to keep, and nothing to read again."""
+
+    def __init__(self, model: MTPModel, heads_used: int, made: Plain) -> None:
+        super().__init__(model, heads_used)
+        network: LatentNetwork = model.heads[1]
+        self.final_norm, self.norm = FinalNorm(model.norm, made.activations), Norm(network.norm)
+        self.first = made.linear(folded(network.first, network.norm))
+        self.second, self.last = made.linear(network.second.weight), made.linear(network.last.weight)
+
+    def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> None:
+        return None
+
+    def nbytes(self, count: int) -> tuple[int, int]:
+        return self.first.nbytes + self.second.nbytes + self.last.nbytes, 0
+
+    def draft(
+        self, x_BLX: Tensor, tables: PositionTables, ends: PerRow, cache: Caches, count: int, text: DraftedText
+    ) -> None:
+        h_B1D = self.final_norm(x_BLX[:, -1:])
+        for number in range(2, count + 1):
+            joined_B1J = torch.cat((text.embedded(1, number - 1), h_B1D), dim=-1)
+            x_B1H = self.second(F.gelu(self.first.of_normed(joined_B1J, self.norm)))
+            h_B1D = h_B1D + self.last(F.gelu(x_B1H))
+            text.propose(h_B1D, [number])
+
+
 class SequentialDrafter(Drafter):
     """Heads run one after the other: causal, sequential and recurrent ones, and parallel ones of several layers.
 
@@ -159,7 +189,8 @@ class SequentialDrafter(Drafter):
         self.read_through: list[FinalNorm] | None = None
         """Of each drafting head, the norm of the one before it, where that one hands on what is after it."""
         if model.heads_config.norms == "own":
-            self.read_through = [FinalNorm(norm, made.activations) for norm in model.final_norms()[: heads_used - 1]]
+            norms = model.final_norms()[: heads_used - 1]
+            self.read_through = [FinalNorm(norm, made.activations) for norm in norms if norm is not None]
         if self.heads[0].joins:
             self.lookback = max(self.lookback, self.offsets[heads_used - 2] - 1)
 
@@ -253,6 +284,8 @@ def make_drafter(model: MTPModel, heads_used: int, made: Plain, reach: int, roun
         return LinearDrafter(model, heads_used, made.activations)
     if heads.kind == "anticausal":
         return AnticausalDrafter(model, heads_used)
+    if heads.kind == "next_latent":
+        return LatentDrafter(model, heads_used, made)
     if heads.kind in SIDE_BY_SIDE and heads.layers == 1:
         return ParallelDrafter(model, heads_used, made, reach, rounded)
     return SequentialDrafter(model, heads_used, made)

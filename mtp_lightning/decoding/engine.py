@@ -3,10 +3,10 @@
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtp_lightning.decoding.adaptive import Experience
@@ -65,15 +65,16 @@ class Engine:
         self.embedding = model.embedding.weight.detach().to(dtype).to(self.dtype, copy=True)
         self.norm = Norm(model.norm)
         norms, further = model.final_norms()[: self.heads_used], model.further_unembeddings
-        self.final_norms: list[FinalNorm] | None = None
-        """Of each head, where several have norms of their own before one unembedding."""
-        if self.heads.norms == "own" and len(norms) > 1 and not further:
-            self.final_norms = [FinalNorm(norm, self.dtype) for norm in norms]
+        self.final_norms: list[Callable[[Tensor], Tensor]] | None = None
+        """Of each head, where several have norms of their own, or none, before one unembedding."""
+        if len(set(norms)) > 1 and not further:
+            self.final_norms = [nn.Identity() if norm is None else FinalNorm(norm, self.dtype) for norm in norms]
             self.unembeddings = [made.linear(model.unembedding.weight)]
         else:
             self.unembeddings = [
                 made.linear(own.weight.detach() * norm.weight.detach() * math.sqrt(model.config.dim))
                 for own, norm in zip([model.unembedding, *further], norms)
+                if norm is not None
             ]
         self.before: Tensor | None = None
         """A of the bigram that says to drafts what the token before them is."""

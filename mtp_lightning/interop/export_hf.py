@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_config import hf_config
 from mtp_lightning.interop.hf_names import SHARED_HEAD_NORM, Layout, swap_halves, tensor_names
-from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import JOINED, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import trunk_widths
 from mtp_lightning.model.mtp import MTPModel
 
@@ -56,7 +56,7 @@ def choose_layout(heads: HeadsConfig, keep: int | None = None) -> Layout:
     if heads.n_future == 1 and heads.kind != "linear":
         return "llama"
     n = f"n_future {heads.n_future}"
-    if heads.is_own or heads.kind not in (*TEACHER_FORCED, *OWN_CODE):
+    if heads.is_own or heads.kind not in (*JOINED, *OWN_CODE):
         raise InputError(f"model.heads.kind is '{heads.kind}' with {n}: no layout holds such heads; {INSTEAD}")
     if heads.horizon != heads.n_future and keep != 1:
         raise InputError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import JOINED, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import trunk_widths
 from mtp_lightning.model.mtp import MTPModel
 
@@ -81,7 +81,7 @@ def standard_names(backbone: BackboneConfig, heads: HeadsConfig) -> dict[str, st
     names = llama_names(backbone, heads)
     if heads.n_future == 1:
         return names
-    if heads.kind not in TEACHER_FORCED or heads.layers > 1 or heads.replicate_unembedding:
+    if heads.kind not in JOINED or heads.layers > 1 or heads.replicate_unembedding:
         raise InputError(
             f"model.heads: kind '{heads.kind}', {heads.layers} layers a head"
             f"{', replicated unembeddings' if heads.replicate_unembedding else ''}: the MTP standard holds "

@@ -164,7 +164,9 @@ class BackboneConfig:
         return self.ffn_dim or -(-8 * self.dim // (3 * 256)) * 256
 
 
-HeadKind = Literal["parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order", "markov"]
+HeadKind = Literal[
+    "parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order", "markov", "next_latent"
+]  # fmt: skip
 ONE_STREAM: tuple[HeadKind, ...] = ("none", "order")
 """Kinds without further heads: one hidden state answers for all future tokens."""
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
@@ -172,7 +174,9 @@ SIDE_BY_SIDE: tuple[HeadKind, ...] = ("parallel", "markov")
 """Kinds whose every head is transformer layers on the trunk's output."""
 INDEPENDENT: tuple[HeadKind, ...] = ("parallel", "linear")
 """Kinds whose heads read the trunk's output alone, and not each other."""
-TEACHER_FORCED: tuple[HeadKind, ...] = ("sequential", "recurrent")
+JOINED: tuple[HeadKind, ...] = ("sequential", "recurrent")
+"""Kinds whose further heads are transformer layers on a state joined with a token's embedding."""
+TEACHER_FORCED: tuple[HeadKind, ...] = (*JOINED, "next_latent")
 """Kinds whose further heads read the true tokens between their position and their target."""
 
 
@@ -202,6 +206,9 @@ class HeadsConfig:
     - `markov`: `parallel`, and for i > 1 the logits are W h_i + B A[x_{t+i-1}], of the true token before the target, in
       decoding of the draft there: a bigram of rank r (`markov_rank`) that mends the independence of the heads (as in
       DeepSeek's drafter DSpark, of which a summary alone was at hand; that head 1 goes without is our reading);
+    - `next_latent`: h_1 = norm(H_1(z)), h_i = h_{i-1} + F([embedding of the true token i - 1 ahead; h_{i-1}]), F one
+      small network for all i > 1, whose result the unembedding reads as it is: an estimate of head 1's state i - 1
+      positions later (NextLat, arXiv 2511.05963, with `conf/loss/next_latent.yaml`);
     - `my_heads.Gated`: the import path of a kind of one's own (`mtp_lightning.model.own_kind`).
     """
     match: Literal["parameters", "none"] = "parameters"
@@ -222,6 +229,9 @@ class HeadsConfig:
 
     markov_rank: Width | None = None
     """Of `markov`: r, the columns of A and B, which have a row for each token; by default 64."""
+    latent_width: Width | None = None
+    """Of `next_latent`: the hidden width of its network; by default 2 `dim`, as in the authors' release, whose star
+    graphs have `dim` and whose language models of 1B parameters 3.2 `dim` (its `proj_factor` 1, 0.5 and 1.6)."""
 
     def __post_init__(self) -> None:
         check_ranges("model.heads", HeadsConfig, vars(self))
@@ -230,28 +240,30 @@ class HeadsConfig:
                 f"model.heads.kind is '{self.kind}': it has to be one of {', '.join(HEAD_KINDS)}, or the import path "
                 f"of your own, as in my_heads.Gated{did_you_mean(self.kind, HEAD_KINDS)}"
             )
-        if self.layers > 1 and self.kind in ("linear", *ONE_STREAM):
+        if self.layers > 1 and self.kind in ("linear", "next_latent", *ONE_STREAM):
             raise InputError(f"model.heads.layers is {self.layers}: heads of kind '{self.kind}' have no layers to set")
         if self.replicate_unembedding and self.kind in ONE_STREAM:
             raise InputError(
                 f"model.heads.replicate_unembedding: kind '{self.kind}' has one hidden state for all future tokens, "
                 "and nothing to replicate the unembedding for"
             )
-        if self.norms == "own" and self.kind not in TEACHER_FORCED:
+        if self.norms == "own" and self.kind not in JOINED:
             raise InputError(
-                f"model.heads.norms is 'own', which goes with kind {' or '.join(TEACHER_FORCED)}, and kind is "
-                f"'{self.kind}'"
+                f"model.heads.norms is 'own', which goes with kind {' or '.join(JOINED)}, and kind is '{self.kind}'"
             )
-        if self.kind == "markov" and self.replicate_unembedding:
+        shared = {"markov": "that their bigram is added to", "next_latent": "of the states that they foresee"}
+        if self.kind in shared and self.replicate_unembedding:
             raise InputError(
-                "model.heads.replicate_unembedding: heads of kind 'markov' share the unembedding that their bigram is "
-                "added to"
+                f"model.heads.replicate_unembedding: heads of kind '{self.kind}' share the unembedding "
+                f"{shared[self.kind]}"
             )
-        if self.markov_rank is not None and self.kind != "markov":
-            raise InputError(
-                f"model.heads.markov_rank is {self.markov_rank}, which goes with kind 'markov', and kind is "
-                f"'{self.kind}'"
-            )
+        for key, value, kind in (
+            ("markov_rank", self.markov_rank, "markov"), ("latent_width", self.latent_width, "next_latent")
+        ):  # fmt: skip
+            if value is not None and self.kind != kind:
+                raise InputError(
+                    f"model.heads.{key} is {value}, which goes with kind '{kind}', and kind is '{self.kind}'"
+                )
         if self.offsets is not None:
             offsets = tuple(self.offsets)  # YAML and JSON give lists
             object.__setattr__(self, "offsets", offsets)
@@ -270,10 +282,10 @@ class HeadsConfig:
                 f"model.heads.offsets is {list(offsets)}: kind 'order' ranks all of the next n_future tokens; "
                 "leave offsets out"
             )
-        if self.kind == "markov" and offsets[-1] != self.n_future:
+        if self.kind in ("markov", "next_latent") and offsets[-1] != self.n_future:
             raise InputError(
-                f"model.heads.offsets is {list(offsets)}: heads of kind 'markov' read the token before their target, "
-                "which the head before them predicts; leave offsets out"
+                f"model.heads.offsets is {list(offsets)}: heads of kind '{self.kind}' read the token before their "
+                "target, which the head before them predicts; leave offsets out"
             )
 
     @property
@@ -290,6 +302,10 @@ class HeadsConfig:
     def bigram_rank(self) -> int:
         """Columns of the bigram that further heads have beside their hidden states; 0 without one."""
         return (self.markov_rank or 64) if self.kind == "markov" and self.n_future > 1 else 0
+
+    def network_width(self, dim: int) -> int:
+        """The hidden width of kind `next_latent`'s network, in a model of that width."""
+        return self.latent_width or 2 * dim
 
     @property
     def horizon(self) -> int:

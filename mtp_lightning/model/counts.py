@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import JOINED, BackboneConfig, HeadsConfig
 from mtp_lightning.model.own_kind import count_own
 
 
@@ -50,6 +50,9 @@ class HeadCounts(NamedTuple):
     unembeddings_run: int
     norms: int = 0
     """Final norms beside the shared one."""
+    networks: int = 0
+    """NextLat's, of kind `next_latent`: 3 d H + H^2 weights, H its hidden width, and a norm of 2 d."""
+    networks_run: int = 0
 
 
 def count_heads(heads: HeadsConfig) -> HeadCounts:
@@ -60,10 +63,12 @@ def count_heads(heads: HeadsConfig) -> HeadCounts:
         return HeadCounts(0, 0, 0, 0, 0, further, n)  # what else it consists of is measured (`own_kind`)
     if heads.kind == "linear":
         return HeadCounts(0, 0, 0, 0, n, further, n)
-    if heads.kind in TEACHER_FORCED:
+    if heads.kind in JOINED:
         held = n if heads.kind == "sequential" else min(n, 2)
         norms = held - 1 if heads.norms == "own" else 0
         return HeadCounts(held * m, n * m, held - 1, n - 1, 0, further, n, norms)
+    if heads.kind == "next_latent":
+        return HeadCounts(m, m, 0, 0, 0, 0, n, networks=min(n - 1, 1), networks_run=n - 1)
     if heads.kind == "none":
         return HeadCounts(m, m, 0, 0, 0, 0, 1)
     if heads.kind == "order":
@@ -77,7 +82,14 @@ def head_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
         return count_own(backbone, heads, 1).parameters
     d, counts = backbone.dim, count_heads(heads)
     joins = counts.joins * (2 * d * d + 2 * d) + counts.norms * d
-    return counts.layers * layer_parameters(backbone) + joins + counts.linears * d * d
+    networks = counts.networks * (_network_maps(backbone, heads) + 2 * d)
+    return counts.layers * layer_parameters(backbone) + joins + counts.linears * d * d + networks
+
+
+def _network_maps(backbone: BackboneConfig, heads: HeadsConfig) -> int:
+    """Weights of the maps of NextLat's network."""
+    width = heads.network_width(backbone.dim)
+    return (3 * backbone.dim + width) * width
 
 
 def trunk_widths(backbone: BackboneConfig, heads: HeadsConfig) -> tuple[int, ...]:
@@ -167,6 +179,7 @@ def flops_per_token(
     trunk, run = layers(widths), layers([backbone.ffn] * counts.layers_run)
     unembedding = 2 * backbone.vocab_size * (d + heads.bigram_rank)  # head 1's columns of the bigram are zeros
     matrices = 2 * (counts.joins_run * 2 + counts.linears) * d * d
+    matrices += 2 * counts.networks_run * _network_maps(backbone, heads)
     whole = own + 3 * (trunk + run + matrices + counts.unembeddings_run * unembedding)
     whole += unembedded_again * unembedding
     if freeze == "none":

@@ -17,6 +17,7 @@ from mtp_lightning.model.attention import Projection
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.documents import Mask
+from mtp_lightning.model.networks.next_latent import LatentNetwork
 from mtp_lightning.model.training.first_run import first_run
 from mtp_lightning.shapes import Float
 
@@ -216,7 +217,10 @@ class SequentialHeads(Heads):
 
 
 class NormedHeads(SequentialHeads):
-    """h_1 = norm(H_1(z)), h_i = norm_i(Join_i(h_{i-1}, e_{i-1})): states are handed on after their norm."""
+    """h_1 = norm(H_1(z)), h_i = norm_i(Join_i(h_{i-1}, e_{i-1})): states are handed on after their norm.
+
+    `next_latent` is the same with one `LatentNetwork` for every further head, which norms nothing at its end.
+    """
 
     def forward(
         self,
@@ -261,6 +265,9 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
     def join() -> nn.Module:
         return Join(config, layers, heads.norms == "own")
 
+    def latent() -> nn.Module:
+        return LatentNetwork(config, heads.network_width(config.dim))
+
     sequential = NormedHeads if heads.norms == "own" else SequentialHeads
     makers: dict[str, tuple[type[Heads], list[Callable[[], nn.Module]]]] = {
         "parallel": (ParallelHeads, [stack] * n),
@@ -270,6 +277,7 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
         "anticausal": (AnticausalHeads, [stack] * n),
         "sequential": (sequential, [stack, *[join] * (n - 1)]),
         "recurrent": (sequential, [stack, join][:n]),
+        "next_latent": (NormedHeads, [stack, latent][:n]),
         "none": (OneStream, [stack]),
         "order": (OneStream, [stack]),
     }

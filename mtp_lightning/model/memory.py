@@ -174,8 +174,10 @@ def _between(heads: HeadsConfig, d: int, width: int) -> int:
     if heads.kind in SIDE_BY_SIDE:
         return -(heads.n_future - 1) * d * 4
     linears = counts.linears * d * 2 if width == 2 else min(counts.linears, 1) * d * 4
-    # of a join: two inputs, both normed before the gain, and the two together
-    return linears + counts.joins_run * (4 * d * 4 + 2 * d * (4 if width == 4 else 6))
+    # of a join: two inputs, both normed before the gain, and the two together; of a network: the two together, normed
+    # before the gain and after it, and what goes into and comes out of each gelu
+    joins = counts.joins_run * (4 * d * 4 + 2 * d * (4 if width == 4 else 6))
+    return linears + joins + counts.networks_run * (4 * d * 4 + (2 * d + 4 * heads.network_width(d)) * width)
 
 
 def recomputed_flops(

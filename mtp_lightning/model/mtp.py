@@ -102,8 +102,8 @@ class MTPModel(nn.Module):
         Args:
             documents_BT: document ids. Used only with `attend_across_documents` off: then a position sees its own
                 document alone.
-            ahead_NBT: the true token of every target; heads of kind `sequential`, `recurrent` and `markov` read all but
-                the last.
+            ahead_NBT: the true token of every target; heads of kind `sequential`, `recurrent`, `next_latent` and
+                `markov` read all but the last.
             detach_further: keep the gradient of heads 2 .. N out of the trunk.
             score: return what it makes of each head's states in place of these (`ParallelHeads.scored`).
 
@@ -166,8 +166,10 @@ class MTPModel(nn.Module):
         unembeddings = [self.unembedding, *self.further_unembeddings]
         return torch.stack([unembed(h) for unembed, h in zip(unembeddings, h_SBTD)])
 
-    def final_norms(self) -> list[nn.RMSNorm]:
-        """Of every head, the norm before its unembedding."""
+    def final_norms(self) -> list[nn.RMSNorm | None]:
+        """Of every head, the norm before its unembedding; None where that reads the head's state as it is."""
+        if self.heads_config.kind == "next_latent":
+            return [self.norm, *[None] * (self.n_future - 1)]
         if self.heads_config.norms == "shared":
             return [self.norm] * self.n_future
         return [self.norm, *(self.heads[min(i, len(self.heads) - 1)].norm for i in range(1, self.n_future))]

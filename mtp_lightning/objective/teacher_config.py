@@ -22,10 +22,12 @@ all valid positions:   L_i = (1 - weight) CE_i + weight c_i + latent d_i,
     d_i = the mean over the same positions, and over the coordinates, of smooth_l1(h_i,t - sg[h_1,t+o_i-1])
 
 h being the states that the unembedding reads, sg the detached one, smooth_l1(x) = x^2 / 2 up to 1, then |x| - 1/2. With
-`teacher_kl` and weight 1 that is NextLat (arXiv 2511.05963v4): a network of (h_t, embedding of x_{t+1}), rolled over d
-steps, estimates the detached h_{t+1}, and its tokens' distribution is pulled to that of h_{t+1} by KL. Here the network
-is the module of `recurrent` heads, and d = n - 1; there it is a residual MLP. An abstract and summaries were at hand:
-the weights of the two terms, and whether KL moves the unembedding, are not known here (it does).
+`teacher_kl`, weight 1, `stop_gradient: unembedding` and the kind `next_latent` that is NextLat (arXiv 2511.05963): a
+network of (h_t, embedding of x_{t+1}), rolled over d = n - 1 steps, estimates the detached h_{t+1}, and its tokens'
+distribution is pulled to that of h_{t+1} by KL, through an unembedding that this does not move. Both terms are means
+over the steps, of weight 1, and gradients reach h_t and the embedding. The code follows the authors' release
+(JaydenTeoh/NextLat, `compute_loss` of `models/model_nextlat.py` and its defaults, at a commit that is not known); of
+the paper an abstract was at hand. One difference: masked targets (prompts) have no d_i here, and there they have.
 """
 
 from dataclasses import dataclass
@@ -62,7 +64,7 @@ class TeacherConfig:
 
     latent: Weight = 0.0
     """Weight of the distance between a further head's state and head 1's where it predicts the same token; of heads
-    that read the tokens in between (`sequential`, `recurrent`)."""
+    that read the tokens in between (`sequential`, `recurrent`, `next_latent`)."""
 
     def __post_init__(self) -> None:
         check_ranges("model.loss.teacher", TeacherConfig, vars(self))

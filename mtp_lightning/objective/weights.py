@@ -31,6 +31,7 @@ class WeightsConfig:
 
     - `sequential`: lam 0.3 (DeepSeek-V3: lambda / D each);
     - `recurrent`: ratio 0.6, lam 1 (FastMTP: beta^(k-1) / sum over the further heads);
+    - `next_latent`: lam 1 (NextLat: the mean over the rolled steps);
     - `none`: ratio 0.5, schedule `anneal` (modded-nanogpt);
     - all others: every weight 1 (the paper; TOP's L_NTP + L_TOP).
 
@@ -92,6 +93,8 @@ def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
             lam = 0.3
         elif heads.kind == "recurrent":
             ratio, lam = 0.6, 1.0
+        elif heads.kind == "next_latent":
+            lam = 1.0
         elif heads.kind == "none":
             ratio, schedule = 0.5, schedule or "anneal"
     if ratio is not None and (count - 1) * math.log10(ratio) > math.log10(LARGEST_WEIGHT):

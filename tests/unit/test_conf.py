@@ -9,7 +9,7 @@ from tiny import KINDS
 
 from mtp_lightning.config.config_files import CONF_DIR
 from mtp_lightning.config.one_config import resolve_config
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import ModelCounts, count_parameters
 from mtp_lightning.objective.loss import LossOptions
 from mtp_lightning.objective.teacher_config import TARGETS
@@ -119,9 +119,12 @@ def test_every_target_of_the_further_heads_has_a_file() -> None:
     asked = [yaml.safe_load(file.read_text())["model"] for file in files]
     assert [LossOptions(**model.pop("loss")).target for model in asked] == sorted(TARGETS)
     assert not any(asked)
-    heads, data = CONF_DIR / "heads" / "recurrent.yaml", CONF_DIR / "data" / "python_stdlib.yaml"
-    loss = resolve_config([CONF_DIR / "base.yaml", data, heads, foresees], {})["model"]["loss"]
-    assert (loss["target"], loss["teacher"]["weight"], loss["teacher"]["latent"]) == ("teacher_kl", 1.0, 1.0)
+    data = CONF_DIR / "data" / "python_stdlib.yaml"
+    for kind in TEACHER_FORCED:
+        heads = CONF_DIR / "heads" / f"{kind}.yaml"
+        loss = resolve_config([CONF_DIR / "base.yaml", data, heads, foresees], {})["model"]["loss"]
+        assert (loss["target"], loss["stop_gradient"]) == ("teacher_kl", "unembedding")
+        assert (loss["teacher"]["weight"], loss["teacher"]["latent"]) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("file", sorted((CONF_DIR / "strategy").glob("*.yaml")), ids=lambda p: p.stem)

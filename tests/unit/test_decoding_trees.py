@@ -27,6 +27,7 @@ HEADS = {
     "causal": HeadsConfig(n_future=3, kind="causal"),
     "anticausal": HeadsConfig(n_future=3, kind="anticausal"),
     "sequential": HeadsConfig(n_future=3, kind="sequential"),
+    "next_latent": HeadsConfig(n_future=3, kind="next_latent"),
     "leap": HeadsConfig(n_future=3, offsets=(1, 3, 4)),
 }
 BRANCHES = st.lists(st.integers(1, 4), max_size=3)

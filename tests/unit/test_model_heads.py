@@ -12,11 +12,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.config import TEACHER_FORCED, BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_parameters, flops_per_token, trunk_widths
 from mtp_lightning.model.mtp import MTPModel
 
-EACH = pytest.mark.parametrize("heads", VARIANTS.values(), ids=VARIANTS.keys())
+NARROW = HeadsConfig(n_future=4, kind="next_latent", latent_width=24)
+EACH = pytest.mark.parametrize("heads", [*VARIANTS.values(), NARROW], ids=[*VARIANTS, "narrow next_latent"])
 
 
 def random_model(heads: HeadsConfig, n_layers: int = 8, **backbone: object) -> MTPModel:
@@ -70,6 +71,16 @@ def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
             join = model.heads[1 if heads.kind == "recurrent" else i - 1]
             h.append(join.norm(M(i, h[-1], model.embedding.weight[ahead[i - 2]])))
         return torch.stack(h)
+    elif heads.kind == "next_latent":
+        h, f = [model.norm(H(1, z))], model.heads[1]
+        for i in range(2, n + 1):
+            x = torch.cat([model.embedding.weight[ahead[i - 2]], h[-1]], -1)
+            x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * f.norm.weight
+            for w in (f.first.weight, f.second.weight):
+                x = x @ w.t()
+                x = x * (1 + torch.erf(x / 2**0.5)) / 2
+            h.append(h[-1] + x @ f.last.weight.t())
+        return torch.stack(h)
     elif heads.kind in ("sequential", "recurrent"):
         h = [H(1, z)]
         for i in range(2, n + 1):
@@ -109,7 +120,7 @@ def test_no_head_sees_its_target(heads: HeadsConfig) -> None:
         moved = (hidden(changed) != before).any(-1)[:, 0]  # (S, T)
         for i, row in enumerate(moved):
             sees_up_to = [
-                t + (heads.head_offsets[i - 1] if heads.kind in ("sequential", "recurrent", "markov") and i else 0)
+                t + (heads.head_offsets[i - 1] if heads.kind in (*TEACHER_FORCED, "markov") and i else 0)
                 for t in range(T)
             ]
             for t in range(T):
@@ -118,7 +129,7 @@ def test_no_head_sees_its_target(heads: HeadsConfig) -> None:
             assert place >= T or row[place:].all()
 
 
-@pytest.mark.parametrize("kind", ["sequential", "recurrent", "markov"])
+@pytest.mark.parametrize("kind", [*TEACHER_FORCED, "markov"])
 def test_teacher_forced_heads_ask_for_their_tokens(kind: Any) -> None:
     model = random_model(HeadsConfig(n_future=2, kind=kind))
     with pytest.raises(ValueError, match="give ahead_NBT"):
@@ -143,7 +154,7 @@ def test_counts_by_formula_are_the_models(heads: HeadsConfig, tie: bool, match: 
 @pytest.mark.parametrize("replicate", [False, True])
 def test_every_kind_has_the_parameters_of_the_next_token_model(kind: Any, n: int, replicate: bool) -> None:
     """At the paper's size 30M, within the two norms of one layer; byte vocabulary, so that every matrix fits in."""
-    if replicate and kind in ("none", "order", "markov"):
+    if replicate and kind in ("none", "order", "markov", "next_latent"):
         pytest.skip("refused")
     backbone = BackboneConfig(vocab_size=256, dim=512, n_layers=10, n_heads=8)
     arm = count_parameters(backbone, HeadsConfig(n_future=n, kind=kind, replicate_unembedding=replicate))
@@ -219,7 +230,7 @@ def test_autocast_leaves_hidden_states_in_full_precision(heads: HeadsConfig) -> 
 
 
 @pytest.mark.parametrize(
-    "kind", ["parallel", "linear", "causal", "sequential", "recurrent", "normed sequential", "markov"]
+    "kind", ["parallel", "linear", "causal", "sequential", "recurrent", "normed sequential", "markov", "next_latent"]
 )
 def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
     heads = VARIANTS[kind]
@@ -229,7 +240,7 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
     trunk = [*model.trunk.parameters(), model.embedding.weight]
     if kind not in ("parallel", "linear", "markov"):
         trunk += [*model.heads[0].parameters()]
-    if heads.norms == "own":
+    if heads.norms == "own" or kind == "next_latent":
         trunk += [model.norm.weight]
     assert not any(p.grad is not None and p.grad.any() for p in trunk)
     assert all(p.grad is not None and p.grad.any() for head in list(model.heads)[1:] for p in head.parameters())
@@ -249,6 +260,12 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
         ({"n_future": 2, "kind": "markov", "replicate_unembedding": True}, "share the unembedding"),
         ({"n_future": 2, "markov_rank": 8}, "markov_rank is 8, which goes with kind 'markov'"),
         ({"n_future": 2, "kind": "markov", "markov_rank": 0}, r"model\.heads\.markov_rank is 0"),
+        ({"n_future": 2, "kind": "next_latent", "offsets": (1, 3)}, "'next_latent' read the token before their target"),
+        ({"n_future": 2, "kind": "next_latent", "replicate_unembedding": True}, "of the states that they foresee"),
+        ({"n_future": 2, "kind": "next_latent", "layers": 2}, "have no layers to set"),
+        ({"n_future": 2, "kind": "next_latent", "norms": "own"}, "and kind is 'next_latent'"),
+        ({"n_future": 2, "latent_width": 8}, "latent_width is 8, which goes with kind 'next_latent'"),
+        ({"n_future": 2, "kind": "next_latent", "latent_width": 0}, r"model\.heads\.latent_width is 0"),
         (
             {"n_future": 2, "norms": "own"},
             "'own', which goes with kind sequential or recurrent, and kind is 'parallel'",

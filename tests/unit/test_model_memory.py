@@ -122,6 +122,7 @@ CASES = {
     ),
     "accumulated, tied": Case(HeadsConfig(n_future=2), 16000, 4, 256, recompute={"every": 2}, accumulated=2, tied=True),
     "markov": Case(HeadsConfig(n_future=4, kind="markov", markov_rank=128), 16000, 4, 512),
+    "next_latent": Case(HeadsConfig(n_future=4, kind="next_latent"), 4096, 4, 512),
     "a frozen trunk": Case(HeadsConfig(n_future=4, kind="linear"), 4096, 4, 512, freeze="trunk"),
 }
 

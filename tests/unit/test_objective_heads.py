@@ -153,7 +153,7 @@ def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, s
     upstream = ("trunk", "embedding")  # of the further heads
     if kind not in ("parallel", "linear", "markov"):
         upstream += ("heads.0.",)
-    if kind == "order":
+    if kind in ("order", "next_latent"):
         upstream += ("norm.",)
     for name, gradient in stopped.items():
         trunk = name.startswith(upstream)
