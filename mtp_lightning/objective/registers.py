@@ -1,4 +1,4 @@
-"""Registers (MuToR, arXiv 2505.10518v1, section 3): the objective of kind `registers`.
+"""Registers (MuToR, arXiv 2505.10518v1): the objective of kind `registers`.
 
 In training a register goes after each token x_t and predicts the token d ahead, x_{t+d}. All registers are one learned
 embedding, and go through the same layers, norm and unembedding as text. What tells a register its d is its position,
@@ -10,10 +10,12 @@ itself, and no other register. So the next-token model is what it would be witho
 d is drawn anew for each window and step, uniformly from 1 .. n_future. The weights are `model.loss.weights`' default
 for this kind. Each mean is over its valid targets: in the same document, in the loss mask, not beyond a sentinel.
 
-After the text of the paper and its code (github.com/nasosger/MuToR, language_modeling/src/finetune.py), which draws one
-d for each batch, of one text. Ours: registers after all tokens, also of a prompt (they count where their target does),
-where the code has them from the last token of the prompt on; prompts are causal, there they see themselves whole. The
-text and its registers are two halves of a row instead of alternating, which under this mask is the same.
+After the paper's code (github.com/nasosger/MuToR, language_modeling/src/finetune.py and models/llama_mutor.py, where a,
+d_max and positions are read) and reviews of the paper, of which the abstract alone was at hand. There d is drawn for
+each batch, which is of one text. Ours: registers after all tokens, also of a prompt (they count where their target
+does), and not from the prompt's last token on; prompts are causal, and do not see themselves whole; no target is
+missing at a window's edge, since windows carry the tokens after them. The text and its registers are two halves of a
+row instead of alternating, which under this mask is the same.
 """
 
 import torch
