@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from mtp_lightning.model.documents import Documents, WithRegisters
 from mtp_lightning.model.memory import recomputed_flops
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.training.freezing import check_freeze
-from mtp_lightning.model.training.recompute import recompute_model
+from mtp_lightning.model.training.recompute import check_recompute, recompute_model
+from mtp_lightning.module import MTPModule
 from mtp_lightning.objective import targets as objective_targets
 from mtp_lightning.objective.heads import check_options, model_loss, model_scores
 from mtp_lightning.objective.loss import LossOptions
@@ -260,6 +262,7 @@ def test_recomputing_costs_the_registers_forward_too() -> None:
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: check_freeze("trunk", BackboneConfig(), HEADS), r"model\.freeze is 'trunk', and model\.heads\.kind is 'r"),
     (lambda: recompute_model(random_model(), "heads"), r"model\.recompute is 'heads', and .* 'registers'"),
+    (lambda: check_recompute("heads", HeadsConfig(kind="registers")), "only heads that read the trunk alone"),
     (lambda: check_options(LossOptions(target="tv"), HEADS), "'registers', which has no further heads to be taught"),
     (
         lambda: check_options(LossOptions(target="teacher_kl", teacher=TeacherConfig(latent=1.0)), HEADS),
@@ -278,6 +281,16 @@ def test_what_cannot_be_is_refused(make: Callable[[], Any], says: str) -> None:
         make()
 
 
+def test_training_draws_by_seed_and_step_and_validation_always_the_same() -> None:
+    module = MTPModule(tiny_backbone(), HEADS)
+    module.trainer = SimpleNamespace(global_step=5, datamodule=SimpleNamespace(seed=3))  # type: ignore[assignment]
+    window = torch.randint(0, 16, (32, T + HEADS.horizon))
+    trained, validated = (module.make_targets({"tokens": window}, training)[0] for training in (True, False))
+    assert torch.equal(trained.offsets, draw_offsets(window, 4, seed=3, step=5))  # type: ignore[arg-type]
+    assert torch.equal(validated.offsets, draw_offsets(window, 4, seed=0, step=0))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
 def test_a_resumed_run_draws_what_it_would_have_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the run's seed and step; validation always the same; the weights at the end are bit for bit one run's."""
     monkeypatch.chdir(tmp_path)
