@@ -148,14 +148,22 @@ class MTPModule(pl.LightningModule):
         fits = self.trainer.state.fn == "fit"
         if not fits or self.init_config.path is None or self.trainer.ckpt_path is not None or self.parent:
             return
-        datamodule = getattr(self.trainer, "datamodule", None)
-        self.parent = load_initial(self.init_config, self.model, getattr(datamodule, "tokenizer", None))
+        self.parent = load_initial(self.init_config, self.model, getattr(self._datamodule, "tokenizer", None))
 
-    def make_targets(self, batch: dict[str, Tensor]) -> tuple[Targets, Tensor | None]:
-        """(inputs and targets, the inputs' document ids)."""
+    @property
+    def _datamodule(self) -> Any:
+        """None where there are loaders alone."""
+        return getattr(self.trainer, "datamodule", None)
+
+    def make_targets(self, batch: dict[str, Tensor], training: bool = True) -> tuple[Targets, Tensor | None]:
+        """(inputs and targets, the inputs' document ids).
+
+        Registers look as far as the run's seed and the step say; in validation, the same at every step and seed.
+        """
+        seed, step = (getattr(self._datamodule, "seed", 0), self.trainer.global_step) if training else (0, 0)
         documents = batch.get("documents")
         masks = batch.get("loss_mask"), batch.get(SENTINELS)
-        targets = make_targets(self.heads_config, batch["tokens"], documents, *masks)
+        targets = make_targets(self.heads_config, batch["tokens"], documents, *masks, seed=seed, step=step)
         return targets, None if documents is None else documents[:, : targets.inputs.shape[1]]
 
     def head_weights(self) -> tuple[float, ...]:
@@ -273,8 +281,7 @@ class MTPModule(pl.LightningModule):
             raise self._diverged(diverged, "its loss is not finite")
 
     def _seen(self, steps: int) -> dict[str, float]:
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        return datamodule.seen(steps) if hasattr(datamodule, "seen") else {}
+        return self._datamodule.seen(steps) if hasattr(self._datamodule, "seen") else {}
 
     def _diverged_at(self, weights: Iterable[torch.nn.Parameter] = ()) -> int | None:
         """The step at which the run went out of bounds, or None for a sound run, and for one that is to go on anyway.
@@ -316,8 +323,8 @@ class MTPModule(pl.LightningModule):
 
     @override
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        targets, documents_BT = self.make_targets(batch)
-        bytes_V = getattr(self.trainer.datamodule, "token_bytes", None)  # type: ignore[attr-defined]
+        targets, documents_BT = self.make_targets(batch, training=False)
+        bytes_V = getattr(self._datamodule, "token_bytes", None)
         n_bytes = None if bytes_V is None else bytes_V.to(self.device)[targets.targets[0][targets.valid[0]]].sum()
         scores = model_scores(self.model, targets, documents_BT)
         drafts = count_drafts(scores, targets, self.heads_config)
@@ -356,9 +363,8 @@ class MTPModule(pl.LightningModule):
             DivergedError: there is nothing to go on from in these weights.
         """
         self._check_weights()
-        datamodule = getattr(self.trainer, "datamodule", None)
         checkpoint[CHECKPOINT_KEY] = {
-            **describe(self.model, datamodule, self.frozen, self.parent),
+            **describe(self.model, self._datamodule, self.frozen, self.parent),
             "schedule": asdict(self.schedule_config),
             "max_steps": self.trainer.max_steps,
         }

@@ -1,11 +1,20 @@
 """Causal attention: rotary positions, grouped key/value heads."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtp_lightning.model.config import BackboneConfig
-from mtp_lightning.model.documents import Documents, Mask, attention_by_flex, attention_by_spans, causal_mask
+from mtp_lightning.model.documents import (
+    Documents,
+    Mask,
+    WithRegisters,
+    attention_by_flex,
+    attention_by_spans,
+    causal_mask,
+)
 from mtp_lightning.shapes import Float
 
 CAUSAL_BLOCK = 128
@@ -36,7 +45,7 @@ class Projection(nn.Linear):
 
 
 def rotate(
-    x_BHTE: Float[Tensor, "B H T E"], cos: Float[Tensor, "T F"], sin: Float[Tensor, "T F"]
+    x_BHTE: Float[Tensor, "B H T E"], cos: Float[Tensor, "*one T F"], sin: Float[Tensor, "*one T F"]
 ) -> Float[Tensor, "B H T E"]:
     """Rotate each pair (x_j, x_{j+E/2}) by its position's angle."""
     cos, sin = cos.to(x_BHTE.dtype), sin.to(x_BHTE.dtype)
@@ -71,6 +80,8 @@ def causal_attention(
 ) -> Float[Tensor, "B H T E"]:
     """Attention of every position to itself and before; `mask` (True = may look), where given, replaces that, and
     documents limit it."""
+    if isinstance(mask, WithRegisters):
+        return attention_with_registers(q_BHTE, k_BKTE, v_BKTE, mask)
     grouped = q_BHTE.shape[1] != k_BKTE.shape[1]
     on_cpu = q_BHTE.device.type == "cpu"
     if isinstance(mask, Documents):
@@ -84,6 +95,49 @@ def causal_attention(
     return F.scaled_dot_product_attention(
         q_BHTE, k_BKTE, v_BKTE, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
     )
+
+
+def attention_with_registers(
+    q_BHSE: Float[Tensor, "B H S E"],
+    k_BKSE: Float[Tensor, "B K S E"],
+    v_BKSE: Float[Tensor, "B K S E"],
+    mask: WithRegisters,
+) -> Float[Tensor, "B H S E"]:
+    """S = 2 T positions, the text and then its registers: the text's attention is what it is without them; a register
+    attends to the text up to the token that it stands after, in its own document, and to itself.
+
+    On a CPU a register's attention is matrix products over blocks of rows, as `block_causal_attention` (whose costs it
+    has), with one column more, for itself. Elsewhere it is torch's kernel, under a mask of all pairs.
+    """
+    q, k, v = (x.chunk(2, dim=2) for x in (q_BHSE, k_BKSE, v_BKSE))
+    text = causal_attention(q[0], k[0], v[0], mask.text)
+    k_BHSE, v_BHSE = _repeated(q_BHSE, k_BKSE, v_BKSE)
+    if mask.of_registers is not None:
+        registers = F.scaled_dot_product_attention(q[1], k_BHSE, v_BHSE, attn_mask=mask.of_registers)
+    else:
+        with torch.autocast("cpu", enabled=False):
+            registers = _block_register_attention(q[1], k_BHSE.chunk(2, dim=2), v_BHSE.chunk(2, dim=2), mask)
+    return torch.cat((text, registers), dim=2)
+
+
+def _block_register_attention(
+    q_BHTE: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], mask: WithRegisters
+) -> Float[Tensor, "B H T E"]:
+    """
+    Args:
+        k, v: of the text and of the registers.
+    """
+    T, scale = q_BHTE.shape[2], q_BHTE.shape[3] ** -0.5
+    blocks = []
+    for start in range(0, T, CAUSAL_BLOCK):
+        rows = slice(start, min(start + CAUSAL_BLOCK, T))
+        scaled = q_BHTE[:, :, rows] * scale
+        scores = scaled @ k[0][:, :, : rows.stop].transpose(-1, -2)
+        hidden = mask.sees_text(rows, scores.device).logical_not()
+        itself = (scaled * k[1][:, :, rows]).sum(-1, keepdim=True)
+        p = torch.softmax(torch.cat((scores.masked_fill(hidden, float("-inf")), itself), dim=-1), dim=-1)
+        blocks.append(p[..., :-1] @ v[0][:, :, : rows.stop] + p[..., -1:] * v[1][:, :, rows])
+    return torch.cat(blocks, dim=2)
 
 
 def _repeated(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +173,7 @@ class Attention(nn.Module):
         )
 
     def queries_keys(
-        self, x_BTD: Float[Tensor, "B T D"], rotary: tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]]
+        self, x_BTD: Float[Tensor, "B T D"], rotary: tuple[Float[Tensor, "*one T F"], Float[Tensor, "*one T F"]]
     ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B K T E"]]:
         """As they are multiplied with each other."""
         q, k = (w(x_BTD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk))
@@ -130,7 +184,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x_BTD: Float[Tensor, "B T D"],
-        rotary: tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]],
+        rotary: tuple[Float[Tensor, "*one T F"], Float[Tensor, "*one T F"]],
         mask: Mask = None,
     ) -> Float[Tensor, "B T D"]:
         q, k = self.queries_keys(x_BTD, rotary)

@@ -52,7 +52,7 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTD: Float[Tensor, "B T D"],
-        rotary: tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]],
+        rotary: tuple[Float[Tensor, "*one T F"], Float[Tensor, "*one T F"]],
         mask: Mask = None,
     ) -> Float[Tensor, "B T D"]:
         recomputed = self.recomputed if torch.is_grad_enabled() else "none"

@@ -165,10 +165,11 @@ class BackboneConfig:
 
 
 HeadKind = Literal[
-    "parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order", "markov", "next_latent"
+    "parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order", "markov", "next_latent",
+    "registers",
 ]  # fmt: skip
-ONE_STREAM: tuple[HeadKind, ...] = ("none", "order")
-"""Kinds without further heads: one hidden state answers for all future tokens."""
+ONE_STREAM: tuple[HeadKind, ...] = ("none", "order", "registers")
+"""Kinds without further heads: head 1's layers answer for all future tokens."""
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 SIDE_BY_SIDE: tuple[HeadKind, ...] = ("parallel", "markov")
 """Kinds whose every head is transformer layers on the trunk's output."""
@@ -209,6 +210,9 @@ class HeadsConfig:
     - `next_latent`: h_1 = norm(H_1(z)), h_i = h_{i-1} + F([embedding of the true token i - 1 ahead; h_{i-1}]), F one
       small network for all i > 1, whose result the unembedding reads as it is: an estimate of head 1's state i - 1
       positions later (NextLat, arXiv 2511.05963, with `conf/loss/next_latent.yaml`);
+    - `registers`: h_1 = H_1(z); in training a register goes after each token, through the same layers, and predicts the
+      d-th token ahead, d drawn from 1 .. `n_future` for each window (MuToR, arXiv 2505.10518; `objective.registers`).
+      A kind beside the others, and `n_future` its d_max as it is W of `order`, since one axis then compares them;
     - `my_heads.Gated`: the import path of a kind of one's own (`mtp_lightning.model.own_kind`).
     """
     match: Literal["parameters", "none"] = "parameters"
@@ -244,8 +248,8 @@ class HeadsConfig:
             raise InputError(f"model.heads.layers is {self.layers}: heads of kind '{self.kind}' have no layers to set")
         if self.replicate_unembedding and self.kind in ONE_STREAM:
             raise InputError(
-                f"model.heads.replicate_unembedding: kind '{self.kind}' has one hidden state for all future tokens, "
-                "and nothing to replicate the unembedding for"
+                f"model.heads.replicate_unembedding: kind '{self.kind}' has no further heads, and nothing to "
+                "replicate the unembedding for"
             )
         if self.norms == "own" and self.kind not in JOINED:
             raise InputError(
@@ -282,6 +286,10 @@ class HeadsConfig:
                 f"model.heads.offsets is {list(offsets)}: kind 'order' ranks all of the next n_future tokens; "
                 "leave offsets out"
             )
+        if self.kind == "registers" and offsets[-1] != self.n_future:
+            raise InputError(
+                f"model.heads.offsets is {list(offsets)}: registers look 1 .. n_future tokens ahead; leave offsets out"
+            )
         if self.kind in ("markov", "next_latent") and offsets[-1] != self.n_future:
             raise InputError(
                 f"model.heads.offsets is {list(offsets)}: heads of kind '{self.kind}' read the token before their "
@@ -314,9 +322,9 @@ class HeadsConfig:
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """Names of the summed losses, in metrics: `head_1` .. `head_n`, or `head_1` and `order`."""
-        if self.kind == "order":
-            return ("head_1", "order")
+        """Names of the summed losses, in metrics: `head_1` .. `head_n`, or `head_1` and `order` or `registers`."""
+        if self.kind in ("order", "registers"):
+            return ("head_1", self.kind)
         return tuple(f"head_{i}" for i in range(1, self.n_future + 1))
 
     @property

@@ -18,7 +18,7 @@ class ModelCounts(NamedTuple):
 
     non_embedding: int
     embedding: int
-    """Embedding and unembeddings, further ones and a bigram's two matrices included."""
+    """Embedding and unembeddings; further ones, a bigram's two matrices and the registers' vector included."""
     total: int
 
 
@@ -53,6 +53,8 @@ class HeadCounts(NamedTuple):
     networks: int = 0
     """NextLat's, of kind `next_latent`: 3 d H + H^2 weights, H its hidden width, and a norm of 2 d."""
     networks_run: int = 0
+    positions: int = 1
+    """Of each layer, for a token of a training window: itself, and its register."""
 
 
 def count_heads(heads: HeadsConfig) -> HeadCounts:
@@ -73,6 +75,8 @@ def count_heads(heads: HeadsConfig) -> HeadCounts:
         return HeadCounts(m, m, 0, 0, 0, 0, 1)
     if heads.kind == "order":
         return HeadCounts(m, m, 0, 0, 0, 1, 2)
+    if heads.kind == "registers":
+        return HeadCounts(m, m, 0, 0, 0, 0, 2, positions=2)
     return HeadCounts(n * m, n * m, 0, 0, 0, further, n)
 
 
@@ -136,6 +140,7 @@ def count_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> ModelCount
     non_embedding = trunk + head_parameters(backbone, heads) + backbone.dim
     matrices = (1 if backbone.tie_embeddings else 2) + count_heads(heads).further_unembeddings
     embedding = (matrices * backbone.dim + 2 * heads.bigram_rank) * backbone.vocab_size
+    embedding += backbone.dim if heads.kind == "registers" else 0
     return ModelCounts(non_embedding, embedding, non_embedding + embedding)
 
 
@@ -176,7 +181,7 @@ def flops_per_token(
         """A third of the FLOPs of transformer layers."""
         return sum(2 * layer_matmul_parameters(backbone, ffn) + 2 * context * backbone.q_dim for ffn in wide)
 
-    trunk, run = layers(widths), layers([backbone.ffn] * counts.layers_run)
+    trunk, run = (counts.positions * layers(wide) for wide in (widths, [backbone.ffn] * counts.layers_run))
     unembedding = 2 * backbone.vocab_size * (d + heads.bigram_rank)  # head 1's columns of the bigram are zeros
     matrices = 2 * (counts.joins_run * 2 + counts.linears) * d * d
     matrices += 2 * counts.networks_run * _network_maps(backbone, heads)

@@ -78,7 +78,44 @@ class Documents:
         return create_block_mask(may_look, B, None, T, T, device=str(numbered_BT.device), _compile=on_gpu)
 
 
-Mask = Bool[Tensor, "..."] | Documents | None
+class WithRegisters:
+    """Of T tokens and then their T registers (kind `registers`): no token sees a register; a register sees the text up
+    to its own token, which it stands after, and itself, and no other register.
+
+    Example of three tokens; rows look at columns:
+
+                    a b c  A B C
+        text     a  1
+                 b  1 1
+                 c  1 1 1
+        register A  1      1
+                 B  1 1      1
+                 C  1 1 1      1
+
+    Args:
+        text: documents of the text that do not see each other; None: everything before.
+        length: T.
+    """
+
+    def __init__(self, text: Documents | None, length: int, device: torch.device) -> None:
+        self.text = text
+        self.of_registers = None if device.type == "cpu" else self._of_registers(length, device)
+        """Of all registers over text and registers, (1 or B, 1, T, 2 T); where attention goes by blocks, None."""
+
+    def sees_text(self, rows: slice, device: torch.device) -> Bool[Tensor, "#B 1 R S"]:
+        """Of the registers after these tokens, over the text up to the last of them."""
+        seen = causal_mask(rows.stop - rows.start, rows.stop, device)[None, None]
+        if self.text is None:
+            return seen
+        numbered_BT = self.text.numbered_BT
+        return seen & (numbered_BT[:, None, rows, None] == numbered_BT[:, None, None, : rows.stop])
+
+    def _of_registers(self, length: int, device: torch.device) -> Tensor:
+        text = self.sees_text(slice(0, length), device)
+        return torch.cat((text, torch.eye(length, dtype=torch.bool, device=device).expand_as(text)), dim=-1)
+
+
+Mask = Bool[Tensor, "..."] | Documents | WithRegisters | None
 """What positions may look at: True in a tensor, those of their own document, or everything before."""
 
 

@@ -240,7 +240,7 @@ class NormedHeads(SequentialHeads):
 
 
 class OneStream(Heads):
-    """h_1 = H_1(z) alone, for kinds whose one hidden state answers for every future token."""
+    """h_1 = H_1(z) alone, for kinds whose head 1 answers for every future token."""
 
     def further(
         self, h_BTD: Tensor, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None
@@ -280,6 +280,7 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
         "next_latent": (NormedHeads, [stack, latent][:n]),
         "none": (OneStream, [stack]),
         "order": (OneStream, [stack]),
+        "registers": (OneStream, [stack]),
     }
     make, modules = makers[heads.kind]
     if n == 1 and heads.kind != "order":  # it has no other to read

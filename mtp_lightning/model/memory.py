@@ -58,12 +58,13 @@ def layers_run(
 
 
 def layer_memory(
-    backbone: BackboneConfig, ffn: int, context: int, width: int, on_gpu: bool = False
+    backbone: BackboneConfig, ffn: int, context: int, width: int, on_gpu: bool = False, registers: bool = False
 ) -> dict[Recomputed, int]:
     """Bytes that a layer keeps of a position for its backward, by what of it is recomputed.
 
     In half precision each linear map keeps a copy of its input of its own. A CPU also keeps what is normed, before the
-    norm's gain, and in half precision the probabilities of attention.
+    norm's gain, and in half precision, and of registers, the probabilities of attention. Of registers it is the mean
+    of a token and its register.
     """
     d, q, kv, half = backbone.dim, backbone.q_dim, backbone.kv_dim, width == 2
     norm = d * 4 if on_gpu else 2 * d * 4
@@ -74,6 +75,9 @@ def layer_memory(
         mixed = 4 * q * width + backbone.n_heads * (context + CAUSAL_BLOCK) // 2 * width
     else:
         mixed = (3 * q + 2 * kv) * width  # the output transposed, too
+        mixed += backbone.n_heads * (context + CAUSAL_BLOCK) // 2 * width // 2 if registers else 0
+    if registers and kv < q:
+        mixed += 2 * q * width  # keys and values of both once for each query head
     attention = norm + qk_norms + (3 if half else 1) * d * width + mixed
     swiglu = norm + (2 if half else 1) * d * width + 4 * ffn * width  # gate, its silu, up, their product
     return {"none": attention + swiglu, "attention": d * 4 + swiglu, "layer": d * 4, "head": 0}
@@ -119,16 +123,17 @@ def training_memory(
     """
     d, positions, counts = backbone.dim, rows * context, count_heads(heads)
     stream, matrix = positions * d * 4, 4 * backbone.vocab_size * d
+    in_layer = positions * counts.positions
     gradients = 4 * trainable_parameters(backbone, heads, freeze)
     bigram = 4 * backbone.vocab_size * heads.bigram_rank  # each of its two matrices
     learned = counts.further_unembeddings + (freeze in ("none", "trunk"))
     layers = []
     for ffn, part in layers_run(backbone, heads, context, freeze, recompute):
-        each = layer_memory(backbone, ffn, context, width, on_gpu)
+        each = layer_memory(backbone, ffn, context, width, on_gpu, heads.kind == "registers")
         copies = 0 if width == 4 else 2 * layer_matmul_parameters(backbone, ffn)  # of the weights
-        kept = positions * each[part] + (copies if part == "none" else 0)
+        kept = in_layer * each[part] + (copies if part == "none" else 0)
         weights = 4 * layer_parameters(backbone, ffn)
-        at_work = positions * (each["none"] + 2 * d * 4 + ffn * width) + copies + (2 * weights if shards > 1 else 0)
+        at_work = in_layer * (each["none"] + 2 * d * 4 + ffn * width) + copies + (2 * weights if shards > 1 else 0)
         layers.append(_Layer(kept, at_work, weights))
     of_trunk = len(trunk_widths(backbone, heads)) if freeze == "none" else 0
 
@@ -152,7 +157,7 @@ def training_memory(
         moments, layers, streams, between = [(at_work, done)], layers[:of_trunk], 0, 0
         done += sum(layer.gradients for layer in one)
     else:
-        streams = 1 if heads.kind in ONE_STREAM else heads.n_future
+        streams = counts.positions if heads.kind in ONE_STREAM else heads.n_future
         between = _between(heads, d, width) * positions
         moments = [(between + sum(layer.kept for layer in layers) + loss(streams, learned), 0)]
         done = learned * matrix + 2 * bigram
@@ -162,7 +167,7 @@ def training_memory(
             held += streams * stream + between * (i + 1 - of_trunk) // (len(layers) - of_trunk)
         moments.append((held, done))
         done += layers[i].gradients
-    moments.append((2 * stream + (matrix if backbone.tie_embeddings else 0), gradients))
+    moments.append((2 * stream * counts.positions + (matrix if backbone.tie_embeddings else 0), gradients))
     peak = max(held + (gradients if accumulates else done) // shards for held, done in moments)
     return (state_memory(backbone, heads, freeze, optimizer) - gradients) // shards + peak
 
@@ -190,6 +195,7 @@ def recomputed_flops(
     for ffn, recomputed in layers_run(backbone, heads, context, freeze, recompute):
         total += 0 if recomputed == "none" else attention
         total += 6 * d * ffn if recomputed in ("layer", "head") else 0
+    total *= count_heads(heads).positions
     if recompute in HEADS:
         trained = heads.n_future - (freeze == "next_token")
         total += trained * 2 * d * (backbone.vocab_size + (d if heads.kind == "linear" else 0))

@@ -2,8 +2,8 @@
 
     tokens (B, T) -> embedding -> trunk z (B, T, D) -> heads -> norm -> h (S, B, T, D) -> unembedding
 
-S, the number of hidden states, is N, or 1 for the kinds without further heads. With n_future = 1 it is exactly Llama,
-whatever the kind (but `linear`): the trunk's layers and the one head's are its L layers.
+S, the number of hidden states, is N, or 1 for the kinds without further heads (2 with registers). With n_future = 1 it
+is exactly Llama, whatever the kind (but `linear`): the trunk's layers and the one head's are its L layers.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from mtp_lightning.model.attention import draw
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_heads, trunk_widths
-from mtp_lightning.model.documents import Documents, Mask
+from mtp_lightning.model.documents import Documents, Mask, WithRegisters
 from mtp_lightning.model.heads import ParallelHeads, Score, Scored, make_heads
 from mtp_lightning.model.rope import Rotary
 from mtp_lightning.shapes import Float, Int
@@ -43,6 +43,18 @@ class Unembedding(nn.Module):
         if self.bigram is None or h.shape[-1] == self.weight.shape[1]:
             return score(h, self.weight)
         return score(h, torch.cat((self.weight, self.bigram), dim=1))
+
+
+class Register(nn.Module):
+    """The one learned embedding of all registers, a vector (D)."""
+
+    def __init__(self, dim: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(draw(torch.empty(dim), std))
+
+    def forward(self, *shape: int) -> Float[Tensor, "*shape D"]:
+        """A copy for each place: sharding frees what it gathered of a weight, and views of it, when this returns."""
+        return self.weight.repeat(*shape, 1)
 
 
 class MTPModel(nn.Module):
@@ -80,6 +92,10 @@ class MTPModel(nn.Module):
         if rank := heads.bigram_rank:
             rows = draw(torch.empty(backbone.vocab_size, rank), backbone.init_std)
             self.before = nn.Embedding(backbone.vocab_size, rank, _weight=rows)
+        self.register: Register | None = None
+        """What training adds after each token, of kind `registers`; using the model knows nothing of it."""
+        if heads.kind == "registers":
+            self.register = Register(backbone.dim, backbone.init_std)
         if backbone.tie_embeddings:
             self.unembedding.weight = self.embedding.weight  # type: ignore[assignment]
 
@@ -94,6 +110,7 @@ class MTPModel(nn.Module):
         ahead_NBT: Int[Tensor, "N B T"] | None = None,
         detach_further: bool = False,
         score: Score[Scored] | None = None,
+        offsets_B: Int[Tensor, "B"] | None = None,
     ) -> Float[Tensor, "S B T D"] | list[Scored]:
         """Normed hidden states of every head (S, B, T, D); head i's (index i - 1) predict the i-th token ahead.
 
@@ -106,6 +123,8 @@ class MTPModel(nn.Module):
                 `markov` read all but the last.
             detach_further: keep the gradient of heads 2 .. N out of the trunk.
             score: return what it makes of each head's states in place of these (`ParallelHeads.scored`).
+            offsets_B: of kind `registers`, how far each row's registers look: S is then 2, head 1's states and those of
+                the registers. Left out, there are no registers, and S is 1.
 
         Raises:
             ValueError: a kind that reads true tokens did not get them.
@@ -114,6 +133,8 @@ class MTPModel(nn.Module):
         if documents_BT is not None and not self.config.attend_across_documents:
             mask = Documents(documents_BT)
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        if offsets_B is not None:
+            return self._with_registers(tokens_BT, offsets_B, positions, mask)
         rotary = self.rotary(positions)
         z_BTD = self.run_trunk(tokens_BT, rotary, mask)
         e_MBTD = None
@@ -132,6 +153,22 @@ class MTPModel(nn.Module):
         a_MBTR = self.before(ahead_NBT[:-1])  # type: ignore[index]
         return torch.cat((h_SBTD, torch.cat((torch.zeros_like(a_MBTR[:1]), a_MBTR))), dim=-1)
 
+    def _with_registers(
+        self, tokens_BT: Tensor, offsets_B: Tensor, positions_T: Tensor, text: Documents | None
+    ) -> Float[Tensor, "2 B T D"]:
+        """The rows of a layer are the text's T positions and then its T registers' (S = 2 T), that of token t at the
+        position t + offset - 1, where head 1 would predict its target (`objective.registers`)."""
+        assert self.register is not None
+        B, T = tokens_BT.shape
+        positions_BS = torch.cat((positions_T.expand(B, T), positions_T + offsets_B[:, None] - 1), dim=1)
+        cos_BSF, sin_BSF = self.rotary(positions_BS)
+        rotary = cos_BSF[:, None], sin_BSF[:, None]  # for every attention head
+        mask = WithRegisters(text, T, tokens_BT.device)
+        e_BTD = self.embedding(tokens_BT)
+        z_BSD = self._run_layers(torch.cat((e_BTD, self.register(B, T).to(e_BTD.dtype)), dim=1), rotary, mask)
+        h_1BSD = self.heads(z_BSD, rotary, mask, norm=self.norm)
+        return h_1BSD[0].unflatten(1, (2, T)).movedim(1, 0)  # type: ignore[no-any-return]
+
     def next_token_states(self, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Normed hidden states of head 1 alone, which predict the next token: for using the model, not for training.
 
@@ -148,10 +185,12 @@ class MTPModel(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """The trunk's output z: what every head reads."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.trunk_is_frozen):
-            x_BTD = self.embedding(tokens_BT)
-            for block in self.trunk:
-                x_BTD = block(x_BTD, rotary, mask)
-        return x_BTD  # type: ignore[no-any-return]
+            return self._run_layers(self.embedding(tokens_BT), rotary, mask)
+
+    def _run_layers(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask) -> Float[Tensor, "B T D"]:
+        for block in self.trunk:
+            x_BTD = block(x_BTD, rotary, mask)
+        return x_BTD
 
     def logits(
         self,

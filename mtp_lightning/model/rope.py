@@ -55,9 +55,9 @@ class Rotary(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, positions: Int[Tensor, "T"]) -> tuple[Float[Tensor, "T F"], Float[Tensor, "T F"]]:
-        """(cos, sin), each (T, E/2), in float32, times the attention factor of scaled positions. Made afresh: a table
-        would be a length limit."""
-        angles = positions[:, None].float() * rope_frequencies(self.config, positions.device)
+    def forward(self, positions: Int[Tensor, "*B T"]) -> tuple[Float[Tensor, "*B T F"], Float[Tensor, "*B T F"]]:
+        """(cos, sin), each (T, E/2), or of rows of their own positions (B, T, E/2), in float32, times the attention
+        factor of scaled positions. Made afresh: a table would be a length limit."""
+        angles = positions[..., None].float() * rope_frequencies(self.config, positions.device)
         cos, sin, factor = angles.cos(), angles.sin(), self.config.rope_scaling.attention
         return (cos, sin) if factor == 1 else (cos * factor, sin * factor)

@@ -43,6 +43,8 @@ class Fill(Enum):
 
 BIGRAM = ("unembedding.bigram", "before.weight")
 """B and A of kind `markov`, whose rows are tokens."""
+REGISTER = "register.weight"
+"""Of kind `registers`."""
 Plan = dict[str, str | Fill]
 """Weight of the new model -> the source's, or what it is filled with."""
 
@@ -215,6 +217,8 @@ def _further(name: str, source: Source, plan: Plan, init: InitConfig) -> str | F
     is_unembedding = name.startswith("further_unembeddings.")
     if name in BIGRAM and init.heads in ("copy", "identity"):  # as if there were none, at first
         return Fill.ZEROS if name == BIGRAM[0] else Fill.DRAWN
+    if name == REGISTER and (source.heads.kind != "registers" or init.heads != "keep"):
+        return Fill.DRAWN
     if name in BIGRAM and init.unembedding == "random":
         return Fill.DRAWN
     if init.heads == "random" or (is_unembedding and init.unembedding == "random"):

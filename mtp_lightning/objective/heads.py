@@ -54,6 +54,11 @@ def check_options(
     what = f"model.loss.stop_gradient is '{stop}', and model.heads.kind is '{heads.kind}'"
     if heads.kind == "none":
         raise InputError(f"{what}: it has no further heads, one hidden state is scored against all tokens")
+    if heads.kind == "registers" and stop != "unembedding":
+        raise InputError(
+            f"{what}: registers go through all layers of head 1 and trunk, and would never be trained; give "
+            "'unembedding', or null"
+        )
     if heads.kind == "anticausal" and stop != "unembedding":
         raise InputError(f"{what}: head 1 reads the further heads, so their gradients cannot be separated")
     if stop != "trunk" and heads.bigram_rank:
@@ -131,6 +136,7 @@ def model_loss(
     heads = model.heads_config
     stops = heads.n_future > 1 and heads.kind not in ONE_STREAM  # a single head has none to be stopped for
     detach = stops and options.stop_gradient in ("trunk", "both")
+    scored = targets.of_losses()
 
     def tokens(h: Tensor, weight: Tensor, part: slice) -> LossOutput:
         if teaches(options, heads):
@@ -139,9 +145,7 @@ def model_loss(
                 sum_over_ranks,
             )  # fmt: skip
         mean_count = None if mean_count_C is None else mean_count_C[part]
-        return multi_token_loss(
-            h, weight, targets.targets[part], targets.valid[part], weights[part], options, mean_count
-        )
+        return multi_token_loss(h, weight, scored.targets[part], scored.valid[part], weights[part], options, mean_count)
 
     def order(h: Tensor, weight: Tensor) -> LossOutput:
         assert targets.first is not None
@@ -161,7 +165,7 @@ def model_loss(
         assert not teaches(options, heads), "head 1's logits are not there when another head is run"
         parts = model(targets.inputs, documents_BT, None, detach, one_head)
     else:
-        h_SBTD = model(targets.inputs, documents_BT, targets.targets, detach)
+        h_SBTD = model(targets.inputs, documents_BT, targets.targets, detach, offsets_B=targets.offsets)
         parts = _through_unembeddings(model, h_SBTD, tokens, order)
     return LossOutput(
         torch.stack([part.total for part in parts]).sum(),
@@ -181,25 +185,36 @@ def model_scores(model: MTPModel, targets: Targets, documents_BT: Int[Tensor, "B
 def scores_by_position(
     model: MTPModel, targets: Targets, borders: Sequence[int], documents_BT: Int[Tensor, "B T"] | None = None
 ) -> list[HeadScores]:
-    """`model_scores` of the positions from each border to the next, in one forward through trunk and heads.
+    """`model_scores` of the positions from each border to the next, in one forward through trunk and heads; of kind
+    `registers` in one without registers, and another with them for theirs.
 
     Args:
         borders: rising, within [0, T].
     """
     h_SBTD = model(targets.inputs, documents_BT, targets.targets)
+    if targets.offsets is not None:  # head 1's states, bit for bit, are those of a model without registers
+        both_2BTD = model(targets.inputs, documents_BT, targets.targets, offsets_B=targets.offsets)
+        h_SBTD = torch.cat((h_SBTD, both_2BTD[1:]))
     return [_scores(model, h_SBTD[:, :, a:b], targets.between(a, b)) for a, b in itertools.pairwise(borders)]
 
 
 def _scores(model: MTPModel, h_SBTD: Float[Tensor, "S B T D"], targets: Targets) -> HeadScores:
+    scored = targets.of_losses()
+
     def tokens(h: Tensor, weight: Tensor, part: slice) -> HeadScores:
         entropies = int(model.heads_config.max_heads_used > 1 and not part.start)
-        return score_heads(h, weight, targets.targets[part], targets.valid[part], entropies)
+        if targets.offsets is not None and part == slice(None):  # head 1 by itself, as where there are no registers
+            return _joined([tokens(h[:1], weight, slice(1)), tokens(h[1:], weight, slice(1, 2))])
+        return score_heads(h, weight, scored.targets[part], scored.valid[part], entropies)
 
     def order(h: Tensor, weight: Tensor) -> HeadScores:
         assert targets.first is not None
         return score_order(h, weight, targets.targets, targets.first)
 
-    parts = _through_unembeddings(model, h_SBTD, tokens, order)
+    return _joined(_through_unembeddings(model, h_SBTD, tokens, order))
+
+
+def _joined(parts: Sequence[HeadScores]) -> HeadScores:
     return HeadScores(*(torch.cat(field) for field in zip(*parts)))
 
 

@@ -7,6 +7,8 @@ Kind `none` has one hidden state for all i: h_i,t = h_t. Kind `order` sums two l
 next token's, and -sum_v softmax(y_t)_v log softmax(U h_t)_v with a second unembedding U, where y_t,v = W - distance to
 the next v within W tokens, and -inf without one (ListNet; TOP, arXiv 2508.19228).
 
+Kind `registers` has two hidden states of each position, head 1's and its register's (`registers`).
+
 Heads that head 1 teaches have a divergence beside their cross-entropy (`teacher_config`, `teachers`).
 
 `chunked` forms logits and their gradient for a few hundred positions at a time (thousands on a GPU), inside forward,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.objective.registers import draw_offsets
 from mtp_lightning.shapes import Bool, Int
 
 STEP_REST = "rest_of_step"
@@ -37,12 +38,22 @@ class Targets(NamedTuple):
     """False where the target lies in another document, beyond a sentinel, or outside the loss mask."""
     first: Bool[Tensor, "N B T"] | None = None
     """For kind `order`: valid, and the next token of its kind (`first_ahead`)."""
+    offsets: Int[Tensor, "B"] | None = None
+    """For kind `registers`: how many tokens ahead the registers of each row look."""
 
     def between(self, start: int, stop: int) -> "Targets":
         """Of these positions alone."""
         part = slice(start, stop)
         first = None if self.first is None else self.first[:, :, part]
-        return Targets(self.inputs[:, part], self.targets[:, :, part], self.valid[:, :, part], first)
+        return Targets(self.inputs[:, part], self.targets[:, :, part], self.valid[:, :, part], first, self.offsets)
+
+    def of_losses(self) -> "Targets":
+        """What hidden states are scored against: of kind `registers` N = 2, head 1's targets and the registers'."""
+        if self.offsets is None:
+            return self
+        row_B = torch.arange(len(self.offsets), device=self.offsets.device)
+        both = (torch.stack((x_NBT[0], x_NBT[self.offsets - 1, row_B])) for x_NBT in (self.targets, self.valid))
+        return Targets(self.inputs, *both)
 
 
 def make_targets(
@@ -51,6 +62,8 @@ def make_targets(
     documents_BL: Int[Tensor, "B L"] | None = None,
     loss_mask_BL: Bool[Tensor, "B L"] | None = None,
     sentinels_BL: Bool[Tensor, "B L"] | None = None,
+    seed: int = 0,
+    step: int = 0,
 ) -> Targets:
     """Inputs, targets and validity of windows of T + `heads.horizon` tokens; no head loses targets at a window's edge.
 
@@ -58,6 +71,7 @@ def make_targets(
         documents_BL: ids that change at every border; a target in another document than its input is not valid.
         loss_mask_BL: True for tokens that may be a target (for example an answer, not its prompt).
         sentinels_BL: True for tokens that may not lie between an input and its target. To head 1 they mean nothing.
+        seed, step: what registers draw their offsets from.
 
     Raises:
         ValueError: a window without an input position.
@@ -77,13 +91,14 @@ def make_targets(
         passed_BL = sentinels_BL.cumsum(1)  # up to each position, it included
         valid_NBT &= ahead(passed_BL, offsets) - ahead(sentinels_BL, offsets).long() == passed_BL[:, :T]
     first_NBT = valid_NBT & first_ahead(window_BL, offsets) if heads.kind == "order" else None
-    return Targets(window_BL[:, :T], targets_NBT, valid_NBT, first_NBT)
+    drawn_B = draw_offsets(window_BL, heads.n_future, seed, step) if heads.kind == "registers" else None
+    return Targets(window_BL[:, :T], targets_NBT, valid_NBT, first_NBT, drawn_B)
 
 
 def count_valid(targets: Targets) -> Int[Tensor, "M"]:
     """Per loss, the number of positions that it is a mean of: each head's valid targets; of a ranking, the next token's
-    and then the positions that list any token."""
-    counts_N = targets.valid.sum((1, 2))
+    and then the positions that list any token; of registers, head 1's and theirs."""
+    counts_N = targets.of_losses().valid.sum((1, 2))
     if targets.first is None:
         return counts_N
     return torch.stack([counts_N[0], targets.first.any(0).sum()])

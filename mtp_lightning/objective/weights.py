@@ -33,6 +33,7 @@ class WeightsConfig:
     - `recurrent`: ratio 0.6, lam 1 (FastMTP: beta^(k-1) / sum over the further heads);
     - `next_latent`: lam 1 (NextLat: the mean over the rolled steps);
     - `none`: ratio 0.5, schedule `anneal` (modded-nanogpt);
+    - `registers`: values 0.7 and 0.3 (MuToR: 1 - a and a);
     - all others: every weight 1 (the paper; TOP's L_NTP + L_TOP).
 
     Raises:
@@ -89,6 +90,8 @@ def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
         return WeightsConfig(values=weights.values, schedule=weights.schedule or "constant")
     ratio, lam, schedule = weights.ratio, weights.lam, weights.schedule
     if ratio is None and lam is None:
+        if heads.kind == "registers":
+            return WeightsConfig(values=(0.7, 0.3), schedule=schedule or "constant")
         if heads.kind == "sequential":
             lam = 0.3
         elif heads.kind == "recurrent":

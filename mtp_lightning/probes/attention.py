@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtp_lightning.model.attention import Attention
-from mtp_lightning.model.documents import Documents, Mask, causal_mask
+from mtp_lightning.model.documents import Documents, Mask, WithRegisters, causal_mask
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.targets import Targets, make_targets
 from mtp_lightning.shapes import Bool, Float, Int
@@ -103,6 +103,7 @@ def attention_pattern(
     """
     q, k = attention.queries_keys(x_BTD, rotary)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    assert not isinstance(mask, WithRegisters), "training alone has registers"
     mask = mask.mask if isinstance(mask, Documents) else mask
     visible = causal_mask(x_BTD.shape[1], x_BTD.shape[1], x_BTD.device) if mask is None else mask
     with torch.autocast(x_BTD.device.type, enabled=False):

@@ -51,7 +51,7 @@ def failures(cells: Sequence[ParityCell]) -> list[str]:
 @pytest.mark.parametrize("strategy", SOME)
 def test_a_slice_of_every_axis(strategy: str) -> None:
     """Each strategy: all of accumulation x tying, every fifth variant (all of them, over the strategies),
-    layers recomputed, with documents that do not see each other, and heads that are taught."""
+    layers recomputed, with documents that do not see each other, heads that are taught, and registers."""
     corner = [cell for cell in EVERYTHING if cell.strategy == strategy and cell.heads == PARALLEL]
     corner[-1] = replace(corner[-1], recompute="layers_and_heads")
     variants = list(VARIANTS.values())[list(STRATEGIES).index(strategy) :: len(STRATEGIES)]
@@ -59,7 +59,8 @@ def test_a_slice_of_every_axis(strategy: str) -> None:
     sequential = HeadsConfig(n_future=3, kind="sequential")
     later = ParityCell(strategy, sequential, later=True, recompute="layers", apart=True)
     taught = ParityCell(strategy, PARALLEL, accumulate=2, target="lk_lambda")
-    assert "\n".join(failures([*corner, *rest, later, taught])) == ""
+    kept = ParityCell(strategy, VARIANTS["registers"], accumulate=2, recompute="attention", apart=True, later=True)
+    assert "\n".join(failures([*corner, *rest, later, taught, kept])) == ""
 
 
 ADDED = HeadsConfig(n_future=3, match="none")

@@ -153,7 +153,7 @@ def test_every_answer_token_is_some_heads_target(pack: bool, horizon: int) -> No
     data.setup("validate")
     batch = next(iter(data.val_dataloader()))
     assert batch["tokens"].shape == (4, data.window)
-    _, targets, valid, _ = make_targets(HeadsConfig(horizon), batch["tokens"], None, batch["loss_mask"])
+    _, targets, valid, *_ = make_targets(HeadsConfig(horizon), batch["tokens"], None, batch["loss_mask"])
     for row, test in enumerate(data.test_sets["path"].take(np.arange(4)).tokens):
         for head in range(horizon):
             assert targets[head, row][valid[head, row]].tolist() == test[-3:].tolist()

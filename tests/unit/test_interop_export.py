@@ -193,7 +193,9 @@ def test_a_folder_says_what_it_is_and_what_was_compared(tmp_path: Path, capsys: 
     assert sum(p.numel() for p in plain.parameters()) < sum(p.numel() for p in model.parameters()) + 256 * 32 * 2
 
 
-@pytest.mark.parametrize("kind", ["anticausal", "order", "none", "recurrent", "linear", "markov", "next_latent"])
+@pytest.mark.parametrize(
+    "kind", ["anticausal", "order", "none", "recurrent", "linear", "markov", "next_latent", "registers"]
+)
 def test_head_1_alone_goes_out_of_every_kind(kind: str, tmp_path: Path) -> None:
     model = trained(HeadsConfig(n_future=3, kind=kind))
     out = export(tmp_path, model, "--heads", "1")
@@ -211,6 +213,7 @@ REFUSED: dict[str, tuple[HeadsConfig, list[str], str]] = {
     "markov": (HeadsConfig(n_future=2, kind="markov"), [], "model.heads.kind is 'markov'"),
     "next_latent": (HeadsConfig(n_future=2, kind="next_latent"), [], "model.heads.kind is 'next_latent'"),
     "order": (HeadsConfig(n_future=2, kind="order"), [], "model.heads.kind is 'order'"),
+    "registers": (HeadsConfig(n_future=2, kind="registers"), [], "model.heads.kind is 'registers'"),
     "none": (HeadsConfig(n_future=2, kind="none"), [], "model.heads.kind is 'none'"),
     "gaps": (HeadsConfig(n_future=2, offsets=(1, 3)), [], "model.heads.offsets is [1, 3]"),
     "layers": (HeadsConfig(n_future=2, kind="sequential", layers=2), [], "model.heads.layers is 2"),

@@ -154,7 +154,7 @@ def test_counts_by_formula_are_the_models(heads: HeadsConfig, tie: bool, match: 
 @pytest.mark.parametrize("replicate", [False, True])
 def test_every_kind_has_the_parameters_of_the_next_token_model(kind: Any, n: int, replicate: bool) -> None:
     """At the paper's size 30M, within the two norms of one layer; byte vocabulary, so that every matrix fits in."""
-    if replicate and kind in ("none", "order", "markov", "next_latent"):
+    if replicate and kind in ("none", "order", "markov", "next_latent", "registers"):
         pytest.skip("refused")
     backbone = BackboneConfig(vocab_size=256, dim=512, n_layers=10, n_heads=8)
     arm = count_parameters(backbone, HeadsConfig(n_future=n, kind=kind, replicate_unembedding=replicate))
@@ -207,7 +207,8 @@ def test_flops_are_what_torch_counts(heads: HeadsConfig) -> None:
     model = MTPModel(backbone, heads)
     tokens, ahead = tokens_and_ahead(heads, T=16)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        h = model(tokens, torch.zeros_like(tokens), ahead)
+        offsets = torch.tensor([1, 3]) if heads.kind == "registers" else None
+        h = model(tokens, torch.zeros_like(tokens), ahead, offsets_B=offsets)
         own = [model.unembedding, *model.further_unembeddings]
         hidden = h if heads.replicate_unembedding else [h] * len(own)
         sum(unembedding(x).sum() for unembedding, x in zip(own, hidden)).backward()  # type: ignore[union-attr]
@@ -257,6 +258,9 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
         ({"n_future": 3, "offsets": (1, 3, 3)}, "has to begin with 1 and increase strictly"),
         ({"n_future": 2, "kind": "order", "offsets": (1, 3)}, "leave offsets out"),
         ({"n_future": 2, "kind": "markov", "offsets": (1, 3)}, "read the token before their target"),
+        ({"n_future": 2, "kind": "registers", "offsets": (1, 3)}, r"registers look 1 \.\. n_future tokens ahead"),
+        ({"n_future": 2, "kind": "registers", "replicate_unembedding": True}, "'registers' has no further heads"),
+        ({"n_future": 2, "kind": "registers", "layers": 2}, "heads of kind 'registers' have no layers to set"),
         ({"n_future": 2, "kind": "markov", "replicate_unembedding": True}, "share the unembedding"),
         ({"n_future": 2, "markov_rank": 8}, "markov_rank is 8, which goes with kind 'markov'"),
         ({"n_future": 2, "kind": "markov", "markov_rank": 0}, r"model\.heads\.markov_rank is 0"),

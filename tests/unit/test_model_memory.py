@@ -121,6 +121,8 @@ CASES = {
         HeadsConfig(n_future=2), 8192, 1, 2048, bf16=True, recompute="attention", optimizer="muon"
     ),
     "accumulated, tied": Case(HeadsConfig(n_future=2), 16000, 4, 256, recompute={"every": 2}, accumulated=2, tied=True),
+    "registers": Case(HeadsConfig(n_future=4, kind="registers"), 4096, 4, 512),
+    "registers, long, bf16": Case(HeadsConfig(n_future=4, kind="registers"), 8192, 1, 2048, bf16=True),
     "markov": Case(HeadsConfig(n_future=4, kind="markov", markov_rank=128), 16000, 4, 512),
     "next_latent": Case(HeadsConfig(n_future=4, kind="next_latent"), 4096, 4, 512),
     "a frozen trunk": Case(HeadsConfig(n_future=4, kind="linear"), 4096, 4, 512, freeze="trunk"),

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.signature import LATER
 from mtp_lightning.metrics import training_means
-from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.config import ONE_STREAM, HeadsConfig
 from mtp_lightning.model.counts import flops_per_token
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.module import MTPModule
@@ -33,7 +33,7 @@ TEACHERS = TARGETS[1:]
 TAUGHT = {
     name: heads
     for name, heads in VARIANTS.items()
-    if heads.n_future > 1 and heads.kind not in ("none", "order") and not heads.replicate_unembedding
+    if heads.n_future > 1 and heads.kind not in ONE_STREAM and not heads.replicate_unembedding
 } | {"own": HeadsConfig(n_future=3, kind="my_heads.Gated")}
 SLOW_LATENT = [("recurrent", "chunked"), ("recurrent", "naive"), ("recurrent", "checkpointed")]
 SLOW_LATENT += [("next_latent", "naive"), ("normed sequential", "chunked"), ("leaping sequential", "chunked")]

@@ -30,6 +30,10 @@ def check_freeze(freeze: Freeze, backbone: BackboneConfig, heads: HeadsConfig) -
             f"{what}, and model.backbone.tie_embeddings makes embedding and unembedding one matrix, which cannot train "
             "and stay: give trunk_and_unembedding, or untie them"
         )
+    if freeze != "none" and heads.kind == "registers":
+        raise InputError(
+            f"{what}, and model.heads.kind is 'registers', whose layers are all head 1's: leave freeze out"
+        )
     if freeze != "next_token":
         return
     if heads.n_future == 1:

@@ -84,11 +84,11 @@ def check_recompute(recompute: Recompute, heads: HeadsConfig) -> None:
     Raises:
         InputError: heads cannot be run again one at a time where they read each other.
     """
-    alone = heads.n_future == 1 and heads.kind != "order" and not heads.is_own
+    alone = heads.n_future == 1 and heads.kind not in ("order", "registers") and not heads.is_own
     if recompute in HEADS and heads.kind not in INDEPENDENT and not alone:
         instead = "none" if recompute == "heads" else "layers"
         raise InputError(
             f"model.recompute is '{recompute}', and model.heads.kind is '{heads.kind}': only heads that read the trunk "
-            f"alone ({' and '.join(INDEPENDENT)}; with n_future 1 all but order and your own) can be run again one at "
-            f"a time; give recompute: {instead}"
+            f"alone ({' and '.join(INDEPENDENT)}; with n_future 1 all but order, registers and your own) can be run "
+            f"again one at a time; give recompute: {instead}"
         )
