@@ -25,7 +25,8 @@ def draw_ladder(axes: Axes, ladder: Ladder, title: str) -> None:
         axes.plot(along, law.loss(along), color=colour_and_dashes(0)[0], linewidth=1.3)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter())
-    legend(axes, "bars: lowest to highest seed" + ("" if law is not None else "\nno curve"), "right" if drawn > 4 else "inside")
+    heading = "bars: lowest to highest seed" + ("" if law is not None else "\nno curve")
+    legend(axes, heading, "right" if drawn > 4 else "inside")
 
 
 def _draw_arm(axes: Axes, arm: Arm, index: int) -> bool:
