@@ -48,7 +48,7 @@ are [hidden | embedding], those of `eh_proj` [embedding | hidden]: `swap_halves`
 SHARED_HEAD_NORM = "model.layers.{}.shared_head.norm.weight"
 """The norm of each further head in the standard, by layer, which ours have with `model.heads.norms: own` alone."""
 
-_FURTHER = re.compile(r"heads\.[1-9]\d*\..+|further_unembeddings\..+|unembedding\.bigram|before\.weight")
+_FURTHER = re.compile(r"heads\.[1-9]\d*\..+|further_unembeddings\..+|unembedding\.bigram|before\.weight|mixture\..+")
 
 
 def weight_names(backbone: BackboneConfig, heads: HeadsConfig) -> list[str]:

@@ -164,11 +164,13 @@ class BackboneConfig:
         return self.ffn_dim or -(-8 * self.dim // (3 * 256)) * 256
 
 
-HeadKind = Literal["parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order", "markov"]
+HeadKind = Literal[
+    "parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order", "markov", "mixture"
+]  # fmt: skip
 ONE_STREAM: tuple[HeadKind, ...] = ("none", "order")
 """Kinds without further heads: one hidden state answers for all future tokens."""
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
-SIDE_BY_SIDE: tuple[HeadKind, ...] = ("parallel", "markov")
+SIDE_BY_SIDE: tuple[HeadKind, ...] = ("parallel", "markov", "mixture")
 """Kinds whose every head is transformer layers on the trunk's output."""
 INDEPENDENT: tuple[HeadKind, ...] = ("parallel", "linear")
 """Kinds whose heads read the trunk's output alone, and not each other."""
@@ -202,6 +204,9 @@ class HeadsConfig:
     - `markov`: `parallel`, and for i > 1 the logits are W h_i + B A[x_{t+i-1}], of the true token before the target, in
       decoding of the draft there: a bigram of rank r (`markov_rank`) that mends the independence of the heads (as in
       DeepSeek's drafter DSpark, of which a summary alone was at hand; that head 1 goes without is our reading);
+    - `mixture`: `parallel`, and the further tokens' joint distribution is a mixture of r components (`mixture_rank`),
+      q(x_{t+1..t+n}) = sum_r w_r prod_i p_{i,r}(x_{t+i}), after MTPC's CP circuit (arXiv 2511.11346;
+      `mtp_lightning.model.mtp.Mixture`);
     - `my_heads.Gated`: the import path of a kind of one's own (`mtp_lightning.model.own_kind`).
     """
     match: Literal["parameters", "none"] = "parameters"
@@ -222,6 +227,8 @@ class HeadsConfig:
 
     markov_rank: Width | None = None
     """Of `markov`: r, the columns of A and B, which have a row for each token; by default 64."""
+    mixture_rank: Annotated[int, Range(least=2, most=1024)] | None = None
+    """Of `mixture`: r, the components, each a matrix of D x D for every head; by default 2."""
 
     def __post_init__(self) -> None:
         check_ranges("model.heads", HeadsConfig, vars(self))
@@ -242,16 +249,18 @@ class HeadsConfig:
                 f"model.heads.norms is 'own', which goes with kind {' or '.join(TEACHER_FORCED)}, and kind is "
                 f"'{self.kind}'"
             )
-        if self.kind == "markov" and self.replicate_unembedding:
+        shares = {"markov": "the unembedding that their bigram is added to", "mixture": "one with all components"}
+        if self.kind in shares and self.replicate_unembedding:
             raise InputError(
-                "model.heads.replicate_unembedding: heads of kind 'markov' share the unembedding that their bigram is "
-                "added to"
+                f"model.heads.replicate_unembedding: heads of kind '{self.kind}' share {shares[self.kind]}"
             )
-        if self.markov_rank is not None and self.kind != "markov":
-            raise InputError(
-                f"model.heads.markov_rank is {self.markov_rank}, which goes with kind 'markov', and kind is "
-                f"'{self.kind}'"
-            )
+        for key, kind, rank in (
+            ("markov_rank", "markov", self.markov_rank), ("mixture_rank", "mixture", self.mixture_rank)
+        ):  # fmt: skip
+            if rank is not None and self.kind != kind:
+                raise InputError(
+                    f"model.heads.{key} is {rank}, which goes with kind '{kind}', and kind is '{self.kind}'"
+                )
         if self.offsets is not None:
             offsets = tuple(self.offsets)  # YAML and JSON give lists
             object.__setattr__(self, "offsets", offsets)
@@ -270,10 +279,11 @@ class HeadsConfig:
                 f"model.heads.offsets is {list(offsets)}: kind 'order' ranks all of the next n_future tokens; "
                 "leave offsets out"
             )
-        if self.kind == "markov" and offsets[-1] != self.n_future:
+        reads = {"markov": "the token before their target", "mixture": "the tokens before their target"}
+        if self.kind in reads and offsets[-1] != self.n_future:
             raise InputError(
-                f"model.heads.offsets is {list(offsets)}: heads of kind 'markov' read the token before their target, "
-                "which the head before them predicts; leave offsets out"
+                f"model.heads.offsets is {list(offsets)}: heads of kind '{self.kind}' read {reads[self.kind]}, which "
+                "the heads before them predict; leave offsets out"
             )
 
     @property
@@ -290,6 +300,11 @@ class HeadsConfig:
     def bigram_rank(self) -> int:
         """Columns of the bigram that further heads have beside their hidden states; 0 without one."""
         return (self.markov_rank or 64) if self.kind == "markov" and self.n_future > 1 else 0
+
+    @property
+    def components(self) -> int:
+        """Components of the mixture that further heads predict by; 0 without one."""
+        return (self.mixture_rank or 2) if self.kind == "mixture" and self.n_future > 1 else 0
 
     @property
     def horizon(self) -> int:

@@ -68,7 +68,13 @@ def count_heads(heads: HeadsConfig) -> HeadCounts:
         return HeadCounts(m, m, 0, 0, 0, 0, 1)
     if heads.kind == "order":
         return HeadCounts(m, m, 0, 0, 0, 1, 2)
-    return HeadCounts(n * m, n * m, 0, 0, 0, further, n)
+    components = n * heads.components
+    return HeadCounts(n * m, n * m, 0, 0, 0, further, 1 + components if components else n)
+
+
+def mixture_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
+    """Of `mtp.Mixture`: a matrix for each head and component, and the map to their weights."""
+    return (heads.n_future * backbone.dim + 1) * heads.components * backbone.dim
 
 
 def head_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
@@ -77,7 +83,8 @@ def head_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
         return count_own(backbone, heads, 1).parameters
     d, counts = backbone.dim, count_heads(heads)
     joins = counts.joins * (2 * d * d + 2 * d) + counts.norms * d
-    return counts.layers * layer_parameters(backbone) + joins + counts.linears * d * d
+    linears = counts.linears * d * d + mixture_parameters(backbone, heads)
+    return counts.layers * layer_parameters(backbone) + joins + linears
 
 
 def trunk_widths(backbone: BackboneConfig, heads: HeadsConfig) -> tuple[int, ...]:
@@ -166,7 +173,7 @@ def flops_per_token(
 
     trunk, run = layers(widths), layers([backbone.ffn] * counts.layers_run)
     unembedding = 2 * backbone.vocab_size * (d + heads.bigram_rank)  # head 1's columns of the bigram are zeros
-    matrices = 2 * (counts.joins_run * 2 + counts.linears) * d * d
+    matrices = 2 * ((counts.joins_run * 2 + counts.linears) * d * d + mixture_parameters(backbone, heads))
     whole = own + 3 * (trunk + run + matrices + counts.unembeddings_run * unembedding)
     whole += unembedded_again * unembedding
     if freeze == "none":

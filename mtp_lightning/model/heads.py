@@ -265,6 +265,7 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
     makers: dict[str, tuple[type[Heads], list[Callable[[], nn.Module]]]] = {
         "parallel": (ParallelHeads, [stack] * n),
         "markov": (ParallelHeads, [stack] * n),
+        "mixture": (ParallelHeads, [stack] * n),
         "linear": (ParallelHeads, [linear] * n),
         "causal": (CausalHeads, [stack] * n),
         "anticausal": (AnticausalHeads, [stack] * n),

@@ -21,6 +21,7 @@ from mtp_lightning.objective.loss import (
     score_heads,
     score_order,
 )
+from mtp_lightning.objective.mixture import mixture_loss, score_mixture
 from mtp_lightning.objective.targets import Targets, count_valid
 from mtp_lightning.objective.teacher_config import find_taught
 from mtp_lightning.objective.teachers import teacher_loss
@@ -72,6 +73,11 @@ def _check_target(options: LossOptions, heads: HeadsConfig) -> None:
     what = f"model.loss.target is '{options.target}'"
     if heads.kind in ONE_STREAM:
         raise InputError(f"{what}, and model.heads.kind is '{heads.kind}', which has no further heads to be taught")
+    if heads.components:
+        raise InputError(
+            f"{what}, and model.heads.kind is 'mixture': what its further heads predict depends on the tokens between, "
+            "so they have no distribution of their own to be taught; give target: token"
+        )
     if options.teacher.latent and heads.kind not in TEACHER_FORCED:
         raise InputError(
             f"model.loss.teacher.latent is {options.teacher.latent}, and model.heads.kind is '{heads.kind}': what "
@@ -138,6 +144,8 @@ def model_loss(
                 h, weight, targets.targets, targets.valid, heads.head_offsets, weights, options, mean_count_C,
                 sum_over_ranks,
             )  # fmt: skip
+        if heads.components:
+            return mixture_loss(h, weight, targets.targets, targets.valid, weights, options, mean_count_C)
         mean_count = None if mean_count_C is None else mean_count_C[part]
         return multi_token_loss(
             h, weight, targets.targets[part], targets.valid[part], weights[part], options, mean_count
@@ -192,6 +200,8 @@ def scores_by_position(
 
 def _scores(model: MTPModel, h_SBTD: Float[Tensor, "S B T D"], targets: Targets) -> HeadScores:
     def tokens(h: Tensor, weight: Tensor, part: slice) -> HeadScores:
+        if model.heads_config.components:
+            return score_mixture(h, weight, targets.targets, targets.valid)
         entropies = int(model.heads_config.max_heads_used > 1 and not part.start)
         return score_heads(h, weight, targets.targets[part], targets.valid[part], entropies)
 

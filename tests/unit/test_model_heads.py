@@ -54,7 +54,7 @@ def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
             x = block(x, *where)
         return x
 
-    if heads.kind in ("parallel", "linear", "markov"):
+    if heads.kind in ("parallel", "linear", "markov", "mixture"):
         h = [H(i, z) for i in range(1, n + 1)]
     elif heads.kind == "causal":
         h = [H(1, z)]
@@ -76,6 +76,13 @@ def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
             h.append(M(i, h[-1], model.embedding.weight[ahead[i - 2]]))
     else:
         h = [H(1, z)]
+    if heads.kind == "mixture":
+        assert model.mixture is not None
+        h = list(model.norm(torch.stack(h)))
+        gate = torch.zeros_like(h[0])
+        gate[..., :2] = h[1] @ model.mixture.gate.weight.t()
+        parts = [c.weight.view(2, 32, 32) for c in model.mixture.components]
+        return torch.stack([h[0], gate, *(h[max(i, 1)] @ C.t() for i, part in enumerate(parts) for C in part)])
     if heads.kind == "markov":
         assert model.before is not None
         before = [torch.zeros(*tokens.shape, 64), *(model.before.weight[ahead[i - 2]] for i in range(2, n + 1))]
@@ -114,7 +121,7 @@ def test_no_head_sees_its_target(heads: HeadsConfig) -> None:
             ]
             for t in range(T):
                 assert not (moved[i, t] and place > sees_up_to[t]), f"head {i + 1} at {t} sees token {place}"
-                assert sees_up_to[t] < t + heads.head_offsets[i]
+                assert heads.components or sees_up_to[t] < t + heads.head_offsets[i]
             assert place >= T or row[place:].all()
 
 
@@ -143,7 +150,7 @@ def test_counts_by_formula_are_the_models(heads: HeadsConfig, tie: bool, match: 
 @pytest.mark.parametrize("replicate", [False, True])
 def test_every_kind_has_the_parameters_of_the_next_token_model(kind: Any, n: int, replicate: bool) -> None:
     """At the paper's size 30M, within the two norms of one layer; byte vocabulary, so that every matrix fits in."""
-    if replicate and kind in ("none", "order", "markov"):
+    if replicate and kind in ("none", "order", "markov", "mixture"):
         pytest.skip("refused")
     backbone = BackboneConfig(vocab_size=256, dim=512, n_layers=10, n_heads=8)
     arm = count_parameters(backbone, HeadsConfig(n_future=n, kind=kind, replicate_unembedding=replicate))
@@ -198,8 +205,10 @@ def test_flops_are_what_torch_counts(heads: HeadsConfig) -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         h = model(tokens, torch.zeros_like(tokens), ahead)
         own = [model.unembedding, *model.further_unembeddings]
+        gate: Any = h[1].sum() if heads.components else 0  # which is no state
+        h = torch.cat((h[:1], h[2:])) if heads.components else h
         hidden = h if heads.replicate_unembedding else [h] * len(own)
-        sum(unembedding(x).sum() for unembedding, x in zip(own, hidden)).backward()  # type: ignore[union-attr]
+        (gate + sum(u(x).sum() for u, x in zip(own, hidden))).backward()  # type: ignore[union-attr]
     counted = {str(op): flops / tokens.numel() for op, flops in counter.get_flop_counts()["Global"].items()}
     assert set(counted) == {"aten.mm", "aten.bmm"}
     attention = counted["aten.bmm"] / 2
@@ -219,7 +228,7 @@ def test_autocast_leaves_hidden_states_in_full_precision(heads: HeadsConfig) -> 
 
 
 @pytest.mark.parametrize(
-    "kind", ["parallel", "linear", "causal", "sequential", "recurrent", "normed sequential", "markov"]
+    "kind", ["parallel", "linear", "causal", "sequential", "recurrent", "normed sequential", "markov", "mixture"]
 )
 def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
     heads = VARIANTS[kind]
@@ -227,7 +236,7 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
     tokens, ahead = tokens_and_ahead(heads)
     model(tokens, None, ahead, True)[1:].square().sum().backward()
     trunk = [*model.trunk.parameters(), model.embedding.weight]
-    if kind not in ("parallel", "linear", "markov"):
+    if kind not in ("parallel", "linear", "markov", "mixture"):
         trunk += [*model.heads[0].parameters()]
     if heads.norms == "own":
         trunk += [model.norm.weight]
@@ -249,6 +258,10 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
         ({"n_future": 2, "kind": "markov", "replicate_unembedding": True}, "share the unembedding"),
         ({"n_future": 2, "markov_rank": 8}, "markov_rank is 8, which goes with kind 'markov'"),
         ({"n_future": 2, "kind": "markov", "markov_rank": 0}, r"model\.heads\.markov_rank is 0"),
+        ({"n_future": 2, "kind": "mixture", "offsets": (1, 3)}, "read the tokens before their target"),
+        ({"n_future": 2, "kind": "mixture", "replicate_unembedding": True}, "share one with all components"),
+        ({"n_future": 2, "mixture_rank": 8}, "mixture_rank is 8, which goes with kind 'mixture'"),
+        ({"n_future": 2, "kind": "mixture", "mixture_rank": 1}, r"model\.heads\.mixture_rank is 1"),
         (
             {"n_future": 2, "norms": "own"},
             "'own', which goes with kind sequential or recurrent, and kind is 'parallel'",

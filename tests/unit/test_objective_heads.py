@@ -29,6 +29,8 @@ def problem(heads: HeadsConfig, T: int = 7) -> tuple[MTPModel, Tensor, Targets]:
     """A random model in float64, two windows with document borders and masked targets."""
     torch.manual_seed(0)
     model = MTPModel(tiny_backbone(n_layers=8), heads).double()
+    for weight in () if model.mixture is None else model.mixture.parameters():  # of which components differ
+        weight.data += 0.3 * torch.randn_like(weight)
     window = torch.randint(0, 16, (2, T + heads.horizon))
     documents = (torch.rand(window.shape) < 0.15).cumsum(1).int()
     targets = make_targets(heads, window, documents, torch.rand(window.shape) < 0.8)
@@ -49,6 +51,12 @@ def by_definition(model: MTPModel, targets: Targets, weights: list[float], z_los
         losses, squares = [], []
         for b in range(2):
             for t in range(T):
+                if heads.kind == "mixture" and term:
+                    if targets.valid[term, b, t]:
+                        nll, square = of_mixture(unembedding.weight, h[:, b, t], targets.targets[:, b, t], term)
+                        losses.append(nll)
+                        squares.append(square)
+                    continue
                 logits = unembedding.weight @ hidden[b, t][:32]
                 if heads.kind == "markov" and term:
                     before = targets.targets[term - 1, b, t]
@@ -76,6 +84,23 @@ def by_definition(model: MTPModel, targets: Targets, weights: list[float], z_los
         totals.append(weights[term] * (nll.mean() + z_loss * square.mean()))
         sums.append(nll.sum())
     return torch.stack(totals).sum(), torch.stack(sums)
+
+
+def of_mixture(weight: Tensor, h: Tensor, tokens: Tensor, term: int) -> tuple[Tensor, Tensor]:
+    """(-log q of a token given those before it, as a quotient of sums over components; the mean squared
+    log-sum-exp)."""
+    rank = (len(h) - 2) // len(tokens)
+    components = h[2:].view(len(tokens), rank, -1)
+
+    def joint(count: int) -> Tensor:
+        terms = h[1, :rank].softmax(0).unbind()
+        for i in range(count):
+            p = [(weight @ components[i, r]).softmax(0)[tokens[i]] for r in range(rank)]
+            terms = [term * each for term, each in zip(terms, p)]
+        return torch.stack(list(terms)).sum()
+
+    squares = [(weight @ components[term, r]).logsumexp(0) ** 2 for r in range(rank)]
+    return -(joint(term + 1) / joint(term)).log(), torch.stack(squares).mean()
 
 
 def gradients(model: MTPModel) -> dict[str, Tensor]:
@@ -151,7 +176,7 @@ def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, s
 
     stopped, alone, free = after([1.0, 1.0, 1.0], options), after([1.0, 0.0, 0.0]), after([1.0, 1.0, 1.0])
     upstream = ("trunk", "embedding")  # of the further heads
-    if kind not in ("parallel", "linear", "markov"):
+    if kind not in ("parallel", "linear", "markov", "mixture"):
         upstream += ("heads.0.",)
     if kind == "order":
         upstream += ("norm.",)
