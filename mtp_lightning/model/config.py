@@ -165,9 +165,10 @@ class BackboneConfig:
 
 
 HeadKind = Literal[
-    "parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order", "markov", "mixture"
+    "parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order", "markov", "mixture",
+    "future_summary",
 ]  # fmt: skip
-ONE_STREAM: tuple[HeadKind, ...] = ("none", "order")
+ONE_STREAM: tuple[HeadKind, ...] = ("none", "order", "future_summary")
 """Kinds without further heads: one hidden state answers for all future tokens."""
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 SIDE_BY_SIDE: tuple[HeadKind, ...] = ("parallel", "markov", "mixture")
@@ -201,6 +202,8 @@ class HeadsConfig:
     - `none`: h_1 = H_1(z), whose one distribution is scored against every future token (modded-nanogpt);
     - `order`: h_1 = H_1(z), and a second unembedding of it ranks the tokens by how soon they come, among the next
       `n_future` (token-order prediction, arXiv 2508.19228; W = n_future);
+    - `future_summary`: h_1 = H_1(z), and a second unembedding of it says which tokens come among those from the second
+      ahead to the `n_future`-th, in any order (FSP-BCE, arXiv 2510.14751; `mtp_lightning.objective.future_summary`);
     - `markov`: `parallel`, and for i > 1 the logits are W h_i + B A[x_{t+i-1}], of the true token before the target, in
       decoding of the draft there: a bigram of rank r (`markov_rank`) that mends the independence of the heads (as in
       DeepSeek's drafter DSpark, of which a summary alone was at hand; that head 1 goes without is our reading);
@@ -274,10 +277,11 @@ class HeadsConfig:
             )
         if offsets[0] != 1 or any(a >= b for a, b in itertools.pairwise(offsets)):
             raise InputError(f"model.heads.offsets is {list(offsets)}: it has to begin with 1 and increase strictly")
-        if self.kind == "order" and offsets[-1] != self.n_future:
+        asks = {"order": "ranks", "future_summary": "sums up"}
+        if self.kind in asks and offsets[-1] != self.n_future:
             raise InputError(
-                f"model.heads.offsets is {list(offsets)}: kind 'order' ranks all of the next n_future tokens; "
-                "leave offsets out"
+                f"model.heads.offsets is {list(offsets)}: kind '{self.kind}' {asks[self.kind]} all of the next "
+                "n_future tokens; leave offsets out"
             )
         reads = {"markov": "the token before their target", "mixture": "the tokens before their target"}
         if self.kind in reads and offsets[-1] != self.n_future:
@@ -312,10 +316,17 @@ class HeadsConfig:
         return self.head_offsets[-1]
 
     @property
+    def second_loss(self) -> str | None:
+        """Of kinds whose one hidden state goes through a second unembedding: the name of the loss there."""
+        if self.kind == "future_summary":
+            return "summary" if self.n_future > 1 else None  # nothing comes after the next token
+        return "order" if self.kind == "order" else None
+
+    @property
     def loss_names(self) -> tuple[str, ...]:
-        """Names of the summed losses, in metrics: `head_1` .. `head_n`, or `head_1` and `order`."""
-        if self.kind == "order":
-            return ("head_1", "order")
+        """Names of the summed losses, in metrics: `head_1` .. `head_n`, or `head_1` and `second_loss`."""
+        if self.second_loss:
+            return ("head_1", self.second_loss)
         return tuple(f"head_{i}" for i in range(1, self.n_future + 1))
 
     @property

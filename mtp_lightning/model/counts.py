@@ -66,7 +66,7 @@ def count_heads(heads: HeadsConfig) -> HeadCounts:
         return HeadCounts(held * m, n * m, held - 1, n - 1, 0, further, n, norms)
     if heads.kind == "none":
         return HeadCounts(m, m, 0, 0, 0, 0, 1)
-    if heads.kind == "order":
+    if heads.second_loss:
         return HeadCounts(m, m, 0, 0, 0, 1, 2)
     components = n * heads.components
     return HeadCounts(n * m, n * m, 0, 0, 0, further, 1 + components if components else n)

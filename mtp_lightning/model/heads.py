@@ -273,9 +273,10 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
         "recurrent": (sequential, [stack, join][:n]),
         "none": (OneStream, [stack]),
         "order": (OneStream, [stack]),
+        "future_summary": (OneStream, [stack]),
     }
     make, modules = makers[heads.kind]
-    if n == 1 and heads.kind != "order":  # it has no other to read
+    if n == 1 and not heads.second_loss:  # it has no other to read
         make = ParallelHeads
     return make(module() for module in modules)
 

@@ -142,6 +142,7 @@ def training_memory(
         learned, wide = max(learned, 1 if bigram else 0), matrix + bigram
         logits = min(chunk_rows, max(streams, components) * positions) * backbone.vocab_size
         chunk = logits * (4 + (2 if width == 2 else 0) + (4 if on_gpu else 0))
+        chunk += logits * 4 if heads.second_loss == "summary" else 0  # which tokens come
         chunk += (wide if width == 2 else 0) + (wide if bigram else 0)
         states = streams * ((3 if on_gpu else 4) * stream + 2 * positions * heads.bigram_rank * 4)
         states += (2 * (components + 2) - streams) * stream if components else 0

@@ -12,6 +12,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import ONE_STREAM, TEACHER_FORCED, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.training.recompute import HEADS, Recompute
+from mtp_lightning.objective.future_summary import score_summary, summary_loss
 from mtp_lightning.objective.loss import (
     HeadScores,
     LossOptions,
@@ -59,7 +60,7 @@ def check_options(
         raise InputError(f"{what}: head 1 reads the further heads, so their gradients cannot be separated")
     if stop != "trunk" and heads.bigram_rank:
         raise InputError(f"{what}: its bigram is part of the unembedding, and would never be trained")
-    if stop != "trunk" and (heads.replicate_unembedding or heads.kind == "order"):
+    if stop != "trunk" and (heads.replicate_unembedding or heads.second_loss):
         raise InputError(f"{what}: the further heads have unembeddings of their own, which would never be trained")
 
 
@@ -156,7 +157,8 @@ def model_loss(
         if options.stop_gradient in ("trunk", "both"):
             h = h.detach()
         mean_count = None if mean_count_C is None else mean_count_C[1:]
-        return order_loss(h, weight, targets.targets, targets.first, weights[1], options, mean_count)
+        second = order_loss if heads.kind == "order" else summary_loss
+        return second(h, weight, targets.targets, targets.first, weights[1], options, mean_count)
 
     def one_head(i: int, h_1BTD: Tensor) -> LossOutput:
         unembedding = model.further_unembeddings[i - 1] if i and heads.replicate_unembedding else model.unembedding
@@ -207,7 +209,8 @@ def _scores(model: MTPModel, h_SBTD: Float[Tensor, "S B T D"], targets: Targets)
 
     def order(h: Tensor, weight: Tensor) -> HeadScores:
         assert targets.first is not None
-        return score_order(h, weight, targets.targets, targets.first)
+        second = score_order if model.heads_config.kind == "order" else score_summary
+        return second(h, weight, targets.targets, targets.first)
 
     parts = _through_unembeddings(model, h_SBTD, tokens, order)
     return HeadScores(*(torch.cat(field) for field in zip(*parts)))
@@ -223,10 +226,9 @@ def _through_unembeddings(
 
     Args:
         tokens: (h, weight, part: slice) scores hidden states against the targets of the heads in a slice.
-        order: scores the one hidden state's ranking.
+        order: scores what the second unembedding says of the one hidden state.
     """
-    kind = model.heads_config.kind
-    if kind == "order":
+    if model.heads_config.second_loss:
         first = model.unembedding(h_SBTD, lambda h, weight: tokens(h, weight, slice(1)))
         return [first, model.further_unembeddings[0](h_SBTD, order)]
     if not model.heads_config.replicate_unembedding:

@@ -157,7 +157,8 @@ class _ChunkedMixture(torch.autograd.Function):
             if dh_KPD is not None:
                 dh_KPD[:, at] = (residual @ weight).view(K, C, -1).to(h_KPD.dtype)
             if dw_VD is not None:
-                dw_VD += residual.t() @ h_XD
+                dw_VD.addmm_(residual.t(), h_XD) if dtype == accumulate else dw_VD.add_(residual.t() @ h_XD)
+            del logits_XV, residual  # or the next chunk would be made beside this one
         ctx.save_for_backward(dh_KPD, dgate_RP, dw_VD, largest)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(nll_MP)

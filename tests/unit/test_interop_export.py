@@ -193,7 +193,9 @@ def test_a_folder_says_what_it_is_and_what_was_compared(tmp_path: Path, capsys: 
     assert sum(p.numel() for p in plain.parameters()) < sum(p.numel() for p in model.parameters()) + 256 * 32 * 2
 
 
-@pytest.mark.parametrize("kind", ["anticausal", "order", "none", "recurrent", "linear", "markov", "mixture"])
+@pytest.mark.parametrize(
+    "kind", ["anticausal", "order", "none", "recurrent", "linear", "markov", "mixture", "future_summary"]
+)
 def test_head_1_alone_goes_out_of_every_kind(kind: str, tmp_path: Path) -> None:
     model = trained(HeadsConfig(n_future=3, kind=kind))
     out = export(tmp_path, model, "--heads", "1")
@@ -210,6 +212,7 @@ REFUSED: dict[str, tuple[HeadsConfig, list[str], str]] = {
     "anticausal": (HeadsConfig(n_future=2, kind="anticausal"), [], "model.heads.kind is 'anticausal'"),
     "markov": (HeadsConfig(n_future=2, kind="markov"), [], "model.heads.kind is 'markov'"),
     "mixture": (HeadsConfig(n_future=2, kind="mixture"), [], "model.heads.kind is 'mixture'"),
+    "summary": (HeadsConfig(n_future=2, kind="future_summary"), [], "model.heads.kind is 'future_summary'"),
     "order": (HeadsConfig(n_future=2, kind="order"), [], "model.heads.kind is 'order'"),
     "none": (HeadsConfig(n_future=2, kind="none"), [], "model.heads.kind is 'none'"),
     "gaps": (HeadsConfig(n_future=2, offsets=(1, 3)), [], "model.heads.offsets is [1, 3]"),

@@ -125,6 +125,14 @@ def test_no_head_sees_its_target(heads: HeadsConfig) -> None:
             assert place >= T or row[place:].all()
 
 
+def test_a_mixtures_components_begin_as_their_heads_but_for_a_little_noise() -> None:
+    mixture = MTPModel(tiny_backbone(n_layers=8), HeadsConfig(n_future=3, kind="mixture", mixture_rank=4)).mixture
+    assert mixture is not None
+    noise = torch.cat([part.weight.view(4, 32, 32) - torch.eye(32) for part in mixture.components])
+    assert noise.square().sum(-1).mean().sqrt().item() == pytest.approx(0.02, rel=0.1), "moves a state by init_std"
+    assert noise.flatten(1).std(0).min() > 0, "each by its own"
+
+
 @pytest.mark.parametrize("kind", ["sequential", "recurrent", "markov"])
 def test_teacher_forced_heads_ask_for_their_tokens(kind: Any) -> None:
     model = random_model(HeadsConfig(n_future=2, kind=kind))
@@ -150,7 +158,7 @@ def test_counts_by_formula_are_the_models(heads: HeadsConfig, tie: bool, match: 
 @pytest.mark.parametrize("replicate", [False, True])
 def test_every_kind_has_the_parameters_of_the_next_token_model(kind: Any, n: int, replicate: bool) -> None:
     """At the paper's size 30M, within the two norms of one layer; byte vocabulary, so that every matrix fits in."""
-    if replicate and kind in ("none", "order", "markov", "mixture"):
+    if replicate and kind in ("none", "order", "markov", "mixture", "future_summary"):
         pytest.skip("refused")
     backbone = BackboneConfig(vocab_size=256, dim=512, n_layers=10, n_heads=8)
     arm = count_parameters(backbone, HeadsConfig(n_future=n, kind=kind, replicate_unembedding=replicate))
@@ -253,7 +261,11 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
         ({"n_future": 2, "offsets": (1, 2, 3)}, r"offsets has 3 entries, and model\.heads\.n_future is 2"),
         ({"n_future": 2, "offsets": (2, 3)}, "has to begin with 1 and increase strictly"),
         ({"n_future": 3, "offsets": (1, 3, 3)}, "has to begin with 1 and increase strictly"),
-        ({"n_future": 2, "kind": "order", "offsets": (1, 3)}, "leave offsets out"),
+        ({"n_future": 2, "kind": "order", "offsets": (1, 3)}, "'order' ranks all .* leave offsets out"),
+        (
+            {"n_future": 2, "kind": "future_summary", "offsets": (1, 3)},
+            "'future_summary' sums up all .* leave offsets out",
+        ),
         ({"n_future": 2, "kind": "markov", "offsets": (1, 3)}, "read the token before their target"),
         ({"n_future": 2, "kind": "markov", "replicate_unembedding": True}, "share the unembedding"),
         ({"n_future": 2, "markov_rank": 8}, "markov_rank is 8, which goes with kind 'markov'"),

@@ -47,7 +47,8 @@ def by_definition(model: MTPModel, targets: Targets, weights: list[float], z_los
     for term in range(len(heads.loss_names)):
         ranks = heads.kind == "order" and term == 1
         hidden = h[0] if len(h) == 1 else h[term]
-        unembedding = unembeddings[term] if heads.replicate_unembedding or ranks else unembeddings[0]
+        sums_up = heads.kind == "future_summary" and term == 1
+        unembedding = unembeddings[term] if heads.replicate_unembedding or ranks or sums_up else unembeddings[0]
         losses, squares = [], []
         for b in range(2):
             for t in range(T):
@@ -61,6 +62,12 @@ def by_definition(model: MTPModel, targets: Targets, weights: list[float], z_los
                 if heads.kind == "markov" and term:
                     before = targets.targets[term - 1, b, t]
                     logits = logits + model.unembedding.bigram @ model.before.weight[before]  # type: ignore[operator, union-attr]
+                if sums_up:  # FSP-BCE
+                    ahead, valid = targets.targets[1:, b, t].tolist(), targets.valid[1:, b, t].tolist()
+                    comes = {token for token, counts in zip(ahead, valid) if counts}
+                    each = [z.sigmoid() if v in comes else 1 - z.sigmoid() for v, z in enumerate(logits)]
+                    losses += [-torch.stack(each).log().mean()] if comes else []
+                    continue
                 if ranks:  # TOP: y_v = W - distance to the next v, -inf where there is none
                     y = torch.full((16,), float("-inf"), dtype=torch.float64)
                     for i in range(W, 0, -1):
@@ -128,10 +135,17 @@ def test_loss_and_every_gradient_follow_the_definition(heads: HeadsConfig, imple
 @EACH
 def test_scores_sum_what_the_loss_sums(heads: HeadsConfig) -> None:
     model, documents, targets = problem(heads)
+    if heads.kind == "future_summary":  # of which the likeliest token sometimes comes
+        often = targets.targets[1:][targets.valid[1:]].mode().values
+        model.further_unembeddings[0].weight.data[often] = 9 * model(targets.inputs)[0].mean((0, 1)).detach()
     scores, out = model_scores(model, targets, documents), model_loss(model, targets, documents)
     torch.testing.assert_close(scores.nll, out.nll)
     assert torch.equal(scores.n_valid, out.n_valid)
-    if heads.kind != "order":
+    if heads.kind == "future_summary":
+        best = model.further_unembeddings[0](model(targets.inputs)[0]).argmax(-1)
+        comes = ((targets.targets == best) & targets.valid)[1:].any(0)
+        assert 0 < scores.correct[1] == comes.sum() < scores.n_valid[1] == targets.valid[1:].any(0).sum()
+    elif heads.kind != "order":
         logits = model.logits(targets.inputs, documents, targets.targets).expand(heads.n_future, -1, -1, -1)
         hits = (logits.argmax(-1) == targets.targets) & targets.valid
         assert scores.correct.tolist() == hits.sum((1, 2)).tolist()
@@ -165,7 +179,7 @@ def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, s
     try:
         check_options(options, heads)
     except InputError:
-        assert kind in ("none", "anticausal", "order") or (kind == "markov" and stop != "trunk")
+        assert kind in ("none", "anticausal", "order", "future_summary") or (kind == "markov" and stop != "trunk")
         return
     model, documents, targets = problem(heads)
 
@@ -178,7 +192,7 @@ def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, s
     upstream = ("trunk", "embedding")  # of the further heads
     if kind not in ("parallel", "linear", "markov", "mixture"):
         upstream += ("heads.0.",)
-    if kind == "order":
+    if kind in ("order", "future_summary"):
         upstream += ("norm.",)
     for name, gradient in stopped.items():
         trunk = name.startswith(upstream)
@@ -197,6 +211,7 @@ def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, s
         (HeadsConfig(n_future=2, kind="anticausal"), "both", "head 1 reads the further heads"),
         (HeadsConfig(n_future=2, kind="order"), "unembedding", "unembeddings of their own"),
         (HeadsConfig(n_future=1, kind="order"), "both", "unembeddings of their own"),
+        (HeadsConfig(n_future=2, kind="future_summary"), "both", "unembeddings of their own"),
         (HeadsConfig(n_future=2, replicate_unembedding=True), "both", "unembeddings of their own"),
         (HeadsConfig(n_future=2, kind="markov"), "both", "its bigram is part of the unembedding"),
     ],
