@@ -96,8 +96,13 @@ def trunk_widths(backbone: BackboneConfig, heads: HeadsConfig) -> tuple[int, ...
     shared unembedding there is no rest, and the trunk has the paper's L - n layers.
 
     Raises:
-        InputError: no layer would be left.
+        InputError: no layer would be left, or a mixture has more components than a state has coordinates.
     """
+    if heads.components > backbone.dim:
+        raise InputError(
+            f"model.heads.mixture_rank is {heads.components}, and model.backbone.dim is {backbone.dim}: there can be "
+            "at most as many components as coordinates"
+        )
     own = 0 if heads.kind == "linear" else heads.layers
     if heads.match == "none":
         if own >= backbone.n_layers:

@@ -285,6 +285,11 @@ def test_heads_that_cannot_be_are_refused(settings: dict[str, Any], says: str) -
         HeadsConfig(**settings)
 
 
+def test_a_mixture_of_more_components_than_coordinates_is_refused() -> None:
+    with pytest.raises(InputError, match=r"mixture_rank is 33, and model\.backbone\.dim is 32: .* at most"):
+        trunk_widths(tiny_backbone(), HeadsConfig(n_future=2, kind="mixture", mixture_rank=33, match="none"))
+
+
 def test_a_head_of_more_layers_than_the_model_is_refused() -> None:
     with pytest.raises(InputError, match="head 1 takes its layers off the trunk"):
         trunk_widths(tiny_backbone(n_layers=2), HeadsConfig(layers=2, match="none"))
