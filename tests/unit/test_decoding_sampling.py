@@ -193,7 +193,7 @@ def p_value(model: MTPModel, sampling: Sampling, heads_used: int) -> float:
         ("ratio", "parallel", 1),
         ("ratio", "parallel", 3),
         ("ratio", "sequential", 3),
-        ("ratio", "mixture", 3),
+        pytest.param("ratio", "mixture", 3, marks=pytest.mark.slow),
         ("ratio", "leap", 3),
     ],
 )
