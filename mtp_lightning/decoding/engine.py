@@ -81,6 +81,9 @@ class Engine:
         if model.before is not None and self.heads_used > 1:
             self.before = model.before.weight.detach().to(dtype).to(self.dtype, copy=True)
             self.bigram = made.linear(model.unembedding.bigram.detach())  # type: ignore[union-attr]
+        self.mixture: MixtureMaps | None = None
+        if model.mixture is not None and self.heads_used > 1:
+            self.mixture = MixtureMaps(model, self.heads_used, made)
         kind = self.heads.kind
         stacks = [model.trunk, *(reversed(model.heads) if kind == "anticausal" else model.heads[:1])]
         self.matrix = None
@@ -114,6 +117,7 @@ class Engine:
         if self.drafter is not None and heads_used > 1:
             more_weights, more_per_position = self.drafter.nbytes(heads_used)
             more_weights += 0 if self.before is None else self.bigram.nbytes
+            more_weights += 0 if self.mixture is None else self.mixture.nbytes(heads_used)
             drafting = batch * min(length, self.drafter.reach) * more_per_position
             return weights + more_weights + batch * length * per_position + drafting
         return weights + batch * length * per_position
@@ -147,3 +151,27 @@ class Engine:
             return self.unembeddings[heads[0] - 1].of_normed(h_BJD, self.norm)
         own = [self.unembeddings[head - 1].of_normed(h_BJD[:, j], self.norm) for j, head in enumerate(heads)]
         return torch.stack(own, dim=1)
+
+
+class MixtureMaps:
+    """The maps that drafts of kind `mixture` are made with, from the states of heads 2 .. `heads_used`."""
+
+    def __init__(self, model: MTPModel, heads_used: int, made: Plain) -> None:
+        assert model.mixture is not None
+        self.norm = FinalNorm(model.norm, made.activations)
+        self.gate = made.linear(model.mixture.gate.weight)
+        self.components = [made.linear(part.weight) for part in model.mixture.components[:heads_used]]  # type: ignore[arg-type]
+        self.unembedding = made.linear(model.unembedding.weight)  # head 1's has the final norm in it
+
+    def nbytes(self, count: int) -> int:
+        maps = [self.gate, self.unembedding, *self.components[:count]]
+        return sum(each.nbytes for each in maps)
+
+    def weights(self, h_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B R"]:
+        """Logits of the components' weights, from head 2's state before the norm."""
+        return self.gate(self.norm(h_BD))
+
+    def logits(self, h_BD: Float[Tensor, "B D"], token: int) -> Float[Tensor, "B R V"]:
+        """The components' of the token so far ahead, from its head's state before the norm (of the first, head 2's)."""
+        states_BX = self.components[token - 1](self.norm(h_BD))
+        return self.unembedding(states_BX.view(len(h_BD), -1, h_BD.shape[1]))

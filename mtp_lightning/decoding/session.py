@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from mtp_lightning.decoding.choosing import Chooser, Verdict
 from mtp_lightning.decoding.drafts import DraftedText
-from mtp_lightning.decoding.engine import Engine
+from mtp_lightning.decoding.engine import Engine, MixtureMaps
 from mtp_lightning.decoding.positions import KeyValues, NewPositions, PerRow, PositionTables, Tree
+from mtp_lightning.model.mtp import mixed
 from mtp_lightning.shapes import Float, Int
 
 
@@ -242,19 +243,40 @@ class _DraftedRows(DraftedText):
     def __init__(self, session: Session, rows: slice, ends: PerRow) -> None:
         self.session, self.rows, self.ends = session, rows, ends
         self.proposed = 0
+        self.weights_BR: Tensor | None = None
+        """Of kind `mixture`: logits of the components' weights given the tokens before the last proposed one."""
+        self.last_BRV: Tensor | None = None
+        """What the components say of that one."""
 
     def embedded(self, length: int, offset: int) -> Float[Tensor, "B L D"]:
         tokens_BL = self.session._text(self.rows, self._from_ends(-length), length, ahead=offset)
         return F.embedding(tokens_BL, self.session.engine.embedding)
 
     def propose(self, states_BJD: Float[Tensor, "B J D"], heads: Sequence[int]) -> None:
-        engine, logits_BJV = self.session.engine, self.session.engine.logits(states_BJD, heads)
+        engine = self.session.engine
+        if engine.mixture is not None:
+            for j, head in enumerate(heads):
+                self._choose(self._mixed(engine.mixture, states_BJD[:, j], head)[:, None])
+            return
+        logits_BJV = engine.logits(states_BJD, heads)
         if engine.before is None:
             self._choose(logits_BJV)
             return
-        for j in range(len(heads)):  # each reads the one before it; of a tree's level the first
-            before_B1 = self.session._text(self.rows, self._from_ends(self.proposed), 1)
-            self._choose(logits_BJV[:, j : j + 1] + engine.bigram_logits(before_B1))
+        for j in range(len(heads)):
+            self._choose(logits_BJV[:, j : j + 1] + engine.bigram_logits(self._before()))
+
+    def _before(self) -> Int[Tensor, "B 1"]:
+        """The token before the next to be proposed; of a tree's level the first."""
+        return self.session._text(self.rows, self._from_ends(self.proposed), 1)
+
+    def _mixed(self, maps: MixtureMaps, h_BD: Float[Tensor, "B D"], head: int) -> Float[Tensor, "B V"]:
+        """log q of the next token given those before it: the components, weighted by what they say of these."""
+        if self.weights_BR is None or self.last_BRV is None:
+            self.weights_BR, self.last_BRV = maps.weights(h_BD), maps.logits(h_BD, 1)
+        index_BR1 = self._before()[:, :, None].expand(*self.weights_BR.shape, 1)
+        self.weights_BR = self.weights_BR + self.last_BRV.log_softmax(-1).gather(-1, index_BR1)[..., 0]
+        self.last_BRV = maps.logits(h_BD, head)
+        return mixed(self.weights_BR, self.last_BRV)
 
     def _choose(self, logits_BJV: Float[Tensor, "B J V"]) -> None:
         session, targets = self.session, self._from_ends(1 + self.proposed)

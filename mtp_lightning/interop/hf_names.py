@@ -49,7 +49,7 @@ SHARED_HEAD_NORM = "model.layers.{}.shared_head.norm.weight"
 """The norm of each further head in the standard, by layer, which ours have with `model.heads.norms: own` alone."""
 
 _FURTHER = re.compile(
-    r"heads\.[1-9]\d*\..+|further_unembeddings\..+|unembedding\.bigram|before\.weight|register\.weight"
+    r"heads\.[1-9]\d*\..+|further_unembeddings\..+|unembedding\.bigram|before\.weight|mixture\..+|register\.weight"
 )
 
 

@@ -166,12 +166,12 @@ class BackboneConfig:
 
 HeadKind = Literal[
     "parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order", "markov", "next_latent",
-    "registers",
+    "registers", "mixture", "future_summary",
 ]  # fmt: skip
-ONE_STREAM: tuple[HeadKind, ...] = ("none", "order", "registers")
+ONE_STREAM: tuple[HeadKind, ...] = ("none", "order", "registers", "future_summary")
 """Kinds without further heads: head 1's layers answer for all future tokens."""
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
-SIDE_BY_SIDE: tuple[HeadKind, ...] = ("parallel", "markov")
+SIDE_BY_SIDE: tuple[HeadKind, ...] = ("parallel", "markov", "mixture")
 """Kinds whose every head is transformer layers on the trunk's output."""
 INDEPENDENT: tuple[HeadKind, ...] = ("parallel", "linear")
 """Kinds whose heads read the trunk's output alone, and not each other."""
@@ -204,6 +204,8 @@ class HeadsConfig:
     - `none`: h_1 = H_1(z), whose one distribution is scored against every future token (modded-nanogpt);
     - `order`: h_1 = H_1(z), and a second unembedding of it ranks the tokens by how soon they come, among the next
       `n_future` (token-order prediction, arXiv 2508.19228; W = n_future);
+    - `future_summary`: h_1 = H_1(z), and a second unembedding of it says which tokens come among those from the second
+      ahead to the `n_future`-th, in any order (FSP-BCE, arXiv 2510.14751; `mtp_lightning.objective.future_summary`);
     - `markov`: `parallel`, and for i > 1 the logits are W h_i + B A[x_{t+i-1}], of the true token before the target, in
       decoding of the draft there: a bigram of rank r (`markov_rank`) that mends the independence of the heads (as in
       DeepSeek's drafter DSpark, of which a summary alone was at hand; that head 1 goes without is our reading);
@@ -213,6 +215,9 @@ class HeadsConfig:
     - `registers`: h_1 = H_1(z); in training a register goes after each token, through the same layers, and predicts the
       d-th token ahead, d drawn from 1 .. `n_future` for each window (MuToR, arXiv 2505.10518; `objective.registers`).
       A kind beside the others, and `n_future` its d_max as it is W of `order`, since one axis then compares them;
+    - `mixture`: `parallel`, and the further tokens' joint distribution is a mixture of r components (`mixture_rank`),
+      q(x_{t+1..t+n}) = sum_r w_r prod_i p_{i,r}(x_{t+i}), after MTPC's CP circuit (arXiv 2511.11346;
+      `mtp_lightning.model.mtp.Mixture`);
     - `my_heads.Gated`: the import path of a kind of one's own (`mtp_lightning.model.own_kind`).
     """
     match: Literal["parameters", "none"] = "parameters"
@@ -236,6 +241,8 @@ class HeadsConfig:
     latent_width: Width | None = None
     """Of `next_latent`: the hidden width of its network; by default 2 `dim`, as in the authors' release, whose star
     graphs have `dim` and whose language models of 1B parameters 3.2 `dim` (its `proj_factor` 1, 0.5 and 1.6)."""
+    mixture_rank: Annotated[int, Range(least=2, most=1024)] | None = None
+    """Of `mixture`: r, the components, each a matrix of D x D for every head; by default 2."""
 
     def __post_init__(self) -> None:
         check_ranges("model.heads", HeadsConfig, vars(self))
@@ -255,14 +262,17 @@ class HeadsConfig:
             raise InputError(
                 f"model.heads.norms is 'own', which goes with kind {' or '.join(JOINED)}, and kind is '{self.kind}'"
             )
-        shared = {"markov": "that their bigram is added to", "next_latent": "of the states that they foresee"}
-        if self.kind in shared and self.replicate_unembedding:
+        shares = {
+            "markov": "the unembedding that their bigram is added to", "mixture": "one with all components",
+            "next_latent": "the unembedding of the states that they foresee",
+        }  # fmt: skip
+        if self.kind in shares and self.replicate_unembedding:
             raise InputError(
-                f"model.heads.replicate_unembedding: heads of kind '{self.kind}' share the unembedding "
-                f"{shared[self.kind]}"
+                f"model.heads.replicate_unembedding: heads of kind '{self.kind}' share {shares[self.kind]}"
             )
         for key, value, kind in (
-            ("markov_rank", self.markov_rank, "markov"), ("latent_width", self.latent_width, "next_latent")
+            ("markov_rank", self.markov_rank, "markov"), ("mixture_rank", self.mixture_rank, "mixture"),
+            ("latent_width", self.latent_width, "next_latent"),
         ):  # fmt: skip
             if value is not None and self.kind != kind:
                 raise InputError(
@@ -281,19 +291,22 @@ class HeadsConfig:
             )
         if offsets[0] != 1 or any(a >= b for a, b in itertools.pairwise(offsets)):
             raise InputError(f"model.heads.offsets is {list(offsets)}: it has to begin with 1 and increase strictly")
-        if self.kind == "order" and offsets[-1] != self.n_future:
+        asks = {"order": "ranks", "future_summary": "sums up"}
+        if self.kind in asks and offsets[-1] != self.n_future:
             raise InputError(
-                f"model.heads.offsets is {list(offsets)}: kind 'order' ranks all of the next n_future tokens; "
-                "leave offsets out"
+                f"model.heads.offsets is {list(offsets)}: kind '{self.kind}' {asks[self.kind]} all of the next "
+                "n_future tokens; leave offsets out"
             )
         if self.kind == "registers" and offsets[-1] != self.n_future:
             raise InputError(
                 f"model.heads.offsets is {list(offsets)}: registers look 1 .. n_future tokens ahead; leave offsets out"
             )
-        if self.kind in ("markov", "next_latent") and offsets[-1] != self.n_future:
+        before = "the token before their target"
+        reads = {"markov": before, "next_latent": before, "mixture": "the tokens before their target"}
+        if self.kind in reads and offsets[-1] != self.n_future:
             raise InputError(
-                f"model.heads.offsets is {list(offsets)}: heads of kind '{self.kind}' read the token before their "
-                "target, which the head before them predicts; leave offsets out"
+                f"model.heads.offsets is {list(offsets)}: heads of kind '{self.kind}' read {reads[self.kind]}, which "
+                "the heads before them predict; leave offsets out"
             )
 
     @property
@@ -316,15 +329,28 @@ class HeadsConfig:
         return self.latent_width or 2 * dim
 
     @property
+    def components(self) -> int:
+        """Components of the mixture that further heads predict by; 0 without one."""
+        return (self.mixture_rank or 2) if self.kind == "mixture" and self.n_future > 1 else 0
+
+    @property
     def horizon(self) -> int:
         """Tokens that a window has after its last input: L = T + horizon."""
         return self.head_offsets[-1]
 
     @property
+    def second_loss(self) -> str | None:
+        """Of kinds whose one hidden state goes through a second unembedding: the name of the loss there."""
+        if self.kind == "future_summary":
+            return "summary" if self.n_future > 1 else None  # nothing comes after the next token
+        return "order" if self.kind == "order" else None
+
+    @property
     def loss_names(self) -> tuple[str, ...]:
-        """Names of the summed losses, in metrics: `head_1` .. `head_n`, or `head_1` and `order` or `registers`."""
-        if self.kind in ("order", "registers"):
-            return ("head_1", self.kind)
+        """Names of the summed losses, in metrics: `head_1` .. `head_n`, or `head_1` and the second loss."""
+        second = self.kind if self.kind == "registers" else self.second_loss
+        if second:
+            return ("head_1", second)
         return tuple(f"head_{i}" for i in range(1, self.n_future + 1))
 
     @property

@@ -73,11 +73,17 @@ def count_heads(heads: HeadsConfig) -> HeadCounts:
         return HeadCounts(m, m, 0, 0, 0, 0, n, networks=min(n - 1, 1), networks_run=n - 1)
     if heads.kind == "none":
         return HeadCounts(m, m, 0, 0, 0, 0, 1)
-    if heads.kind == "order":
+    if heads.second_loss:
         return HeadCounts(m, m, 0, 0, 0, 1, 2)
     if heads.kind == "registers":
         return HeadCounts(m, m, 0, 0, 0, 0, 2, positions=2)
-    return HeadCounts(n * m, n * m, 0, 0, 0, further, n)
+    components = n * heads.components
+    return HeadCounts(n * m, n * m, 0, 0, 0, further, 1 + components if components else n)
+
+
+def mixture_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
+    """Of `mtp.Mixture`: a matrix for each head and component, and the map to their weights."""
+    return (heads.n_future * backbone.dim + 1) * heads.components * backbone.dim
 
 
 def head_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
@@ -87,7 +93,8 @@ def head_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
     d, counts = backbone.dim, count_heads(heads)
     joins = counts.joins * (2 * d * d + 2 * d) + counts.norms * d
     networks = counts.networks * (_network_maps(backbone, heads) + 2 * d)
-    return counts.layers * layer_parameters(backbone) + joins + counts.linears * d * d + networks
+    linears = counts.linears * d * d + mixture_parameters(backbone, heads)
+    return counts.layers * layer_parameters(backbone) + joins + linears + networks
 
 
 def _network_maps(backbone: BackboneConfig, heads: HeadsConfig) -> int:
@@ -105,8 +112,13 @@ def trunk_widths(backbone: BackboneConfig, heads: HeadsConfig) -> tuple[int, ...
     shared unembedding there is no rest, and the trunk has the paper's L - n layers.
 
     Raises:
-        InputError: no layer would be left.
+        InputError: no layer would be left, or a mixture has more components than a state has coordinates.
     """
+    if heads.components > backbone.dim:
+        raise InputError(
+            f"model.heads.mixture_rank is {heads.components}, and model.backbone.dim is {backbone.dim}: there can be "
+            "at most as many components as coordinates"
+        )
     own = 0 if heads.kind == "linear" else heads.layers
     if heads.match == "none":
         if own >= backbone.n_layers:
@@ -183,7 +195,7 @@ def flops_per_token(
 
     trunk, run = (counts.positions * layers(wide) for wide in (widths, [backbone.ffn] * counts.layers_run))
     unembedding = 2 * backbone.vocab_size * (d + heads.bigram_rank)  # head 1's columns of the bigram are zeros
-    matrices = 2 * (counts.joins_run * 2 + counts.linears) * d * d
+    matrices = 2 * ((counts.joins_run * 2 + counts.linears) * d * d + mixture_parameters(backbone, heads))
     matrices += 2 * counts.networks_run * _network_maps(backbone, heads)
     whole = own + 3 * (trunk + run + matrices + counts.unembeddings_run * unembedding)
     whole += unembedded_again * unembedding

@@ -272,6 +272,7 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
     makers: dict[str, tuple[type[Heads], list[Callable[[], nn.Module]]]] = {
         "parallel": (ParallelHeads, [stack] * n),
         "markov": (ParallelHeads, [stack] * n),
+        "mixture": (ParallelHeads, [stack] * n),
         "linear": (ParallelHeads, [linear] * n),
         "causal": (CausalHeads, [stack] * n),
         "anticausal": (AnticausalHeads, [stack] * n),
@@ -281,9 +282,10 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
         "none": (OneStream, [stack]),
         "order": (OneStream, [stack]),
         "registers": (OneStream, [stack]),
+        "future_summary": (OneStream, [stack]),
     }
     make, modules = makers[heads.kind]
-    if n == 1 and heads.kind != "order":  # it has no other to read
+    if n == 1 and not heads.second_loss:  # it has no other to read
         make = ParallelHeads
     return make(module() for module in modules)
 

@@ -11,6 +11,7 @@ from mtp_lightning.model.counts import (
     flops_per_token,
     layer_matmul_parameters,
     layer_parameters,
+    mixture_parameters,
     trainable_parameters,
     trunk_widths,
 )
@@ -30,6 +31,7 @@ def state_memory(backbone: BackboneConfig, heads: HeadsConfig, freeze: str = "no
     further = count_heads(heads).further_unembeddings
     shared = {"none": 1 if backbone.tie_embeddings else 2, "trunk": 1}.get(freeze, 0)
     by_adamw = ((shared + further) * backbone.dim + 2 * heads.bigram_rank) * backbone.vocab_size
+    by_adamw += mixture_parameters(backbone, heads)
     return state - 4 * (trained - by_adamw)  # norms are next to nothing
 
 
@@ -126,6 +128,7 @@ def training_memory(
     in_layer = positions * counts.positions
     gradients = 4 * trainable_parameters(backbone, heads, freeze)
     bigram = 4 * backbone.vocab_size * heads.bigram_rank  # each of its two matrices
+    components = heads.n_future * heads.components
     learned = counts.further_unembeddings + (freeze in ("none", "trunk"))
     layers = []
     for ffn, part in layers_run(backbone, heads, context, freeze, recompute):
@@ -139,12 +142,15 @@ def training_memory(
 
     def loss(streams: int, learned: int) -> int:
         """Before the norm, beside its gain, after it, and the gradient; logits, the unembedding's gradient, twice in
-        the backward. A bigram's columns stand beside the states and, in a copy, beside the unembedding."""
+        the backward. A bigram's columns stand beside the states and, in a copy, beside the unembedding; a mixture's
+        components, and their gradient, beside the states that they are made of."""
         learned, wide = max(learned, 1 if bigram else 0), matrix + bigram
-        logits = min(chunk_rows, streams * positions) * backbone.vocab_size
+        logits = min(chunk_rows, max(streams, components) * positions) * backbone.vocab_size
         chunk = logits * (4 + (2 if width == 2 else 0) + (4 if on_gpu else 0))
+        chunk += logits * 4 if heads.second_loss == "summary" else 0  # which tokens come
         chunk += (wide if width == 2 else 0) + (wide if bigram else 0)
         states = streams * ((3 if on_gpu else 4) * stream + 2 * positions * heads.bigram_rank * 4)
+        states += (2 * (components + 2) - streams) * stream if components else 0
         return states + max(chunk + learned * wide, (learned + 1) * wide)
 
     if recompute in HEADS:
@@ -160,7 +166,7 @@ def training_memory(
         streams = counts.positions if heads.kind in ONE_STREAM else heads.n_future
         between = _between(heads, d, width) * positions
         moments = [(between + sum(layer.kept for layer in layers) + loss(streams, learned), 0)]
-        done = learned * matrix + 2 * bigram
+        done = learned * matrix + 2 * bigram + 4 * mixture_parameters(backbone, heads)
     for i in reversed(range(len(layers))):
         held = sum(layer.kept for layer in layers[:i]) + layers[i].at_work
         if i >= of_trunk:  # the gradients of all heads' states are one tensor
@@ -177,7 +183,8 @@ def _between(heads: HeadsConfig, d: int, width: int) -> int:
     layers share."""
     counts = count_heads(heads)
     if heads.kind in SIDE_BY_SIDE:
-        return -(heads.n_future - 1) * d * 4
+        copies = heads.n_future * d * 2 if heads.components and width == 2 else 0
+        return copies - (heads.n_future - 1) * d * 4
     linears = counts.linears * d * 2 if width == 2 else min(counts.linears, 1) * d * 4
     # of a join: two inputs, both normed before the gain, and the two together; of a network: the two together, normed
     # before the gain and after it, and what goes into and comes out of each gelu

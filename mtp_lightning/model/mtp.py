@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtp_lightning.model.attention import draw
+from mtp_lightning.model.attention import Projection, draw
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_heads, trunk_widths
@@ -57,6 +57,61 @@ class Register(nn.Module):
         return self.weight.repeat(*shape, 1)
 
 
+class Mixture(nn.Module):
+    """What kind `mixture` has beside parallel heads: of each, r components, and the weights of the components.
+
+    After the CP circuit of MTPC (arXiv 2511.11346, and its code, april-tools/mtpc: `mtp_head.py`, `circuits.py`):
+
+        q(x_{t+1} .. x_{t+n}) = sum_r w_r prod_i p_{i,r}(x_{t+i}), p_{i,r} = softmax(W C_{i,r} h_i), w = softmax(G h_2)
+
+    with a matrix C_{i,r} for each head and component, the identity at first, one unembedding W for all, and weights by
+    a linear map of the state, as there. There heads have one state, of a model that verifies and may be frozen; all n
+    tokens are drafted, and the loss is -log q. What is ours: head 1 is no part of the mixture, so that it stays the
+    exact next-token model, with its own cross-entropy, and its token is certain where drafts are made. So of q the
+    tokens after the first are asked for, given it, which leaves -log q(x_{t+2} .. x_{t+n} | x_{t+1}), or head by head
+
+        -log q(x_{t+i} | x_{t+1} .. x_{t+i-1}),  q( . | ..) = sum_r v_r p_{i,r},  v_r ~ w_r prod_{j<i} p_{j,r}(x_{t+j})
+
+    the components of x_{t+1} are of head 2's state too (h_1 above stands for h_2), and a little noise on the identities
+    tells components apart from the first step on.
+    """
+
+    def __init__(self, dim: int, n_future: int, rank: int, std: float) -> None:
+        super().__init__()
+        self.components = nn.ModuleList(_Components(dim, rank, std) for _ in range(n_future))
+        self.gate = Projection(dim, rank, std)
+
+    def forward(self, h_NBTD: Float[Tensor, "N B T D"]) -> Float[Tensor, "S B T D"]:
+        """S = 2 + N R: head 1's state; the logits of the weights, and zeros to the width; the components' states, those
+        of one head together."""
+        gate_BTR = self.gate(h_NBTD[1])
+        states = [
+            component(h_NBTD[max(i, 1)]).unflatten(-1, (-1, h_NBTD.shape[-1])).permute(2, 0, 1, 3)
+            for i, component in enumerate(self.components)
+        ]
+        gate_1BTD = F.pad(gate_BTR, (0, h_NBTD.shape[-1] - gate_BTR.shape[-1]))[None]
+        return torch.cat((h_NBTD[:1], *(part.to(h_NBTD.dtype) for part in (gate_1BTD, *states))))
+
+
+class _Components(Projection):
+    """C_i, of R D x D: at first R identities, and noise that moves states by `std` of their length."""
+
+    def __init__(self, dim: int, rank: int, std: float) -> None:
+        super().__init__(dim, rank * dim, std / dim**0.5)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        with torch.no_grad():
+            self.weight += torch.eye(self.in_features, device=self.weight.device).repeat(
+                self.out_features // self.in_features, 1
+            )
+
+
+def mixed(weights_R: Float[Tensor, "*rows R"], logits_RV: Float[Tensor, "*rows R V"]) -> Float[Tensor, "*rows V"]:
+    """log sum_r w_r p_r, of the logits of both."""
+    return (weights_R.log_softmax(-1)[..., None] + logits_RV.log_softmax(-1)).logsumexp(-2)
+
+
 class MTPModel(nn.Module):
     """Shared trunk, n prediction heads, one norm and one unembedding for all, unless heads have their own.
 
@@ -96,6 +151,10 @@ class MTPModel(nn.Module):
         """What training adds after each token, of kind `registers`; using the model knows nothing of it."""
         if heads.kind == "registers":
             self.register = Register(backbone.dim, backbone.init_std)
+        self.mixture: Mixture | None = None
+        """Of kind `mixture`."""
+        if rank := heads.components:
+            self.mixture = Mixture(backbone.dim, heads.n_future, rank, backbone.init_std)
         if backbone.tie_embeddings:
             self.unembedding.weight = self.embedding.weight  # type: ignore[assignment]
 
@@ -114,7 +173,8 @@ class MTPModel(nn.Module):
     ) -> Float[Tensor, "S B T D"] | list[Scored]:
         """Normed hidden states of every head (S, B, T, D); head i's (index i - 1) predict the i-th token ahead.
 
-        Of kind `markov` D is the width and R columns more, A[x] of the token before the target, head 1's all 0.
+        Of kind `markov` D is the width and R columns more, A[x] of the token before the target, head 1's all 0. Of kind
+        `mixture` they are those of `Mixture`.
 
         Args:
             documents_BT: document ids. Used only with `attend_across_documents` off: then a position sees its own
@@ -148,6 +208,8 @@ class MTPModel(nn.Module):
             assert self.before is None
             return self.heads.scored(z_BTD, (rotary, mask), detach_further, self.norm, score)
         h_SBTD = self.heads(z_BTD, rotary, mask, e_MBTD, detach_further, norm=self.norm)
+        if self.mixture is not None:
+            return self.mixture(h_SBTD)  # type: ignore[no-any-return]
         if self.before is None:
             return h_SBTD  # type: ignore[no-any-return]
         a_MBTR = self.before(ahead_NBT[:-1])  # type: ignore[index]
@@ -198,12 +260,37 @@ class MTPModel(nn.Module):
         documents_BT: Int[Tensor, "B T"] | None = None,
         ahead_NBT: Int[Tensor, "N B T"] | None = None,
     ) -> Float[Tensor, "S B T V"]:
-        """Logits of every head at every position: for small models and tests; training never makes this tensor."""
+        """Logits of every head at every position: for small models and tests; training never makes this tensor.
+
+        Of kind `mixture` those of head i > 1 are log q given the true tokens before the target.
+
+        Raises:
+            ValueError: a kind that reads true tokens did not get them.
+        """
         h_SBTD = self(tokens_BT, documents_BT, ahead_NBT)
+        if self.mixture is not None:
+            if ahead_NBT is None:
+                raise ValueError("heads of kind 'mixture' read the true tokens ahead: give ahead_NBT")
+            return self._mixed_logits(self.unembedding(h_SBTD[[0, *range(2, len(h_SBTD))]]), h_SBTD[1], ahead_NBT)
         if not self.heads_config.replicate_unembedding:
             return self.unembedding(h_SBTD)  # type: ignore[no-any-return]
         unembeddings = [self.unembedding, *self.further_unembeddings]
         return torch.stack([unembed(h) for unembed, h in zip(unembeddings, h_SBTD)])
+
+    def _mixed_logits(
+        self, logits_KBTV: Float[Tensor, "K B T V"], gate_BTD: Float[Tensor, "B T D"], ahead_NBT: Int[Tensor, "N B T"]
+    ) -> Float[Tensor, "N B T V"]:
+        """
+        Args:
+            logits_KBTV: head 1's and the components'.
+        """
+        parts_NBTRV = logits_KBTV[1:].view(self.n_future, -1, *logits_KBTV.shape[1:]).movedim(1, -2)
+        weights_BTR, heads = gate_BTD[..., : parts_NBTRV.shape[-2]], [logits_KBTV[0]]
+        for before_BTRV, part_BTRV, token_BT in zip(parts_NBTRV, parts_NBTRV[1:], ahead_NBT):
+            index_BTR1 = token_BT[..., None, None].expand(*weights_BTR.shape, 1)
+            weights_BTR = weights_BTR + before_BTRV.log_softmax(-1).gather(-1, index_BTR1)[..., 0]
+            heads.append(mixed(weights_BTR, part_BTRV))
+        return torch.stack(heads)
 
     def final_norms(self) -> list[nn.RMSNorm | None]:
         """Of every head, the norm before its unembedding; None where that reads the head's state as it is."""

@@ -221,6 +221,8 @@ def _further(name: str, source: Source, plan: Plan, init: InitConfig) -> str | F
         return Fill.DRAWN
     if name in BIGRAM and init.unembedding == "random":
         return Fill.DRAWN
+    if name.startswith("mixture."):  # as a mixture begins: every component is its head
+        return name if init.heads == "keep" else Fill.DRAWN
     if init.heads == "random" or (is_unembedding and init.unembedding == "random"):
         return Fill.DRAWN
     if init.heads == "keep":

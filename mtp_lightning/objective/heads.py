@@ -12,6 +12,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import ONE_STREAM, TEACHER_FORCED, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.model.training.recompute import HEADS, Recompute
+from mtp_lightning.objective.future_summary import score_summary, summary_loss
 from mtp_lightning.objective.loss import (
     HeadScores,
     LossOptions,
@@ -21,6 +22,7 @@ from mtp_lightning.objective.loss import (
     score_heads,
     score_order,
 )
+from mtp_lightning.objective.mixture import mixture_loss, score_mixture
 from mtp_lightning.objective.targets import Targets, count_valid
 from mtp_lightning.objective.teacher_config import find_taught
 from mtp_lightning.objective.teachers import teacher_loss
@@ -63,7 +65,7 @@ def check_options(
         raise InputError(f"{what}: head 1 reads the further heads, so their gradients cannot be separated")
     if stop != "trunk" and heads.bigram_rank:
         raise InputError(f"{what}: its bigram is part of the unembedding, and would never be trained")
-    if stop != "trunk" and (heads.replicate_unembedding or heads.kind == "order"):
+    if stop != "trunk" and (heads.replicate_unembedding or heads.second_loss):
         raise InputError(f"{what}: the further heads have unembeddings of their own, which would never be trained")
 
 
@@ -77,6 +79,11 @@ def _check_target(options: LossOptions, heads: HeadsConfig) -> None:
     what = f"model.loss.target is '{options.target}'"
     if heads.kind in ONE_STREAM:
         raise InputError(f"{what}, and model.heads.kind is '{heads.kind}', which has no further heads to be taught")
+    if heads.components:
+        raise InputError(
+            f"{what}, and model.heads.kind is 'mixture': what its further heads predict depends on the tokens between, "
+            "so they have no distribution of their own to be taught; give target: token"
+        )
     if options.teacher.latent and heads.kind not in TEACHER_FORCED:
         raise InputError(
             f"model.loss.teacher.latent is {options.teacher.latent}, and model.heads.kind is '{heads.kind}': what "
@@ -144,6 +151,8 @@ def model_loss(
                 h, weight, targets.targets, targets.valid, heads.head_offsets, weights, options, mean_count_C,
                 sum_over_ranks,
             )  # fmt: skip
+        if heads.components:
+            return mixture_loss(h, weight, targets.targets, targets.valid, weights, options, mean_count_C)
         mean_count = None if mean_count_C is None else mean_count_C[part]
         return multi_token_loss(h, weight, scored.targets[part], scored.valid[part], weights[part], options, mean_count)
 
@@ -152,7 +161,8 @@ def model_loss(
         if options.stop_gradient in ("trunk", "both"):
             h = h.detach()
         mean_count = None if mean_count_C is None else mean_count_C[1:]
-        return order_loss(h, weight, targets.targets, targets.first, weights[1], options, mean_count)
+        second = order_loss if heads.kind == "order" else summary_loss
+        return second(h, weight, targets.targets, targets.first, weights[1], options, mean_count)
 
     def one_head(i: int, h_1BTD: Tensor) -> LossOutput:
         unembedding = model.further_unembeddings[i - 1] if i and heads.replicate_unembedding else model.unembedding
@@ -202,6 +212,8 @@ def _scores(model: MTPModel, h_SBTD: Float[Tensor, "S B T D"], targets: Targets)
     scored = targets.of_losses()
 
     def tokens(h: Tensor, weight: Tensor, part: slice) -> HeadScores:
+        if model.heads_config.components:
+            return score_mixture(h, weight, targets.targets, targets.valid)
         entropies = int(model.heads_config.max_heads_used > 1 and not part.start)
         if targets.offsets is not None and part == slice(None):  # head 1 by itself, as where there are no registers
             return _joined([tokens(h[:1], weight, slice(1)), tokens(h[1:], weight, slice(1, 2))])
@@ -209,7 +221,8 @@ def _scores(model: MTPModel, h_SBTD: Float[Tensor, "S B T D"], targets: Targets)
 
     def order(h: Tensor, weight: Tensor) -> HeadScores:
         assert targets.first is not None
-        return score_order(h, weight, targets.targets, targets.first)
+        second = score_order if model.heads_config.kind == "order" else score_summary
+        return second(h, weight, targets.targets, targets.first)
 
     return _joined(_through_unembeddings(model, h_SBTD, tokens, order))
 
@@ -228,10 +241,9 @@ def _through_unembeddings(
 
     Args:
         tokens: (h, weight, part: slice) scores hidden states against the targets of the heads in a slice.
-        order: scores the one hidden state's ranking.
+        order: scores what the second unembedding says of the one hidden state.
     """
-    kind = model.heads_config.kind
-    if kind == "order":
+    if model.heads_config.second_loss:
         first = model.unembedding(h_SBTD, lambda h, weight: tokens(h, weight, slice(1)))
         return [first, model.further_unembeddings[0](h_SBTD, order)]
     if not model.heads_config.replicate_unembedding:

@@ -123,14 +123,21 @@ def multi_token_loss(
         mean_count_N: what each head's sum is divided by, where this batch is one of several whose gradients are
             averaged (of ranks, of an accumulated step): the mean of their `count_valid`. By default its own.
     """
-    count_N = valid_NBT.sum((1, 2))
-    weights_N = torch.tensor([1.0] * len(count_N) if weights is None else weights)
-    # non_blocking: a GPU that is steps behind is not waited for
-    scale_N = weights_N.to(count_N.device, wide_dtype(h_SBTD), non_blocking=True) / divisor(count_N, mean_count_N)
-    scale_NBT = torch.where(valid_NBT, scale_N[:, None, None], 0.0)
+    weights = [1.0] * len(valid_NBT) if weights is None else weights
+    scale_NBT = target_scales(valid_NBT, weights, mean_count_N, wide_dtype(h_SBTD))
     total, nll_NBT = _losses(h_SBTD, weight_VD, targets_NBT, scale_NBT, options)
     nll_N = torch.where(valid_NBT, nll_NBT, 0.0).sum((1, 2))
-    return LossOutput(total, nll_N, count_N)
+    return LossOutput(total, nll_N, valid_NBT.sum((1, 2)))
+
+
+def target_scales(
+    valid_NBT: Bool[Tensor, "N B T"], weights: Sequence[float], mean_count_N: Tensor | None, dtype: torch.dtype
+) -> Float[Tensor, "N B T"]:
+    """What each target's loss is multiplied by: its head's weight over the number of targets, 0 where not valid."""
+    count_N = valid_NBT.sum((1, 2))
+    # non_blocking: a GPU that is steps behind is not waited for
+    weights_N = torch.tensor(weights).to(count_N.device, dtype, non_blocking=True)
+    return torch.where(valid_NBT, (weights_N / divisor(count_N, mean_count_N))[:, None, None], 0.0)
 
 
 def order_loss(

@@ -37,7 +37,8 @@ class Targets(NamedTuple):
     valid: Bool[Tensor, "N B T"]
     """False where the target lies in another document, beyond a sentinel, or outside the loss mask."""
     first: Bool[Tensor, "N B T"] | None = None
-    """For kind `order`: valid, and the next token of its kind (`first_ahead`)."""
+    """What the second unembedding is asked for. Kind `order`: valid, and the next token of its kind (`first_ahead`);
+    `future_summary`: valid, and at least two tokens ahead."""
     offsets: Int[Tensor, "B"] | None = None
     """For kind `registers`: how many tokens ahead the registers of each row look."""
 
@@ -90,14 +91,18 @@ def make_targets(
     if sentinels_BL is not None:
         passed_BL = sentinels_BL.cumsum(1)  # up to each position, it included
         valid_NBT &= ahead(passed_BL, offsets) - ahead(sentinels_BL, offsets).long() == passed_BL[:, :T]
-    first_NBT = valid_NBT & first_ahead(window_BL, offsets) if heads.kind == "order" else None
+    first_NBT = None
+    if heads.kind == "order":
+        first_NBT = valid_NBT & first_ahead(window_BL, offsets)
+    elif heads.second_loss:
+        first_NBT = torch.cat((torch.zeros_like(valid_NBT[:1]), valid_NBT[1:]))
     drawn_B = draw_offsets(window_BL, heads.n_future, seed, step) if heads.kind == "registers" else None
     return Targets(window_BL[:, :T], targets_NBT, valid_NBT, first_NBT, drawn_B)
 
 
 def count_valid(targets: Targets) -> Int[Tensor, "M"]:
-    """Per loss, the number of positions that it is a mean of: each head's valid targets; of a ranking, the next token's
-    and then the positions that list any token; of registers, head 1's and theirs."""
+    """Per loss, the number of positions that it is a mean of: each head's valid targets; of a ranking or a summary, the
+    next token's and then the positions that list any token; of registers, head 1's and theirs."""
     counts_N = targets.of_losses().valid.sum((1, 2))
     if targets.first is None:
         return counts_N

@@ -18,6 +18,7 @@ from torch import Tensor
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.chunked import chunked_scores
+from mtp_lightning.objective.mixture import score_positions
 from mtp_lightning.objective.targets import Targets
 from mtp_lightning.probes.attention import in_batches
 from mtp_lightning.shapes import Float, Int
@@ -106,6 +107,9 @@ def repetition(model: MTPModel, windows_BL: Int[Tensor, "B L"], length: int) -> 
 def _own_targets(model: MTPModel, targets: Targets) -> tuple[Float[Tensor, "S B T"], Tensor]:
     """(loss, whether right) of every hidden state's own target."""
     h_SBTD = model(targets.inputs, None, targets.targets)
+    if model.mixture is not None:
+        mixture = model.unembedding(h_SBTD, partial(score_positions, targets_NBT=targets.targets))
+        return mixture.nll, mixture.best == targets.targets
     unembeddings = [model.unembedding] * len(h_SBTD)
     if model.heads_config.replicate_unembedding:
         unembeddings = [model.unembedding, *model.further_unembeddings]

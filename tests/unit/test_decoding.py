@@ -32,6 +32,7 @@ DRAFTING = {name: heads for name, heads in VARIANTS.items() if heads.max_heads_u
     "leaping anticausal": HeadsConfig(n_future=3, kind="anticausal", offsets=(1, 3, 6)),
     "leaping linear": HeadsConfig(n_future=3, kind="linear", offsets=(1, 2, 5)),
     "four recurrent": HeadsConfig(n_future=4, kind="recurrent"),
+    "deep mixture": HeadsConfig(n_future=3, kind="mixture", mixture_rank=3, layers=2),
 }
 
 

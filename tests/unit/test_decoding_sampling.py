@@ -27,6 +27,7 @@ OUT = -math.inf
 HEADS = {
     "parallel": HeadsConfig(n_future=3),
     "markov": HeadsConfig(n_future=3, kind="markov"),
+    "mixture": HeadsConfig(n_future=3, kind="mixture", mixture_rank=3),
     "linear": HeadsConfig(n_future=3, kind="linear"),
     "anticausal": HeadsConfig(n_future=3, kind="anticausal"),
     "sequential": HeadsConfig(n_future=3, kind="sequential"),
@@ -193,6 +194,7 @@ def p_value(model: MTPModel, sampling: Sampling, heads_used: int) -> float:
         ("ratio", "parallel", 1),
         ("ratio", "parallel", 3),
         ("ratio", "sequential", 3),
+        pytest.param("ratio", "mixture", 3, marks=pytest.mark.slow),
         ("ratio", "leap", 3),
     ],
 )

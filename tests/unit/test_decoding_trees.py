@@ -23,6 +23,7 @@ from mtp_lightning.model.mtp import MTPModel
 HEADS = {
     "parallel": HeadsConfig(n_future=3),
     "markov": HeadsConfig(n_future=3, kind="markov"),
+    "mixture": HeadsConfig(n_future=3, kind="mixture", mixture_rank=3),
     "linear": HeadsConfig(n_future=3, kind="linear"),
     "causal": HeadsConfig(n_future=3, kind="causal"),
     "anticausal": HeadsConfig(n_future=3, kind="anticausal"),

@@ -194,7 +194,19 @@ def test_a_folder_says_what_it_is_and_what_was_compared(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    "kind", ["anticausal", "order", "none", "recurrent", "linear", "markov", "next_latent", "registers"]
+    "kind",
+    [
+        "anticausal",
+        "order",
+        "none",
+        "recurrent",
+        "linear",
+        "markov",
+        "next_latent",
+        "registers",
+        "mixture",
+        "future_summary",
+    ],
 )
 def test_head_1_alone_goes_out_of_every_kind(kind: str, tmp_path: Path) -> None:
     model = trained(HeadsConfig(n_future=3, kind=kind))
@@ -212,6 +224,8 @@ REFUSED: dict[str, tuple[HeadsConfig, list[str], str]] = {
     "anticausal": (HeadsConfig(n_future=2, kind="anticausal"), [], "model.heads.kind is 'anticausal'"),
     "markov": (HeadsConfig(n_future=2, kind="markov"), [], "model.heads.kind is 'markov'"),
     "next_latent": (HeadsConfig(n_future=2, kind="next_latent"), [], "model.heads.kind is 'next_latent'"),
+    "mixture": (HeadsConfig(n_future=2, kind="mixture"), [], "model.heads.kind is 'mixture'"),
+    "summary": (HeadsConfig(n_future=2, kind="future_summary"), [], "model.heads.kind is 'future_summary'"),
     "order": (HeadsConfig(n_future=2, kind="order"), [], "model.heads.kind is 'order'"),
     "registers": (HeadsConfig(n_future=2, kind="registers"), [], "model.heads.kind is 'registers'"),
     "none": (HeadsConfig(n_future=2, kind="none"), [], "model.heads.kind is 'none'"),

@@ -18,7 +18,7 @@ from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.loss import HeadScores, LossOutput
 
 
-@pytest.mark.parametrize("kind", ["parallel", "order", "none"])
+@pytest.mark.parametrize("kind", ["parallel", "order", pytest.param("future_summary", marks=pytest.mark.slow), "none"])
 def test_accumulated_batches_train_as_one(tmp_path: Path, kind: str) -> None:
     """12 windows at once, or 4, 3 or 1 at a time: the same losses, gradients and next weights."""
     (whole, *others) = [fit(tmp_path, size, kind=kind).last_by_step("train/") for size in (12, 4, 1)]

@@ -68,7 +68,7 @@ def test_flex_attention_equals_the_mask() -> None:
     torch.testing.assert_close(flex, causal_attention(q, k, v, document_mask(documents_BT)))
 
 
-@pytest.mark.parametrize("kind", ["parallel", "sequential", "anticausal", "order"])
+@pytest.mark.parametrize("kind", ["parallel", "sequential", "anticausal", "order", "future_summary"])
 def test_trunk_and_heads_learn_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every weight's gradient, against a model that is given the mask."""
     monkeypatch.setattr(module, "SPAN", 4)

@@ -55,7 +55,7 @@ def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
             x = block(x, *where)
         return x
 
-    if heads.kind in ("parallel", "linear", "markov"):
+    if heads.kind in ("parallel", "linear", "markov", "mixture"):
         h = [H(i, z) for i in range(1, n + 1)]
     elif heads.kind == "causal":
         h = [H(1, z)]
@@ -87,6 +87,13 @@ def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
             h.append(M(i, h[-1], model.embedding.weight[ahead[i - 2]]))
     else:
         h = [H(1, z)]
+    if heads.kind == "mixture":
+        assert model.mixture is not None
+        h = list(model.norm(torch.stack(h)))
+        gate = torch.zeros_like(h[0])
+        gate[..., :2] = h[1] @ model.mixture.gate.weight.t()
+        parts = [c.weight.view(2, 32, 32) for c in model.mixture.components]
+        return torch.stack([h[0], gate, *(h[max(i, 1)] @ C.t() for i, part in enumerate(parts) for C in part)])
     if heads.kind == "markov":
         assert model.before is not None
         before = [torch.zeros(*tokens.shape, 64), *(model.before.weight[ahead[i - 2]] for i in range(2, n + 1))]
@@ -125,8 +132,16 @@ def test_no_head_sees_its_target(heads: HeadsConfig) -> None:
             ]
             for t in range(T):
                 assert not (moved[i, t] and place > sees_up_to[t]), f"head {i + 1} at {t} sees token {place}"
-                assert sees_up_to[t] < t + heads.head_offsets[i]
+                assert heads.components or sees_up_to[t] < t + heads.head_offsets[i]
             assert place >= T or row[place:].all()
+
+
+def test_a_mixtures_components_begin_as_their_heads_but_for_a_little_noise() -> None:
+    mixture = MTPModel(tiny_backbone(n_layers=8), HeadsConfig(n_future=3, kind="mixture", mixture_rank=4)).mixture
+    assert mixture is not None
+    noise = torch.cat([part.weight.view(4, 32, 32) - torch.eye(32) for part in mixture.components])
+    assert noise.square().sum(-1).mean().sqrt().item() == pytest.approx(0.02, rel=0.1), "moves a state by init_std"
+    assert noise.flatten(1).std(0).min() > 0, "each by its own"
 
 
 @pytest.mark.parametrize("kind", [*TEACHER_FORCED, "markov"])
@@ -154,7 +169,7 @@ def test_counts_by_formula_are_the_models(heads: HeadsConfig, tie: bool, match: 
 @pytest.mark.parametrize("replicate", [False, True])
 def test_every_kind_has_the_parameters_of_the_next_token_model(kind: Any, n: int, replicate: bool) -> None:
     """At the paper's size 30M, within the two norms of one layer; byte vocabulary, so that every matrix fits in."""
-    if replicate and kind in ("none", "order", "markov", "next_latent", "registers"):
+    if replicate and kind in ("none", "order", "markov", "next_latent", "registers", "mixture", "future_summary"):
         pytest.skip("refused")
     backbone = BackboneConfig(vocab_size=256, dim=512, n_layers=10, n_heads=8)
     arm = count_parameters(backbone, HeadsConfig(n_future=n, kind=kind, replicate_unembedding=replicate))
@@ -210,8 +225,10 @@ def test_flops_are_what_torch_counts(heads: HeadsConfig) -> None:
         offsets = torch.tensor([1, 3]) if heads.kind == "registers" else None
         h = model(tokens, torch.zeros_like(tokens), ahead, offsets_B=offsets)
         own = [model.unembedding, *model.further_unembeddings]
+        gate: Any = h[1].sum() if heads.components else 0  # which is no state
+        h = torch.cat((h[:1], h[2:])) if heads.components else h
         hidden = h if heads.replicate_unembedding else [h] * len(own)
-        sum(unembedding(x).sum() for unembedding, x in zip(own, hidden)).backward()  # type: ignore[union-attr]
+        (gate + sum(u(x).sum() for u, x in zip(own, hidden))).backward()  # type: ignore[union-attr]
     counted = {str(op): flops / tokens.numel() for op, flops in counter.get_flop_counts()["Global"].items()}
     assert set(counted) == {"aten.mm", "aten.bmm"}
     attention = counted["aten.bmm"] / 2
@@ -231,7 +248,18 @@ def test_autocast_leaves_hidden_states_in_full_precision(heads: HeadsConfig) -> 
 
 
 @pytest.mark.parametrize(
-    "kind", ["parallel", "linear", "causal", "sequential", "recurrent", "normed sequential", "markov", "next_latent"]
+    "kind",
+    [
+        "parallel",
+        "linear",
+        "causal",
+        "sequential",
+        "recurrent",
+        "normed sequential",
+        "markov",
+        "next_latent",
+        "mixture",
+    ],
 )
 def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
     heads = VARIANTS[kind]
@@ -239,7 +267,7 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
     tokens, ahead = tokens_and_ahead(heads)
     model(tokens, None, ahead, True)[1:].square().sum().backward()
     trunk = [*model.trunk.parameters(), model.embedding.weight]
-    if kind not in ("parallel", "linear", "markov"):
+    if kind not in ("parallel", "linear", "markov", "mixture"):
         trunk += [*model.heads[0].parameters()]
     if heads.norms == "own" or kind == "next_latent":
         trunk += [model.norm.weight]
@@ -256,7 +284,11 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
         ({"n_future": 2, "offsets": (1, 2, 3)}, r"offsets has 3 entries, and model\.heads\.n_future is 2"),
         ({"n_future": 2, "offsets": (2, 3)}, "has to begin with 1 and increase strictly"),
         ({"n_future": 3, "offsets": (1, 3, 3)}, "has to begin with 1 and increase strictly"),
-        ({"n_future": 2, "kind": "order", "offsets": (1, 3)}, "leave offsets out"),
+        ({"n_future": 2, "kind": "order", "offsets": (1, 3)}, "'order' ranks all .* leave offsets out"),
+        (
+            {"n_future": 2, "kind": "future_summary", "offsets": (1, 3)},
+            "'future_summary' sums up all .* leave offsets out",
+        ),
         ({"n_future": 2, "kind": "markov", "offsets": (1, 3)}, "read the token before their target"),
         ({"n_future": 2, "kind": "registers", "offsets": (1, 3)}, r"registers look 1 \.\. n_future tokens ahead"),
         ({"n_future": 2, "kind": "registers", "replicate_unembedding": True}, "'registers' has no further heads"),
@@ -270,6 +302,10 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
         ({"n_future": 2, "kind": "next_latent", "norms": "own"}, "and kind is 'next_latent'"),
         ({"n_future": 2, "latent_width": 8}, "latent_width is 8, which goes with kind 'next_latent'"),
         ({"n_future": 2, "kind": "next_latent", "latent_width": 0}, r"model\.heads\.latent_width is 0"),
+        ({"n_future": 2, "kind": "mixture", "offsets": (1, 3)}, "read the tokens before their target"),
+        ({"n_future": 2, "kind": "mixture", "replicate_unembedding": True}, "share one with all components"),
+        ({"n_future": 2, "mixture_rank": 8}, "mixture_rank is 8, which goes with kind 'mixture'"),
+        ({"n_future": 2, "kind": "mixture", "mixture_rank": 1}, r"model\.heads\.mixture_rank is 1"),
         (
             {"n_future": 2, "norms": "own"},
             "'own', which goes with kind sequential or recurrent, and kind is 'parallel'",
@@ -279,6 +315,11 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
 def test_heads_that_cannot_be_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         HeadsConfig(**settings)
+
+
+def test_a_mixture_of_more_components_than_coordinates_is_refused() -> None:
+    with pytest.raises(InputError, match=r"mixture_rank is 33, and model\.backbone\.dim is 32: .* at most"):
+        trunk_widths(tiny_backbone(), HeadsConfig(n_future=2, kind="mixture", mixture_rank=33, match="none"))
 
 
 def test_a_head_of_more_layers_than_the_model_is_refused() -> None:

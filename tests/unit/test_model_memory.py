@@ -55,7 +55,7 @@ def test_what_a_layer_keeps_is_what_autograd_saves(bf16: bool, grouped: bool, re
     assert formula == pytest.approx(found, rel=0.05 if recomputed == "none" else 0.12)  # masks and angles are left out
 
 
-@pytest.mark.parametrize("name", ["markov", "replicated", "order"])
+@pytest.mark.parametrize("name", ["markov", "mixture", "replicated", "order", "future_summary"])
 def test_states_by_formula_are_muons_and_adamws(name: str) -> None:
     model = MTPModel(tiny_backbone(n_layers=6), VARIANTS[name])
     optimizer = make_optimizer(model.named_parameters(), OptimizerConfig(kind="muon"))
@@ -125,6 +125,8 @@ CASES = {
     "registers, long, bf16": Case(HeadsConfig(n_future=4, kind="registers"), 8192, 1, 2048, bf16=True),
     "markov": Case(HeadsConfig(n_future=4, kind="markov", markov_rank=128), 16000, 4, 512),
     "next_latent": Case(HeadsConfig(n_future=4, kind="next_latent"), 4096, 4, 512),
+    "future_summary": Case(HeadsConfig(n_future=12, kind="future_summary"), 16000, 2, 512),
+    "mixture": Case(HeadsConfig(n_future=3, kind="mixture", mixture_rank=4), 256, 4, 512),
     "a frozen trunk": Case(HeadsConfig(n_future=4, kind="linear"), 4096, 4, 512, freeze="trunk"),
 }
 

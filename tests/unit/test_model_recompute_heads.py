@@ -21,7 +21,7 @@ from mtp_lightning.objective.loss import LossOptions, LossOutput
 from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.objective.weights import LossConfig
 
-ALONE: tuple[HeadKind, ...] = ("causal", "recurrent", "none", "markov")
+ALONE: tuple[HeadKind, ...] = ("causal", "recurrent", "none", "markov", "mixture")
 SINGLE = {f"one {kind}": HeadsConfig(n_future=1, kind=kind) for kind in ALONE}
 CAN = {name: heads for name, heads in VARIANTS.items() if heads.kind in INDEPENDENT} | SINGLE
 PARALLEL = HeadsConfig(n_future=3)

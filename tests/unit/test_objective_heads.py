@@ -29,6 +29,8 @@ def problem(heads: HeadsConfig, T: int = 7) -> tuple[MTPModel, Tensor, Targets]:
     """A random model in float64, two windows with document borders and masked targets."""
     torch.manual_seed(0)
     model = MTPModel(tiny_backbone(n_layers=8), heads).double()
+    for weight in () if model.mixture is None else model.mixture.parameters():  # of which components differ
+        weight.data += 0.3 * torch.randn_like(weight)
     window = torch.randint(0, 16, (2, T + heads.horizon))
     documents = (torch.rand(window.shape) < 0.15).cumsum(1).int()
     targets = make_targets(heads, window, documents, torch.rand(window.shape) < 0.8)
@@ -45,15 +47,28 @@ def by_definition(model: MTPModel, targets: Targets, weights: list[float], z_los
     for term in range(len(heads.loss_names)):
         ranks = heads.kind == "order" and term == 1
         hidden = h[0] if len(h) == 1 else h[term]
-        unembedding = unembeddings[term] if heads.replicate_unembedding or ranks else unembeddings[0]
+        sums_up = heads.kind == "future_summary" and term == 1
+        unembedding = unembeddings[term] if heads.replicate_unembedding or ranks or sums_up else unembeddings[0]
         losses, squares = [], []
         for b in range(2):
             target = term if targets.offsets is None or not term else targets.offsets[b] - 1
             for t in range(T):
+                if heads.kind == "mixture" and term:
+                    if targets.valid[term, b, t]:
+                        nll, square = of_mixture(unembedding.weight, h[:, b, t], targets.targets[:, b, t], term)
+                        losses.append(nll)
+                        squares.append(square)
+                    continue
                 logits = unembedding.weight @ hidden[b, t][:32]
                 if heads.kind == "markov" and term:
                     before = targets.targets[term - 1, b, t]
                     logits = logits + model.unembedding.bigram @ model.before.weight[before]  # type: ignore[operator, union-attr]
+                if sums_up:  # FSP-BCE
+                    ahead, valid = targets.targets[1:, b, t].tolist(), targets.valid[1:, b, t].tolist()
+                    comes = {token for token, counts in zip(ahead, valid) if counts}
+                    each = [z.sigmoid() if v in comes else 1 - z.sigmoid() for v, z in enumerate(logits)]
+                    losses += [-torch.stack(each).log().mean()] if comes else []
+                    continue
                 if ranks:  # TOP: y_v = W - distance to the next v, -inf where there is none
                     y = torch.full((16,), float("-inf"), dtype=torch.float64)
                     for i in range(W, 0, -1):
@@ -77,6 +92,23 @@ def by_definition(model: MTPModel, targets: Targets, weights: list[float], z_los
         totals.append(weights[term] * (nll.mean() + z_loss * square.mean()))
         sums.append(nll.sum())
     return torch.stack(totals).sum(), torch.stack(sums)
+
+
+def of_mixture(weight: Tensor, h: Tensor, tokens: Tensor, term: int) -> tuple[Tensor, Tensor]:
+    """(-log q of a token given those before it, as a quotient of sums over components; the mean squared
+    log-sum-exp)."""
+    rank = (len(h) - 2) // len(tokens)
+    components = h[2:].view(len(tokens), rank, -1)
+
+    def joint(count: int) -> Tensor:
+        terms = h[1, :rank].softmax(0).unbind()
+        for i in range(count):
+            p = [(weight @ components[i, r]).softmax(0)[tokens[i]] for r in range(rank)]
+            terms = [term * each for term, each in zip(terms, p)]
+        return torch.stack(list(terms)).sum()
+
+    squares = [(weight @ components[term, r]).logsumexp(0) ** 2 for r in range(rank)]
+    return -(joint(term + 1) / joint(term)).log(), torch.stack(squares).mean()
 
 
 def gradients(model: MTPModel) -> dict[str, Tensor]:
@@ -104,6 +136,9 @@ def test_loss_and_every_gradient_follow_the_definition(heads: HeadsConfig, imple
 @EACH
 def test_scores_sum_what_the_loss_sums(heads: HeadsConfig) -> None:
     model, documents, targets = problem(heads)
+    if heads.kind == "future_summary":  # of which the likeliest token sometimes comes
+        often = targets.targets[1:][targets.valid[1:]].mode().values
+        model.further_unembeddings[0].weight.data[often] = 9 * model(targets.inputs)[0].mean((0, 1)).detach()
     scores, out = model_scores(model, targets, documents), model_loss(model, targets, documents)
     torch.testing.assert_close(scores.nll, out.nll)
     assert torch.equal(scores.n_valid, out.n_valid)
@@ -111,6 +146,10 @@ def test_scores_sum_what_the_loss_sums(heads: HeadsConfig) -> None:
         plain = model.next_token_states(targets.inputs)
         hits = (model.unembedding(plain).argmax(-1) == targets.targets[0]) & targets.valid[0]
         assert scores.correct[0] == hits.sum()
+    elif heads.kind == "future_summary":
+        best = model.further_unembeddings[0](model(targets.inputs)[0]).argmax(-1)
+        comes = ((targets.targets == best) & targets.valid)[1:].any(0)
+        assert 0 < scores.correct[1] == comes.sum() < scores.n_valid[1] == targets.valid[1:].any(0).sum()
     elif heads.kind != "order":
         logits = model.logits(targets.inputs, documents, targets.targets).expand(heads.n_future, -1, -1, -1)
         hits = (logits.argmax(-1) == targets.targets) & targets.valid
@@ -145,7 +184,7 @@ def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, s
     try:
         check_options(options, heads)
     except InputError:
-        assert kind in ("none", "anticausal", "order") or (kind, stop) in [
+        assert kind in ("none", "anticausal", "order", "future_summary") or (kind, stop) in [
             *(("registers", "trunk"), ("registers", "both"), ("markov", "unembedding"), ("markov", "both"))
         ]
         return
@@ -158,9 +197,9 @@ def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, s
 
     stopped, alone, free = after([1.0, 1.0, 1.0], options), after([1.0, 0.0, 0.0]), after([1.0, 1.0, 1.0])
     upstream = ("trunk", "embedding")  # of the further heads
-    if kind not in ("parallel", "linear", "markov"):
+    if kind not in ("parallel", "linear", "markov", "mixture"):
         upstream += ("heads.0.",)
-    if kind in ("order", "next_latent"):
+    if kind in ("order", "next_latent", "future_summary"):
         upstream += ("norm.",)
     for name, gradient in stopped.items():
         trunk = name.startswith(upstream)
@@ -179,6 +218,7 @@ def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, s
         (HeadsConfig(n_future=2, kind="anticausal"), "both", "head 1 reads the further heads"),
         (HeadsConfig(n_future=2, kind="order"), "unembedding", "unembeddings of their own"),
         (HeadsConfig(n_future=1, kind="order"), "both", "unembeddings of their own"),
+        (HeadsConfig(n_future=2, kind="future_summary"), "both", "unembeddings of their own"),
         (HeadsConfig(n_future=2, replicate_unembedding=True), "both", "unembeddings of their own"),
         (HeadsConfig(n_future=2, kind="markov"), "both", "its bigram is part of the unembedding"),
         (HeadsConfig(n_future=2, kind="registers"), "both", "registers go through all layers"),

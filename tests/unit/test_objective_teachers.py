@@ -33,7 +33,7 @@ TEACHERS = TARGETS[1:]
 TAUGHT = {
     name: heads
     for name, heads in VARIANTS.items()
-    if heads.n_future > 1 and heads.kind not in ONE_STREAM and not heads.replicate_unembedding
+    if heads.n_future > 1 and heads.kind not in (*ONE_STREAM, "mixture") and not heads.replicate_unembedding
 } | {"own": HeadsConfig(n_future=3, kind="my_heads.Gated")}
 SLOW_LATENT = [("recurrent", "chunked"), ("recurrent", "naive"), ("recurrent", "checkpointed")]
 SLOW_LATENT += [("next_latent", "naive"), ("normed sequential", "chunked"), ("leaping sequential", "chunked")]
@@ -364,6 +364,8 @@ def test_metrics_of_a_step_are_means_over_all_that_was_taught() -> None:
     [
         (HeadsConfig(n_future=2, kind="none"), {}, "kind is 'none', which has no further heads"),
         (HeadsConfig(n_future=2, kind="order"), {}, "kind is 'order', which has no further heads"),
+        (HeadsConfig(n_future=2, kind="future_summary"), {}, "kind is 'future_summary', which has no further heads"),
+        (HeadsConfig(n_future=2, kind="mixture"), {}, "kind is 'mixture': what its further heads predict depends on"),
         (HeadsConfig(n_future=2, replicate_unembedding=True), {}, "replicate_unembedding is true"),
         (HeadsConfig(n_future=2), {"implementation": "fused"}, "implementation is 'fused'"),
         (HeadsConfig(n_future=2), {"teacher": TeacherConfig(latent=1.0)}, "latent is 1.0, and model.heads.kind is"),

@@ -102,6 +102,7 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("model.loss.target", "token"),
     ("model.heads.markov_rank", None),
     ("model.heads.latent_width", None),
+    ("model.heads.mixture_rank", None),
     ("model.loss.teacher", {"weight": 0.5, "top": None, "kl_scale": 1.0, "kl_decay": 1.0, "latent": 0.0}),
     ("model.loss.teacher.latent", 0.0),
 )

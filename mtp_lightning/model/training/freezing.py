@@ -13,7 +13,7 @@ Freeze = Literal["none", "trunk", "trunk_and_unembedding", "next_token"]
 """What does not train:
 
 - `trunk`: the embedding and the trunk's layers;
-- `trunk_and_unembedding`: also the final norm and the unembedding, so that only heads train (and their bigram);
+- `trunk_and_unembedding`: also the final norm and the unembedding, so that only heads train (and bigram or mixture);
 - `next_token`: also head 1: everything that the next token follows from, so that the next-token model stays as it is,
   bit for bit, and only what was added to it trains (heads 2 .. n and unembeddings of their own).
 """

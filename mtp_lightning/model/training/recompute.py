@@ -84,7 +84,8 @@ def check_recompute(recompute: Recompute, heads: HeadsConfig) -> None:
     Raises:
         InputError: heads cannot be run again one at a time where they read each other.
     """
-    alone = heads.n_future == 1 and heads.kind not in ("order", "registers") and not heads.is_own
+    second = heads.second_loss or heads.kind == "registers"
+    alone = heads.n_future == 1 and not second and not heads.is_own
     if recompute in HEADS and heads.kind not in INDEPENDENT and not alone:
         instead = "none" if recompute == "heads" else "layers"
         raise InputError(
