@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from mtp_lightning.errors import InputError, did_you_mean
@@ -238,10 +238,10 @@ class HeadsConfig:
 
     markov_rank: Width | None = None
     """Of `markov`: r, the columns of A and B, which have a row for each token; by default 64."""
-    latent_width: Width | None = None
+    latent_width: Width | None = field(default=None, repr=False)
     """Of `next_latent`: the hidden width of its network; by default 2 `dim`, as in the authors' release, whose star
     graphs have `dim` and whose language models of 1B parameters 3.2 `dim` (its `proj_factor` 1, 0.5 and 1.6)."""
-    mixture_rank: Annotated[int, Range(least=2, most=1024)] | None = None
+    mixture_rank: Annotated[int, Range(least=2, most=1024)] | None = field(default=None, repr=False)
     """Of `mixture`: r, the components, each a matrix of D x D for every head; by default 2."""
 
     def __post_init__(self) -> None:

@@ -134,6 +134,14 @@ def _check_heads(source: Source, heads: HeadsConfig, init: InitConfig) -> None:
         raise InputError(
             f"{what}, and model.heads.norms is '{heads.norms}', in '{source.name}' '{there.norms}': set the same"
         )
+    width, kept = source.backbone.dim, init.heads == "keep" and there.kind == heads.kind
+    for key, mine, theirs in (
+        ("markov_rank", heads.bigram_rank, there.bigram_rank),
+        ("mixture_rank", heads.components, there.components),
+        ("latent_width", heads.network_width(width), there.network_width(width)),
+    ):
+        if kept and mine != theirs:
+            raise InputError(f"{what}, and model.heads.{key} is {mine}, in '{source.name}' {theirs}: set the same")
     replicates = there.replicate_unembedding, heads.replicate_unembedding
     if init.heads == init.unembedding == "keep" and heads.n_future > 1 and replicates[0] != replicates[1]:
         raise InputError(

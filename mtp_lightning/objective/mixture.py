@@ -6,9 +6,10 @@ head i's loss is F_{i-1} - F_i. Every true token is read, masked ones too; a los
 
 Positions are rows here: P = B T, M = N - 1 further heads, K = N R components.
 
-`chunked` takes so many positions at a time that their N R rows of logits are one chunk, which gives l, the losses,
-their gradient by l (by autograd, of tensors without a vocabulary) and so that by the logits, before the next chunk:
-memory O(chunk x V), and one forward and backward of the unembedding. `fused` is fused for head 1 alone.
+`chunked` takes so many positions at a time that their N R rows of logits are one chunk, one position at least, which
+gives l, the losses, their gradient by l (by autograd, of tensors without a vocabulary) and so that by the logits,
+before the next chunk: memory O(chunk x V), and one forward and backward of the unembedding. `fused` is fused for
+head 1 alone.
 """
 
 from collections.abc import Sequence

@@ -30,7 +30,7 @@ ROWS = 64
 class Repetition(NamedTuple):
     """Losses (nats) and accuracies of head i (index i - 1), by the target's position in its copy of C tokens.
 
-    S heads: all, or head 1 alone for kinds `none` and `order`, whose one hidden state predicts the next token.
+    S heads: all, or head 1 alone for kinds without further heads, whose one hidden state predicts the next token.
     """
 
     offsets: tuple[int, ...]
@@ -39,7 +39,8 @@ class Repetition(NamedTuple):
     """Mean over the targets in the first copy: of a model that knows the tokens' distribution its entropy, at best."""
     loss: Float[Tensor, "S C"]
     """On the second copy. A head that looks p tokens ahead has seen none of it when it predicts positions 0 .. p - 1
-    (but `sequential`, `recurrent` and `next_latent` heads read the true tokens up to their target)."""
+    (but `sequential`, `recurrent`, `next_latent` and `mixture` heads read the true tokens up to their target, `markov`
+    ones the last of them)."""
     accuracy: Float[Tensor, "S C"]
     """On the second copy: whether the target is the most likely token."""
 

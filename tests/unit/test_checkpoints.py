@@ -14,6 +14,7 @@ from tiny import tiny_backbone
 
 from mtp_lightning.checkpoints.files import LoadedModel, load_model, read_checkpoint, save_safetensors
 from mtp_lightning.checkpoints.select import latest_checkpoint
+from mtp_lightning.checkpoints.verify import content_hash
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
@@ -208,3 +209,14 @@ def test_a_safetensors_file_of_another_structure_is_one_message(tmp_path: Path, 
     save_file({"w": torch.zeros(2)}, path, header)
     with pytest.raises(InputError, match=re.escape(str(path))):
         load_model(path)
+
+
+def test_a_model_is_known_by_what_it_was_known_by() -> None:
+    """Samples and scores of before are found again: a later key has no place in what a model is identified by, since
+    the shapes of the weights say what it is."""
+    assert repr(HeadsConfig(n_future=2)) == (
+        "HeadsConfig(n_future=2, kind='parallel', match='parameters', layers=1, offsets=None, "
+        "replicate_unembedding=False, norms='shared', markov_rank=None)"
+    )
+    ranks = [MTPModel(tiny_backbone(), HeadsConfig(2, "mixture", "none", mixture_rank=rank)) for rank in (2, 3)]
+    assert content_hash(ranks[0]) != content_hash(ranks[1])

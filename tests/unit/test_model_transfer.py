@@ -179,6 +179,18 @@ REFUSED = {
         HeadsConfig(2, replicate_unembedding=True, match="none"), HeadsConfig(2, match="none"), {}, {},
         "replicate_unembedding is False, in 'base.ckpt' True",
     ),
+    "components": (
+        HeadsConfig(2, "mixture", match="none", mixture_rank=3), HeadsConfig(2, "mixture", match="none"), {}, {},
+        "model.heads.mixture_rank is 2, in 'base.ckpt' 3: set the same",
+    ),
+    "width": (
+        HeadsConfig(2, "next_latent", match="none"), HeadsConfig(2, "next_latent", match="none", latent_width=8),
+        {}, {}, "model.heads.latent_width is 8, in 'base.ckpt' 64: set the same",
+    ),
+    "rank": (
+        HeadsConfig(2, "markov", match="none", markov_rank=4), HeadsConfig(2, "markov", match="none", markov_rank=8),
+        {}, {}, "model.heads.markov_rank is 8, in 'base.ckpt' 4: set the same",
+    ),
     "network": (NEXT, HeadsConfig(n_future=2, kind="next_latent", match="none"), {"heads": "copy"}, {},
                 "the network of kind 'next_latent' is no copy of a head; give identity or random"),
 }  # fmt: skip

@@ -60,8 +60,8 @@ class TokenDataModule(MTPDataModule):
         validation_fraction: part of the documents, in expectation, that is for validation.
         split_seed: of that choice. Not `seed`: runs with different seeds are validated on the same documents.
         val_windows: validation windows, of each source, spread evenly over its validation documents; null for all.
-        val_by_length: also report validation apart for windows in short, medium and long documents (`val/short/...`), a
-            third each; of one corpus of text.
+        val_by_length: also report validation apart for windows in short, medium and long documents (`val/short/...`),
+            about a third each; of one corpus of text.
         num_workers: processes that read ahead; reading memory-mapped tokens hardly needs any.
         directory: where prepared corpora are kept.
         end_token: the token of a tokenizer.json that ends a document; null looks for a usual name, special tokens
@@ -102,7 +102,7 @@ class TokenDataModule(MTPDataModule):
         mixture = reweighted(mixture, mixture_weights or {})
         if mixture is not None:
             check_mixture(mixture, source)
-        if val_by_length and (mixture is not None or source.kind == "pairs"):
+        if val_by_length and (mixture is not None or source.kind in ("pairs", "story_pairs")):
             raise InputError(
                 "data.val_by_length is for one corpus of text, and this is "
                 f"{'a mixture, whose sources are reported apart' if mixture else 'one of pairs'}: leave it out"

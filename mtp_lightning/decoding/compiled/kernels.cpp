@@ -154,8 +154,14 @@ struct Job {              // of `apply`, for some rows and panels
   int64_t inputs, outputs, wanted;  // `wanted`: outputs from the first panel's on that there are
 };
 
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int TWO_PANELS = 6;  // rows whose sums stay in registers, of which these have 32
+#else
+constexpr int TWO_PANELS = 3;  // of 16
+#endif
+
 constexpr int panels_at_once(int rows) {  // so many that no sum waits for the one before it, and weights come in several
-  return rows == 1 ? 4 : rows <= 6 ? 2 : 1;  // streams, which is what a row of drafts is paid by
+  return rows == 1 ? 4 : rows <= TWO_PANELS ? 2 : 1;  // streams, which is what a row of drafts is paid by
 }
 
 // P panels for R rows.
