@@ -160,7 +160,9 @@ class MTPModule(pl.LightningModule):
 
         Registers look as far as the run's seed and the step say; in validation, the same at every step and seed.
         """
-        seed, step = (getattr(self._datamodule, "seed", 0), self.trainer.global_step) if training else (0, 0)
+        seed = step = 0
+        if training and self.heads_config.kind == "registers":
+            seed, step = getattr(self._datamodule, "seed", 0), self.trainer.global_step
         documents = batch.get("documents")
         masks = batch.get("loss_mask"), batch.get(SENTINELS)
         targets = make_targets(self.heads_config, batch["tokens"], documents, *masks, seed=seed, step=step)
