@@ -30,7 +30,7 @@ Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
 """Group signature -> seed -> (step, value) of `curve_metric`."""
 
 
-FEW = 4
+FEW = 3
 """Curves that leave room for what tells them apart."""
 
 
