@@ -61,8 +61,8 @@ def test_first_weights_are_those_of_one_process(strategy: str, name: str, tied: 
     assert whole == sharded
 
 
-WIDE = BackboneConfig(vocab_size=16, dim=768, n_layers=14, n_heads=4, ffn_dim=2048)
-"""About 100 M parameters."""
+WIDE = BackboneConfig(vocab_size=16, dim=1024, n_layers=25, n_heads=16, ffn_dim=2816)
+"""About 320 M parameters."""
 M_MMAP_THRESHOLD = -3
 """Of glibc's mallopt."""
 
