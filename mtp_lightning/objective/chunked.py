@@ -113,11 +113,18 @@ class _ChunkedNLL(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        dh_RD, dw_VD, largest = ctx.saved_tensors
-        factor = d_total * largest
-        dh = None if dh_RD is None else dh_RD * factor.to(dh_RD.dtype)
-        dw = None if dw_VD is None else (dw_VD * factor).to(ctx.weight_dtype)
-        return dh, dw, None, None, None, None, None, None, None
+        return *formed_gradients(ctx, d_total), None, None, None, None, None, None, None
+
+
+def formed_gradients(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """(of the hidden states, of the weight): what the forward formed and saved, times the size that it left out so that
+    nothing underflows in 16 bits."""
+    dh, dw, largest = ctx.saved_tensors
+    factor = d_total * largest
+    return (
+        None if dh is None else dh * factor.to(dh.dtype),
+        None if dw is None else (dw * factor).to(ctx.weight_dtype),
+    )
 
 
 def _nothing(like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtp_lightning.objective.chunked import compute_dtype, default_chunk_rows
+from mtp_lightning.objective.chunked import compute_dtype, default_chunk_rows, formed_gradients
 from mtp_lightning.shapes import Float, Int
 
 
@@ -130,11 +130,7 @@ class _ChunkedTaught(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        dh_NRD, dw_VD, largest = ctx.saved_tensors
-        factor = d_total * largest
-        dh = None if dh_NRD is None else dh_NRD * factor.to(dh_NRD.dtype)
-        dw = None if dw_VD is None else (dw_VD * factor).to(ctx.weight_dtype)
-        return dh, dw, None, None, None, None, None, None
+        return *formed_gradients(ctx, d_total), None, None, None, None, None, None
 
 
 class _Chunks:

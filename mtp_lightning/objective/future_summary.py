@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mtp_lightning.objective.chunked import compute_dtype, default_chunk_rows
+from mtp_lightning.objective.chunked import compute_dtype, default_chunk_rows, formed_gradients
 from mtp_lightning.objective.loss import HeadScores, LossOptions, LossOutput, divisor, wide_dtype
 from mtp_lightning.shapes import Bool, Float, Int
 
@@ -121,11 +121,7 @@ class _ChunkedSummary(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        dh_RD, dw_VD, largest = ctx.saved_tensors
-        factor = d_total * largest
-        dh = None if dh_RD is None else dh_RD * factor.to(dh_RD.dtype)
-        dw = None if dw_VD is None else (dw_VD * factor).to(ctx.weight_dtype)
-        return dh, dw, None, None, None, None, None
+        return *formed_gradients(ctx, d_total), None, None, None, None, None
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_grid_fakes import GRID, cells_of, finish, load_grid
 
 from mtp_lightning.grid.report.comparison import Report, build_report
@@ -120,6 +121,15 @@ def test_no_two_of_a_dozen_curves_look_alike(tmp_path: Path) -> None:
 
 
 PROBES = [f"probe/polynomial/m_{m}" for m in (1, 2, 3)]
+
+
+def test_what_tells_many_curves_apart_stands_below_them_inside_the_figure(tmp_path: Path) -> None:
+    report = report_of(tmp_path, GRID.replace("axes:\n", "axes:\n  model.width: [8, 16]\n"))
+    figure = make_figure(report, curves_of(report))
+    FigureCanvasAgg(figure).draw()
+    left = figure.axes[0]
+    box = left.get_legend().get_window_extent()
+    assert 0 <= box.y0 < box.y1 <= left.get_window_extent().y0
 
 
 def test_probes_with_numbers_are_a_line_for_each_setting_along_them(tmp_path: Path) -> None:
