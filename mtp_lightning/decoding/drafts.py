@@ -25,6 +25,7 @@ from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import SIDE_BY_SIDE
 from mtp_lightning.model.heads import Join, LinearHead, Source, sources
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.networks.fetch import Fetch
 from mtp_lightning.model.networks.next_latent import LatentNetwork
 from mtp_lightning.shapes import Float
 
@@ -171,6 +172,45 @@ class LatentDrafter(Drafter):
             text.propose(h_B1D, [number])
 
 
+class FetchDrafter(Drafter):
+    """JTP's fetch, of head 1's state after its norm and of one slot more for every draft; nothing is kept either."""
+
+    def __init__(self, model: MTPModel, heads_used: int, made: Plain) -> None:
+        super().__init__(model, heads_used)
+        fetch: Fetch = model.heads[1]
+        self.final_norm, self.slot_norm = FinalNorm(model.norm, made.activations), fetch.slot_norm
+        self.gain, self.bias_HMN = (x.detach().to(made.activations) for x in (fetch.gain, fetch.pair_bias))
+        self.wq, self.wk, self.wv, self.wo = (made.linear(w.weight) for w in (fetch.wq, fetch.wk, fetch.wv, fetch.wo))
+
+    def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> None:
+        return None
+
+    def nbytes(self, count: int) -> tuple[int, int]:
+        return sum(w.nbytes for w in (self.wq, self.wk, self.wv, self.wo)), 0
+
+    def draft(
+        self, x_BLX: Tensor, tables: PositionTables, ends: PerRow, cache: Caches, count: int, text: DraftedText
+    ) -> None:
+        h_B1D, bias_HMN = self.final_norm(x_BLX[:, -1:]), self.bias_HMN
+        keys, values = h_B1D[:, :0], h_B1D[:, :0]
+        for number in range(1, count + 1):
+            s_B1D = self._slot(text.embedded(1, number - 1), h_B1D)
+            keys, values = torch.cat((keys, self.wk(s_B1D)), dim=1), torch.cat((values, self.wv(s_B1D)), dim=1)
+            if number == 1:
+                continue
+            q_BH1E, k_BHNE, v_BHNE = (
+                x.unflatten(-1, (len(bias_HMN), -1)).transpose(1, 2) for x in (self.wq(s_B1D), keys, values)
+            )
+            bias_H1N = bias_HMN[:, number - 2 : number - 1, :number]
+            mixed_BH1E = F.scaled_dot_product_attention(q_BH1E, k_BHNE, v_BHNE, attn_mask=bias_H1N)
+            text.propose(h_B1D + self.wo(mixed_BH1E.transpose(1, 2).flatten(-2)), [number])
+
+    def _slot(self, e_B1D: Tensor, h_B1D: Tensor) -> Tensor:
+        norm = self.slot_norm
+        x_B1D = (e_B1D + self.gain * h_B1D).to(norm.weight.dtype)
+        return F.layer_norm(x_B1D, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(h_B1D.dtype)
+
+
 class SequentialDrafter(Drafter):
     """Heads run one after the other: causal, sequential and recurrent ones, and parallel ones of several layers.
 
@@ -286,6 +326,8 @@ def make_drafter(model: MTPModel, heads_used: int, made: Plain, reach: int, roun
         return AnticausalDrafter(model, heads_used)
     if heads.kind == "next_latent":
         return LatentDrafter(model, heads_used, made)
+    if heads.kind == "fetch":
+        return FetchDrafter(model, heads_used, made)
     if heads.kind in SIDE_BY_SIDE and heads.layers == 1:
         return ParallelDrafter(model, heads_used, made, reach, rounded)
     return SequentialDrafter(model, heads_used, made)

@@ -108,8 +108,8 @@ def next_tokens(model: MTPModel, text: Sequence[int]) -> list[int]:
 @torch.no_grad()
 def head_logits(model: MTPModel, text: Sequence[int], known: Sequence[int]) -> Float[Tensor, "S T V"]:
     """Logits of every head at every position of `text`. `known` begins with it and may go on: heads of kind
-    `sequential`, `recurrent`, `next_latent`, `markov` and `mixture` read the tokens before their target, drafts among
-    them."""
+    `sequential`, `recurrent`, `next_latent`, `fetch`, `markov` and `mixture` read the tokens before their target,
+    drafts among them."""
     device, T = model.embedding.weight.device, len(text)
     tokens = torch.tensor([*known, *[0] * model.heads_config.horizon], device=device)
     targets = torch.stack([tokens[offset : offset + T] for offset in model.heads_config.head_offsets])

@@ -166,7 +166,7 @@ class BackboneConfig:
 
 HeadKind = Literal[
     "parallel", "linear", "causal", "anticausal", "sequential", "recurrent", "none", "order", "markov", "next_latent",
-    "registers", "mixture", "future_summary",
+    "registers", "mixture", "future_summary", "fetch",
 ]  # fmt: skip
 ONE_STREAM: tuple[HeadKind, ...] = ("none", "order", "registers", "future_summary")
 """Kinds without further heads: head 1's layers answer for all future tokens."""
@@ -177,7 +177,7 @@ INDEPENDENT: tuple[HeadKind, ...] = ("parallel", "linear")
 """Kinds whose heads read the trunk's output alone, and not each other."""
 JOINED: tuple[HeadKind, ...] = ("sequential", "recurrent")
 """Kinds whose further heads are transformer layers on a state joined with a token's embedding."""
-TEACHER_FORCED: tuple[HeadKind, ...] = (*JOINED, "next_latent")
+TEACHER_FORCED: tuple[HeadKind, ...] = (*JOINED, "next_latent", "fetch")
 """Kinds whose further heads read the true tokens between their position and their target."""
 
 
@@ -212,6 +212,8 @@ class HeadsConfig:
     - `next_latent`: h_1 = norm(H_1(z)), h_i = h_{i-1} + F([embedding of the true token i - 1 ahead; h_{i-1}]), F one
       small network for all i > 1, whose result the unembedding reads as it is: an estimate of head 1's state i - 1
       positions later (NextLat, arXiv 2511.05963, with `conf/loss/next_latent.yaml`);
+    - `fetch`: h_1 = norm(H_1(z)), h_i = norm'(h_1 + A(s_1 .. s_i)), A one small attention for all i > 1, over slots of
+      h_1 and the embedding of the token k - 1 ahead, k = 1 .. i (JTP, arXiv 2503.21801; `networks.fetch`);
     - `registers`: h_1 = H_1(z); in training a register goes after each token, through the same layers, and predicts the
       d-th token ahead, d drawn from 1 .. `n_future` for each window (MuToR, arXiv 2505.10518; `objective.registers`).
       A kind beside the others, and `n_future` its d_max as it is W of `order`, since one axis then compares them;
@@ -251,7 +253,7 @@ class HeadsConfig:
                 f"model.heads.kind is '{self.kind}': it has to be one of {', '.join(HEAD_KINDS)}, or the import path "
                 f"of your own, as in my_heads.Gated{did_you_mean(self.kind, HEAD_KINDS)}"
             )
-        if self.layers > 1 and self.kind in ("linear", "next_latent", *ONE_STREAM):
+        if self.layers > 1 and self.kind in ("linear", "next_latent", "fetch", *ONE_STREAM):
             raise InputError(f"model.heads.layers is {self.layers}: heads of kind '{self.kind}' have no layers to set")
         if self.replicate_unembedding and self.kind in ONE_STREAM:
             raise InputError(
@@ -264,7 +266,7 @@ class HeadsConfig:
             )
         shares = {
             "markov": "the unembedding that their bigram is added to", "mixture": "one with all components",
-            "next_latent": "the unembedding of the states that they foresee",
+            "next_latent": "the unembedding of the states that they foresee", "fetch": "the unembedding of their state",
         }  # fmt: skip
         if self.kind in shares and self.replicate_unembedding:
             raise InputError(
@@ -302,7 +304,8 @@ class HeadsConfig:
                 f"model.heads.offsets is {list(offsets)}: registers look 1 .. n_future tokens ahead; leave offsets out"
             )
         before = "the token before their target"
-        reads = {"markov": before, "next_latent": before, "mixture": "the tokens before their target"}
+        all_before = "the tokens before their target"
+        reads = {"markov": before, "next_latent": before, "mixture": all_before, "fetch": all_before}
         if self.kind in reads and offsets[-1] != self.n_future:
             raise InputError(
                 f"model.heads.offsets is {list(offsets)}: heads of kind '{self.kind}' read {reads[self.kind]}, which "

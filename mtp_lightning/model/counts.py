@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import JOINED, BackboneConfig, HeadsConfig
+from mtp_lightning.model.networks.fetch import fetch_heads
 from mtp_lightning.model.own_kind import count_own
 
 
@@ -51,7 +52,7 @@ class HeadCounts(NamedTuple):
     norms: int = 0
     """Final norms beside the shared one."""
     networks: int = 0
-    """NextLat's, of kind `next_latent`: 3 d H + H^2 weights, H its hidden width, and a norm of 2 d."""
+    """Of kinds `next_latent` and `fetch`: one for all further heads (`network_parameters`)."""
     networks_run: int = 0
     positions: int = 1
     """Of each layer, for a token of a training window: itself, and its register."""
@@ -69,7 +70,7 @@ def count_heads(heads: HeadsConfig) -> HeadCounts:
         held = n if heads.kind == "sequential" else min(n, 2)
         norms = held - 1 if heads.norms == "own" else 0
         return HeadCounts(held * m, n * m, held - 1, n - 1, 0, further, n, norms)
-    if heads.kind == "next_latent":
+    if heads.kind in ("next_latent", "fetch"):
         return HeadCounts(m, m, 0, 0, 0, 0, n, networks=min(n - 1, 1), networks_run=n - 1)
     if heads.kind == "none":
         return HeadCounts(m, m, 0, 0, 0, 0, 1)
@@ -92,15 +93,27 @@ def head_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
         return count_own(backbone, heads, 1).parameters
     d, counts = backbone.dim, count_heads(heads)
     joins = counts.joins * (2 * d * d + 2 * d) + counts.norms * d
-    networks = counts.networks * (_network_maps(backbone, heads) + 2 * d)
+    networks = counts.networks * network_parameters(backbone, heads)
     linears = counts.linears * d * d + mixture_parameters(backbone, heads)
     return counts.layers * layer_parameters(backbone) + joins + linears + networks
 
 
-def _network_maps(backbone: BackboneConfig, heads: HeadsConfig) -> int:
-    """Weights of the maps of NextLat's network."""
-    width = heads.network_width(backbone.dim)
-    return (3 * backbone.dim + width) * width
+def network_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
+    """Of NextLat's network: 3 d H + H^2 weights of its maps, H its hidden width, and a norm of 2 d. Of JTP's fetch:
+    four maps of d x d, a norm of 2 d and one of d, a bias for each pair of slots, and one number."""
+    d, n, width = backbone.dim, heads.n_future, heads.network_width(backbone.dim)
+    if heads.kind == "fetch":
+        return 4 * d * d + 3 * d + fetch_heads(backbone) * (n - 1) * n + 1
+    return (3 * d + width) * width + 2 * d
+
+
+def _network_products(backbone: BackboneConfig, heads: HeadsConfig) -> int:
+    """Products of numbers in a forward of all further heads through the network, per position; of a fetch's attention
+    over n slots, of which a slot sees half, as of all attention."""
+    counts, d, n, width = count_heads(heads), backbone.dim, heads.n_future, heads.network_width(backbone.dim)
+    if heads.kind == "fetch":  # queries and results of n - 1 slots, keys and values of n
+        return counts.networks * ((4 * n - 2) * d * d + (n - 1) * n * d)
+    return counts.networks_run * (3 * d + width) * width
 
 
 def trunk_widths(backbone: BackboneConfig, heads: HeadsConfig) -> tuple[int, ...]:
@@ -196,7 +209,7 @@ def flops_per_token(
     trunk, run = (counts.positions * layers(wide) for wide in (widths, [backbone.ffn] * counts.layers_run))
     unembedding = 2 * backbone.vocab_size * (d + heads.bigram_rank)  # head 1's columns of the bigram are zeros
     matrices = 2 * ((counts.joins_run * 2 + counts.linears) * d * d + mixture_parameters(backbone, heads))
-    matrices += 2 * counts.networks_run * _network_maps(backbone, heads)
+    matrices += 2 * _network_products(backbone, heads)
     whole = own + 3 * (trunk + run + matrices + counts.unembeddings_run * unembedding)
     whole += unembedded_again * unembedding
     if freeze == "none":

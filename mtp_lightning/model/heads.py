@@ -17,6 +17,7 @@ from mtp_lightning.model.attention import Projection
 from mtp_lightning.model.block import Block
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.documents import Mask
+from mtp_lightning.model.networks.fetch import Fetch
 from mtp_lightning.model.networks.next_latent import LatentNetwork
 from mtp_lightning.model.training.first_run import first_run
 from mtp_lightning.shapes import Float
@@ -99,6 +100,8 @@ class Heads(nn.ModuleList):
 
     teacher_forced = False
     """Whether the further heads read the true tokens between their position and their target."""
+    reads_current = False
+    """Whether, where they do, they read the token at their position, too."""
     run_again = False
     """Whether a loss runs each head again in its backward (`mtp_lightning.model.training.recompute`)."""
 
@@ -121,7 +124,8 @@ class Heads(nn.ModuleList):
         Args:
             norm: the model's final norm.
             e_MBTD: embeddings of the true tokens that heads 2 .. N may see, M = N - 1: for head i, of the token that
-                head i - 1 predicts. For kinds that are `teacher_forced` alone.
+                head i - 1 predicts. For kinds that are `teacher_forced` alone. Of those that are `reads_current` M = N,
+                the first of the token at the position.
             detach: keep the further heads' gradient out of the trunk (and of head 1, where they read its output).
         """
         return norm(torch.stack(self.states(z_BTD, (rotary, mask), e_MBTD, detach)))  # type: ignore[no-any-return]
@@ -239,6 +243,18 @@ class NormedHeads(SequentialHeads):
         return torch.stack([h_BTD, *self.further(h_BTD.detach(), z_BTD.detach(), (rotary, mask), e_MBTD)])
 
 
+class FetchHeads(NormedHeads):
+    """h_1 = norm(H_1(z)), and one `Fetch` from it for all further heads."""
+
+    reads_current = True
+
+    def further(
+        self, h_BTD: Tensor, z_BTD: Tensor, rotary_mask: RotaryAndMask, e_MBTD: Tensor | None
+    ) -> Sequence[Tensor]:
+        assert e_MBTD is not None
+        return list(self[1](h_BTD, e_MBTD))
+
+
 class OneStream(Heads):
     """h_1 = H_1(z) alone, for kinds whose head 1 answers for every future token."""
 
@@ -268,6 +284,9 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
     def latent() -> nn.Module:
         return LatentNetwork(config, heads.network_width(config.dim))
 
+    def fetch() -> nn.Module:
+        return Fetch(config, n)
+
     sequential = NormedHeads if heads.norms == "own" else SequentialHeads
     makers: dict[str, tuple[type[Heads], list[Callable[[], nn.Module]]]] = {
         "parallel": (ParallelHeads, [stack] * n),
@@ -279,6 +298,7 @@ def make_heads(config: BackboneConfig, heads: HeadsConfig) -> Heads:
         "sequential": (sequential, [stack, *[join] * (n - 1)]),
         "recurrent": (sequential, [stack, join][:n]),
         "next_latent": (NormedHeads, [stack, latent][:n]),
+        "fetch": (FetchHeads, [stack, fetch][:n]),
         "none": (OneStream, [stack]),
         "order": (OneStream, [stack]),
         "registers": (OneStream, [stack]),

@@ -189,7 +189,17 @@ def _between(heads: HeadsConfig, d: int, width: int) -> int:
     # of a join: two inputs, both normed before the gain, and the two together; of a network: the two together, normed
     # before the gain and after it, and what goes into and comes out of each gelu
     joins = counts.joins_run * (4 * d * 4 + 2 * d * (4 if width == 4 else 6))
+    if heads.kind == "fetch":
+        return counts.networks * _of_fetch(heads, d, width)
     return linears + joins + counts.networks_run * (4 * d * 4 + (2 * d + 4 * heads.network_width(d)) * width)
+
+
+def _of_fetch(heads: HeadsConfig, d: int, width: int) -> int:
+    """What JTP's fetch keeps of a position."""
+    n, half = heads.n_future, width == 2
+    slots = n * 2 * d * 4 + (n * d * 2 if half else 0)  # before their norm and after it
+    maps = (2 * n + 3 * (n - 1)) * d * width  # keys, values; queries, twice; what they get
+    return slots + maps + 2 * (n - 1) * d * 4
 
 
 def recomputed_flops(

@@ -179,8 +179,8 @@ class MTPModel(nn.Module):
         Args:
             documents_BT: document ids. Used only with `attend_across_documents` off: then a position sees its own
                 document alone.
-            ahead_NBT: the true token of every target; heads of kind `sequential`, `recurrent`, `next_latent` and
-                `markov` read all but the last.
+            ahead_NBT: the true token of every target; heads of kind `sequential`, `recurrent`, `next_latent`, `fetch`
+                and `markov` read all but the last.
             detach_further: keep the gradient of heads 2 .. N out of the trunk.
             score: return what it makes of each head's states in place of these (`ParallelHeads.scored`).
             offsets_B: of kind `registers`, how far each row's registers look: S is then 2, head 1's states and those of
@@ -202,7 +202,10 @@ class MTPModel(nn.Module):
         if reads_ahead and ahead_NBT is None:
             raise ValueError(f"heads of kind '{self.heads_config.kind}' read the true tokens ahead: give ahead_NBT")
         if reads_ahead and self.before is None:
-            e_MBTD = self.embedding(ahead_NBT[:-1])  # type: ignore[index]
+            read_MBT: Tensor = ahead_NBT[:-1]  # type: ignore[index]
+            if self.heads.reads_current:
+                read_MBT = torch.cat((tokens_BT[None], read_MBT))
+            e_MBTD = self.embedding(read_MBT)
         if score is not None:
             assert isinstance(self.heads, ParallelHeads)
             assert self.before is None
@@ -296,7 +299,7 @@ class MTPModel(nn.Module):
         """Of every head, the norm before its unembedding; None where that reads the head's state as it is."""
         if self.heads_config.kind == "next_latent":
             return [self.norm, *[None] * (self.n_future - 1)]
-        if self.heads_config.norms == "shared":
+        if self.heads_config.norms == "shared" and self.heads_config.kind != "fetch":
             return [self.norm] * self.n_future
         return [self.norm, *(self.heads[min(i, len(self.heads) - 1)].norm for i in range(1, self.n_future))]
 

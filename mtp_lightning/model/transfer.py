@@ -159,8 +159,8 @@ def _check_heads(source: Source, heads: HeadsConfig, init: InitConfig) -> None:
         raise InputError(f"{what}: head 1 of kind 'anticausal' reads heads 2 .. n, and would be another with new ones")
     if heads.is_own and init.heads != "random":
         raise InputError(f"{what}: of what copies heads of kind '{heads.kind}' would consist is not known; give random")
-    if heads.kind == "next_latent" and init.heads == "copy":
-        raise InputError(f"{what}: the network of kind 'next_latent' is no copy of a head; give identity or random")
+    if heads.kind in ("next_latent", "fetch") and init.heads == "copy":
+        raise InputError(f"{what}: the network of kind '{heads.kind}' is no copy of a head; give identity or random")
 
 
 def _vocabulary(source: Source, backbone: BackboneConfig, init: InitConfig, same_tokens: bool) -> Plan:
@@ -220,6 +220,10 @@ def _path(source: Source, model: MTPModel) -> Plan:
     return plan
 
 
+_OF_NETWORKS = ("first", "second", "last", "gain", "slot_norm", "wq", "wk", "wv", "wo", "pair_bias")
+"""Weights of the networks of kinds `next_latent` and `fetch`, beside a norm."""
+
+
 def _further(name: str, source: Source, plan: Plan, init: InitConfig) -> str | Fill:
     """A weight that is not on the path."""
     is_unembedding = name.startswith("further_unembeddings.")
@@ -238,8 +242,8 @@ def _further(name: str, source: Source, plan: Plan, init: InitConfig) -> str | F
     if is_unembedding:
         return plan.get("unembedding.weight", plan["embedding.weight"])
     _, _, rest = name.split(".", 2)
-    if rest in ("first.weight", "second.weight", "last.weight"):  # a network that adds nothing, at first
-        return Fill.ZEROS if rest == "last.weight" else Fill.DRAWN
+    if rest.split(".")[0] in _OF_NETWORKS:  # which add nothing, at first
+        return Fill.ZEROS if rest in ("last.weight", "wo.weight") else Fill.DRAWN
     if rest in ("hidden_norm.weight", "embedding_norm.weight"):
         return Fill.ONES
     if rest == "norm.weight":

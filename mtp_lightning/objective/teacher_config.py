@@ -64,7 +64,7 @@ class TeacherConfig:
 
     latent: Weight = 0.0
     """Weight of the distance between a further head's state and head 1's where it predicts the same token; of heads
-    that read the tokens in between (`sequential`, `recurrent`, `next_latent`)."""
+    that read the tokens in between (`sequential`, `recurrent`, `next_latent`, `fetch`)."""
 
     def __post_init__(self) -> None:
         check_ranges("model.loss.teacher", TeacherConfig, vars(self))

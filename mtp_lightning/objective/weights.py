@@ -31,7 +31,7 @@ class WeightsConfig:
 
     - `sequential`: lam 0.3 (DeepSeek-V3: lambda / D each);
     - `recurrent`: ratio 0.6, lam 1 (FastMTP: beta^(k-1) / sum over the further heads);
-    - `next_latent`: lam 1 (NextLat: the mean over the rolled steps);
+    - `next_latent`, `fetch`: lam 1 (NextLat and JTP: the mean over the further tokens);
     - `none`: ratio 0.5, schedule `anneal` (modded-nanogpt);
     - `registers`: values 0.7 and 0.3 (MuToR: 1 - a and a);
     - all others: every weight 1 (the paper; TOP's L_NTP + L_TOP).
@@ -96,7 +96,7 @@ def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
             lam = 0.3
         elif heads.kind == "recurrent":
             ratio, lam = 0.6, 1.0
-        elif heads.kind == "next_latent":
+        elif heads.kind in ("next_latent", "fetch"):
             lam = 1.0
         elif heads.kind == "none":
             ratio, schedule = 0.5, schedule or "anneal"

@@ -39,8 +39,8 @@ class Repetition(NamedTuple):
     """Mean over the targets in the first copy: of a model that knows the tokens' distribution its entropy, at best."""
     loss: Float[Tensor, "S C"]
     """On the second copy. A head that looks p tokens ahead has seen none of it when it predicts positions 0 .. p - 1
-    (but `sequential`, `recurrent`, `next_latent` and `mixture` heads read the true tokens up to their target, `markov`
-    ones the last of them)."""
+    (but `sequential`, `recurrent`, `next_latent`, `fetch` and `mixture` heads read the true tokens up to their target,
+    `markov` ones the last of them)."""
     accuracy: Float[Tensor, "S C"]
     """On the second copy: whether the target is the most likely token."""
 

@@ -112,7 +112,7 @@ def test_every_kind_of_heads_taught(strategy: str) -> None:
     frozen = [ParityCell(strategy, PARALLEL, 2, freeze="next_token", target=target) for target in TARGETS[1:]]
     foreseen = [
         ParityCell(strategy, VARIANTS[kind], k, k == 1, target="teacher_kl", latent=0.5)
-        for kind, k in product(("recurrent", "next_latent"), (1, 2))
+        for kind, k in product(("recurrent", "next_latent", "fetch"), (1, 2))
     ]
     assert "\n".join(failures([*cells, *frozen, *foreseen])) == ""
 

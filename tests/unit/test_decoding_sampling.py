@@ -32,6 +32,7 @@ HEADS = {
     "anticausal": HeadsConfig(n_future=3, kind="anticausal"),
     "sequential": HeadsConfig(n_future=3, kind="sequential"),
     "next_latent": HeadsConfig(n_future=3, kind="next_latent"),
+    "fetch": HeadsConfig(n_future=3, kind="fetch"),
     "leap": HeadsConfig(n_future=3, offsets=(1, 3, 4)),
 }
 PLAIN, RESTRICTED = Sampling(1.0, seed=3), Sampling(1.5, top_k=4, top_p=0.85, seed=3)

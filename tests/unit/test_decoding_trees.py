@@ -29,6 +29,7 @@ HEADS = {
     "anticausal": HeadsConfig(n_future=3, kind="anticausal"),
     "sequential": HeadsConfig(n_future=3, kind="sequential"),
     "next_latent": HeadsConfig(n_future=3, kind="next_latent"),
+    "fetch": HeadsConfig(n_future=3, kind="fetch"),
     "leap": HeadsConfig(n_future=3, offsets=(1, 3, 4)),
 }
 BRANCHES = st.lists(st.integers(1, 4), max_size=3)

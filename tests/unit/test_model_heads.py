@@ -81,6 +81,23 @@ def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
                 x = x * (1 + torch.erf(x / 2**0.5)) / 2
             h.append(h[-1] + x @ f.last.weight.t())
         return torch.stack(h)
+    elif heads.kind == "fetch":
+        h, f = [model.norm(H(1, z))], model.heads[1]
+        for i in range(2, n + 1):
+            e = [model.embedding.weight[read] for read in (tokens, *ahead[: i - 1])]
+            s = [
+                torch.nn.functional.layer_norm(x + f.gain * h[0], (32,), f.slot_norm.weight, f.slot_norm.bias)
+                for x in e
+            ]
+            parts = []
+            for a, own in enumerate((slice(16), slice(16, None))):  # two attention heads
+                q = (s[-1] @ f.wq.weight.t())[..., own]
+                scores = [(q * (x @ f.wk.weight.t())[..., own]).sum(-1) / 4 + f.pair_bias[a, i - 2, k]
+                          for k, x in enumerate(s)]  # fmt: skip
+                p = torch.stack(scores).softmax(0)
+                parts.append(sum(p[k][..., None] * (x @ f.wv.weight.t())[..., own] for k, x in enumerate(s)))
+            h.append(f.norm(h[0] + torch.cat(parts, -1) @ f.wo.weight.t()))
+        return torch.stack(h)
     elif heads.kind in ("sequential", "recurrent"):
         h = [H(1, z)]
         for i in range(2, n + 1):
@@ -169,7 +186,16 @@ def test_counts_by_formula_are_the_models(heads: HeadsConfig, tie: bool, match: 
 @pytest.mark.parametrize("replicate", [False, True])
 def test_every_kind_has_the_parameters_of_the_next_token_model(kind: Any, n: int, replicate: bool) -> None:
     """At the paper's size 30M, within the two norms of one layer; byte vocabulary, so that every matrix fits in."""
-    if replicate and kind in ("none", "order", "markov", "next_latent", "registers", "mixture", "future_summary"):
+    if replicate and kind in (
+        "none",
+        "order",
+        "markov",
+        "next_latent",
+        "registers",
+        "mixture",
+        "future_summary",
+        "fetch",
+    ):
         pytest.skip("refused")
     backbone = BackboneConfig(vocab_size=256, dim=512, n_layers=10, n_heads=8)
     arm = count_parameters(backbone, HeadsConfig(n_future=n, kind=kind, replicate_unembedding=replicate))
@@ -232,7 +258,8 @@ def test_flops_are_what_torch_counts(heads: HeadsConfig) -> None:
     counted = {str(op): flops / tokens.numel() for op, flops in counter.get_flop_counts()["Global"].items()}
     assert set(counted) == {"aten.mm", "aten.bmm"}
     attention = counted["aten.bmm"] / 2
-    assert attention % (6 * 16 * backbone.dim) == 0
+    slots = 6 * backbone.dim * (heads.n_future - 1) * heads.n_future if heads.kind == "fetch" else 0
+    assert (attention - slots) % (6 * 16 * backbone.dim) == 0
     assert counted["aten.mm"] + attention == flops_per_token(backbone, heads, context=16)
 
 
@@ -259,6 +286,7 @@ def test_autocast_leaves_hidden_states_in_full_precision(heads: HeadsConfig) -> 
         "markov",
         "next_latent",
         "mixture",
+        "fetch",
     ],
 )
 def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
@@ -269,7 +297,7 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
     trunk = [*model.trunk.parameters(), model.embedding.weight]
     if kind not in ("parallel", "linear", "markov", "mixture"):
         trunk += [*model.heads[0].parameters()]
-    if heads.norms == "own" or kind == "next_latent":
+    if heads.norms == "own" or kind in ("next_latent", "fetch"):
         trunk += [model.norm.weight]
     assert not any(p.grad is not None and p.grad.any() for p in trunk)
     assert all(p.grad is not None and p.grad.any() for head in list(model.heads)[1:] for p in head.parameters())
@@ -302,6 +330,9 @@ def test_a_stopped_gradient_spares_trunk_and_embedding_alone(kind: Any) -> None:
         ({"n_future": 2, "kind": "next_latent", "norms": "own"}, "and kind is 'next_latent'"),
         ({"n_future": 2, "latent_width": 8}, "latent_width is 8, which goes with kind 'next_latent'"),
         ({"n_future": 2, "kind": "next_latent", "latent_width": 0}, r"model\.heads\.latent_width is 0"),
+        ({"n_future": 2, "kind": "fetch", "offsets": (1, 3)}, "'fetch' read the tokens before their target"),
+        ({"n_future": 2, "kind": "fetch", "replicate_unembedding": True}, "the unembedding of their state"),
+        ({"n_future": 2, "kind": "fetch", "layers": 2}, "heads of kind 'fetch' have no layers to set"),
         ({"n_future": 2, "kind": "mixture", "offsets": (1, 3)}, "read the tokens before their target"),
         ({"n_future": 2, "kind": "mixture", "replicate_unembedding": True}, "share one with all components"),
         ({"n_future": 2, "mixture_rank": 8}, "mixture_rank is 8, which goes with kind 'mixture'"),

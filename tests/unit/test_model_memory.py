@@ -125,6 +125,8 @@ CASES = {
     "registers, long, bf16": Case(HeadsConfig(n_future=4, kind="registers"), 8192, 1, 2048, bf16=True),
     "markov": Case(HeadsConfig(n_future=4, kind="markov", markov_rank=128), 16000, 4, 512),
     "next_latent": Case(HeadsConfig(n_future=4, kind="next_latent"), 4096, 4, 512),
+    "fetch": Case(HeadsConfig(n_future=4, kind="fetch"), 4096, 4, 512),
+    "fetch, bf16": Case(HeadsConfig(n_future=8, kind="fetch"), 256, 4, 512, bf16=True),
     "future_summary": Case(HeadsConfig(n_future=12, kind="future_summary"), 16000, 2, 512),
     "mixture": Case(HeadsConfig(n_future=3, kind="mixture", mixture_rank=4), 256, 4, 512),
     "a frozen trunk": Case(HeadsConfig(n_future=4, kind="linear"), 4096, 4, 512, freeze="trunk"),

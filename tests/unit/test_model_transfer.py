@@ -65,14 +65,15 @@ def test_head_1_is_the_sources_whatever_heads_are_added(heads: HeadsConfig) -> N
     torch.manual_seed(2)
     drawn = MTPModel(source.backbone, heads).state_dict()
     for policy in ("copy", "identity", "random"):
-        if (heads.kind, policy) == ("next_latent", "copy"):
+        if heads.kind in ("next_latent", "fetch") and policy == "copy":
             continue  # refused
         ours = begun(source, source.backbone, heads, heads=policy)
         assert len(ours.trunk) == 4 - (0 if heads.kind == "linear" else heads.layers)
         assert torch.equal(ours.next_token_states(TOKENS), expected)
         further = [n for n, w in drawn.items() if n.startswith("heads.1.") and w.ndim > 1]
-        if heads.kind == "next_latent":  # of whose network one map is zero, and the others as they are drawn
-            further = [n for n in further if n == "heads.1.last.weight"]
+        if heads.kind in ("next_latent", "fetch"):  # of whose network one map is zero, the others as they are drawn
+            further = [n for n in further if n in ("heads.1.last.weight", "heads.1.wo.weight")]
+            assert len(further) == 1
         assert all(torch.equal(drawn[n], ours.state_dict()[n]) == (policy == "random") for n in further)
 
 
@@ -191,6 +192,8 @@ REFUSED = {
         HeadsConfig(2, "markov", match="none", markov_rank=4), HeadsConfig(2, "markov", match="none", markov_rank=8),
         {}, {}, "model.heads.markov_rank is 8, in 'base.ckpt' 4: set the same",
     ),
+    "fetch": (NEXT, HeadsConfig(n_future=2, kind="fetch", match="none"), {"heads": "copy"}, {},
+              "the network of kind 'fetch' is no copy of a head; give identity or random"),
     "network": (NEXT, HeadsConfig(n_future=2, kind="next_latent", match="none"), {"heads": "copy"}, {},
                 "the network of kind 'next_latent' is no copy of a head; give identity or random"),
 }  # fmt: skip

@@ -27,7 +27,7 @@ from mtp_lightning.objective.targets import make_targets
 
 SLOW = ("linear", "causal", "recurrent", "replicated", "normed sequential", "leap")
 DRAFTING = [
-    *("parallel", "anticausal", "sequential", "leaping sequential", "markov", "next_latent", "mixture"),
+    *("parallel", "anticausal", "sequential", "leaping sequential", "markov", "next_latent", "mixture", "fetch"),
     *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
 ]
 

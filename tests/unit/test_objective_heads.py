@@ -199,7 +199,7 @@ def test_a_stopped_gradient_leaves_the_next_token_model_as_if_alone(kind: Any, s
     upstream = ("trunk", "embedding")  # of the further heads
     if kind not in ("parallel", "linear", "markov", "mixture"):
         upstream += ("heads.0.",)
-    if kind in ("order", "next_latent", "future_summary"):
+    if kind in ("order", "next_latent", "future_summary", "fetch"):
         upstream += ("norm.",)
     for name, gradient in stopped.items():
         trunk = name.startswith(upstream)

@@ -36,7 +36,12 @@ TAUGHT = {
     if heads.n_future > 1 and heads.kind not in (*ONE_STREAM, "mixture") and not heads.replicate_unembedding
 } | {"own": HeadsConfig(n_future=3, kind="my_heads.Gated")}
 SLOW_LATENT = [("recurrent", "chunked"), ("recurrent", "naive"), ("recurrent", "checkpointed")]
-SLOW_LATENT += [("next_latent", "naive"), ("normed sequential", "chunked"), ("leaping sequential", "chunked")]
+SLOW_LATENT += [
+    ("next_latent", "naive"),
+    ("fetch", "chunked"),
+    ("normed sequential", "chunked"),
+    ("leaping sequential", "chunked"),
+]
 HARD = TeacherConfig(weight=0.25, top=3)
 
 

@@ -20,7 +20,8 @@ def test_every_kind_has_its_papers_weights() -> None:
     assert at(0.5, HeadsConfig(n_future=4)) == [1, 1, 1, 1]
     assert at(0.5, HeadsConfig(n_future=4, kind="sequential")) == [1, 0.1, 0.1, 0.1]
     assert at(0.5, HeadsConfig(n_future=4, kind="recurrent")) == [1, 0.36 / 0.7056, 0.216 / 0.7056, 0.1296 / 0.7056]
-    assert at(0.5, HeadsConfig(n_future=5, kind="next_latent")) == [1, 0.25, 0.25, 0.25, 0.25]
+    for kind in ("next_latent", "fetch"):
+        assert at(0.5, HeadsConfig(n_future=5, kind=kind)) == [1, 0.25, 0.25, 0.25, 0.25]
     assert at(0.5, HeadsConfig(n_future=8, kind="order")) == [1, 1]
     assert at(0.0, HeadsConfig(n_future=1, kind="sequential")) == [1]
 
