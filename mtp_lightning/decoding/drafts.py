@@ -199,7 +199,7 @@ class FetchDrafter(Drafter):
             if number == 1:
                 continue
             q_BH1E, k_BHNE, v_BHNE = (
-                x.unflatten(-1, (len(bias_HMN), -1)).transpose(1, 2) for x in (self.wq(s_B1D), keys, values)
+                x.view(*x.shape[:2], len(bias_HMN), -1).transpose(1, 2) for x in (self.wq(s_B1D), keys, values)
             )
             bias_H1N = bias_HMN[:, number - 2 : number - 1, :number]
             mixed_BH1E = F.scaled_dot_product_attention(q_BH1E, k_BHNE, v_BHNE, attn_mask=bias_H1N)

@@ -55,4 +55,5 @@ def fetch_heads(config: BackboneConfig) -> int:
 
 def seen_slots(pair_bias_HMN: Float[Tensor, "H M N"]) -> Bool[Tensor, "M N"]:
     """Which slots each further head sees: those up to its own."""
-    return causal_mask(*pair_bias_HMN.shape[1:], pair_bias_HMN.device)
+    _, M, N = pair_bias_HMN.shape
+    return causal_mask(M, N, pair_bias_HMN.device)
