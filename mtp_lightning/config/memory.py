@@ -36,8 +36,9 @@ class MemorySettings(NamedTuple):
             chunk_rows: `model.loss.chunk_rows`.
         """
         device = torch.device("cuda" if on_gpu else "cpu")
-        rows = chunk_rows or default_chunk_rows(vocab_size, device)
-        return cls(2 if "16" in str(precision) else 4, on_gpu, optimizer, accumulated > 1, rows)
+        half = "16" in str(precision)
+        rows = chunk_rows or default_chunk_rows(vocab_size, device, torch.bfloat16 if half else torch.float32)
+        return cls(2 if half else 4, on_gpu, optimizer, accumulated > 1, rows)
 
 
 def check_memory(config: Mapping[str, Any], memory: int | None = None, gpus: int = 0) -> None:

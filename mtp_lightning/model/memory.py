@@ -18,6 +18,8 @@ from mtp_lightning.model.counts import (
 from mtp_lightning.model.own_kind import count_own
 from mtp_lightning.model.training.recompute import HEADS, Recompute, recomputed_parts
 
+PASS_ELEMENTS = 2**20
+"""Probabilities that a CPU makes of a chunk of logits at once: 4 MB stay in its caches (measured: 2^19 to 2^20)."""
 STATE_BYTES = 16
 """Of a weight in training: itself, its gradient, AdamW's two moments, in float32 (mixed precision keeps them so)."""
 
@@ -146,7 +148,8 @@ def training_memory(
         components, and their gradient, beside the states that they are made of."""
         learned, wide = max(learned, 1 if bigram else 0), matrix + bigram
         logits = min(chunk_rows, max(streams, components) * positions) * backbone.vocab_size
-        chunk = logits * (4 + (2 if width == 2 else 0) + (4 if on_gpu else 0))
+        chunk = logits * (width + 4 * on_gpu + 4 * (on_gpu and width == 2))
+        chunk += 4 * min(logits, PASS_ELEMENTS) if width == 2 and not on_gpu else 0
         chunk += logits * 4 if heads.second_loss == "summary" else 0  # which tokens come
         chunk += (wide if width == 2 else 0) + (wide if bigram else 0)
         states = streams * ((3 if on_gpu else 4) * stream + 2 * positions * heads.bigram_rank * 4)

@@ -6,9 +6,10 @@ distribution is scored against n tokens. With s = sum_k s_k, for a chunk h (C, D
     total  = sum_rows s (sum_k s_k/s nll_k + z lse^2)              z: the weight of the z-loss (PaLM), 0 for none
     G      = (1 + 2 z lse) p - sum_k s_k/s onehot(target_k),       dh = s G W,       dW += G^T (s h)
 
-Logits, p and G are one or two (C, V) buffers that every chunk reuses; dW is one accumulator for all heads, in float32.
-Backward multiplies both by the incoming gradient. Once differentiable. The row weights s are carried divided by the
-largest, so that they do not underflow in half precision.
+Logits and G are one (C, V) buffer that every chunk reuses; in half precision p is a buffer beside it, on a CPU of a few
+rows at a time, which stay in its caches from pass to pass. dW is one accumulator for all heads, in float32. Backward
+multiplies both by the incoming gradient. Once differentiable. The row weights s are carried divided by the largest, so
+that they do not underflow in half precision.
 """
 
 from typing import Any, NamedTuple
@@ -16,19 +17,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtp_lightning.model.memory import PASS_ELEMENTS
 from mtp_lightning.model.training.first_run import is_first_run
 from mtp_lightning.shapes import Float, Int
 
-CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**28}
-"""Logits alive at once: 32 MB of float32 stay in a processor's last-level cache; a GPU wants larger products."""
+CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**30}
+"""Of the logits alive at once: a GPU wants larger products."""
 CHUNK_ROWS = {"cpu": 512, "cuda": 8192}
-"""At most so many rows: more are no quicker to multiply, and their logits leave the cache between two passes."""
+"""At most so many rows: more are no quicker to multiply."""
 
 
-def default_chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """Rows per chunk: on a CPU measured best at 256-512 for V = 32000 and at 512-1024 for V = 4096."""
+def default_chunk_rows(vocab_size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> int:
+    """Rows per chunk: on a CPU measured best at 512 for V = 32000 and at 512-1024 for V = 4096.
+
+    Args:
+        dtype: of the logits. A GPU has all of a chunk's in float32 too.
+    """
     kind = device.type if device.type in CHUNK_ROWS else "cpu"
-    return max(64, min(CHUNK_ROWS[kind], CHUNK_ELEMENTS[kind] // vocab_size))
+    each = dtype.itemsize if kind == "cpu" else 4
+    return max(64, min(CHUNK_ROWS[kind], CHUNK_BYTES[kind] // (each * vocab_size)))
 
 
 def compute_dtype(h: Tensor) -> torch.dtype:
@@ -51,8 +58,8 @@ def chunked_linear_nll(
     Args:
         scale_RK: s_k of every row, not negative.
     """
-    rows = chunk_rows or default_chunk_rows(weight_VD.shape[0], h_RD.device)
     dtype = compute_dtype(h_RD)
+    rows = chunk_rows or default_chunk_rows(weight_VD.shape[0], h_RD.device, dtype)
     # needs_input_grad is True under no_grad too, so whether gradients are wanted has to come from outside
     wanted = torch.is_grad_enabled()
     with torch.autocast(h_RD.device.type, enabled=False):
@@ -133,28 +140,34 @@ def _nothing(like: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Buffers:
-    """The (C, V) tensors that every chunk writes anew: allocating them per chunk costs more than filling them."""
+    """The tensors that every chunk writes anew: allocating them per chunk costs more than filling them."""
 
     def __init__(
         self, rows: int, V: int, like: Tensor, dtype: torch.dtype, accumulate: torch.dtype, outer: bool
     ) -> None:
-        self.logits_CV = like.new_empty(rows, V, dtype=dtype)
-        self.wide_CV = self.logits_CV if dtype == accumulate else like.new_empty(rows, V, dtype=accumulate)
-        self.outer_VD = like.new_empty(like.shape, dtype=dtype) if outer and dtype != accumulate else None
         self.in_place = like.device.type == "cpu"
+        self.pass_rows = max(1, min(rows, PASS_ELEMENTS // V)) if self.in_place else rows
+        self.logits_CV = like.new_empty(rows, V, dtype=dtype)
+        self.wide_PV = None if dtype == accumulate else like.new_empty(self.pass_rows, V, dtype=accumulate)
+        self.outer_VD = like.new_empty(like.shape, dtype=dtype) if outer and dtype != accumulate else None
 
     def nll_and_residual(
         self, h: Tensor, weight: Tensor, targets: Tensor, share: Tensor, z_loss: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Likelihoods (C, K), log-sum-exp (C,), and G in the compute dtype, in a buffer, good until the next call.
+        """Likelihoods (C, K), log-sum-exp (C,), and G in the compute dtype, in a buffer, good until the next call."""
+        logits = torch.mm(h, weight.t(), out=self.logits_CV[: len(h)])
+        if len(h) <= self.pass_rows:
+            return self._passes(logits, targets, share, z_loss)
+        parts = zip(*(torch.split(x, self.pass_rows) for x in (logits, targets, share)))
+        found = [self._passes(some, own, its_share, z_loss) for some, own, its_share in parts]
+        return torch.cat([nll for nll, _, _ in found]), torch.cat([lse for _, lse, _ in found]), logits
+
+    def _passes(self, logits: Tensor, targets: Tensor, share: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of some of the rows.
 
         log-sum-exp is read back as max - log(max p), exact where p of the target has long underflowed.
         """
-        C = h.shape[0]
-        logits, wide = self.logits_CV[:C], self.wide_CV[:C]
-        torch.mm(h, weight.t(), out=logits)
-        if wide.data_ptr() != logits.data_ptr():
-            wide.copy_(logits)
+        wide = logits if self.wide_PV is None else self.wide_PV[: len(logits)].copy_(logits)
         target_logits = wide.gather(1, targets)
         largest = wide.amax(1)
         # torch's CPU softmax finishes reading a row before it writes it; CUDA's makes no such promise

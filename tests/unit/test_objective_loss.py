@@ -146,6 +146,21 @@ def test_bfloat16_chunks_err_no_more_than_plain_bfloat16() -> None:
     assert errors["chunked"] < 1.5 * errors["naive"] < 0.05
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_how_many_probabilities_are_made_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    h, weight, targets, valid = random_problem(2, 30, V=50, D=32, seed=3)
+    found = []
+    for elements in (2**20, 3 * 50, 1):  # all rows, three of them, less than one
+        monkeypatch.setattr("mtp_lightning.objective.chunked.PASS_ELEMENTS", elements)
+        x, w = (y.float().requires_grad_() for y in (h, weight))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            out = multi_token_loss(x, w, targets, valid, options=LossOptions(chunk_rows=17, z_loss=0.1))
+        out.total.backward()
+        found.append([out.total, out.nll, x.grad, w.grad])
+    for some in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], some))  # type: ignore[arg-type]
+
+
 def test_no_gradient_is_formed_under_no_grad(monkeypatch: pytest.MonkeyPatch) -> None:
     """`needs_input_grad` is True there all the same."""
     h, weight, targets, valid = random_problem(2, 4)
