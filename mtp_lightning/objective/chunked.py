@@ -8,8 +8,8 @@ distribution is scored against n tokens. With s = sum_k s_k, for a chunk h (C, D
 
 Logits and G are one (C, V) buffer that every chunk reuses; in half precision p is a buffer beside it, on a CPU of a few
 rows at a time, which stay in its caches from pass to pass. dW is one accumulator for all heads, in float32. Backward
-multiplies both by the incoming gradient. Once differentiable. The row weights s are carried divided by the largest, so
-that they do not underflow in half precision.
+multiplies both by the incoming gradient, where that is not 1. Once differentiable. dW is summed with row weights that
+are divided by the largest, so that products in half precision do not underflow, and so is dh where it is float16.
 """
 
 from typing import Any, NamedTuple
@@ -91,6 +91,8 @@ class _ChunkedNLL(torch.autograd.Function):
         scale_R = scale_RK.sum(1, dtype=accumulate)
         largest = scale_R.max().clamp(min=torch.finfo(torch.float32).tiny)
         relative_R = scale_R / largest
+        finished = h_RD.dtype != torch.float16
+        scale_of_h_R = scale_R if finished else relative_R
         # a row's weights sum to 1; rows without any get none
         share_RK = torch.where(scale_R[:, None] > 0, scale_RK / scale_R[:, None], 0.0).to(accumulate)
         buffers = _Buffers(min(chunk_rows, R), V, weight, dtype, accumulate, dw_VD is not None)
@@ -100,11 +102,13 @@ class _ChunkedNLL(torch.autograd.Function):
             nll_RK[rows], lse_R[rows], residual = buffers.nll_and_residual(
                 h, weight, targets_RK[rows], share_RK[rows], z_loss
             )
-            relative = relative_R[rows, None]
             if dh_RD is not None:
-                dh_RD[rows] = (residual @ weight).mul_(relative)
+                torch.mul(residual @ weight, scale_of_h_R[rows, None], out=dh_RD[rows])
             if dw_VD is not None:
-                buffers.accumulate_outer(dw_VD, residual, (h * relative).to(dtype))
+                buffers.accumulate_outer(dw_VD, residual, (h * relative_R[rows, None]).to(dtype))
+        if finished:
+            dw_VD = None if dw_VD is None else dw_VD.mul_(largest)
+            largest = torch.ones_like(largest)
         if first_run:  # `checkpoint` compares shapes, and takes the second run's tensors
             dh_RD = _nothing(h_RD, h_RD.dtype) if moves_h else None
             dw_VD = _nothing(weight_VD, accumulate) if moves_w else None
@@ -128,6 +132,8 @@ def formed_gradients(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, Tensor |
     nothing underflows in 16 bits."""
     dh, dw, largest = ctx.saved_tensors
     factor = d_total * largest
+    if factor.device.type == "cpu" and factor == 1:  # which a GPU would have to be waited for to know
+        return dh, None if dw is None else dw.to(ctx.weight_dtype)
     return (
         None if dh is None else dh * factor.to(dh.dtype),
         None if dw is None else (dw * factor).to(ctx.weight_dtype),

@@ -161,6 +161,18 @@ def test_how_many_probabilities_are_made_at_once_changes_nothing(monkeypatch: py
         assert all(torch.equal(a, b) for a, b in zip(found[0], some))  # type: ignore[arg-type]
 
 
+def test_small_weights_do_not_underflow_in_float16() -> None:
+    """A mean over so many positions that a row's share of it is 0 in float16, and the incoming gradient makes it large."""
+    h, weight, targets, valid = random_problem(1, 8, V=50, D=32, seed=3)
+    found = []
+    for dtype in (torch.float16, torch.float64):
+        x, w = (y.to(dtype).requires_grad_() for y in (h, weight))
+        (multi_token_loss(x, w, targets, valid, [1e-9]).total * 1e9).backward()
+        found.append([x.grad.double(), w.grad.double()])
+    for ours, exact in zip(*found):
+        assert (ours - exact).norm() < 0.01 * exact.norm()
+
+
 def test_no_gradient_is_formed_under_no_grad(monkeypatch: pytest.MonkeyPatch) -> None:
     """`needs_input_grad` is True there all the same."""
     h, weight, targets, valid = random_problem(2, 4)
