@@ -162,7 +162,7 @@ def test_how_many_probabilities_are_made_at_once_changes_nothing(monkeypatch: py
 
 
 def test_small_weights_do_not_underflow_in_float16() -> None:
-    """A mean over so many positions that a row's share of it is 0 in float16, and the incoming gradient makes it large."""
+    """A mean over so many positions that a row's share of it is 0 in float16; the incoming gradient makes it large."""
     h, weight, targets, valid = random_problem(1, 8, V=50, D=32, seed=3)
     found = []
     for dtype in (torch.float16, torch.float64):
