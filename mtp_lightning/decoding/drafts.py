@@ -10,6 +10,7 @@ ahead of p. Heads that leap leave gaps; a gap is filled by the same head from a 
 Nothing here can make a text wrong, only slow: head 1 verifies every draft.
 """
 
+import copy
 import math
 import sys
 from collections.abc import Sequence
@@ -178,8 +179,8 @@ class FetchDrafter(Drafter):
     def __init__(self, model: MTPModel, heads_used: int, made: Plain) -> None:
         super().__init__(model, heads_used)
         fetch: Fetch = model.heads[1]
-        self.final_norm, self.slot_norm = FinalNorm(model.norm, made.activations), fetch.slot_norm
-        self.gain, self.bias_HMN = (x.detach().to(made.activations) for x in (fetch.gain, fetch.pair_bias))
+        self.final_norm, self.slot_norm = FinalNorm(model.norm, made.activations), copy.deepcopy(fetch.slot_norm)
+        self.gain, self.bias_HMN = (x.detach().to(made.activations, copy=True) for x in (fetch.gain, fetch.pair_bias))
         self.wq, self.wk, self.wv, self.wo = (made.linear(w.weight) for w in (fetch.wq, fetch.wk, fetch.wv, fetch.wo))
 
     def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> None:

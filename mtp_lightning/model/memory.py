@@ -198,11 +198,11 @@ def _between(heads: HeadsConfig, d: int, width: int) -> int:
 
 
 def _of_fetch(heads: HeadsConfig, d: int, width: int) -> int:
-    """What JTP's fetch keeps of a position."""
+    """What JTP's fetch keeps of a position, with four attention heads, the most that it has."""
     n, half = heads.n_future, width == 2
     slots = n * 2 * d * 4 + (n * d * 2 if half else 0)  # before their norm and after it
     maps = (2 * n + 3 * (n - 1)) * d * width  # keys, values; queries, twice; what they get
-    return slots + maps + 2 * (n - 1) * d * 4
+    return slots + maps + 2 * (n - 1) * d * 4 + 4 * n * (n - 1) * (width + 2 * half)
 
 
 def recomputed_flops(

@@ -131,7 +131,8 @@ def _count(own: type[Heads], backbone: BackboneConfig, heads: HeadsConfig, conte
             if isinstance(module, Attention):
                 module.register_forward_hook(note)
         z_BTD = torch.empty(1, context, backbone.dim)
-        e_MBTD = torch.empty(heads.n_future - 1, 1, context, backbone.dim) if made.teacher_forced else None
+        read = heads.n_future - 1 + made.reads_current
+        e_MBTD = torch.empty(read, 1, context, backbone.dim) if made.teacher_forced else None
         where = Rotary(backbone)(torch.arange(context)), None
         with FlopCounterMode(display=False) as counter:
             states = made.states(z_BTD, where, e_MBTD, False)

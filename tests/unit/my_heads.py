@@ -33,6 +33,18 @@ class LikeRecurrent(SequentialHeads):
         super().__init__([Stack(backbone, heads.layers), *joins])
 
 
+class FromTokens(SequentialHeads):
+    """h_i = h_1 + the embeddings of all tokens from the position's own to the one before the target."""
+
+    reads_current = True
+
+    def __init__(self, backbone: BackboneConfig, heads: HeadsConfig) -> None:
+        super().__init__([Stack(backbone, heads.layers)])
+
+    def further(self, h_BTD: Tensor, z_BTD: Tensor, where: RotaryAndMask, e_MBTD: Tensor | None) -> Sequence[Tensor]:
+        return [] if e_MBTD is None else list(h_BTD + e_MBTD.cumsum(0)[1:])
+
+
 class OneShort(LikeParallel):
     def further(self, h_BTD: Tensor, z_BTD: Tensor, where: RotaryAndMask, e_MBTD: Tensor | None) -> Sequence[Tensor]:
         return [head(z_BTD, *where) for head in self[2:]]

@@ -65,10 +65,12 @@ def test_algorithm_1_on_clusters_made_by_hand(alpha: float, fraction: float, sma
 
 def test_random_is_of_the_name_and_the_seed() -> None:
     names = [f"{i}" for i in range(500)]
-    scores = random_scores(names, 0)
+    scores = random_scores(names, 0, "pruned")
     assert abs(scores.mean() - 0.5) < 0.05
-    assert (random_scores(names[::-1], 0)[::-1] == scores).all()
-    assert not (random_scores(names, 1) == scores).any()
+    assert (random_scores(names[::-1], 0, "pruned")[::-1] == scores).all()
+    assert not (random_scores(names, 1, "pruned") == scores).any()
+    planted = random_scores(names, 0, "planted") < 0.2
+    assert abs(auc(scores[planted], scores[~planted]) - 0.5) < 0.1, "what was planted goes as often as anything else"
 
 
 def points(seed: int = 0) -> np.ndarray:

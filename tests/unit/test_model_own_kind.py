@@ -48,6 +48,18 @@ def test_matched_to_the_next_token_model(n_future: int) -> None:
     assert abs(counts.total - one.total) <= 3 * backbone.dim * 2
 
 
+def test_a_kind_may_read_the_token_at_its_position_too() -> None:
+    backbone, heads = tiny_backbone(n_layers=4), HeadsConfig(n_future=3, kind="my_heads.FromTokens", match="none")
+    model = MTPModel(backbone, heads)
+    assert count_parameters(backbone, heads).total == sum(p.numel() for p in model.parameters())
+    window_BL = torch.randint(16, (2, 9))
+    ahead_NBT = torch.stack([window_BL[:, i : i + 6] for i in (1, 2, 3)])
+    h_1BTD = model.heads[0](model.run_trunk(window_BL[:, :6], where := model.rotary(torch.arange(6))), where)
+    read = [model.embedding(window_BL[:, i : i + 6]) for i in range(3)]
+    expected = model.norm(torch.stack([h_1BTD, h_1BTD + read[0] + read[1], h_1BTD + read[0] + read[1] + read[2]]))
+    torch.testing.assert_close(model(window_BL[:, :6], None, ahead_NBT), expected)
+
+
 def test_head_1_is_the_next_token_model_and_decodes_plainly() -> None:
     torch.manual_seed(0)
     model = MTPModel(tiny_backbone(n_layers=4), HeadsConfig(n_future=3, kind="my_heads.Gated")).eval()

@@ -37,7 +37,7 @@ def plant(
     threshold = split_threshold(settings.validation_fraction, min(positions), max(positions))
     training = np.flatnonzero(np.array(positions) >= threshold)
     wanted = max(1, round(fraction * len(training)))
-    chance = random_scores(names, seed)
+    chance = random_scores(names, seed, "planted")
     planted: dict[int, dict[str, Any]] = {}
     for i in sorted(training.tolist(), key=lambda i: (chance[i], i)):
         turn = len(planted) % len(CORRUPTIONS)

@@ -42,7 +42,7 @@ def scores_of(
     """
     scores: dict[str, Any] = {"length": corpus.n_bytes[corpus.trains].astype(float)}
     if choice.by == "random":
-        scores["random"] = random_scores(corpus.training_names, choice.seed)
+        scores["random"] = random_scores(corpus.training_names, choice.seed, "pruned")
     if choice.ckpt is None:
         return scores, {}
     provider = load_provider(choice.ckpt, choice.first_tokens)

@@ -63,9 +63,13 @@ def drop_by_clusters(
     return ClusterChoice(small, far)
 
 
-def random_scores(names: Sequence[str], seed: int) -> Float[np.ndarray, "n"]:
-    """In [0, 1), of the name alone, and not that which decides on which side of the split a document falls."""
-    digests = [hashlib.sha256(f"pruned {seed}\0{name}".encode(errors="replace")).digest() for name in names]
+def random_scores(names: Sequence[str], seed: int, purpose: str) -> Float[np.ndarray, "n"]:
+    """In [0, 1), of the name alone.
+
+    Args:
+        purpose: what is drawn by them. Each draws for itself: files left out by chance are not those that were planted.
+    """
+    digests = [hashlib.sha256(f"{purpose} {seed}\0{name}".encode(errors="replace")).digest() for name in names]
     return np.array([int.from_bytes(digest[:6], "big") / 2**48 for digest in digests])
 
 

@@ -77,7 +77,7 @@ def sampled(found: Iterable[Document], names: Sequence[str], count: int, seed: i
         names: of all that are found.
         characters: of a beginning (`corruptions.beginning`).
     """
-    chance = random_scores(names, seed)
+    chance = random_scores(names, seed, "sampled")
     order = sorted(range(len(names)), key=lambda i: (chance[i], names[i]))[:count]
     place = {names[i]: k for k, i in enumerate(order)}
     chosen = [document for document in found if document.name in place]
