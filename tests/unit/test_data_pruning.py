@@ -149,7 +149,7 @@ class Counting:
 
 
 def hash_of(name: str) -> int:
-    return int(random_scores([name], 0)[0] * 10**6)
+    return int(random_scores([name], 0, "pruned")[0] * 10**6)
 
 
 def table(sees: str) -> list[Seen]:

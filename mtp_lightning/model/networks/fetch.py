@@ -16,9 +16,9 @@ class Fetch(nn.Module):
     So h_1 is the only way to the past. As in the code that NextLat's authors published of it (JaydenTeoh/NextLat,
     `models/model_mtp_jtp.py`, at a commit that is not known): one layer of attention without a SwiGLU, of at most four
     attention heads, c = 0.1 at first, a learned bias for each pair of slots instead of positions (which decays as
-    matrices do), a LayerNorm of the slots, maps without biases. There head 1 is the first slot's result, without h_1 beside it; here it is h_1 itself,
-    so that using the model asks for nothing new. Norms after the fetch are RMSNorms, as everywhere here, there
-    LayerNorms.
+    matrices do), a LayerNorm of the slots, maps without biases. There head 1 is the first slot's result, without h_1
+    beside it; here it is h_1 itself, so that using the model asks for nothing new. Norms after the fetch are RMSNorms,
+    as everywhere here, there LayerNorms.
     """
 
     def __init__(self, config: BackboneConfig, n_future: int) -> None:
