@@ -17,8 +17,9 @@ from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.ranges import Kept, Range, Seed, check_ranges
 from mtp_lightning.tracking.logger import MLflowRunLogger
 
-FOLDER = "evaluation"
-"""Folder of samples, below `trainer.default_root_dir` and among the run's artifacts."""
+FOLDER = "evaluation/probe"
+"""Folder of samples, below `trainer.default_root_dir` and among the run's artifacts, apart from the samples of
+`mtp evaluate`, which are kept."""
 
 
 class EvaluationProbe(ProbeCallback):

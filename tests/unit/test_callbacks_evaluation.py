@@ -66,6 +66,9 @@ def probe(rows: Path, **settings: Any) -> EvaluationProbe:
 def test_a_benchmark_is_asked_and_training_does_not_notice(rows: Path, tmp_path: Path) -> None:
     _, plain = train(tmp_path / "plain", [])
     run = tmp_path / "run"
+    of_the_command = run / "evaluation/humaneval_step_4_temperature_0.jsonl"
+    of_the_command.parent.mkdir(parents=True)
+    of_the_command.write_text("kept")
     asked = [probe(rows), probe(rows, when=2, samples=2, temperatures=(0.5,), k=(1, 2), task="humaneval", limit=1)]
     asked[1].name = "often"
     with pytest.raises(RuntimeError, match="more than one stateful callback"):
@@ -75,7 +78,8 @@ def test_a_benchmark_is_asked_and_training_does_not_notice(rows: Path, tmp_path:
     assert recorder.steps("eval/humaneval/pass_at_1") == [4], "the end alone"
     assert {"eval/humaneval/temperature_at_1", "eval/humaneval/tokens_per_forward"} <= recorder.last.keys()
     assert "perf/probe/evaluation_humaneval/seconds" in recorder.last
-    assert len((run / "evaluation/humaneval_step_4_temperature_0.jsonl").read_text().splitlines()) == 2
+    assert of_the_command.read_text() == "kept"
+    assert len((run / "evaluation/probe/humaneval_step_4_temperature_0.jsonl").read_text().splitlines()) == 2
     recorder, _ = train(run, [asked[1]])
     assert recorder.steps("eval/humaneval/pass_at_2") == [0, 2, 4]
 
