@@ -74,7 +74,7 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
         )  # fmt: skip
         made_with = {"task": benchmark.name, "data": data, "model": model, **described(writing, engine, plan, subject)}
         name = f"{benchmark.name}_step_{subject.step}_temperature_{temperature:g}.jsonl"
-        files[temperature] = SampleFile(out / name, made_with), writing
+        files[temperature] = SampleFile(out / name, made_with, plan.heads_used), writing
     check_out(out)
     for file, _ in files.values():
         file.check()
@@ -91,6 +91,7 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
             write_samples(file, write, prompts, plan.samples_at(temperature), plan.batch_size, report)
             file.put_in_order(benchmark.order)
     for temperature, (file, _) in files.items():
+        _say_what_is_counted(file)
         at[temperature] = judge(benchmark, file, plan, temperature, prompts)
     return Results(benchmark, choose_all(at, plan), at)
 
@@ -125,6 +126,19 @@ def judge(
     judged = benchmark.judge(samples, plan.ks_at(temperature))
     ended = Counter[str](sample.ended for sample in samples)
     return AtTemperature(judged, file.counts, ended, sum(prompt.cut for prompt in prompts), file.path)
+
+
+def _say_what_is_counted(file: SampleFile) -> None:
+    """Acceptance is of the samples that were written with the heads that are asked for, which may be others."""
+    counted, there = file.counts.get("samples", 0), len(file.samples)
+    if counted == there:
+        return
+    found = f"are of {counted:,} samples" if counted else "are not known"
+    print(
+        f"warning: '{file.path}' has {there:,} samples, {counted:,} counted with heads_used {file.heads_used}: tokens "
+        f"per forward and acceptance {found}; give another --out to measure them",
+        file=sys.stderr,
+    )
 
 
 def model_digest(subject: Subject) -> str:

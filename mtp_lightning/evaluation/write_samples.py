@@ -96,8 +96,7 @@ def write_batch(
     engine: Engine, tokenizer: Tokenizer, writing: Writing, asked: Asked
 ) -> tuple[list[Sample], dict[str, int]]:
     """A sample for each (prompt, number), and counts over them: `tokens`; `accepted` of them in `forwards` after the
-    prompts', which are `bytes` in `forwards_of_bytes` (all of them but in files of earlier versions); and of every
-    drafting head i how many drafts had their `turns_i` and were `right_i`."""
+    prompts', which are `bytes`; and of every drafting head i how many drafts had their `turns_i` and were `right_i`."""
     texts = [_Text(tokenizer, prompt.ids, writing.stops) for prompt, _ in asked]
     steps: list[list[Step]] = [[] for _ in asked]
     ended: set[int] = set()
@@ -127,7 +126,6 @@ def _counts(
     yield "forwards", sum(map(len, steps))
     sizes = token_bytes(tokenizer)
     yield "bytes", sum(count_bytes(of_text, sizes) for of_text in steps)
-    yield "forwards_of_bytes", sum(map(len, steps))
     generations = [Generation([], list(of_text)) for of_text in steps]
     offsets = engine.heads.head_offsets[: engine.heads_used]
     for head, (right, turns) in acceptance_counts(generations, offsets).items():

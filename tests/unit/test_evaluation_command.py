@@ -66,6 +66,16 @@ def test_a_benchmark_from_file_to_numbers(capsys: Capture) -> None:
     before = everything(Path("evaluation"))
     assert main(["evaluate", "gsm8k", "a.ckpt", *QUICK, "--heads_used", "1", "--batch_size", "2"]) == 0
     assert everything(Path("evaluation")) == before
+    said = capsys.readouterr()
+    assert "per forward" not in said.out, "nothing was written with one head"
+    assert "9 samples, 0 counted with heads_used 1: tokens per forward and acceptance are not known" in said.err
+    more = ["--samples", "4", "--heads_used", "1", "--json", "out.json"]
+    assert main(["evaluate", "gsm8k", "a.ckpt", *QUICK, *more]) == 0
+    said = capsys.readouterr()
+    assert "12 samples, 3 counted with heads_used 1: tokens per forward and acceptance are of 3 samples" in said.err
+    found = json.loads(Path("out.json").read_text())
+    assert found["metrics"]["eval/gsm8k/tokens_per_forward"] == 1
+    assert [at["counts"]["samples"] for at in found["temperatures"]] == [3, 3]
     assert main(["evaluate", "gsm8k", "a.ckpt", *QUICK, "--temperatures", "[0]", "--k", "[1]", "--limit", "2"]) == 0
     assert len(Path("evaluation/gsm8k_step_7_temperature_0.jsonl").read_text().splitlines()) == 2
 

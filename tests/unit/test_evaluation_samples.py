@@ -79,6 +79,33 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, engine: Engine) -> None:
         assert make(path, engine) == whole
 
 
+def test_counts_are_of_the_heads_that_wrote_and_say_of_how_many_samples(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+
+    def counts(heads_used: int | str) -> dict[str, int]:
+        file = SampleFile(path, MADE_WITH, heads_used)
+        file.check()
+        return file.counts
+
+    with SampleFile(path, MADE_WITH) as file:
+        file.append([Sample("P/0", 0, "a", "end")], {"forwards": 3})
+        file.append([Sample("P/1", 0, "a", "end"), Sample("P/2", 0, "a", "end")], {"forwards": 4})
+    with SampleFile(path, MADE_WITH, 4) as file:
+        file.append([Sample("P/0", 1, "a", "end")], {"forwards": 1})
+        monkeypatch.setattr(SampleFile, "_write_side", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # as if killed between the lines and their counts
+            file.append([Sample("P/1", 1, "a", "end")], {"forwards": 1})
+    monkeypatch.undo()
+    assert counts("auto") == {"samples": 3, "forwards": 7}
+    assert counts(4) == {"samples": 1, "forwards": 1}, "and five lines in the file"
+    assert counts(1) == {}
+    old = {"made_with": MADE_WITH, "counts": {"forwards": 9}}
+    (tmp_path / "a.made_with.json").write_text(json.dumps(old))
+    assert counts("auto") == {}, "of nobody knows which heads"
+
+
 def test_samples_of_something_else_are_refused(tmp_path: Path, engine: Engine) -> None:
     path = tmp_path / "a.jsonl"
     make(path, engine, samples=1)
@@ -108,8 +135,12 @@ def test_samples_of_something_else_are_refused(tmp_path: Path, engine: Engine) -
         ("a.jsonl", '{"task_id": "a", "sample": 0, "completion": "", "ended": "end", "earlier": "bc"}\n', "'earlier'"),
         ("a.jsonl", "[" * 5000 + "\n", "line 1: no sample of ours .nested too deeply"),
         ("a.jsonl", None, r"a\.jsonl: cannot be read"),
-        ("a.made_with.json", '{"made_with": {}, "counts": {"tokens": "many"}}', "its 'counts' is {'tokens': 'many'}"),
-        ("a.made_with.json", f'{{"made_with": {{}}, "counts": {{"tokens": 1{"0" * 400}}}}}', "its 'counts' is"),
+        (
+            "a.made_with.json",
+            '{"made_with": {}, "counts_by_heads": {"2": {"tokens": "many"}}}',
+            "its 'counts_by_heads' is {'2': {'tokens': 'many'}}",
+        ),
+        ("a.made_with.json", f'{{"made_with": {{}}, "counts_by_heads": {{"2": {{"a": 1{"0" * 400}}}}}}}', "its 'cou"),
         ("a.made_with.json", '{"made_with": []}', "its 'made_with' is .*move both files away"),
         ("a.made_with.json", None, r"a\.made_with\.json: cannot be read"),
     ],
@@ -175,7 +206,6 @@ def test_tokens_and_forwards_are_counted(engine: Engine) -> None:
     assert counts["tokens"] == sum(len(text.tokens) for text in texts)
     ends = sum(step.tokens.count(BYTES.eos_id) for text in texts for step in text.steps)
     assert counts["bytes"] == counts["accepted"] - ends
-    assert counts["forwards_of_bytes"] == counts["forwards"]
     assert of_plain["accepted"] == of_plain["forwards"]
     assert of_plain["tokens"] == counts["tokens"]
     assert 0 < counts["right_2"] <= counts["turns_2"]

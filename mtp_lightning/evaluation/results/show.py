@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtp_lightning.evaluation.results.results import AtTemperature, Results
+from mtp_lightning.evaluation.results.results import AtTemperature, Results, rates
 from mtp_lightning.evaluation.results.temperatures import COVERAGE
 from mtp_lightning.files import write_text
 
@@ -25,10 +25,9 @@ def show(results: Results, loaded: "LoadedModel") -> None:
         chosen = results.chosen[name]
         reported = f"{chosen.value:.4f} at {chosen.temperature:g} [{chosen.low:.4f}, {chosen.high:.4f}]"
         print(f"  {name:<{width}}" + "".join(_number(means[t]) for t in temperatures) + f"   {reported}")
-    rows: dict[str, dict[float, float | None]] = {
-        "tokens per forward": {t: found.tokens_per_forward for t, found in results.at.items()},
-        "bytes per forward": {t: found.bytes_per_forward for t, found in results.at.items()},
-    }
+    rows: dict[str, dict[float, float | None]] = {}
+    for rate in rates(results.counts):
+        rows[rate.replace("_", " ")] = {t: rates(found.counts).get(rate) for t, found in results.at.items()}
     for head in sorted({head for found in results.at.values() for head in found.acceptance}):
         rows[f"acceptance of head {head}"] = {t: found.acceptance.get(head) for t, found in results.at.items()}
     for label, by_temperature in rows.items():
@@ -65,8 +64,8 @@ def _at(temperature: float, found: AtTemperature) -> dict[str, Any]:
     return {
         "temperature": temperature,
         "scores": {name: _mean(values) for name, values in found.judged.scores.items()},
-        "tokens_per_forward": found.tokens_per_forward if found.counts.get("forwards") else None,
-        "bytes_per_forward": found.bytes_per_forward if found.counts.get("forwards_of_bytes") else None,
+        "tokens_per_forward": rates(found.counts).get("tokens_per_forward"),
+        "bytes_per_forward": rates(found.counts).get("bytes_per_forward"),
         "acceptance": {str(head): share for head, share in found.acceptance.items()},
         "counts": found.counts,
         "verdicts": dict(found.judged.verdicts),
