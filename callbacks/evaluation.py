@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
+from mtp_lightning.checkpoints.description import begin_ids
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.code_benchmark import Running
@@ -96,4 +97,5 @@ class EvaluationProbe(ProbeCallback):
         tokenizer = getattr(data, "tokenizer", None)
         if not isinstance(tokenizer, Tokenizer):
             raise InputError(f"task is {self.task}: the run is not trained on text, which it asks for")
-        return Subject(model, tokenizer, getattr(data, "context", None), trainer.global_step)
+        begin = tuple(begin_ids(data, getattr(trainer.lightning_module, "parent", None)))
+        return Subject(model, tokenizer, getattr(data, "context", None), trainer.global_step, begin)

@@ -145,9 +145,7 @@ class Evaluate:
         from mtp_lightning.evaluation.results.show import show, write
 
         loaded = load(self.ckpt)
-        model, begin = loaded.model.to(self.device), tuple(loaded.begin_ids)
-        subject = Subject(model, loaded.tokenizer, loaded.context, loaded.step, begin)
-        results = evaluate(subject, benchmark, self.plan, self.out, file_hash(self.data))
+        results = evaluate(Subject.loaded(loaded, self.device), benchmark, self.plan, self.out, file_hash(self.data))
         show(results, loaded)
         if self.json is not None:
             write(results, loaded, Path(self.json))

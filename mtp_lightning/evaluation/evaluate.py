@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mtp_lightning.checkpoints.files import LoadedModel
 from mtp_lightning.checkpoints.verify import digest
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.decoding.compiled.compiler import wanted
@@ -39,8 +40,17 @@ class Subject(NamedTuple):
     context: int | None
     """Positions of a window it was trained on; None where nobody knows."""
     step: int
-    begin_ids: tuple[int, ...] = ()
+    begin_ids: tuple[int, ...]
     """What all of its texts began with."""
+
+    @classmethod
+    def loaded(cls, found: LoadedModel, device: str) -> "Subject":
+        """
+        Raises:
+            InputError: a model that was not trained on text.
+        """
+        tokenizer = found.tokenizer
+        return cls(found.model.to(device), tokenizer, found.context, found.step, tuple(found.begin_ids))
 
     def prompt_room(self, max_new_tokens: int) -> int | None:
         """Tokens that a prompt may have, as `write_samples.prompt_room`."""

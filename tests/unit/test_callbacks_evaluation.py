@@ -80,8 +80,12 @@ def test_a_benchmark_is_asked_and_training_does_not_notice(rows: Path, tmp_path:
     assert "perf/probe/evaluation_humaneval/seconds" in recorder.last
     assert of_the_command.read_text() == "kept"
     assert len((run / "evaluation/probe/humaneval_step_4_temperature_0.jsonl").read_text().splitlines()) == 2
-    recorder, _ = train(run, [asked[1]])
+    begun = Text(vocab_size=256)
+    begun.begin_ids = [7]  # type: ignore[attr-defined]  # as data of pairs with Llama's tokenizer
+    recorder, _ = train(run, [asked[1]], begun)
     assert recorder.steps("eval/humaneval/pass_at_2") == [0, 2, 4]
+    side = json.loads((run / "evaluation/probe/humaneval_step_4_temperature_0.5.made_with.json").read_text())
+    assert side["made_with"]["begin_ids"] == [7]
 
 
 def test_what_cannot_be_asked_is_refused_before_training(rows: Path, tmp_path: Path) -> None:

@@ -58,10 +58,9 @@ def lm_eval_command(
     lm_eval = _installed()
     manager = task_manager(names, include_path)
     loaded = load(Path(ckpt))
-    subject = Subject(loaded.model.to(device), loaded.tokenizer, loaded.context, loaded.step)
     from mtp_lightning.evaluation.harness.model import MTPLanguageModel
 
-    model = MTPLanguageModel(subject, batch_size, heads_used, seed)
+    model = MTPLanguageModel(Subject.loaded(loaded, device), batch_size, heads_used, seed)
     metrics: dict[str, float] = {}
     results: dict[str, Any] = {}
     for name in names:
