@@ -23,6 +23,8 @@ class Judged:
     """How many samples passed, failed, ran out of time ..."""
     passed: dict[tuple[str, int], bool] = field(default_factory=dict)
     """(task_id, number of the sample) -> whether it passed, where that is asked."""
+    limits_met: Counter[str] = field(default_factory=Counter)
+    """Limit of a program (its processor time, the wall clock, memory ...) -> how many samples met it."""
 
 
 class Benchmark(ABC):
@@ -37,6 +39,8 @@ class Benchmark(ABC):
     stops: tuple[str, ...] = ()
     max_new_tokens: int = 512
     """Of an answer, where the command is not given another number."""
+    confined_by: str | None = None
+    """What confines the programs that it runs ("none": nothing), once it was checked; None where it runs none."""
     shots: str = ""
     """Worked examples at the beginning of every prompt. A prompt that has lost some of them is another task."""
 

@@ -149,7 +149,7 @@ class Evaluate:
         show(results, loaded)
         if self.json is not None:
             write(results, loaded, Path(self.json))
-        tags = {UNSAFE: "true"} if self.running.unsafe else {}
+        tags = {UNSAFE: "true"} if benchmark.confined_by == "none" else {}
         record(self.ckpt, loaded.step, results.metrics(), [found.file for found in results.at.values()], tags)
 
 

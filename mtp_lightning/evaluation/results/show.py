@@ -36,8 +36,11 @@ def show(results: Results, loaded: "LoadedModel") -> None:
     for temperature in temperatures:
         found = results.at[temperature]
         verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in found.judged.verdicts.most_common())
-        became = f"{verdicts}; " if verdicts else ""
+        met = f" (limits met: {_counts(found.judged.limits_met)})" if found.judged.limits_met else ""
+        became = f"{verdicts}{met}; " if verdicts else ""
         print(f"  at {temperature:g}: {became}ended by {_counts(found.ended)}; {found.file}")
+    if benchmark.confined_by is not None:
+        print(f"  programs were confined by {benchmark.confined_by}")
     cut = max(found.cut for found in results.at.values())
     if cut:
         print(f"  {cut:,} prompts were longer than the context has room for: their beginnings were cut off")
@@ -54,6 +57,8 @@ def as_json(results: Results) -> dict[str, Any]:
         "task": benchmark.name,
         "domain": benchmark.domain,
         "problems": len(benchmark.prompts),
+        "confined_by": benchmark.confined_by,
+        "unsafe_execution": benchmark.confined_by == "none",
         "metrics": results.metrics(),
         "scores": {name: chosen._asdict() for name, chosen in results.chosen.items()},
         "temperatures": [_at(temperature, found) for temperature, found in sorted(results.at.items())],
@@ -69,6 +74,7 @@ def _at(temperature: float, found: AtTemperature) -> dict[str, Any]:
         "acceptance": {str(head): share for head, share in found.acceptance.items()},
         "counts": found.counts,
         "verdicts": dict(found.judged.verdicts),
+        "limits_met": dict(found.judged.limits_met),
         "ended": dict(found.ended),
         "cut_prompts": found.cut,
         "samples": str(found.file),
