@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +84,8 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
             subject.begin_ids,
         )  # fmt: skip
         made_with = {"task": benchmark.name, "data": data, "model": model, **described(writing, engine, plan, subject)}
+        if isinstance(benchmark, CodeBenchmark) and benchmark.turns > 1:  # what a model is told of its programs
+            made_with |= {"limits": asdict(benchmark.running.limits), "unsafe_execution": benchmark.running.unsafe}
         name = f"{benchmark.name}_step_{subject.step}_temperature_{temperature:g}.jsonl"
         files[temperature] = SampleFile(out / name, made_with, plan.heads_used), writing
     check_out(out)

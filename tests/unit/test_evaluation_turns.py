@@ -135,6 +135,13 @@ def test_the_command(
     file.write_bytes(before[:200])
     assert main([*command, "--k", "[1, 2]", "--samples", "2", "--temperatures", "[0.8]", "--heads_used", "1"]) == 0
     assert file.read_bytes() == before
+    capsys.readouterr()
+    for other, says in (
+        (["--cpu_seconds", "9"], "limits {'cpu_seconds': 4.0"),
+        (["--unsafe_execution", "true"], "unsafe"),
+    ):
+        assert main([*command, "--samples", "2", "--temperatures", "[0.8]", *other]) == 2
+        assert f"was made with {says}" in capsys.readouterr().err, "what a model is told of its programs"
     unsafe = ["--turns", "1", "--limit", "1", "--unsafe_execution", "true", "--out", "unsafe", "--json", "out.json"]
     assert main([*command, "--samples", "2", "--temperatures", "[0.8]", *unsafe]) == 0
     found = json.loads(Path("out.json").read_text())
