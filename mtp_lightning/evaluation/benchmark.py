@@ -1,5 +1,6 @@
 """What a benchmark is: prompts, where an answer ends, and how answers are judged."""
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.passk import pass_at_k
 from mtp_lightning.evaluation.samples import Prompt, Sample
 
@@ -49,6 +51,11 @@ class Benchmark(ABC):
         self.order = list(prompts)
         """All problems, also those that are not asked."""
 
+    def tell_apart(self, name: str | None) -> None:
+        """From the same benchmark on other data, in files and metrics: `rouge` becomes `rouge-maths`."""
+        if name is not None:
+            self.name = f"{self.name}-{check_name(name)}"
+
     def limit(self, count: int | None) -> None:
         """Ask the first `count` problems only."""
         self.prompts = dict(list(self.prompts.items())[:count])
@@ -79,6 +86,16 @@ class Benchmark(ABC):
             samples: as many of every problem.
             ks: none above that number.
         """
+
+
+def check_name(name: str) -> str:
+    """
+    Raises:
+        InputError: not fit for files and metrics.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+        raise InputError(f"name is '{name}': it has to be 1 to 64 letters (a-z, A-Z), digits, '_', '.' or '-'")
+    return name
 
 
 def by_problem(prompts: Mapping[str, str], samples: Sequence[Sample]) -> dict[str, list[Sample]]:

@@ -10,7 +10,7 @@ from mtp_lightning.ranges import Kept, Range, check_value
 
 if TYPE_CHECKING:
     from mtp_lightning.checkpoints.files import LoadedModel
-    from mtp_lightning.evaluation.benchmark import Benchmark
+    from mtp_lightning.evaluation.benchmark import Benchmark, Domain
     from mtp_lightning.evaluation.tasks.benchmarks import BenchmarkName
 
 
@@ -38,6 +38,7 @@ class Evaluate:
         cpu_seconds: float = 4.0,
         memory_mb: int = 1024,
         unsafe_execution: bool = False,
+        name: str | None = None,
         out: str | None = None,
         json: str | None = None,
     ) -> None:
@@ -65,9 +66,11 @@ class Evaluate:
             cpu_seconds: CPU time that a program may take, where its problem does not say.
             memory_mb: Address space that a program may take, in MiB.
             unsafe_execution: Run the programs with all your rights, outside of the sandbox; recorded as a tag.
+            name: Tells apart data of one benchmark, in files and metrics: with "maths" eval/rouge-maths/rouge_l.
             out: Folder for the samples; `evaluation` in the run's folder, or beside the file, without it.
             json: File to write the numbers to as well.
         """
+        from mtp_lightning.evaluation.benchmark import check_name
         from mtp_lightning.evaluation.code_benchmark import Running
         from mtp_lightning.evaluation.plan import Plan
         from mtp_lightning.evaluation.sandbox import Limits
@@ -76,7 +79,7 @@ class Evaluate:
         check_value("workers", workers, Kept)
         check_value("turns", turns, Annotated[int, Range(least=1, most=3)])
         self.ckpt, self.json, self.device = Path(ckpt), json, device
-        self.turns = turns
+        self.turns, self.name = turns, None if name is None else check_name(name)
         self.running = Running(workers, unsafe_execution, Limits(cpu_seconds, memory_mb))
         if data is None:
             raise InputError("--data is missing: the file of the benchmark, in its published format")
@@ -128,22 +131,29 @@ class Evaluate:
         """Word problems, after eight worked examples: exact match of the answer, and majority vote."""
         self._ask_named("gsm8k")
 
-    def rouge(self) -> None:
-        """ROUGE-L of summaries, on pairs: rows with prompt and completion. Greedy, where no temperatures are given."""
+    def rouge(self, *, domain: Literal["code", "prose", "maths"] = "prose") -> None:
+        """ROUGE-L of summaries, on pairs: rows with prompt and completion. Greedy, where no temperatures are given.
+
+        Args:
+            domain: What the pairs are about, for the JSON.
+        """
         if not self.temperatures_given:
             self.plan = replace(self.plan, temperatures=(0.0,), k=(1,))
-        self._ask_named("rouge")
+        self._ask_named("rouge", domain)
 
-    def _ask_named(self, name: "BenchmarkName") -> None:
+    def _ask_named(self, name: "BenchmarkName", domain: "Domain | None" = None) -> None:
         from mtp_lightning.evaluation.tasks.benchmarks import make_benchmark
 
-        self._ask(make_benchmark(name, self.data, self.running, self.turns))
+        benchmark = make_benchmark(name, self.data, self.running, self.turns)
+        benchmark.domain = domain or benchmark.domain
+        self._ask(benchmark)
 
     def _ask(self, benchmark: "Benchmark") -> None:
         from mtp_lightning.evaluation.evaluate import Subject, evaluate, file_hash
         from mtp_lightning.evaluation.results.record import UNSAFE, record
         from mtp_lightning.evaluation.results.show import show, write
 
+        benchmark.tell_apart(self.name)
         loaded = load(self.ckpt)
         results = evaluate(Subject.loaded(loaded, self.device), benchmark, self.plan, self.out, file_hash(self.data))
         show(results, loaded)

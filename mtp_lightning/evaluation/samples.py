@@ -134,7 +134,7 @@ class SampleFile:
             if have != want:
                 raise InputError(
                     f"'{self.path}' was made with {key} {have!r}, and now it is {want!r}: "
-                    "give another --out, or move the file away"
+                    "give another --out or --name, or move the file away"
                 )
         self.counts_by_heads = found.counts_by_heads
         for sample in _parsed(self.path, text or ""):

@@ -80,6 +80,21 @@ def test_a_benchmark_from_file_to_numbers(capsys: Capture) -> None:
     assert len(Path("evaluation/gsm8k_step_7_temperature_0.jsonl").read_text().splitlines()) == 2
 
 
+def test_two_sets_of_pairs_stand_apart(capsys: Capture) -> None:
+    checkpoint()
+    for name in ("prose", "maths"):
+        Path(f"{name}.jsonl").write_text(json.dumps({"prompt": f"{name} ", "completion": "a b"}))
+    ask = ["evaluate", "rouge", "a.ckpt", "--max_new_tokens", "4", "--json", "out.json", "--data"]
+    assert main([*ask, "prose.jsonl"]) == 0
+    assert main([*ask, "maths.jsonl"]) == 2
+    assert "give another --out or --name" in capsys.readouterr().err
+    assert main([*ask, "maths.jsonl", "--name", "maths", "--domain", "maths"]) == 0
+    found = json.loads(Path("out.json").read_text())
+    assert (found["task"], found["domain"]) == ("rouge-maths", "maths")
+    assert "eval/rouge-maths/rouge_l" in found["metrics"]
+    assert [at["samples"] for at in found["temperatures"]] == ["evaluation/rouge-maths_step_7_temperature_0.jsonl"]
+
+
 def test_numbers_go_to_the_runs_own_mlflow_run(capsys: Capture) -> None:
     from test_tracking_fakes import fresh_store
 
@@ -120,6 +135,7 @@ def test_numbers_go_to_the_runs_own_mlflow_run(capsys: Capture) -> None:
         (["--select", "fixed", "--k", "[1]"], "give one, or one for each k"),
         (["--heads_used", "3"], "heads_used"),
         (["--out", "gsm8k.jsonl"], "out: 'gsm8k.jsonl' is a file"),
+        (["--name", "a b"], "name is 'a b': it has to be 1 to 64 letters"),
         (["--max_new_tokens", "0"], "max_new_tokens is 0"),
     ],
 )
