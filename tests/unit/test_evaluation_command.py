@@ -133,6 +133,10 @@ def test_numbers_go_to_the_runs_own_mlflow_run(capsys: Capture) -> None:
         (["--samples", "0"], "samples is 0: it has to be at least 1"),
         (["--top_p", "2"], "top_p is 2.0: it has to be above 0 and at most 1"),
         (["--select", "fixed", "--k", "[1]"], "give one, or one for each k"),
+        (
+            ["--select", "fixed", "--temperatures", "[0.2, 0]"],
+            "temperatures is [0.2, 0.0], and select fixed takes 0 for k",
+        ),
         (["--heads_used", "3"], "heads_used"),
         (["--out", "gsm8k.jsonl"], "out: 'gsm8k.jsonl' is a file"),
         (["--name", "a b"], "name is 'a b': it has to be 1 to 64 letters"),
