@@ -49,7 +49,7 @@ class Evaluate:
             data: File of the benchmark, in its published format (needed).
             samples: Of every problem, at every temperature; one at temperature 0.
             temperatures: Of sampling; [0.2, 0.8] without it.
-            k: For pass@k; [1, 10] without it.
+            k: For pass@k; [1, 10] without it, [1] where samples are fewer or greedy.
             select: oracle: each k at the temperature that does best, as the paper's tables; fixed: temperatures belong
                 to the k's in order, or one to all.
             top_p: Sample among the fewest most probable tokens of this probability together (nucleus).
@@ -72,7 +72,7 @@ class Evaluate:
         """
         from mtp_lightning.evaluation.benchmark import check_name
         from mtp_lightning.evaluation.code_benchmark import Running
-        from mtp_lightning.evaluation.plan import Plan
+        from mtp_lightning.evaluation.plan import Plan, usual_ks
         from mtp_lightning.evaluation.sandbox import Limits
 
         check_json(json)
@@ -84,9 +84,10 @@ class Evaluate:
         if data is None:
             raise InputError("--data is missing: the file of the benchmark, in its published format")
         self.data, self.temperatures_given = Path(data), temperatures is not None
+        asked = (0.2, 0.8) if temperatures is None else tuple(temperatures)
         self.out = Path(out) if out is not None else evaluation_folder(self.ckpt)
         self.plan = Plan(
-            samples, tuple(temperatures or (0.2, 0.8)), tuple(k or (1, 10)), select, top_p, seed, limit,
+            samples, asked, usual_ks(samples, asked) if k is None else tuple(k), select, top_p, seed, limit,
             max_new_tokens, heads_used, batch_size, dtype, compile,
         )  # fmt: skip
 
@@ -137,8 +138,8 @@ class Evaluate:
         Args:
             domain: What the pairs are about, for the JSON.
         """
-        if not self.temperatures_given:
-            self.plan = replace(self.plan, temperatures=(0.0,), k=(1,))
+        temperatures = self.plan.temperatures if self.temperatures_given else (0.0,)
+        self.plan = replace(self.plan, temperatures=temperatures, k=(1,))
         self._ask_named("rouge", domain)
 
     def _ask_named(self, name: "BenchmarkName", domain: "Domain | None" = None) -> None:

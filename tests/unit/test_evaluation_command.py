@@ -85,7 +85,7 @@ def test_two_sets_of_pairs_stand_apart(capsys: Capture) -> None:
     for name in ("prose", "maths"):
         Path(f"{name}.jsonl").write_text(json.dumps({"prompt": f"{name} ", "completion": "a b"}))
     ask = ["evaluate", "rouge", "a.ckpt", "--max_new_tokens", "4", "--json", "out.json", "--data"]
-    assert main([*ask, "prose.jsonl"]) == 0
+    assert main([*ask, "prose.jsonl", "--samples", "5", "--temperatures", "[0, 0.5]"]) == 0, "it has no k"
     assert main([*ask, "maths.jsonl"]) == 2
     assert "give another --out or --name" in capsys.readouterr().err
     assert main([*ask, "maths.jsonl", "--name", "maths", "--domain", "maths"]) == 0
@@ -127,6 +127,8 @@ def test_numbers_go_to_the_runs_own_mlflow_run(capsys: Capture) -> None:
         (["--data", "empty.jsonl"], "data: 'empty.jsonl' has no rows"),
         (["--k", "[1, 4]"], "k is 4, and pass@k needs at least k samples: samples is 3"),
         (["--k", "[0]"], "k is [0]: it has to be a list, each item a whole number, at least 1"),
+        (["--k", "[]"], "k is []: it has to be a list"),
+        (["--temperatures", "[]"], "temperatures is []: it has to be a list"),
         (["--k", "[1, 1]"], "k is [1, 1]: it has a number twice"),
         (["--temperatures", "[-1]"], "temperatures is [-1.0]"),
         (["--temperatures", "[0]"], "k is above 1 at temperature 0"),
