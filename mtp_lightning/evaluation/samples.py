@@ -147,6 +147,8 @@ class SampleFile:
             self._file = open(self.path, "ab", buffering=0)
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                    raise BlockingIOError  # opened before its owner put another in its place, in order
                 self.check()  # once more: another evaluation may have written until now
                 self._file.truncate(_whole_lines(self.path))
                 self._write_side()
@@ -190,7 +192,8 @@ class SampleFile:
             self._write_side()
 
     def put_in_order(self, task_ids: Sequence[str]) -> None:
-        """Sample 0 of every problem, then sample 1 ...: the same bytes however many steps the file was made in."""
+        """Sample 0 of every problem, then sample 1 ...: the same bytes however many steps the file was made in. The
+        last thing to do inside: the file may be another afterwards, which others may write to."""
         place = {task_id: i for i, task_id in enumerate(task_ids)}
         last = len(place)
         ordered = sorted(self.samples.values(), key=lambda s: (s.sample, place.get(s.task_id, last)))

@@ -1,5 +1,6 @@
 """Samples on disk: the same bytes however they were made, and nothing lost, whatever happens meanwhile."""
 
+import fcntl
 import json
 import random
 import resource
@@ -21,6 +22,7 @@ from mtp_lightning.evaluation.benchmark import fit_prompt
 from mtp_lightning.evaluation.evaluate import Subject
 from mtp_lightning.evaluation.samples import Prompt, Sample, SampleFile, read_samples, sample_seed
 from mtp_lightning.evaluation.write_samples import Writing, _Text, prompt_room, write_batch, write_samples
+from mtp_lightning.files import write_text
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
@@ -151,6 +153,22 @@ def test_files_that_may_hold_anything(tmp_path: Path, name: str, content: str | 
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=says), SampleFile(tmp_path / "a.jsonl", MADE_WITH):
+        pass
+
+
+def test_a_file_that_its_owner_replaced_before_the_lock_was_free_is_not_written_to(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    make(path, engine, samples=1)
+
+    def too_late(file: Any, how: int) -> None:
+        write_text(path, path.read_text())
+        flock(file, how)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", too_late)
+    with pytest.raises(InputError, match="is in use by another evaluation"), SampleFile(path, MADE_WITH):
         pass
 
 
