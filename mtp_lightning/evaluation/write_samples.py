@@ -147,30 +147,28 @@ class _Text:
         """Where in the text a stop string begins."""
 
     def take(self, tokens: Sequence[int]) -> int:
-        """Add tokens up to the one that makes a stop string whole; how many there were of these."""
-        before = len(self.ids)
-        self.ids += tokens
-        if not self.stops or self._first_stop(len(self.ids)) is None:
-            return len(tokens)
-        counts = range(before + 1, len(self.ids) + 1)
-        count = next(count for count in counts if self._first_stop(count) is not None)
-        self.stopped_at = self._first_stop(count)
-        del self.ids[count:]
-        return count - before
+        """Add tokens up to the one that makes a stop string whole; how many there were of these. Looked at one by one:
+        where bytes are tokens, half a character makes the bytes before it unreadable, and takes a stop back."""
+        for added, token in enumerate(tokens, start=1):
+            self.ids.append(token)
+            self.stopped_at = self._first_stop() if self.stops else None
+            if self.stopped_at is not None:
+                return added
+        return len(tokens)
 
     @property
     def completion(self) -> str:
-        return self._text(len(self.ids))[: self.stopped_at]
+        return self._text()[: self.stopped_at]
 
     def how_ended(self, ends: Collection[int]) -> Ended:
         if self.stopped_at is not None:
             return "stop"
         return "end" if self.ids and self.ids[-1] in ends else "length"
 
-    def _first_stop(self, count: int) -> int | None:
-        text = self._text(count)
+    def _first_stop(self) -> int | None:
+        text = self._text()
         found = [place for place in map(text.find, self.stops) if place >= 0]
         return min(found, default=None)
 
-    def _text(self, count: int) -> str:
-        return self.tokenizer.decode([*self.lead, *self.ids[:count]])[self.start :]
+    def _text(self) -> str:
+        return self.tokenizer.decode([*self.lead, *self.ids])[self.start :]

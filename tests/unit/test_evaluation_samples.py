@@ -251,6 +251,30 @@ def bpe() -> Tokenizer:
     return HuggingFaceTokenizer(fast.to_str())
 
 
+def byte_fallback() -> Tokenizer:
+    """As Llama's: bytes that are no UTF-8 together are unreadable together."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models
+
+    vocabulary = {END_OF_TEXT: 0} | {f"<0x{byte:02X}>": 1 + byte for byte in range(256)}
+    fast = Fast(models.BPE({**vocabulary, "x": 257}, [], byte_fallback=True))
+    fast.add_special_tokens([END_OF_TEXT])
+    fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return HuggingFaceTokenizer(fast.to_str())
+
+
+def test_half_a_character_that_was_drafted_takes_no_stop_back() -> None:
+    tokenizer = byte_fallback()
+    newline, half, x = 1 + 0x0A, 1 + 0xE4, 257
+    assert "\n" not in tokenizer.decode([newline, half])
+    for drafts in ([[x, newline, half]], [[x], [newline], [half]]):
+        text = _Text(tokenizer, [x], ("\n",))
+        for tokens in drafts:
+            if text.stopped_at is None:
+                text.take(tokens)
+        assert (text.completion, text.ids, text.how_ended({0})) == ("x", [x, newline], "stop")
+
+
 @pytest.mark.parametrize("make_tokenizer", [ByteTokenizer, bpe])
 def test_stops_are_found_across_tokens_and_whatever_was_drafted(make_tokenizer: Callable[[], Tokenizer]) -> None:
     """Against an oracle that looks at the text after every single token."""
