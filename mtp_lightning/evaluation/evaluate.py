@@ -162,8 +162,8 @@ def model_digest(subject: Subject) -> str:
 
 
 def described(writing: Writing, engine: Engine, plan: Plan, subject: Subject) -> dict[str, Any]:
-    """What decides the samples, beside task, data and model. Heads and batch do not: in float32 the texts are the
-    same."""
+    """What decides the samples, beside task, data and model. Heads, batch and compiled layers do not: in float32 the
+    texts are the same, but for ties between torch's layers and compiled ones."""
     begin = {"begin_ids": list(writing.begin_ids)} if writing.begin_ids else {}
     return (
         begin

@@ -1,8 +1,9 @@
 """Samples on disk: JSONL in EvalPlus's format, `{"task_id": ..., "completion": ...}` a line, which others' tools score.
 
 Sample s of a problem is a pure function of (model, problem, seed, s) and of what stands in the side file
-`<name>.made_with.json`. So more samples, or more problems, never change earlier ones; an evaluation that was killed
-goes on where it was; and a file that another model or temperature wrote is refused.
+`<name>.made_with.json` (but for ties of float32 between torch's layers and compiled ones). So more samples, or more
+problems, never change earlier ones; an evaluation that was killed goes on where it was; and a file that another model
+or temperature wrote is refused.
 """
 
 import fcntl
