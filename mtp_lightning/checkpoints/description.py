@@ -19,7 +19,7 @@ NO_RESUME = (
 def describe(model: MTPModel, datamodule: Any, freeze: str, parent: Parent | None) -> dict[str, Any]:
     """What `load_model` needs beside the weights, and what a run goes on as."""
     tokenizer, task = getattr(datamodule, "tokenizer", None), getattr(datamodule, "task", None)
-    begin = list((parent.begin_ids if parent else ()) or getattr(datamodule, "begin_ids", ()))
+    begin = begin_ids(datamodule, parent)
     return describe_model(
         model.config,
         model.heads_config,
@@ -30,6 +30,11 @@ def describe(model: MTPModel, datamodule: Any, freeze: str, parent: Parent | Non
         parent=None if parent is None else {"name": parent.name, "weights": parent.weights},
         **({"begin_ids": begin} if begin else {}),
     )
+
+
+def begin_ids(datamodule: Any, parent: Parent | None) -> list[int]:
+    """Tokens that every text of a run's model begins with."""
+    return list((parent.begin_ids if parent else ()) or getattr(datamodule, "begin_ids", ()))
 
 
 def check_same_run(saved: Mapping[str, Any], model: MTPModel, freeze: str, init: InitConfig) -> Parent | None:

@@ -1,5 +1,6 @@
 """What a benchmark is: prompts, where an answer ends, and how answers are judged."""
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.passk import pass_at_k
 from mtp_lightning.evaluation.samples import Prompt, Sample
 
@@ -23,6 +25,8 @@ class Judged:
     """How many samples passed, failed, ran out of time ..."""
     passed: dict[tuple[str, int], bool] = field(default_factory=dict)
     """(task_id, number of the sample) -> whether it passed, where that is asked."""
+    limits_met: Counter[str] = field(default_factory=Counter)
+    """Limit of a program (its processor time, the wall clock, memory ...) -> how many samples met it."""
 
 
 class Benchmark(ABC):
@@ -37,6 +41,8 @@ class Benchmark(ABC):
     stops: tuple[str, ...] = ()
     max_new_tokens: int = 512
     """Of an answer, where the command is not given another number."""
+    confined_by: str | None = None
+    """What confines the programs that it runs ("none": nothing), once it was checked; None where it runs none."""
     shots: str = ""
     """Worked examples at the beginning of every prompt. A prompt that has lost some of them is another task."""
 
@@ -44,6 +50,11 @@ class Benchmark(ABC):
         self.prompts = dict(prompts)
         self.order = list(prompts)
         """All problems, also those that are not asked."""
+
+    def tell_apart(self, name: str | None) -> None:
+        """From the same benchmark on other data, in files and metrics: `rouge` becomes `rouge-maths`."""
+        if name is not None:
+            self.name = f"{self.name}-{check_name(name)}"
 
     def limit(self, count: int | None) -> None:
         """Ask the first `count` problems only."""
@@ -75,6 +86,16 @@ class Benchmark(ABC):
             samples: as many of every problem.
             ks: none above that number.
         """
+
+
+def check_name(name: str) -> str:
+    """
+    Raises:
+        InputError: not fit for files and metrics.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+        raise InputError(f"name is '{name}': it has to be 1 to 64 letters (a-z, A-Z), digits, '_', '.' or '-'")
+    return name
 
 
 def by_problem(prompts: Mapping[str, str], samples: Sequence[Sample]) -> dict[str, list[Sample]]:

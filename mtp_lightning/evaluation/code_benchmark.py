@@ -57,6 +57,7 @@ class CodeBenchmark(Benchmark):
     @override
     def check(self, tokenizer: Tokenizer) -> None:
         with self.sandbox(1) as sandbox:
+            self.confined_by = sandbox.level
             self.task.prepare(sandbox)
 
     def sandbox(self, workers: int | None = None) -> Sandbox:
@@ -75,7 +76,8 @@ class CodeBenchmark(Benchmark):
             scores |= self._filtered(own, scored, ks)
         each = {(s.task_id, s.sample): scored[s.task_id, s.completion] for found in own.values() for s in found}
         verdicts = Counter[str](found.verdict for found in each.values())
-        return Judged(scores, verdicts, {at: found.passed[self.task.scores[0]] for at, found in each.items()})
+        met = Counter[str](found.limit for found in each.values() if found.limit)
+        return Judged(scores, verdicts, {at: found.passed[self.task.scores[0]] for at, found in each.items()}, met)
 
     def _filtered(
         self, own: Mapping[str, Sequence[Sample]], scored: Mapping[tuple[str, str], Scored], ks: Sequence[int]

@@ -10,7 +10,7 @@ from mtp_lightning.ranges import Kept, Range, check_value
 
 if TYPE_CHECKING:
     from mtp_lightning.checkpoints.files import LoadedModel
-    from mtp_lightning.evaluation.benchmark import Benchmark
+    from mtp_lightning.evaluation.benchmark import Benchmark, Domain
     from mtp_lightning.evaluation.tasks.benchmarks import BenchmarkName
 
 
@@ -38,6 +38,7 @@ class Evaluate:
         cpu_seconds: float = 4.0,
         memory_mb: int = 1024,
         unsafe_execution: bool = False,
+        name: str | None = None,
         out: str | None = None,
         json: str | None = None,
     ) -> None:
@@ -48,7 +49,7 @@ class Evaluate:
             data: File of the benchmark, in its published format (needed).
             samples: Of every problem, at every temperature; one at temperature 0.
             temperatures: Of sampling; [0.2, 0.8] without it.
-            k: For pass@k; [1, 10] without it.
+            k: For pass@k; [1, 10] without it, [1] where samples are fewer or greedy.
             select: oracle: each k at the temperature that does best, as the paper's tables; fixed: temperatures belong
                 to the k's in order, or one to all.
             top_p: Sample among the fewest most probable tokens of this probability together (nucleus).
@@ -65,25 +66,28 @@ class Evaluate:
             cpu_seconds: CPU time that a program may take, where its problem does not say.
             memory_mb: Address space that a program may take, in MiB.
             unsafe_execution: Run the programs with all your rights, outside of the sandbox; recorded as a tag.
+            name: Tells apart data of one benchmark, in files and metrics: with "maths" eval/rouge-maths/rouge_l.
             out: Folder for the samples; `evaluation` in the run's folder, or beside the file, without it.
             json: File to write the numbers to as well.
         """
+        from mtp_lightning.evaluation.benchmark import check_name
         from mtp_lightning.evaluation.code_benchmark import Running
-        from mtp_lightning.evaluation.plan import Plan
+        from mtp_lightning.evaluation.plan import Plan, usual_ks
         from mtp_lightning.evaluation.sandbox import Limits
 
         check_json(json)
         check_value("workers", workers, Kept)
         check_value("turns", turns, Annotated[int, Range(least=1, most=3)])
         self.ckpt, self.json, self.device = Path(ckpt), json, device
-        self.turns = turns
+        self.turns, self.name = turns, None if name is None else check_name(name)
         self.running = Running(workers, unsafe_execution, Limits(cpu_seconds, memory_mb))
         if data is None:
             raise InputError("--data is missing: the file of the benchmark, in its published format")
         self.data, self.temperatures_given = Path(data), temperatures is not None
+        asked = (0.2, 0.8) if temperatures is None else tuple(temperatures)
         self.out = Path(out) if out is not None else evaluation_folder(self.ckpt)
         self.plan = Plan(
-            samples, tuple(temperatures or (0.2, 0.8)), tuple(k or (1, 10)), select, top_p, seed, limit,
+            samples, asked, usual_ks(samples, asked) if k is None else tuple(k), select, top_p, seed, limit,
             max_new_tokens, heads_used, batch_size, dtype, compile,
         )  # fmt: skip
 
@@ -128,30 +132,35 @@ class Evaluate:
         """Word problems, after eight worked examples: exact match of the answer, and majority vote."""
         self._ask_named("gsm8k")
 
-    def rouge(self) -> None:
-        """ROUGE-L of summaries, on pairs: rows with prompt and completion. Greedy, where no temperatures are given."""
-        if not self.temperatures_given:
-            self.plan = replace(self.plan, temperatures=(0.0,), k=(1,))
-        self._ask_named("rouge")
+    def rouge(self, *, domain: Literal["code", "prose", "maths"] = "prose") -> None:
+        """ROUGE-L of summaries, on pairs: rows with prompt and completion. Greedy, where no temperatures are given.
 
-    def _ask_named(self, name: "BenchmarkName") -> None:
+        Args:
+            domain: What the pairs are about, for the JSON.
+        """
+        temperatures = self.plan.temperatures if self.temperatures_given else (0.0,)
+        self.plan = replace(self.plan, temperatures=temperatures, k=(1,))
+        self._ask_named("rouge", domain)
+
+    def _ask_named(self, name: "BenchmarkName", domain: "Domain | None" = None) -> None:
         from mtp_lightning.evaluation.tasks.benchmarks import make_benchmark
 
-        self._ask(make_benchmark(name, self.data, self.running, self.turns))
+        benchmark = make_benchmark(name, self.data, self.running, self.turns)
+        benchmark.domain = domain or benchmark.domain
+        self._ask(benchmark)
 
     def _ask(self, benchmark: "Benchmark") -> None:
         from mtp_lightning.evaluation.evaluate import Subject, evaluate, file_hash
         from mtp_lightning.evaluation.results.record import UNSAFE, record
         from mtp_lightning.evaluation.results.show import show, write
 
+        benchmark.tell_apart(self.name)
         loaded = load(self.ckpt)
-        model, begin = loaded.model.to(self.device), tuple(loaded.begin_ids)
-        subject = Subject(model, loaded.tokenizer, loaded.context, loaded.step, begin)
-        results = evaluate(subject, benchmark, self.plan, self.out, file_hash(self.data))
+        results = evaluate(Subject.loaded(loaded, self.device), benchmark, self.plan, self.out, file_hash(self.data))
         show(results, loaded)
         if self.json is not None:
             write(results, loaded, Path(self.json))
-        tags = {UNSAFE: "true"} if self.running.unsafe else {}
+        tags = {UNSAFE: "true"} if benchmark.confined_by == "none" else {}
         record(self.ckpt, loaded.step, results.metrics(), [found.file for found in results.at.values()], tags)
 
 

@@ -6,12 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from mtp_lightning.checkpoints.files import LoadedModel
 from mtp_lightning.checkpoints.verify import digest
 from mtp_lightning.data.tokens.tokenizer import Tokenizer
 from mtp_lightning.decoding.compiled.compiler import wanted
@@ -39,8 +41,17 @@ class Subject(NamedTuple):
     context: int | None
     """Positions of a window it was trained on; None where nobody knows."""
     step: int
-    begin_ids: tuple[int, ...] = ()
+    begin_ids: tuple[int, ...]
     """What all of its texts began with."""
+
+    @classmethod
+    def loaded(cls, found: LoadedModel, device: str) -> "Subject":
+        """
+        Raises:
+            InputError: a model that was not trained on text.
+        """
+        tokenizer = found.tokenizer
+        return cls(found.model.to(device), tokenizer, found.context, found.step, tuple(found.begin_ids))
 
     def prompt_room(self, max_new_tokens: int) -> int | None:
         """Tokens that a prompt may have, as `write_samples.prompt_room`."""
@@ -73,8 +84,10 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
             subject.begin_ids,
         )  # fmt: skip
         made_with = {"task": benchmark.name, "data": data, "model": model, **described(writing, engine, plan, subject)}
+        if isinstance(benchmark, CodeBenchmark) and benchmark.turns > 1:  # what a model is told of its programs
+            made_with |= {"limits": asdict(benchmark.running.limits), "unsafe_execution": benchmark.running.unsafe}
         name = f"{benchmark.name}_step_{subject.step}_temperature_{temperature:g}.jsonl"
-        files[temperature] = SampleFile(out / name, made_with), writing
+        files[temperature] = SampleFile(out / name, made_with, plan.heads_used), writing
     check_out(out)
     for file, _ in files.values():
         file.check()
@@ -91,6 +104,7 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
             write_samples(file, write, prompts, plan.samples_at(temperature), plan.batch_size, report)
             file.put_in_order(benchmark.order)
     for temperature, (file, _) in files.items():
+        _say_what_is_counted(file)
         at[temperature] = judge(benchmark, file, plan, temperature, prompts)
     return Results(benchmark, choose_all(at, plan), at)
 
@@ -127,6 +141,19 @@ def judge(
     return AtTemperature(judged, file.counts, ended, sum(prompt.cut for prompt in prompts), file.path)
 
 
+def _say_what_is_counted(file: SampleFile) -> None:
+    """Acceptance is of the samples that were written with the heads that are asked for, which may be others."""
+    counted, there = file.counts.get("samples", 0), len(file.samples)
+    if counted == there:
+        return
+    found = f"are of {counted:,} samples" if counted else "are not known"
+    print(
+        f"warning: '{file.path}' has {there:,} samples, {counted:,} counted with heads_used {file.heads_used}: tokens "
+        f"per forward and acceptance {found}; give another --out to measure them",
+        file=sys.stderr,
+    )
+
+
 def model_digest(subject: Subject) -> str:
     """Of the weights, and of what else makes one model another."""
     model = subject.model
@@ -135,8 +162,8 @@ def model_digest(subject: Subject) -> str:
 
 
 def described(writing: Writing, engine: Engine, plan: Plan, subject: Subject) -> dict[str, Any]:
-    """What decides the samples, beside task, data and model. Heads and batch do not: in float32 the texts are the
-    same."""
+    """What decides the samples, beside task, data and model. Heads, batch and compiled layers do not: in float32 the
+    texts are the same, but for ties between torch's layers and compiled ones."""
     begin = {"begin_ids": list(writing.begin_ids)} if writing.begin_ids else {}
     return (
         begin

@@ -1,5 +1,6 @@
 """How a benchmark is asked: samples, temperatures, k."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -42,7 +43,12 @@ class Plan:
             raise InputError(f"k is {max(self.k)}, and pass@k needs at least k samples: samples is {self.samples}")
         if not any(self.temperatures) and max(self.k) > 1:
             raise InputError("k is above 1 at temperature 0, where all samples are the same: let k be [1]")
-        fixed_temperatures(self.select, self.temperatures, self.k)
+        for k, temperature in fixed_temperatures(self.select, self.temperatures, self.k).items():
+            if k > self.samples_at(temperature):
+                raise InputError(
+                    f"temperatures is {[*self.temperatures]}, and select fixed takes {temperature:g} for k = {k}, "
+                    "where all samples are the same: give k = 1 the temperature 0, or none"
+                )
 
     def samples_at(self, temperature: float) -> int:
         """Greedy samples would all be the same."""
@@ -50,3 +56,8 @@ class Plan:
 
     def ks_at(self, temperature: float) -> list[int]:
         return [k for k in self.k if k <= self.samples_at(temperature)]
+
+
+def usual_ks(samples: int, temperatures: Sequence[float]) -> tuple[int, ...]:
+    """1, and 10 where there are enough samples that are not the same."""
+    return (1, 10) if samples >= 10 and any(temperatures) else (1,)

@@ -1,8 +1,9 @@
 """Samples on disk: JSONL in EvalPlus's format, `{"task_id": ..., "completion": ...}` a line, which others' tools score.
 
 Sample s of a problem is a pure function of (model, problem, seed, s) and of what stands in the side file
-`<name>.made_with.json`. So more samples, or more problems, never change earlier ones; an evaluation that was killed
-goes on where it was; and a file that another model or temperature wrote is refused.
+`<name>.made_with.json` (but for ties of float32 between torch's layers and compiled ones). So more samples, or more
+problems, never change earlier ones; an evaluation that was killed goes on where it was; and a file that another model
+or temperature wrote is refused.
 """
 
 import fcntl
@@ -11,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -64,7 +65,8 @@ class _Side:
     """The side file."""
 
     made_with: dict[str, Any]
-    counts: dict[str, int]
+    counts_by_heads: dict[str, dict[str, int]] = field(default_factory=dict)
+    """heads_used -> counts. Earlier versions had one sum over whatever wrote the file, which is no longer read."""
 
 
 class Prompt(NamedTuple):
@@ -89,17 +91,25 @@ class SampleFile:
 
     Args:
         made_with: everything that a sample depends on but problem and number: model, temperature, seed, ...
+        heads_used: whose counts are read and added to.
 
     Raises:
         InputError: on entry: the file was made with something else, is not of this kind, is damaged, or is in use.
     """
 
-    def __init__(self, path: Path, made_with: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, made_with: Mapping[str, Any], heads_used: int | str = "auto") -> None:
         self.path = path
         self.made_with = json.loads(json.dumps(made_with))
-        self.counts: dict[str, int] = {}
-        """Sums over all samples in the file (tokens, forwards, ...)."""
+        self.heads_used = str(heads_used)
+        self.counts_by_heads: dict[str, dict[str, int]] = {}
         self.samples: dict[tuple[str, int], Sample] = {}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Sums (tokens, forwards, ...) over the samples that were written with `heads_used`; `samples` says how many.
+        They are fewer than the file has where it was written with other heads too, or by an evaluation that was killed
+        before it could note them, and more where lines were lost since."""
+        return self.counts_by_heads.get(self.heads_used, {})
 
     @property
     def side(self) -> Path:
@@ -125,9 +135,9 @@ class SampleFile:
             if have != want:
                 raise InputError(
                     f"'{self.path}' was made with {key} {have!r}, and now it is {want!r}: "
-                    "give another --out, or move the file away"
+                    "give another --out or --name, or move the file away"
                 )
-        self.counts = dict(found.counts)
+        self.counts_by_heads = found.counts_by_heads
         for sample in _parsed(self.path, text or ""):
             self.samples.setdefault((sample.task_id, sample.sample), sample)
 
@@ -138,6 +148,8 @@ class SampleFile:
             self._file = open(self.path, "ab", buffering=0)
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                    raise BlockingIOError  # opened before its owner put another in its place, in order
                 self.check()  # once more: another evaluation may have written until now
                 self._file.truncate(_whole_lines(self.path))
                 self._write_side()
@@ -174,13 +186,15 @@ class SampleFile:
                 raise
         for sample in samples:
             self.samples[sample.task_id, sample.sample] = sample
-        for key, count in counts.items():
-            self.counts[key] = self.counts.get(key, 0) + count
+        own = self.counts_by_heads.setdefault(self.heads_used, {})
+        for key, count in {"samples": len(samples), **counts}.items():
+            own[key] = own.get(key, 0) + count
         with self._naming_the_file():
             self._write_side()
 
     def put_in_order(self, task_ids: Sequence[str]) -> None:
-        """Sample 0 of every problem, then sample 1 ...: the same bytes however many steps the file was made in."""
+        """Sample 0 of every problem, then sample 1 ...: the same bytes however many steps the file was made in. The
+        last thing to do inside: the file may be another afterwards, which others may write to."""
         place = {task_id: i for i, task_id in enumerate(task_ids)}
         last = len(place)
         ordered = sorted(self.samples.values(), key=lambda s: (s.sample, place.get(s.task_id, last)))
@@ -197,7 +211,8 @@ class SampleFile:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _write_side(self) -> None:
-        write_json(self.side, {"made_with": self.made_with, "counts": dict(sorted(self.counts.items()))})
+        counts = {heads: dict(sorted(own.items())) for heads, own in sorted(self.counts_by_heads.items())}
+        write_json(self.side, {"made_with": self.made_with, "counts_by_heads": counts})
 
 
 def read_samples(path: Path) -> Iterable[Sample]:

@@ -58,8 +58,8 @@ def score_command(
     sources = read_samples(samples, found)
     counts = Counter(task_id for task_id, _ in sources)
     fewest = min(counts.values())
-    ks = k or [k for k in DEFAULT_KS if k <= fewest]
-    if max(ks) > fewest or min(ks) < 1:
+    ks = [k for k in DEFAULT_KS if k <= fewest] if k is None else k
+    if not ks or max(ks) > fewest or min(ks) < 1:
         fewest_of = min(counts, key=lambda task_id: counts[task_id])
         raise InputError(f"k is {ks}: '{samples}' has {fewest} samples of {fewest_of}, so at most that, and at least 1")
     start = time.perf_counter()

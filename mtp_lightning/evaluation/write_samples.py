@@ -96,8 +96,7 @@ def write_batch(
     engine: Engine, tokenizer: Tokenizer, writing: Writing, asked: Asked
 ) -> tuple[list[Sample], dict[str, int]]:
     """A sample for each (prompt, number), and counts over them: `tokens`; `accepted` of them in `forwards` after the
-    prompts', which are `bytes` in `forwards_of_bytes` (all of them but in files of earlier versions); and of every
-    drafting head i how many drafts had their `turns_i` and were `right_i`."""
+    prompts', which are `bytes`; and of every drafting head i how many drafts had their `turns_i` and were `right_i`."""
     texts = [_Text(tokenizer, prompt.ids, writing.stops) for prompt, _ in asked]
     steps: list[list[Step]] = [[] for _ in asked]
     ended: set[int] = set()
@@ -127,7 +126,6 @@ def _counts(
     yield "forwards", sum(map(len, steps))
     sizes = token_bytes(tokenizer)
     yield "bytes", sum(count_bytes(of_text, sizes) for of_text in steps)
-    yield "forwards_of_bytes", sum(map(len, steps))
     generations = [Generation([], list(of_text)) for of_text in steps]
     offsets = engine.heads.head_offsets[: engine.heads_used]
     for head, (right, turns) in acceptance_counts(generations, offsets).items():
@@ -149,30 +147,28 @@ class _Text:
         """Where in the text a stop string begins."""
 
     def take(self, tokens: Sequence[int]) -> int:
-        """Add tokens up to the one that makes a stop string whole; how many there were of these."""
-        before = len(self.ids)
-        self.ids += tokens
-        if not self.stops or self._first_stop(len(self.ids)) is None:
-            return len(tokens)
-        counts = range(before + 1, len(self.ids) + 1)
-        count = next(count for count in counts if self._first_stop(count) is not None)
-        self.stopped_at = self._first_stop(count)
-        del self.ids[count:]
-        return count - before
+        """Add tokens up to the one that makes a stop string whole; how many there were of these. Looked at one by one:
+        where bytes are tokens, half a character makes the bytes before it unreadable, and takes a stop back."""
+        for added, token in enumerate(tokens, start=1):
+            self.ids.append(token)
+            self.stopped_at = self._first_stop() if self.stops else None
+            if self.stopped_at is not None:
+                return added
+        return len(tokens)
 
     @property
     def completion(self) -> str:
-        return self._text(len(self.ids))[: self.stopped_at]
+        return self._text()[: self.stopped_at]
 
     def how_ended(self, ends: Collection[int]) -> Ended:
         if self.stopped_at is not None:
             return "stop"
         return "end" if self.ids and self.ids[-1] in ends else "length"
 
-    def _first_stop(self, count: int) -> int | None:
-        text = self._text(count)
+    def _first_stop(self) -> int | None:
+        text = self._text()
         found = [place for place in map(text.find, self.stops) if place >= 0]
         return min(found, default=None)
 
-    def _text(self, count: int) -> str:
-        return self.tokenizer.decode([*self.lead, *self.ids[:count]])[self.start :]
+    def _text(self) -> str:
+        return self.tokenizer.decode([*self.lead, *self.ids])[self.start :]

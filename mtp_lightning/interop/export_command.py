@@ -150,7 +150,7 @@ def write_hf(
     write_tensors(folder, exported.tensors, shard_bytes)
     write_config(folder, exported.config, None if tokenizer is None else tokenizer.eos_id, loaded.begin_ids)
     if tokenizer is not None:
-        write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context)
+        write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context, loaded.begin_ids)
     write_code(folder, code_files(exported), exported.family)
     proof = prove(folder, loaded.model, exported, tokenizer) if verify else None
     source = read_source(loaded.path, loaded.step, loaded.lineage)
@@ -176,7 +176,7 @@ def write_meta(loaded: "LoadedModel", folder: Path, keep: int | None, dtype: Any
     write_release(folder, release)
     if tokenizer is not None:
         context = context_of(loaded.model.config, loaded.context)
-        write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context)
+        write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context, loaded.begin_ids)
     heads = prove_release(folder, loaded.model, release) if verify else None
     said = UNPROVEN if heads is None else proven(Proof(FORMULAS, heads, []))
     write_text(folder / "README.md", f"# Layout of facebook/multi-token-prediction, without its weights\n\n{said}\n")

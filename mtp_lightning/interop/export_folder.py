@@ -1,6 +1,7 @@
 """The files of an exported folder: shards and their index, configuration, tokenizer; a folder that is there whole or
 not at all."""
 
+import json
 import os
 import re
 import shutil
@@ -147,12 +148,15 @@ def write_code(folder: Path, files: Mapping[str, str], family: str) -> None:
         write_text(folder / path, text.replace("Llama", family).replace("llama", family.lower()))
 
 
-def write_tokenizer(folder: Path, state: Mapping[str, str], end_token: str | None, context: int) -> None:
+def write_tokenizer(
+    folder: Path, state: Mapping[str, str], end_token: str | None, context: int, begin_ids: Sequence[int] = ()
+) -> None:
     """tokenizer.json and tokenizer_config.json, for `AutoTokenizer`.
 
     Args:
         state: of our tokenizer.
         end_token: what it calls the end of a document; None for bytes.
+        begin_ids: what every text begins with.
     """
     of_bytes = state["kind"] == "bytes"
     config = {
@@ -164,6 +168,9 @@ def write_tokenizer(folder: Path, state: Mapping[str, str], end_token: str | Non
     }
     if of_bytes:
         config["split_special_tokens"] = True  # a text about the end token is no end
+    elif begin_ids:
+        names = {token["id"]: token["content"] for token in json.loads(state["json"])["added_tokens"]}
+        config["bos_token"] = names.get(begin_ids[0])
     write_text(folder / "tokenizer.json", byte_tokenizer("infilling" in state) if of_bytes else state["json"])
     write_json(folder / "tokenizer_config.json", config)
 

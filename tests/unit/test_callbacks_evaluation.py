@@ -66,6 +66,9 @@ def probe(rows: Path, **settings: Any) -> EvaluationProbe:
 def test_a_benchmark_is_asked_and_training_does_not_notice(rows: Path, tmp_path: Path) -> None:
     _, plain = train(tmp_path / "plain", [])
     run = tmp_path / "run"
+    of_the_command = run / "evaluation/humaneval_step_4_temperature_0.jsonl"
+    of_the_command.parent.mkdir(parents=True)
+    of_the_command.write_text("kept")
     asked = [probe(rows), probe(rows, when=2, samples=2, temperatures=(0.5,), k=(1, 2), task="humaneval", limit=1)]
     asked[1].name = "often"
     with pytest.raises(RuntimeError, match="more than one stateful callback"):
@@ -75,9 +78,18 @@ def test_a_benchmark_is_asked_and_training_does_not_notice(rows: Path, tmp_path:
     assert recorder.steps("eval/humaneval/pass_at_1") == [4], "the end alone"
     assert {"eval/humaneval/temperature_at_1", "eval/humaneval/tokens_per_forward"} <= recorder.last.keys()
     assert "perf/probe/evaluation_humaneval/seconds" in recorder.last
-    assert len((run / "evaluation/humaneval_step_4_temperature_0.jsonl").read_text().splitlines()) == 2
-    recorder, _ = train(run, [asked[1]])
+    assert of_the_command.read_text() == "kept"
+    assert len((run / "evaluation/probe/humaneval_step_4_temperature_0.jsonl").read_text().splitlines()) == 2
+    named = probe(rows, name="again", limit=1)
+    begun = Text(vocab_size=256)
+    begun.begin_ids = [7]  # type: ignore[attr-defined]  # as data of pairs with Llama's tokenizer
+    recorder, _ = train(run, [asked[1], named], begun)
+    assert recorder.steps("eval/humaneval-again/pass_at_1") == [4]
+    assert len((run / "evaluation/probe/humaneval-again_step_4_temperature_0.jsonl").read_text().splitlines()) == 1
+    assert "perf/probe/evaluation_humaneval-again/seconds" in recorder.last
     assert recorder.steps("eval/humaneval/pass_at_2") == [0, 2, 4]
+    side = json.loads((run / "evaluation/probe/humaneval_step_4_temperature_0.5.made_with.json").read_text())
+    assert side["made_with"]["begin_ids"] == [7]
 
 
 def test_what_cannot_be_asked_is_refused_before_training(rows: Path, tmp_path: Path) -> None:
@@ -95,8 +107,15 @@ def test_what_cannot_be_asked_is_refused_before_training(rows: Path, tmp_path: P
     ):
         with pytest.raises(InputError, match=says):
             train(tmp_path / "run", [probe(rows, **settings)], data)
+    again = tmp_path / "again.jsonl"
+    again.write_text(rows.read_text())
+    with pytest.raises(
+        InputError, match=r"EvaluationProbe.name is None: another callback asks humaneval under the same"
+    ):
+        train(tmp_path / "run", [probe(rows), probe(again)])
     assert not (tmp_path / "run/evaluation").exists()
     for settings, says in (
+        ({"name": "a/b"}, "EvaluationProbe.name is 'a/b': it has to be 1 to 64 letters"),
         ({"k": (2,)}, "EvaluationProbe.k is 2, and pass@k needs"),
         ({"samples": 2, "k": (2,)}, "EvaluationProbe.k is above 1 at temperature 0"),
         ({"temperatures": (0.5, 0.5)}, r"EvaluationProbe.temperatures is \[0.5, 0.5\]: it has a number twice"),

@@ -66,8 +66,33 @@ def test_a_benchmark_from_file_to_numbers(capsys: Capture) -> None:
     before = everything(Path("evaluation"))
     assert main(["evaluate", "gsm8k", "a.ckpt", *QUICK, "--heads_used", "1", "--batch_size", "2"]) == 0
     assert everything(Path("evaluation")) == before
+    said = capsys.readouterr()
+    assert "per forward" not in said.out, "nothing was written with one head"
+    assert "9 samples, 0 counted with heads_used 1: tokens per forward and acceptance are not known" in said.err
+    more = ["--samples", "4", "--heads_used", "1", "--json", "out.json"]
+    assert main(["evaluate", "gsm8k", "a.ckpt", *QUICK, *more]) == 0
+    said = capsys.readouterr()
+    assert "12 samples, 3 counted with heads_used 1: tokens per forward and acceptance are of 3 samples" in said.err
+    found = json.loads(Path("out.json").read_text())
+    assert found["metrics"]["eval/gsm8k/tokens_per_forward"] == 1
+    assert [at["counts"]["samples"] for at in found["temperatures"]] == [3, 3]
     assert main(["evaluate", "gsm8k", "a.ckpt", *QUICK, "--temperatures", "[0]", "--k", "[1]", "--limit", "2"]) == 0
     assert len(Path("evaluation/gsm8k_step_7_temperature_0.jsonl").read_text().splitlines()) == 2
+
+
+def test_two_sets_of_pairs_stand_apart(capsys: Capture) -> None:
+    checkpoint()
+    for name in ("prose", "maths"):
+        Path(f"{name}.jsonl").write_text(json.dumps({"prompt": f"{name} ", "completion": "a b"}))
+    ask = ["evaluate", "rouge", "a.ckpt", "--max_new_tokens", "4", "--json", "out.json", "--data"]
+    assert main([*ask, "prose.jsonl", "--samples", "5", "--temperatures", "[0, 0.5]"]) == 0, "it has no k"
+    assert main([*ask, "maths.jsonl"]) == 2
+    assert "give another --out or --name" in capsys.readouterr().err
+    assert main([*ask, "maths.jsonl", "--name", "maths", "--domain", "maths"]) == 0
+    found = json.loads(Path("out.json").read_text())
+    assert (found["task"], found["domain"]) == ("rouge-maths", "maths")
+    assert "eval/rouge-maths/rouge_l" in found["metrics"]
+    assert [at["samples"] for at in found["temperatures"]] == ["evaluation/rouge-maths_step_7_temperature_0.jsonl"]
 
 
 def test_numbers_go_to_the_runs_own_mlflow_run(capsys: Capture) -> None:
@@ -102,14 +127,21 @@ def test_numbers_go_to_the_runs_own_mlflow_run(capsys: Capture) -> None:
         (["--data", "empty.jsonl"], "data: 'empty.jsonl' has no rows"),
         (["--k", "[1, 4]"], "k is 4, and pass@k needs at least k samples: samples is 3"),
         (["--k", "[0]"], "k is [0]: it has to be a list, each item a whole number, at least 1"),
+        (["--k", "[]"], "k is []: it has to be a list"),
+        (["--temperatures", "[]"], "temperatures is []: it has to be a list"),
         (["--k", "[1, 1]"], "k is [1, 1]: it has a number twice"),
         (["--temperatures", "[-1]"], "temperatures is [-1.0]"),
         (["--temperatures", "[0]"], "k is above 1 at temperature 0"),
         (["--samples", "0"], "samples is 0: it has to be at least 1"),
         (["--top_p", "2"], "top_p is 2.0: it has to be above 0 and at most 1"),
         (["--select", "fixed", "--k", "[1]"], "give one, or one for each k"),
+        (
+            ["--select", "fixed", "--temperatures", "[0.2, 0]"],
+            "temperatures is [0.2, 0.0], and select fixed takes 0 for k",
+        ),
         (["--heads_used", "3"], "heads_used"),
         (["--out", "gsm8k.jsonl"], "out: 'gsm8k.jsonl' is a file"),
+        (["--name", "a b"], "name is 'a b': it has to be 1 to 64 letters"),
         (["--max_new_tokens", "0"], "max_new_tokens is 0"),
     ],
 )

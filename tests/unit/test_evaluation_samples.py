@@ -1,5 +1,6 @@
 """Samples on disk: the same bytes however they were made, and nothing lost, whatever happens meanwhile."""
 
+import fcntl
 import json
 import random
 import resource
@@ -21,6 +22,7 @@ from mtp_lightning.evaluation.benchmark import fit_prompt
 from mtp_lightning.evaluation.evaluate import Subject
 from mtp_lightning.evaluation.samples import Prompt, Sample, SampleFile, read_samples, sample_seed
 from mtp_lightning.evaluation.write_samples import Writing, _Text, prompt_room, write_batch, write_samples
+from mtp_lightning.files import write_text
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
@@ -79,6 +81,33 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, engine: Engine) -> None:
         assert make(path, engine) == whole
 
 
+def test_counts_are_of_the_heads_that_wrote_and_say_of_how_many_samples(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+
+    def counts(heads_used: int | str) -> dict[str, int]:
+        file = SampleFile(path, MADE_WITH, heads_used)
+        file.check()
+        return file.counts
+
+    with SampleFile(path, MADE_WITH) as file:
+        file.append([Sample("P/0", 0, "a", "end")], {"forwards": 3})
+        file.append([Sample("P/1", 0, "a", "end"), Sample("P/2", 0, "a", "end")], {"forwards": 4})
+    with SampleFile(path, MADE_WITH, 4) as file:
+        file.append([Sample("P/0", 1, "a", "end")], {"forwards": 1})
+        monkeypatch.setattr(SampleFile, "_write_side", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # as if killed between the lines and their counts
+            file.append([Sample("P/1", 1, "a", "end")], {"forwards": 1})
+    monkeypatch.undo()
+    assert counts("auto") == {"samples": 3, "forwards": 7}
+    assert counts(4) == {"samples": 1, "forwards": 1}, "and five lines in the file"
+    assert counts(1) == {}
+    old = {"made_with": MADE_WITH, "counts": {"forwards": 9}}
+    (tmp_path / "a.made_with.json").write_text(json.dumps(old))
+    assert counts("auto") == {}, "of nobody knows which heads"
+
+
 def test_samples_of_something_else_are_refused(tmp_path: Path, engine: Engine) -> None:
     path = tmp_path / "a.jsonl"
     make(path, engine, samples=1)
@@ -108,8 +137,12 @@ def test_samples_of_something_else_are_refused(tmp_path: Path, engine: Engine) -
         ("a.jsonl", '{"task_id": "a", "sample": 0, "completion": "", "ended": "end", "earlier": "bc"}\n', "'earlier'"),
         ("a.jsonl", "[" * 5000 + "\n", "line 1: no sample of ours .nested too deeply"),
         ("a.jsonl", None, r"a\.jsonl: cannot be read"),
-        ("a.made_with.json", '{"made_with": {}, "counts": {"tokens": "many"}}', "its 'counts' is {'tokens': 'many'}"),
-        ("a.made_with.json", f'{{"made_with": {{}}, "counts": {{"tokens": 1{"0" * 400}}}}}', "its 'counts' is"),
+        (
+            "a.made_with.json",
+            '{"made_with": {}, "counts_by_heads": {"2": {"tokens": "many"}}}',
+            "its 'counts_by_heads' is {'2': {'tokens': 'many'}}",
+        ),
+        ("a.made_with.json", f'{{"made_with": {{}}, "counts_by_heads": {{"2": {{"a": 1{"0" * 400}}}}}}}', "its 'cou"),
         ("a.made_with.json", '{"made_with": []}', "its 'made_with' is .*move both files away"),
         ("a.made_with.json", None, r"a\.made_with\.json: cannot be read"),
     ],
@@ -120,6 +153,22 @@ def test_files_that_may_hold_anything(tmp_path: Path, name: str, content: str | 
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=says), SampleFile(tmp_path / "a.jsonl", MADE_WITH):
+        pass
+
+
+def test_a_file_that_its_owner_replaced_before_the_lock_was_free_is_not_written_to(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    make(path, engine, samples=1)
+
+    def too_late(file: Any, how: int) -> None:
+        write_text(path, path.read_text())
+        flock(file, how)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", too_late)
+    with pytest.raises(InputError, match="is in use by another evaluation"), SampleFile(path, MADE_WITH):
         pass
 
 
@@ -175,7 +224,6 @@ def test_tokens_and_forwards_are_counted(engine: Engine) -> None:
     assert counts["tokens"] == sum(len(text.tokens) for text in texts)
     ends = sum(step.tokens.count(BYTES.eos_id) for text in texts for step in text.steps)
     assert counts["bytes"] == counts["accepted"] - ends
-    assert counts["forwards_of_bytes"] == counts["forwards"]
     assert of_plain["accepted"] == of_plain["forwards"]
     assert of_plain["tokens"] == counts["tokens"]
     assert 0 < counts["right_2"] <= counts["turns_2"]
@@ -201,6 +249,30 @@ def bpe() -> Tokenizer:
     )
     fast.train_from_iterator(["    return x\n\ndef f(x):\n    if x:\n        print(x)\n"] * 20, trainer)
     return HuggingFaceTokenizer(fast.to_str())
+
+
+def byte_fallback() -> Tokenizer:
+    """As Llama's: bytes that are no UTF-8 together are unreadable together."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models
+
+    vocabulary = {END_OF_TEXT: 0} | {f"<0x{byte:02X}>": 1 + byte for byte in range(256)}
+    fast = Fast(models.BPE({**vocabulary, "x": 257}, [], byte_fallback=True))
+    fast.add_special_tokens([END_OF_TEXT])
+    fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return HuggingFaceTokenizer(fast.to_str())
+
+
+def test_half_a_character_that_was_drafted_takes_no_stop_back() -> None:
+    tokenizer = byte_fallback()
+    newline, half, x = 1 + 0x0A, 1 + 0xE4, 257
+    assert "\n" not in tokenizer.decode([newline, half])
+    for drafts in ([[x, newline, half]], [[x], [newline], [half]]):
+        text = _Text(tokenizer, [x], ("\n",))
+        for tokens in drafts:
+            if text.stopped_at is None:
+                text.take(tokens)
+        assert (text.completion, text.ids, text.how_ended({0})) == ("x", [x, newline], "stop")
 
 
 @pytest.mark.parametrize("make_tokenizer", [ByteTokenizer, bpe])

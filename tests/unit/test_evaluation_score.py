@@ -75,6 +75,7 @@ def test_base_and_plus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         ([], [], "has no rows"), ([{"id": 1}], [], "samples: .*row 1 has 'id'"),
         ([{"task_id": TASK, "completion": ""}], ["--k", "[2]"], "k is .2.: .* has 1 samples of HumanEval/0"),
         ([{"task_id": TASK, "completion": ""}], ["--k", "[0]"], "k is .0."),
+        ([{"task_id": TASK, "completion": ""}], ["--k", "[]"], "k is ..:"),
         ([{"task_id": TASK, "completion": ""}], ["--workers", "0"], "workers is 0: it has to be at least 1"),
         ([{"task_id": TASK, "completion": ""}], ["--cpu_seconds", "0"], "limits.cpu_seconds is 0"),
         ([{"task_id": TASK, "completion": ""}], ["--memory_mb", "9"], "memory_mb is 9: it has to be at least 64"),

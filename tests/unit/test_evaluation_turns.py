@@ -83,6 +83,15 @@ def test_one_program_is_chosen_by_the_public_tests(data: Path) -> None:
     assert judged.scores["1_at_3"][0] > judged.scores["pass_at_1"][0]
 
 
+def test_limits_that_programs_met_are_counted(data: Path) -> None:
+    benchmark = CodeBenchmark(code_task("stdin", data), Running(workers=1))
+    benchmark.limit(1)
+    texts = ["while True: pass\n", "x = bytearray(10**10)\n", "print(3)\n"]
+    judged = benchmark.judge([Sample("double/right", i, text, "stop") for i, text in enumerate(texts)], [1])
+    assert judged.verdicts == {"timed_out": 1, "out_of_memory": 1, "failed": 1}
+    assert judged.limits_met == {"cpu": 1, "memory": 1}
+
+
 def test_turns_need_public_tests(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = data.read_text().replace('"public": true', '"public": false')
     data.write_text(text)
@@ -94,7 +103,9 @@ def test_turns_need_public_tests(data: Path, tmp_path: Path, capsys: pytest.Capt
     assert "turns is 4: it has to be at least 1 and at most 3" in capsys.readouterr().err
 
 
-def test_the_command(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from test_evaluation_command import checkpoint
 
     monkeypatch.chdir(tmp_path)
@@ -115,9 +126,23 @@ def test_the_command(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main([*command, "--k", "[1, 2]", "--samples", "2", "--temperatures", "[0.8]", "--json", "out.json"]) == 0
     found = json.loads(Path("out.json").read_text())
     assert {"eval/stdin-turns-2/pass_at_1", "eval/stdin-turns-2/1_at_2"} <= found["metrics"].keys()
+    assert "seccomp" in found["confined_by"]
+    assert not found["unsafe_execution"]
+    assert f"programs were confined by {found['confined_by']}" in capsys.readouterr().out
     file = Path("evaluation/stdin-turns-2_step_7_temperature_0.8.jsonl")
     before = file.read_bytes()
     assert all(len(json.loads(line)["earlier"]) == 1 for line in before.splitlines())
     file.write_bytes(before[:200])
     assert main([*command, "--k", "[1, 2]", "--samples", "2", "--temperatures", "[0.8]", "--heads_used", "1"]) == 0
     assert file.read_bytes() == before
+    capsys.readouterr()
+    for other, says in (
+        (["--cpu_seconds", "9"], "limits {'cpu_seconds': 4.0"),
+        (["--unsafe_execution", "true"], "unsafe"),
+    ):
+        assert main([*command, "--samples", "2", "--temperatures", "[0.8]", *other]) == 2
+        assert f"was made with {says}" in capsys.readouterr().err, "what a model is told of its programs"
+    unsafe = ["--turns", "1", "--limit", "1", "--unsafe_execution", "true", "--out", "unsafe", "--json", "out.json"]
+    assert main([*command, "--samples", "2", "--temperatures", "[0.8]", *unsafe]) == 0
+    found = json.loads(Path("out.json").read_text())
+    assert (found["confined_by"], found["unsafe_execution"]) == ("none", True)

@@ -152,6 +152,14 @@ def test_one_batch_is_not_all_of_them() -> None:
     assert signature({"a": {"rate": 1}}) == signature({"a": {"rate": 1.0}})
 
 
+def test_a_key_that_callbacks_did_not_have_leaves_cells_their_names() -> None:
+    def of(**settings: Any) -> str:
+        callback = {"class_path": "callbacks.evaluation.EvaluationProbe", "init_args": {"task": "rouge", **settings}}
+        return signature({"trainer": {"callbacks": [callback]}})
+
+    assert of() == of(name=None) != of(name="maths")
+
+
 def test_what_is_left_out_of_a_signature_is_the_default() -> None:
     for part, defaults in (("backbone", asdict(BackboneConfig())), ("heads", asdict(HeadsConfig()))):
         later = {key.rpartition(".")[2]: value for key, value in LATER if key.startswith(f"model.{part}.")}

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_evaluation_lm_eval import begun
+from test_evaluation_samples import bpe
 from test_interop_export import save, trained
 
 from mtp_lightning.checkpoints.files import load_model
 from mtp_lightning.cli import main
-from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer, begin_ids
 from mtp_lightning.data.transforms.infilling import sentinels
 from mtp_lightning.interop.export_folder import byte_tokenizer, write_tokenizer
 from mtp_lightning.interop.export_gguf import vocabulary_of
@@ -60,6 +62,17 @@ def test_bytes_with_infilling_go_out_and_come_back(tmp_path: Path) -> None:
     assert vocabulary is not None
     assert [vocabulary.tokens[i] for i in (256, 257, 258)] == ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
     assert vocabulary.special == {255, 256, 257, 258}
+
+
+def test_the_token_before_every_text_is_named(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours = begun(bpe())
+    begin = begin_ids(ours)
+    write_tokenizer(tmp_path, ours.state(), ours.end_token, 64, begin)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert [theirs.bos_token_id] == begin
+    assert theirs("def f")["input_ids"] == [*begin, *ours.encode("def f")]
 
 
 def test_a_tokenizer_json_goes_out_as_it_is(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def lm_eval_command(
     from mtp_lightning.evaluation.command import load
     from mtp_lightning.evaluation.evaluate import Subject
     from mtp_lightning.evaluation.results.record import record
+    from mtp_lightning.evaluation.results.results import rates
 
     check_json(json)
     check_value("batch_size", batch_size, Kept)
@@ -57,10 +58,9 @@ def lm_eval_command(
     lm_eval = _installed()
     manager = task_manager(names, include_path)
     loaded = load(Path(ckpt))
-    subject = Subject(loaded.model.to(device), loaded.tokenizer, loaded.context, loaded.step)
     from mtp_lightning.evaluation.harness.model import MTPLanguageModel
 
-    model = MTPLanguageModel(subject, batch_size, heads_used, seed)
+    model = MTPLanguageModel(Subject.loaded(loaded, device), batch_size, heads_used, seed)
     metrics: dict[str, float] = {}
     results: dict[str, Any] = {}
     for name in names:
@@ -68,9 +68,7 @@ def lm_eval_command(
         found = ask(lm_eval, model, name, manager, num_fewshot=num_fewshot, limit=limit)
         results |= found
         metrics |= {f"eval/{metric}": value for metric, value in flat(found).items()}
-        if model.counts["forwards"]:
-            metrics[f"eval/{name}/tokens_per_forward"] = model.counts["accepted"] / model.counts["forwards"]
-            metrics[f"eval/{name}/bytes_per_forward"] = model.counts["bytes"] / model.counts["forwards"]
+        metrics |= {f"eval/{name}/{rate}": value for rate, value in rates(model.counts).items()}
     print(f"lm-eval {lm_eval.__version__} at step {loaded.step:,}")
     width = max(map(len, metrics), default=0) + 2
     for metric, value in metrics.items():

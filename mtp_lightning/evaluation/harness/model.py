@@ -1,7 +1,8 @@
 """A model of the platform as lm-eval's language model: log-likelihoods by trunk and head 1, texts by the engine.
 
 Its numbers are those of lm-eval's own `hf` model on the exported Llama (tested): the same truncation from the left, the
-same windows for perplexity, the same end-of-document token before an empty context.
+same windows for perplexity, the same first token before texts (Llama's <s>, counted in perplexity and lost where a
+prompt is too long, as there), the same token before an empty context.
 """
 
 from collections import Counter
@@ -57,9 +58,16 @@ class MTPLanguageModel(TemplateLM):  # type: ignore[misc]
     def eot_token_id(self) -> int:
         return self.subject.tokenizer.eos_id
 
+    @property
+    @override
+    def prefix_token_id(self) -> int:
+        """What goes before an empty context, and before the first window of a text."""
+        return self.subject.begin_ids[0] if self.subject.begin_ids else self.eot_token_id
+
     @override
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        return self.subject.tokenizer.encode(string)
+        begin = () if add_special_tokens is False else self.subject.begin_ids
+        return [*begin, *self.subject.tokenizer.encode(string)]
 
     @override
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
@@ -99,7 +107,7 @@ class MTPLanguageModel(TemplateLM):  # type: ignore[misc]
         owners: list[int] = []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
-            for window in get_rolling_token_windows(ids, self.eot_token_id, self.max_length, 1):
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1):
                 windows.append((None, *make_disjoint_window(window)))
                 owners.append(number)
         sums = [0.0] * len(requests)
@@ -137,8 +145,7 @@ class MTPLanguageModel(TemplateLM):  # type: ignore[misc]
     def _ask(self, context: str, room: int | None) -> tuple[Prompt, int]:
         number = self._asked[context]
         self._asked[context] += 1
-        tokenizer = self.subject.tokenizer
-        return fit_prompt(context, tokenizer.encode(context), tokenizer, room), number
+        return fit_prompt(context, self.tok_encode(context), self.subject.tokenizer, room), number
 
     def _writing(self, settings: dict[str, Any]) -> Writing:
         """

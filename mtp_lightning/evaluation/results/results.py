@@ -10,26 +10,20 @@ from mtp_lightning.evaluation.benchmark import Benchmark, Judged
 from mtp_lightning.evaluation.plan import Plan
 from mtp_lightning.evaluation.results.temperatures import Chosen, choose, fixed_temperatures
 
+_RATES = {"tokens": "accepted", "bytes": "bytes"}
+"""What is counted by the forward -> its name in the counts."""
+
 
 class AtTemperature(NamedTuple):
     """What was found at one temperature."""
 
     judged: Judged
     counts: dict[str, int]
-    """Over everything that the file holds, as `write_batch` counts."""
+    """As `write_batch` counts, over the `samples` that were written with the heads that are asked for."""
     ended: Counter[str]
     cut: int
     """Problems whose prompt was longer than the context has room for."""
     file: Path
-
-    @property
-    def tokens_per_forward(self) -> float:
-        return _ratio(self.counts.get("accepted", 0), self.counts.get("forwards", 0))
-
-    @property
-    def bytes_per_forward(self) -> float:
-        """What compares between tokenizers."""
-        return _ratio(self.counts.get("bytes", 0), self.counts.get("forwards_of_bytes", 0))
 
     @property
     def acceptance(self) -> dict[int, float]:
@@ -61,10 +55,7 @@ class Results:
         for name, chosen in self.chosen.items():
             found |= {name: chosen.value, temperature_name(name): chosen.temperature}
         counts = self.counts
-        if counts.get("forwards"):
-            found["tokens_per_forward"] = _ratio(counts["accepted"], counts["forwards"])
-        if counts.get("forwards_of_bytes"):
-            found["bytes_per_forward"] = _ratio(counts["bytes"], counts["forwards_of_bytes"])
+        found |= rates(counts)
         found |= {f"acceptance/head_{head}": share for head, share in acceptance(counts).items()}
         return {f"eval/{self.benchmark.name}/{name}": value for name, value in found.items()}
 
@@ -74,6 +65,13 @@ def temperature_name(score: str) -> str:
     if "pass_at_" in score:
         return score.replace("pass_at_", "temperature_at_")
     return f"{score}/temperature"
+
+
+def rates(counts: Mapping[str, int]) -> dict[str, float]:
+    """`tokens_per_forward`, and `bytes_per_forward`, which compares between tokenizers; nothing without forwards."""
+    if not counts.get("forwards"):
+        return {}
+    return {f"{what}_per_forward": counts[of] / counts["forwards"] for what, of in _RATES.items()}
 
 
 def acceptance(counts: Mapping[str, int]) -> dict[int, float]:
@@ -93,7 +91,3 @@ def choose_all(at: Mapping[float, AtTemperature], plan: Plan) -> dict[str, Chose
         if only is None or only in values:
             chosen[name] = choose(values, only)
     return chosen
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")

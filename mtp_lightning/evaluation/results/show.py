@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtp_lightning.evaluation.results.results import AtTemperature, Results
+from mtp_lightning.evaluation.results.results import AtTemperature, Results, rates
 from mtp_lightning.evaluation.results.temperatures import COVERAGE
 from mtp_lightning.files import write_text
 
@@ -25,10 +25,9 @@ def show(results: Results, loaded: "LoadedModel") -> None:
         chosen = results.chosen[name]
         reported = f"{chosen.value:.4f} at {chosen.temperature:g} [{chosen.low:.4f}, {chosen.high:.4f}]"
         print(f"  {name:<{width}}" + "".join(_number(means[t]) for t in temperatures) + f"   {reported}")
-    rows: dict[str, dict[float, float | None]] = {
-        "tokens per forward": {t: found.tokens_per_forward for t, found in results.at.items()},
-        "bytes per forward": {t: found.bytes_per_forward for t, found in results.at.items()},
-    }
+    rows: dict[str, dict[float, float | None]] = {}
+    for rate in rates(results.counts):
+        rows[rate.replace("_", " ")] = {t: rates(found.counts).get(rate) for t, found in results.at.items()}
     for head in sorted({head for found in results.at.values() for head in found.acceptance}):
         rows[f"acceptance of head {head}"] = {t: found.acceptance.get(head) for t, found in results.at.items()}
     for label, by_temperature in rows.items():
@@ -37,8 +36,11 @@ def show(results: Results, loaded: "LoadedModel") -> None:
     for temperature in temperatures:
         found = results.at[temperature]
         verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in found.judged.verdicts.most_common())
-        became = f"{verdicts}; " if verdicts else ""
+        met = f" (limits met: {_counts(found.judged.limits_met)})" if found.judged.limits_met else ""
+        became = f"{verdicts}{met}; " if verdicts else ""
         print(f"  at {temperature:g}: {became}ended by {_counts(found.ended)}; {found.file}")
+    if benchmark.confined_by is not None:
+        print(f"  programs were confined by {benchmark.confined_by}")
     cut = max(found.cut for found in results.at.values())
     if cut:
         print(f"  {cut:,} prompts were longer than the context has room for: their beginnings were cut off")
@@ -55,6 +57,8 @@ def as_json(results: Results) -> dict[str, Any]:
         "task": benchmark.name,
         "domain": benchmark.domain,
         "problems": len(benchmark.prompts),
+        "confined_by": benchmark.confined_by,
+        "unsafe_execution": benchmark.confined_by == "none",
         "metrics": results.metrics(),
         "scores": {name: chosen._asdict() for name, chosen in results.chosen.items()},
         "temperatures": [_at(temperature, found) for temperature, found in sorted(results.at.items())],
@@ -65,11 +69,12 @@ def _at(temperature: float, found: AtTemperature) -> dict[str, Any]:
     return {
         "temperature": temperature,
         "scores": {name: _mean(values) for name, values in found.judged.scores.items()},
-        "tokens_per_forward": found.tokens_per_forward if found.counts.get("forwards") else None,
-        "bytes_per_forward": found.bytes_per_forward if found.counts.get("forwards_of_bytes") else None,
+        "tokens_per_forward": rates(found.counts).get("tokens_per_forward"),
+        "bytes_per_forward": rates(found.counts).get("bytes_per_forward"),
         "acceptance": {str(head): share for head, share in found.acceptance.items()},
         "counts": found.counts,
         "verdicts": dict(found.judged.verdicts),
+        "limits_met": dict(found.judged.limits_met),
         "ended": dict(found.ended),
         "cut_prompts": found.cut,
         "samples": str(found.file),

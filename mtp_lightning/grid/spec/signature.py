@@ -105,6 +105,7 @@ LATER: tuple[tuple[str, Any], ...] = (
     ("model.heads.mixture_rank", None),
     ("model.loss.teacher", {"weight": 0.5, "top": None, "kl_scale": 1.0, "kl_decay": 1.0, "latent": 0.0}),
     ("model.loss.teacher.latent", 0.0),
+    ("trainer.callbacks.init_args.name", None),
 )
 """(dotted key, what earlier versions, which had no such key, did): left out where it has this value, so that their
 cells keep their names."""
@@ -177,7 +178,7 @@ def _semantic(node: Mapping[str, Any], at: tuple[str, ...]) -> dict[str, Any]:
             kept[str(key)] = _semantic(value, here)
         elif here == ("trainer", "callbacks") and isinstance(value, (list, tuple)):
             # No callbacks at all, an empty list and a list of observers are the same run.
-            kept[str(key)] = [entry for entry in value if not _observes(entry)] or None
+            kept[str(key)] = _without_later([entry for entry in value if not _observes(entry)], here) or None
         elif str(key) in _COUNT_OR_SHARE and isinstance(value, float) and value == 1.0:
             kept[str(key)] = "1.0: all"  # not 1: one batch
         else:
