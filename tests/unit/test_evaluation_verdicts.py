@@ -233,7 +233,9 @@ def test_programs_know_nothing_of_each_other(sandbox: Sandbox) -> None:
         (b"N ready\n", 9, 4.1, "", "timed_out"), (b"N ready\n", 24, 3.9, "", "timed_out"),
         (b"N ready\nN passed\n", 0, 4.1, "", "timed_out"), (b"N ready\n", 9, 0.1, "wall", "timed_out"),
         (b"N ready\nN passed\n", 0, 0.1, "", "passed"), (b"N ready\n passed\n", 0, 0.1, "", "exited"),
-        (b"N ready\n", 11, 0.1, "", "no_verdict"), (b"N ready\nN passed\nN passed\n", 0, 0.1, "", "exited"),
+        (b"N ready\n", 40, 0.1, "", "no_verdict"), (b"N ready\nN infrastructure\n", 0, 0.1, "", "exited"),
+        (b"N ready\nN x\n", 0, 0.1, "", "exited"), (b"N ready\n", 11, 0.1, "", "no_verdict"),
+        (b"N ready\nN passed\nN passed\n", 0, 0.1, "", "exited"),
     ],
 )  # fmt: skip
 def test_how_an_end_is_judged(report: bytes, status: int, cpu: float, limit: str, verdict: str) -> None:

@@ -19,6 +19,8 @@ from mtp_lightning.evaluation.sandbox import values
 
 UNSAID = 81
 """Exit status of a child that could not write its verdict."""
+SAID = ("passed", "failed", "exited", "out_of_memory")
+"""Verdicts of a child; another is one that the program wrote itself."""
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 
 

@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from mtp_lightning.evaluation.sandbox import confine
-from mtp_lightning.evaluation.sandbox.driver import UNSAID, run_program
+from mtp_lightning.evaluation.sandbox.driver import SAID, UNSAID, run_program
 
 WARM = (
     "typing", "collections.abc", "itertools", "functools", "math", "cmath", "re", "heapq", "bisect", "operator",
@@ -202,10 +202,11 @@ def judge(report: bytes, nonce: str, status: int, cpu: float, most_cpu: float, l
         return "timed_out", "limit: cpu", "cpu"
     if not words or signalled == signal.SIGKILL:  # it may not kill itself: the machine did, most likely for memory
         return "infrastructure", f"a program was killed from outside, or never began (status {status})", ""
-    if len(words) == 2:
+    if len(words) == 2 and words[1][0] in SAID:
         return words[1][0], words[1][1], "memory" if words[1][0] == "out_of_memory" else ""
     if signalled:
-        return "no_verdict", f"died by {signal.Signals(signalled).name}", ""
+        names = {number.value: number.name for number in signal.Signals}  # most real-time signals have none
+        return "no_verdict", f"died by {names.get(signalled, f'signal {signalled}')}", ""
     if os.WEXITSTATUS(status) == UNSAID:
         return "no_verdict", "the verdict could not be written", ""
     return "exited", f"exit status {os.WEXITSTATUS(status)}", ""
