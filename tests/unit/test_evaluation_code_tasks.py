@@ -125,6 +125,9 @@ def test_what_evalplus_takes_as_equal() -> None:
     assert is_right("similar_elements", [], (4, 5), (5, 4), 0)
     assert is_right("check_str", [], 0, True, 0)
     assert not is_right("check_str", [], None, True, 0)
+    for result, right in ((True, True), ("b", True), (0, True), (False, False), (None, False)):
+        assert is_right("text_starta_endb", [], result, "Found a match!", 0) == right, result
+        assert is_right("text_match_three", [], result, None, 0) != right, result
     assert is_right("surface_Area", [3, 4], 34.63201, 33, 1e-3)
     assert not is_right("surface_Area", [3, 4], 34.0, 33, 1e-3)
     assert is_right("digit_distance_nums", [123, 256], 7, 0, 0)

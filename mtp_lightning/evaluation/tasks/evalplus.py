@@ -29,7 +29,7 @@ AS_SETS = {
 }  # fmt: skip
 """Functions of MBPP+ whose results have no order."""
 NOT_NONE = {"check_str", "text_match_three", "text_starta_endb"}
-"""Whose tests ask only whether there is a result."""
+"""Whose tests ask only whether there is a result; one that is True or False says so itself."""
 _RELATIVE = 1e-7
 _FLOATS = 1e-6
 """Tolerance where the data has none and floats are expected."""
@@ -136,7 +136,8 @@ def is_right(entry: str, arguments: Sequence[Any], result: Any, expected: Any, a
         if entry in AS_SETS:
             return set(result) == set(expected)
         if entry in NOT_NONE:
-            return (result is not None) == (expected is not None)
+            wanted = expected is not None
+            return result == wanted if isinstance(result, bool) else (result is not None) == wanted
         if entry == "surface_Area" and abs(result - _surface(*arguments)) <= max(atol, _FLOATS):
             return True
         if entry == "digit_distance_nums" and result == _digit_distance(*arguments):
