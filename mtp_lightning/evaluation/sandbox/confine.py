@@ -75,11 +75,27 @@ def interpreter() -> list[str]:
 
 def enter_namespaces() -> bool:
     """No network, own process numbers, own System V memory for this process's children; False where there are none to
-    be had. The process numbers begin with the next child, which is the new world's init: all die with it."""
+    be had. The process numbers begin with the next child, which is the new world's init: all die with it.
+
+    Tried in a fork first: where a system allows namespaces and then nothing in them (AppArmor's
+    `apparmor_restrict_unprivileged_userns`, as in Ubuntu 24.04), this process would be left half in them."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _enter_namespaces()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1] != 0:
+        return False
+    _enter_namespaces()
+    return True
+
+
+def _enter_namespaces() -> None:
     user, group = os.getuid(), os.getgid()
     flags = _NEW_MOUNTS | _NEW_NAME | _NEW_IPC | _NEW_PIDS | _NEW_NET | (_NEW_USER if user else 0)
-    if _libc().unshare(flags) < 0:
-        return False
+    _checked(_libc().unshare(flags), "unshare")
     if user:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
             Path("/proc/self", name).write_text(text, encoding="ascii")
@@ -87,7 +103,6 @@ def enter_namespaces() -> bool:
     if not user:
         for prefix in interpreter():
             uncover(Path(prefix))
-    return True
 
 
 def uncover(folder: Path) -> None:
