@@ -226,6 +226,7 @@ def test_cruxeval(tmp_path: Path, sandbox: Sandbox) -> None:
     for text in (*output.prompts.values(), *given.prompts.values()):
         assert text.count("[PYTHON]") == 3
         assert "\\" not in text
+    assert [job.program.limits for job in output.jobs("sample_0", "'xy'")] == [None], "the sandbox's own"
     found = scores(
         output, sandbox, "assert f('x', 'y') == 'xy'\n[/ANSWER] == 3", "'x' + 'y'", "f('x', 'y')", "'xz'",
         "'xy' == 'xy'", "1 or True", "type('E', (), {'__eq__': lambda a, b: True})()", "'xy'; import os; os._exit(0)",
