@@ -207,6 +207,9 @@ def test_mbpp_plus_calls_with_tuples(tmp_path: Path, sandbox: Sandbox, monkeypat
     assert [i for (i, _), one in zip(sources, score(task, sources, sandbox)) if not one.passed["plus"]] == []
 
 
+DEEP: list[Any] = []
+for _ in range(700):  # deeper than what goes into the sandbox may be; JSON itself may be so deep
+    DEEP = [DEEP]
 CRUX = {"id": "sample_0", "code": "def f(a, b):\n    return a + b", "input": "'x', 'y'", "output": "'xy'"}
 
 
@@ -249,6 +252,20 @@ def test_cruxeval(tmp_path: Path, sandbox: Sandbox) -> None:
         ("stdin", {"prompt": "", "tests": []}, "row 1 has no tests, so any program would pass"),
         ("stdin", {"prompt": "", "tests": [{"input": "1"}]}, "row 1: its tests cannot be read .KeyError"),
         ("stdin", {"prompt": "", "tests": [{"input": 1, "output": ""}]}, "row 1: its tests cannot be read .*no text"),
+        ("stdin", {"prompt": "", "tests": [{"input": "a\ud800", "output": ""}]}, r"jsonl', row 1: .* has U.D800,"),
+        ("stdin", {"prompt": "", "tests": [{"input": "", "output": ["\udfff"]}]}, r"row 1: .* has U.DFFF, half of a"),
+        (
+            "stdin", {"prompt": "", "tests": [{"input": "", "output": ""}], "memory_limit": float("inf")},
+            r"row 1: its tests cannot be read .OverflowError",
+        ),
+        (
+            "stdin", {"question": "", "input_output": f'{{"inputs": [], "outputs": {"[" * 9000}'},
+            r"row 1: its tests cannot be read .RecursionError",
+        ),
+        (
+            "stdin", {"question": "", "input_output": {"fn_name": "f", "inputs": [[DEEP]], "outputs": [1]}},
+            r"row 1: its tests cannot be read .RecursionError",
+        ),
         ("humanevil", ADD, "it has to be one of .*did you mean 'humaneval'"),
     ],
 )  # fmt: skip

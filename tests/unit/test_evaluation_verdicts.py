@@ -216,6 +216,7 @@ def test_whole_programs_read_and_print(sandbox: Sandbox) -> None:
         outcome = one(sandbox, Program(source))
         assert (outcome.verdict, outcome.stdout) == (verdict, "a\n"), source
     assert one(sandbox, Program("print(chr(233)); print(chr(0xd800))")).stdout == "é\n?\n"
+    assert one(sandbox, Program("print(input())", stdin="a\ud800")).stdout == "a?\n"
 
 
 def test_results_leave_as_data(sandbox: Sandbox) -> None:

@@ -79,7 +79,7 @@ def run_one(
     nonce = secrets.token_hex(16)
     given = os.memfd_create("stdin")
     with open(given, "wb", closefd=False) as file:
-        file.write(request["stdin"].encode())
+        file.write(request["stdin"].encode(errors="replace"))  # half a surrogate pair
     os.lseek(given, 0, os.SEEK_SET)
     quiet = request["check"] is not None or request["entry"] is not None
     pipes = [os.pipe() for _ in range(1 if quiet else 3)]

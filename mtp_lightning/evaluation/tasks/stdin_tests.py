@@ -58,7 +58,9 @@ def stdin_tests(path: str | Path) -> CodeTask:
             )
         try:
             problem = _READERS[kinds[0]](row)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            for given, wanted, _ in problem.tests if problem.entry else ():
+                values.encode_all([given, wanted])  # what goes into the sandbox, and is compared with what comes out
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"data: '{path}', row {number + 1}: its tests cannot be read ({error!r})") from error
         if not problem.tests:
             raise InputError(f"data: '{path}', row {number + 1} has no tests, so any program would pass")
@@ -188,7 +190,11 @@ def _limits(seconds: float | int | None, memory_mb: float | int | None) -> dict[
 def _text(value: Any) -> str:
     """APPS has some tests as lists of lines."""
     if isinstance(value, list):
-        return "\n".join(map(str, value))
+        value = "\n".join(map(str, value))
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text has U+{ord(value[error.start]):X}, half of a surrogate pair") from error
     return value
