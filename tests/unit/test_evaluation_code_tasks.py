@@ -13,6 +13,7 @@ import pytest
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.programs import CodeTask, Scored, cut, score
 from mtp_lightning.evaluation.sandbox import Limits, Sandbox, SandboxError
+from mtp_lightning.evaluation.tasks import evalplus
 from mtp_lightning.evaluation.tasks.code_tasks import code_task
 from mtp_lightning.evaluation.tasks.cruxeval import answered_input, answered_output, cruxeval
 from mtp_lightning.evaluation.tasks.evalplus import is_right
@@ -107,6 +108,47 @@ def test_humaneval_plus(tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.Mo
     assert json.loads(gzip.decompress(cache.read_bytes()))["HumanEval/0"].keys() == {"base", "plus", "seconds"}
     with pytest.raises(InputError, match="canonical solution of HumanEval/0 fails on its plus inputs"):
         scores(humaneval(write(tmp_path / "x.jsonl", ADD_PLUS | {"plus_input": [["a", 1]]})), sandbox, "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {}, [], {"HumanEval/0": {}}, {"HumanEval/0": None}, {"HumanEval/1": {"base": "[]", "plus": "[]", "seconds": 1}},
+        {"HumanEval/0": {"base": "[]", "plus": "[]", "seconds": 0.1}},
+        {"HumanEval/0": {"base": '[["int", "0x3"], ["int", "0x0"]]', "plus": "[7, 7]", "seconds": 0.1}},
+        {"HumanEval/0": {"base": "[null, null]", "plus": "[null, null]", "seconds": float("nan")}},
+    ],
+)  # fmt: skip
+def test_a_cache_of_another_shape_is_made_again(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, content: Any
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write(tmp_path / "plus.jsonl", ADD_PLUS)
+    cache = evalplus.cache_file(path)
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(gzip.compress(json.dumps(content).encode()))
+    assert scores(humaneval(path), sandbox, "    return a + b\n")[0].passed == {"": True, "plus": True}
+    assert json.loads(gzip.decompress(cache.read_bytes()))["HumanEval/0"]["base"] == '[["int", "0x3"], ["int", "0x0"]]'
+
+
+def test_without_a_place_for_a_cache_it_goes_on(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    task = humaneval(write(tmp_path / "plus.jsonl", ADD_PLUS))
+    assert scores(task, sandbox, "    return a + b\n")[0].passed == {"": True, "plus": True}
+    assert "not kept for the next time: [Errno 20] Not a directory" in capsys.readouterr().err
+    scores(task, sandbox, "    return a + b\n")
+    assert capsys.readouterr().err == "", "run once"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    assert scores(humaneval(tmp_path / "plus.jsonl"), sandbox, "    return a + b\n")[0].passed["plus"]
+    assert "home directory" in capsys.readouterr().err
 
 
 def test_what_evalplus_takes_as_equal() -> None:
