@@ -133,7 +133,7 @@ def _guarded(text: str) -> Tests:
     `guard(f(1), untrace(None)) == guard(y, untrace(None))`. What is called, a function, a class, a method, is itself.
     Tracing that a call has set ends in C, before a line that it could skip."""
     guard, untrace = (f"_{os.urandom(8).hex()}" for _ in range(2))  # names that no answer inside the tests can use
-    tree: ast.Module = compile(text, "<tests>", "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+    tree = ast.parse(text, "<tests>")
 
     def wrapped(node: ast.expr) -> ast.expr:
         where = {name: getattr(node, name) for name in ("lineno", "col_offset", "end_lineno", "end_col_offset")}

@@ -36,7 +36,7 @@ class Problem:
 
     prompt: str
     tests: Sequence[tuple[Any, Any, bool]]
-    limits: Mapping[str, float | int] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
     entry: str | None = None
     canonical: str | None = None
 
@@ -71,7 +71,7 @@ def stdin_tests(path: str | Path) -> CodeTask:
     limits: dict[str, Limits] = {}
 
     def prepare(sandbox: Sandbox) -> None:
-        limits.update({i: replace(sandbox.limits, **given) for i, p in problems.items() if (given := dict(p.limits))})
+        limits.update({i: replace(sandbox.limits, **p.limits) for i, p in problems.items() if p.limits})
 
     def jobs(task_id: str, source: str) -> list[Job]:
         problem = problems[task_id]
