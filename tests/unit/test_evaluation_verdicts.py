@@ -123,6 +123,11 @@ def test_limits_and_their_names(sandbox: Sandbox) -> None:
     brief = Limits(cpu_seconds=0.2, wall_factor=100.0)
     late = one(sandbox, Program("while __import__('time').process_time() < .5: pass", limits=brief))
     assert (late.verdict, late.limit) == ("timed_out", "cpu")  # whole seconds are the kernel's; the rest is ours
+    deaf = "import resource, signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nkernel = resource.getrlimit(0)[1]\n"
+    deaf += "print(kernel < 0 or kernel > 30 * (1 + 1 / 0.02) or kernel, flush=True)\nwhile True: pass"
+    ended = one(sandbox, Program(deaf, limits=short))
+    assert (ended.verdict, ended.limit, ended.stdout) == ("timed_out", "cpu", "True\n"), "by us, not by the kernel"
+    assert 1.0 < ended.cpu_seconds < 2.5
     assert one(sandbox, Program("x = 'x' * (1 << 30)", check="")).verdict == "out_of_memory"
     loud = one(sandbox, Program("print('x' * (1 << 20))"))
     assert (loud.verdict, loud.limit, len(loud.stdout)) == ("too_much_output", "output", 64 << 10)
@@ -168,6 +173,7 @@ def test_programs_know_nothing_of_each_other(sandbox: Sandbox) -> None:
         (b"N ready\n", 9, 0.1, "", "infrastructure"), (b"N infrastructure\nOSError", 256, 0.0, "", "infrastructure"),
         (b"N ready\n", 9, 4.1, "", "timed_out"), (b"N ready\n", 24, 3.9, "", "timed_out"),
         (b"N ready\nN passed\n", 0, 4.1, "", "timed_out"), (b"N ready\n", 9, 0.1, "wall", "timed_out"),
+        (b"N ready\n", 9, 1.1, "cpu", "timed_out"), (b"N ready\n", 9, 0.1, "output", "too_much_output"),
         (b"N ready\nN passed\n", 0, 0.1, "", "passed"), (b"N ready\n passed\n", 0, 0.1, "", "exited"),
         (b"N ready\n", 40, 0.1, "", "no_verdict"), (b"N ready\nN infrastructure\n", 0, 0.1, "", "exited"),
         (b"N ready\nN x\n", 0, 0.1, "", "exited"), (b"N ready\n", 11, 0.1, "", "no_verdict"),
