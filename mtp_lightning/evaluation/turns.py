@@ -65,7 +65,6 @@ def _episodes(
 def public_feedback(benchmark: CodeBenchmark, sandbox: Sandbox, samples: Sequence[Sample]) -> list[str]:
     """What each program is told of the public tests it fails; nothing where it passes them."""
     jobs: list[tuple[int, Job]] = []
-    benchmark.task.prepare(sandbox)
     for i, sample in enumerate(samples):
         source = benchmark.task.source(sample.task_id, sample.completion)
         jobs += [(i, job) for job in benchmark.task.jobs(sample.task_id, source) if PUBLIC in job.scores]
