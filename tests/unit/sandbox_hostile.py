@@ -112,6 +112,24 @@ PROGRAMS: dict[str, str] = {
     "write for ever": "while True: print('x' * 999)",
     "errors for ever": "while True: print('x' * 999, file=sys.stderr)",
     "kill itself": "attempts(lambda: signal.raise_signal(signal.SIGKILL), lambda: os.kill(os.getpid(), 9))",
+    "be killed for CPU time of its own choice": "import resource\nlimit = ctypes.create_string_buffer(16)\n"
+    "limit[0] = limit[8] = 1\n"
+    "attempts(lambda: resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, 8 << 20)),"
+    "lambda: resource.setrlimit(resource.RLIMIT_CPU, (1, 1)), lambda: call('setrlimit', 0, limit),"
+    "lambda: call('prlimit64', os.getpid(), 0, limit, None))\nwhile time.process_time() < 0.3: pass",
+    "kill itself by a timer": "event, timer = (ctypes.c_int * 16)(0, 0, 9, 0), ctypes.c_int()\n"
+    "attempts(lambda: call('timer_create', 1, event, ctypes.byref(timer)),"
+    "lambda: libc.syscall({'x86_64': 223, 'aarch64': 110}[os.uname().machine], timer, 0,"
+    "(ctypes.c_long * 4)(0, 0, 0, 1000), None))\ntime.sleep(0.3)",
+    "die by a signal without a name": "signal.raise_signal(40)",
+    "die by a filter of its own": "import struct\n"
+    "code = ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 0))\n"
+    "attempts(lambda: libc.prctl(22, 1, 0, 0, 0),"
+    "lambda: libc.prctl(22, 2, struct.pack('@HP', 1, ctypes.addressof(code)), 0, 0))\ntime.sleep(0.3)",
+    "die at the start of another program": "import resource\n"
+    "resource.setrlimit(resource.RLIMIT_AS, (4096, 4096))\nos.execv('/bin/true', ['true'])",
+    "say that it could not be run": "frame = sys._getframe()\nwhile 'say' not in frame.f_locals: frame = frame.f_back\n"
+    "frame.f_locals['say']('infrastructure', ''), os._exit(0)",
     "user namespace": "attempts(lambda: 'done' if libc.unshare(0x10000000) == 0 else 'refused')",
     "io_uring": "attempts(lambda: 'done' if call('io_uring_setup', 4, bytes(120)) >= 0 else 'refused')",
     "keyring": "attempts(lambda: 'done' if call('add_key', b'user', MARK.encode(), b'x', 1, -1) >= 0 else 'refused')",
@@ -273,6 +291,8 @@ class Peaks:
 
 
 LIMITS = Limits(cpu_seconds=1.0, memory_mb=256, output_kb=64, wall_factor=20.0)
+ALLOWED_STACK = ["None", "ValueError('not allowed to raise maximum limit')", "-1", "-1"]
+"""What setting the limits of a stack and, in three ways, of CPU time says: Python has one message for all refusals."""
 ASLEEP = Limits(cpu_seconds=1.0, wall_factor=1.0)
 
 
@@ -308,6 +328,7 @@ def why_escaped(name: str, scene: Scene, outcome: Outcome, peaks: Peaks, quiet: 
         "loop for ever": lambda: (outcome.verdict, outcome.limit) == ("timed_out", "cpu"),
         "sleep for ever": lambda: (outcome.verdict, outcome.limit) == ("timed_out", "wall"),
         "stop itself": lambda: outcome.verdict == "timed_out",
+        "be killed for CPU time of its own choice": lambda: outcome.stdout.splitlines() == ALLOWED_STACK,
     }
     fine = expected.get(name, lambda: "done" not in outcome.stdout)()
     return "" if fine else f"{outcome.verdict}: {said[-300:]}"

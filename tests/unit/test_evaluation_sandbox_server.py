@@ -91,6 +91,37 @@ def test_a_server_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) ->
             list(sandbox.run([Program(GOOD, check=CHECK)]))
 
 
+@pytest.mark.parametrize("refused", ["_mount", "_checked"])
+def test_namespaces_in_which_nothing_is_allowed_are_not_entered(refused: str) -> None:
+    """As Ubuntu 24.04 has them for an ordinary user: `unshare` succeeds, and what follows is refused."""
+    code = f"""
+import os
+from mtp_lightning.evaluation.sandbox import confine
+def names():
+    return [os.readlink(f"/proc/self/ns/{{kind}}") for kind in ("mnt", "net", "user")]
+def refuse(*_):
+    raise PermissionError(13, "Permission denied")
+before, confine.{refused} = names(), refuse
+print(confine.enter_namespaces(), names() == before)
+"""
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/nowhere"}
+    out = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert (out.stdout, out.returncode) == ("False True\n", 0), out
+
+
+def test_a_server_goes_without_namespaces_where_it_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse = "from mtp_lightning.evaluation.sandbox import confine; d = 'def r(*a): raise OSError(13, \"denied\")'; "
+    start = run._START.replace("main(sys.argv[2])", f"{refuse}exec(d); confine._mount = r; main(sys.argv[2])")
+    monkeypatch.setattr(run, "_START", start)
+    server = run._Server(0, unsafe=False, namespaces=True)
+    try:
+        server.start()
+        assert "seccomp" in server.level
+        assert "namespaces" not in server.level
+    finally:
+        server.stop()
+
+
 def test_a_child_that_cannot_be_confined_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
     start = run._START.replace(
         "main(sys.argv[2])",

@@ -1,11 +1,13 @@
 """Programs that read and print: APPS and CodeContests."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_evaluation_code_tasks import canonical, sandbox, scores, write
 
+from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.sandbox import Limits, Sandbox
 from mtp_lightning.evaluation.tasks.stdin_tests import same_output, stdin_tests
 
@@ -19,6 +21,7 @@ def test_stdin_problems(tmp_path: Path, sandbox: Sandbox) -> None:
     }  # fmt: skip
     task = stdin_tests(write(tmp_path / "neutral.jsonl", neutral))
     assert task.prompts == {"sum": "Add.\n"}
+    task.prepare(sandbox)
     assert [job.program.limits for job in task.jobs("sum", "")] == [Limits(cpu_seconds=1.0, memory_mb=128)] * 2
     right = "print(sum(map(int, input().split())))"
     found = scores(
@@ -58,8 +61,21 @@ def test_apps_and_codecontests(tmp_path: Path, sandbox: Sandbox) -> None:
         "time_limit": {"seconds": 1, "nanos": 500_000_000}, "memory_limit_bytes": 256 << 20,
     }  # fmt: skip
     task = stdin_tests(write(tmp_path / "contests.jsonl", contests))
+    task.prepare(sandbox)
     assert task.jobs("1_A", "")[0].program.limits == Limits(cpu_seconds=1.5, memory_mb=256)
     assert canonical(task, sandbox) == ({"": 1, "public": 1}, 1)
+
+
+def test_what_a_problem_does_not_limit_the_command_does(tmp_path: Path) -> None:
+    row = {"prompt": "", "tests": [{"input": "", "output": ""}]}
+    rows = [row | given for given in ({}, {"time_limit": 1.5}, {"memory_limit": 200})]
+    task = stdin_tests(write(tmp_path / "neutral.jsonl", *rows))
+    given = Limits(cpu_seconds=9.0, memory_mb=512, output_kb=8)
+    task.prepare(Sandbox(given))
+    found = [task.jobs(f"stdin/{i}", "")[0].program.limits or given for i in range(3)]
+    assert found == [given, replace(given, cpu_seconds=1.5), replace(given, memory_mb=200)]
+    with pytest.raises(InputError, match=r"limits\.cpu_seconds is -1"):
+        stdin_tests(write(tmp_path / "negative.jsonl", row | {"time_limit": -1}))
 
 
 @pytest.mark.parametrize(

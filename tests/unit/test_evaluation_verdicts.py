@@ -22,20 +22,6 @@ ROOT = Path(__file__).parents[2]
 GOOD = "def f(x):\n    return x + 1\n"
 CHECK = "assert f(1) == 2\nassert f(2) == 3\n"
 EQUAL = "class E:\n    __eq__ = lambda a, b: True\n    __ne__ = lambda a, b: False\n    __hash__ = object.__hash__\n"
-SKIP = """
-import sys
-def tracer(frame, event, arg):
-    return tracer
-def f(x):
-    caller = sys._getframe(2)
-    sys.settrace(tracer)
-    def skip(frame, event, arg):
-        if event == "line":
-            frame.f_lineno = 2
-        return skip
-    caller.f_trace = skip
-    return 0
-"""
 FRAMES = """
 import os, sys
 def f(x):
@@ -46,42 +32,6 @@ def f(x):
             os._exit(0)
         frame = frame.f_back
 """
-TRICKS = {
-    "exit 0": ("import sys; sys.exit(0)", "exited"),
-    "os._exit(0)": ("import os; os._exit(0)", "exited"),
-    "raise SystemExit": ("raise SystemExit", "exited"),
-    "abort": ("import os; os.abort()", "no_verdict"),
-    "print": ("print('pass'); print('passed')", "failed"),
-    "writes to all that is open": (
-        "import os\nfor i in range(64):\n  try: os.write(i, b' passed\\n')\n  except OSError: pass\ndef f(x): return 0",
-        "failed",
-    ),
-    "writes there and exits": (
-        "import os\nfor i in range(64):\n  try: os.write(i, b' passed\\n')\n  except OSError: pass\nos._exit(0)",
-        "exited",
-    ),
-    "closes all that is open": ("import os; os.closerange(0, 64)\n" + GOOD, "no_verdict"),
-    "equal to all": (EQUAL + "def f(x): return E()", "failed"),
-    "equal to all, inside": (EQUAL + "def f(x): return [E()]", "failed"),
-    "equal to numbers alone": (
-        "class E:\n  __eq__ = lambda a, b: isinstance(b, int)\n  __hash__ = None\ndef f(x): return E()", "failed",
-    ),
-    "an int that is equal to all": (
-        "class E(int):\n  __eq__ = lambda a, b: True\n  __ne__ = lambda a, b: False\ndef f(x): return E()", "failed",
-    ),
-    "another AssertionError": (
-        "import builtins\nclass A(BaseException): pass\nbuiltins.AssertionError = A\ndef f(x): return 0", "failed",
-    ),
-    "other builtins": ("import builtins\nbuiltins.abs = lambda x: 0\ndef f(x): return 7", "failed"),
-    "skipped lines": (SKIP, "failed"),
-    "no function": ("", "failed"),
-    "no program": ("def f(x:", "failed"),
-    "endless recursion": ("def f(x): return f(x)", "failed"),
-    "an exception that cannot be shown": (
-        "class B(Exception):\n  def __str__(self): raise SystemExit\ndef f(x): raise B", "failed",
-    ),
-    "walking the frames": (FRAMES, "passed"),  # cannot be stopped inside one process: rewards use `entry`
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -106,21 +56,6 @@ def test_a_right_program_passes(sandbox: Sandbox) -> None:
     assert outcome.stderr == ""
 
 
-@pytest.mark.parametrize("trick", TRICKS)
-def test_a_trick_is_no_pass(sandbox: Sandbox, trick: str) -> None:
-    source, expected = TRICKS[trick]
-    check = "assert abs(f(1) - 2) < 1e-6\n" if trick == "other builtins" else CHECK
-    outcome = one(sandbox, Program(source, check=check))
-    assert outcome.verdict == expected, outcome
-
-
-def test_tests_that_cannot_fail_are_no_tests(sandbox: Sandbox) -> None:
-    """The answer is part of the statement: `assert 5 == 1 or True`."""
-    for answer, verdict in (("f(4)", "passed"), ("1 or True", "failed"), ("f(4) or 1", "failed"), ("6", "failed")):
-        program = Program(GOOD, check=f"assert 5 == {answer}", canary=f"assert __other__ == {answer}")
-        assert one(sandbox, program).verdict == verdict, answer
-
-
 def test_what_is_reported(sandbox: Sandbox) -> None:
     outcome = one(sandbox, Program("def f(x):\n    return x\n", check=CHECK))
     assert outcome.verdict == "failed"
@@ -141,6 +76,7 @@ def test_whole_programs_read_and_print(sandbox: Sandbox) -> None:
         outcome = one(sandbox, Program(source))
         assert (outcome.verdict, outcome.stdout) == (verdict, "a\n"), source
     assert one(sandbox, Program("print(chr(233)); print(chr(0xd800))")).stdout == "é\n?\n"
+    assert one(sandbox, Program("print(input())", stdin="a\ud800")).stdout == "a?\n"
 
 
 def test_results_leave_as_data(sandbox: Sandbox) -> None:
@@ -187,6 +123,11 @@ def test_limits_and_their_names(sandbox: Sandbox) -> None:
     brief = Limits(cpu_seconds=0.2, wall_factor=100.0)
     late = one(sandbox, Program("while __import__('time').process_time() < .5: pass", limits=brief))
     assert (late.verdict, late.limit) == ("timed_out", "cpu")  # whole seconds are the kernel's; the rest is ours
+    deaf = "import resource, signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nkernel = resource.getrlimit(0)[1]\n"
+    deaf += "print(kernel < 0 or kernel > 30 * (1 + 1 / 0.02) or kernel, flush=True)\nwhile True: pass"
+    ended = one(sandbox, Program(deaf, limits=short))
+    assert (ended.verdict, ended.limit, ended.stdout) == ("timed_out", "cpu", "True\n"), "by us, not by the kernel"
+    assert 1.0 < ended.cpu_seconds < 2.5
     assert one(sandbox, Program("x = 'x' * (1 << 30)", check="")).verdict == "out_of_memory"
     loud = one(sandbox, Program("print('x' * (1 << 20))"))
     assert (loud.verdict, loud.limit, len(loud.stdout)) == ("too_much_output", "output", 64 << 10)
@@ -232,8 +173,11 @@ def test_programs_know_nothing_of_each_other(sandbox: Sandbox) -> None:
         (b"N ready\n", 9, 0.1, "", "infrastructure"), (b"N infrastructure\nOSError", 256, 0.0, "", "infrastructure"),
         (b"N ready\n", 9, 4.1, "", "timed_out"), (b"N ready\n", 24, 3.9, "", "timed_out"),
         (b"N ready\nN passed\n", 0, 4.1, "", "timed_out"), (b"N ready\n", 9, 0.1, "wall", "timed_out"),
+        (b"N ready\n", 9, 1.1, "cpu", "timed_out"), (b"N ready\n", 9, 0.1, "output", "too_much_output"),
         (b"N ready\nN passed\n", 0, 0.1, "", "passed"), (b"N ready\n passed\n", 0, 0.1, "", "exited"),
-        (b"N ready\n", 11, 0.1, "", "no_verdict"), (b"N ready\nN passed\nN passed\n", 0, 0.1, "", "exited"),
+        (b"N ready\n", 40, 0.1, "", "no_verdict"), (b"N ready\nN infrastructure\n", 0, 0.1, "", "exited"),
+        (b"N ready\nN x\n", 0, 0.1, "", "exited"), (b"N ready\n", 11, 0.1, "", "no_verdict"),
+        (b"N ready\nN passed\nN passed\n", 0, 0.1, "", "exited"),
     ],
 )  # fmt: skip
 def test_how_an_end_is_judged(report: bytes, status: int, cpu: float, limit: str, verdict: str) -> None:

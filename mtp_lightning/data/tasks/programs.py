@@ -65,12 +65,18 @@ def draw_program(chance: random.Random, operations: int) -> Program:
 def run_program(text: str, given: Value) -> Value | None:
     """What a program of `draw_program`, as text, gives for any input; None where it fails on it."""
     scope: dict[str, Any] = dict(_SCOPE)
-    exec(text, scope)  # one of our own programs: of what a model wrote there is only `given`, a value
+    exec(_code(text), scope)  # one of our own programs: of what a model wrote there is only `given`, a value
     try:
         result: Value = scope["f"](given)
     except (TypeError, ValueError, AttributeError, IndexError):  # a string for a number, or the other way round
         return None
     return result
+
+
+@lru_cache(maxsize=1 << 12)
+def _code(text: str) -> CodeType:
+    """Of a whole program: a test set is run with many inputs."""
+    return compile(text, "<program>", "exec")
 
 
 @lru_cache(maxsize=1 << 16)

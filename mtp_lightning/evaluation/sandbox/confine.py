@@ -27,6 +27,8 @@ _NEW_MOUNTS, _NEW_NAME, _NEW_IPC, _NEW_USER, _NEW_PIDS, _NEW_NET = (
 )  # fmt: skip
 _BIND, _RECURSIVE, _PRIVATE = 4096, 16384, 1 << 18
 _DEATH_SIGNAL, _SET_SECCOMP, _NO_NEW_PRIVILEGES, _FILTER = 1, 22, 38, 2
+_LATE = 2000
+"""Times its CPU time: more than any program has by the wall clock. Ends it where no server is left to."""
 FIRST_ID, IDS = 200_000, 2**30
 """User ids that belong to nobody; each program of root's gets one of its own."""
 
@@ -75,11 +77,27 @@ def interpreter() -> list[str]:
 
 def enter_namespaces() -> bool:
     """No network, own process numbers, own System V memory for this process's children; False where there are none to
-    be had. The process numbers begin with the next child, which is the new world's init: all die with it."""
+    be had. The process numbers begin with the next child, which is the new world's init: all die with it.
+
+    Tried in a fork first: where a system allows namespaces and then nothing in them (AppArmor's
+    `apparmor_restrict_unprivileged_userns`, as in Ubuntu 24.04), this process would be left half in them."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _enter_namespaces()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1] != 0:
+        return False
+    _enter_namespaces()
+    return True
+
+
+def _enter_namespaces() -> None:
     user, group = os.getuid(), os.getgid()
     flags = _NEW_MOUNTS | _NEW_NAME | _NEW_IPC | _NEW_PIDS | _NEW_NET | (_NEW_USER if user else 0)
-    if _libc().unshare(flags) < 0:
-        return False
+    _checked(_libc().unshare(flags), "unshare")
     if user:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
             Path("/proc/self", name).write_text(text, encoding="ascii")
@@ -87,7 +105,6 @@ def enter_namespaces() -> bool:
     if not user:
         for prefix in interpreter():
             uncover(Path(prefix))
-    return True
 
 
 def uncover(folder: Path) -> None:
@@ -112,10 +129,13 @@ def die_with_parent() -> None:
 
 
 def set_limits(cpu_seconds: float, memory_mb: int) -> None:
-    """The kernel's own limits. CPU time in whole seconds: SIGXCPU, and SIGKILL a second later."""
+    """The kernel's own limits. CPU time in whole seconds, by SIGXCPU.
+
+    A program may ignore that; the server ends it then. The kernel's SIGKILL is not to, since it counts whole ticks: one
+    that is awake at each tick's moment alone would be killed after a tenth of its time, as if by the machine."""
     seconds = math.ceil(cpu_seconds)
     for name, soft, hard in (
-        ("AS", memory_mb << 20, memory_mb << 20), ("CPU", seconds, seconds + 1), ("FSIZE", 1 << 20, 1 << 20),
+        ("AS", memory_mb << 20, memory_mb << 20), ("CPU", seconds, _LATE * seconds), ("FSIZE", 1 << 20, 1 << 20),
         ("NOFILE", 64, 64), ("NPROC", 1, 1), ("CORE", 0, 0), ("MSGQUEUE", 0, 0), ("MEMLOCK", 0, 0),
     ):  # fmt: skip
         kind = getattr(resource, f"RLIMIT_{name}", None)

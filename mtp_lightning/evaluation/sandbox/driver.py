@@ -5,6 +5,7 @@ The verdict goes out behind a random number that the program was never given. A 
 process, so rewards use `entry`, whose results are judged outside.
 """
 
+import ast
 import builtins
 import math
 import os
@@ -12,18 +13,32 @@ import random
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from types import FunctionType
-from typing import Any
+from operator import eq, gt, lt, ne
+from types import CodeType, ModuleType
+from typing import Any, NamedTuple
 
 from mtp_lightning.evaluation.sandbox import values
 
 UNSAID = 81
 """Exit status of a child that could not write its verdict."""
+SAID = ("passed", "failed", "exited", "out_of_memory")
+"""Verdicts of a child; another is one that the program wrote itself."""
+_PACKAGE = __name__.partition(".")[0]
+_SETTRACE = sys.settrace
+_PRETENCE = "a result is equal to everything, or says what cannot be"
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 
 
+class Tests(NamedTuple):
+    """Compiled before the program runs, which may replace what compiles them; and names of what they call."""
+
+    code: CodeType
+    guard: str
+    untrace: str
+
+
 class PretenceError(AssertionError):
-    """A result that is equal to what it cannot be equal to."""
+    """A result that is equal to what it cannot be equal to, or tests that hold for any."""
 
 
 def run_program(request: Mapping[str, Any], say: Callable[[str, str], None], nonce: str) -> None:
@@ -54,13 +69,20 @@ def _run(request: Mapping[str, Any], nonce: str) -> str:
     for name in ("exit", "quit"):  # of the module `site`, which is not loaded; programs call them
         setattr(builtins, name, sys.exit)
     restore = _restorer()
-    space: dict[str, Any] = {"__name__": "__main__" if whole else "solution", "__builtins__": builtins}
+    module = ModuleType("__main__" if whole else "solution")
+    for name in [name for name in sys.modules if name.startswith(_PACKAGE)]:  # the checks are not there to be replaced
+        del sys.modules[name]
+    tests = None if request["check"] is None else _guarded(request["check"])
+    sys.modules["__main__"] = sys.modules[module.__name__] = module
+    space = vars(module)
     exec(compile(request["source"], "<program>", "exec", dont_inherit=True), space)
     if request["entry"] is not None:
         return _call(space, request["entry"], request["inputs"])
-    if request["check"] is not None:
+    if tests is not None:
         restore()
-        _check(space, request, restore, [object(), int(nonce, 16), nonce, [nonce], (nonce,), {nonce: nonce}, {nonce}])
+        number = int(nonce, 16)
+        others = [object(), number, float(number), nonce, [nonce], (nonce,), {nonce: nonce}, {nonce}]
+        _check(space, tests, request["canary"], restore, others)
     return ""
 
 
@@ -76,59 +98,94 @@ def _call(space: dict[str, Any], entry: str, inputs: str) -> str:
     return values.encode_all(results)
 
 
-def _check(space: dict[str, Any], request: Mapping[str, Any], restore: Callable[[], None], others: list[Any]) -> None:
-    """Run the tests in a copy of the program's names in which its functions are guarded; they themselves still call
-    each other as they are."""
-    found: list[str] = []
+def _check(
+    space: dict[str, Any], tests: Tests, canary: str | None, restore: Callable[[], None], others: list[Any]
+) -> None:
+    """Run the tests in a copy of the program's names, and look at all that they call and compare."""
+    found: list[Any] = []
     last: list[Any] = [None]
 
-    def guarded(function: FunctionType) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            value = function(*args, **kwargs)
-            restore()
-            if _pretends(value, others):
-                found.append(function.__name__)
-                raise PretenceError(f"{function.__name__} returned what is equal to everything")
-            last[0] = value
-            return value
+    def checked(value: Any, _: None) -> Any:
+        restore()
+        if _pretends(value, others):
+            found.append(value)
+            raise PretenceError(_PRETENCE)
+        last[0] = value
+        return value
 
-        return call
-
-    tests = {
-        name: guarded(value) if isinstance(value, FunctionType) and value.__globals__ is space else value
-        for name, value in space.items()
-    }
-    exec(compile(request["check"], "<tests>", "exec", dont_inherit=True), tests)
+    names = {**space, tests.guard: checked, tests.untrace: _SETTRACE}
+    exec(tests.code, names)
     if found:
-        raise PretenceError(f"{found[0]} returned what is equal to everything")
-    tests["__last__"] = last[0]
-    for statement in filter(None, ("assert __last__ is __other__", request["canary"])):
+        raise PretenceError(_PRETENCE)
+    names["__last__"] = last[0]
+    for statement in filter(None, ("assert __last__ is __other__", canary)):
         for other in others:  # tests that can fail, fail here
-            tests["__other__"] = other
+            names["__other__"] = other
             try:
-                exec(compile(statement, "<canary>", "exec", dont_inherit=True), tests)
+                exec(compile(statement, "<canary>", "exec", dont_inherit=True), names)
             except AssertionError:
                 continue
             raise PretenceError("the tests would hold for any result")
 
 
+def _guarded(text: str) -> Tests:
+    """Tests with `guard(x, untrace(None))` in place of each x that is called or compared: `f(1) == y` becomes
+    `guard(f(1), untrace(None)) == guard(y, untrace(None))`. What is called, a function, a class, a method, is itself.
+    Tracing that a call has set ends in C, before a line that it could skip."""
+    guard, untrace = (f"_{os.urandom(8).hex()}" for _ in range(2))  # names that no answer inside the tests can use
+    tree = ast.parse(text, "<tests>")
+
+    def wrapped(node: ast.expr) -> ast.expr:
+        where = {name: getattr(node, name) for name in ("lineno", "col_offset", "end_lineno", "end_col_offset")}
+        names = [ast.Name(name, ast.Load(), **where) for name in (guard, untrace)]
+        end = ast.Call(names[1], [ast.Constant(None, **where)], [], **where)
+        return ast.Call(names[0], [node, end], [], **where)
+
+    for node in list(ast.walk(tree)):
+        for field, value in ast.iter_fields(node):
+            kinds = ast.expr if isinstance(node, ast.Compare) else ast.Call
+            if isinstance(value, list):
+                value[:] = [wrapped(item) if isinstance(item, kinds) else item for item in value]
+            elif isinstance(value, kinds):
+                setattr(node, field, wrapped(value))
+    return Tests(compile(tree, "<tests>", "exec", dont_inherit=True), guard, untrace)
+
+
 def _pretends(value: Any, others: list[Any]) -> bool:
-    """Whether a value, or one inside it, is equal to something that it cannot know."""
-    left, seen = [value], set()
+    """Whether a value, or one inside it, is equal to something that it cannot know, or says what cannot be."""
+    left: list[Any] = [value]
+    seen: dict[int, Any] = {}  # kept, so that no other one gets their ids
     while left:
         value = left.pop()
         if type(value) in _SCALARS or id(value) in seen:
             continue
-        seen.add(id(value))
+        seen[id(value)] = value
         if isinstance(value, dict):
             left += [*dict.keys(value), *dict.values(value)]
         elif isinstance(value, list | tuple | set | frozenset):
             left += value if type(value) in (list, tuple, set, frozenset) else [*value]
-        if type(value) not in (dict, list, tuple, set, frozenset):
-            for other in others:
-                if (value == other) is not False or (value != other) is not True:
-                    return True
+        if type(value) not in (dict, list, tuple, set, frozenset) and _cannot_be(value, others):
+            return True
     return False
+
+
+def _cannot_be(value: Any, others: list[Any]) -> bool:
+    """An object that is equal to one of `others`, or both true and false, or beyond the infinities."""
+    return (
+        any(_denies(eq, value, other, False) or _denies(ne, value, other, True) for other in others)
+        or (_denies(eq, value, True, False) and _denies(eq, value, False, False))
+        or _denies(lt, value, -math.inf, False)
+        or _denies(gt, value, math.inf, False)
+    )
+
+
+def _denies(compare: Callable[[Any, Any], Any], value: Any, other: Any, expected: bool) -> bool:
+    """Whether the answer is not the expected one. Where it cannot be compared with what is not of its kind, there is
+    none."""
+    try:
+        return compare(value, other) is not expected
+    except Exception:
+        return False
 
 
 def _restorer() -> Callable[[], None]:

@@ -30,7 +30,8 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
     "process_madvise": (440, 440), "process_mrelease": (448, 448), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438),
     "pidfd_send_signal": (424, 424), "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "prlimit64": (302, 261),
+    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "prlimit64": (302, 261), "setrlimit": (160, 164),
+    "timer_create": (222, 107), "prctl": (157, 167),
     "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119), "sched_setattr": (314, 274), "migrate_pages": (256, 238),
     "move_pages": (279, 239),
@@ -65,13 +66,15 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201), "accept": (43, 202),
     "accept4": (288, 242), "sendto": (44, 206), "sendmsg": (46, 211), "sendmmsg": (307, 269), "socketpair": (53, 199),
 }  # fmt: skip
-TESTED = ("tgkill", "prlimit64", "open", "openat", "fcntl", "ioctl", "sendto", "socketpair")
+TESTED = ("tgkill", "prlimit64", "setrlimit", "prctl", "open", "openat", "fcntl", "ioctl", "sendto", "socketpair")
 """Calls that are refused by their arguments; all others of the list are refused always."""
 NO_SUCH_CALL = ("clone3", "openat2")
 """The C library takes the older call, which can be judged, where the kernel has none of these."""
 _TRUNCATE, _ACCESS_MODE = 0o1000, 0o3
 _CHANGES_OWNERS = (8, 10, 15, 1024, 1026)
 """`fcntl`: F_SETOWN, F_SETSIG and F_SETOWN_EX (a way to signal others), F_SETLEASE, F_NOTIFY."""
+_CPU_TIME, _DEATH_SIGNAL = 0, 1
+"""RLIMIT_CPU and PR_SET_PDEATHSIG."""
 _HARMLESS_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """TCGETS (isatty), TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX."""
 
@@ -95,14 +98,21 @@ class Rule(NamedTuple):
 
 
 def rules(pid: int) -> Iterator[Rule]:
-    """What a program that is process `pid` may not do. It may signal itself (`abort` does), but not with SIGKILL, by
-    which it could pretend that the machine had killed it."""
+    """What a program that is process `pid` may not do.
+
+    It may signal itself (`abort` does), but not with SIGKILL, by which it could pretend that the machine had killed it;
+    nor by a limit of CPU time of its own, or a timer that sends any signal (`setitimer` and `alarm` send their own).
+    It may not stop dying with its server."""
     for name in NUMBERS:
         if name not in TESTED:
             yield Rule(name, errno.ENOSYS if name in NO_SUCH_CALL else errno.EPERM)
     yield Rule("tgkill", tests=(Test(0, pid, equal=False),))
     yield Rule("tgkill", tests=(Test(2, signal.SIGKILL),))
     yield Rule("prlimit64", tests=(Test(0, 0, equal=False),))
+    yield Rule("setrlimit", tests=(Test(0, _CPU_TIME),))
+    for high in (False, True):  # the new limit: a pointer, so both its halves count; without one it only asks
+        yield Rule("prlimit64", tests=(Test(1, _CPU_TIME), Test(2, 0, equal=False, high=high)))
+    yield Rule("prctl", tests=(Test(0, _DEATH_SIGNAL),))
     for name, argument in (("open", 1), ("openat", 2)):  # truncates, though it only reads: Landlock below ABI 3
         yield Rule(name, tests=(Test(argument, _TRUNCATE, mask=_TRUNCATE | _ACCESS_MODE),))
     for command in _CHANGES_OWNERS:

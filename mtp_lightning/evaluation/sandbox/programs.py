@@ -37,7 +37,7 @@ class Limits:
 class Program:
     """A program, in one of three modes.
 
-    - `check`: tests, run after `source` in the same process. Every function of the source is guarded there: a result
+    - `check`: tests, run after `source` in the same process. All that they call and compare is looked at: a result
       that is equal to everything is found out. For benchmarks, whose models do not know of the tests.
     - `entry` and `inputs`: call a function; its results leave the process as data (`Outcome.result`) and are judged
       outside. Nothing in the process knows what would be right, so this is the mode for rewards.

@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from mtp_lightning.evaluation.sandbox import confine
-from mtp_lightning.evaluation.sandbox.driver import UNSAID, run_program
+from mtp_lightning.evaluation.sandbox.driver import SAID, UNSAID, run_program
 
 WARM = (
     "typing", "collections.abc", "itertools", "functools", "math", "cmath", "re", "heapq", "bisect", "operator",
@@ -30,11 +30,11 @@ WARM = (
 """Modules that programs of the benchmarks import."""
 REPORT_BYTES = 128 << 20
 """Most that the results of calls may have."""
-
-
 BUSY = 0.02
 """A program that has had this share of the time for its work is not asleep: on a machine with much else to do it
 goes on to its limit of CPU time."""
+_BRIEF = 0.05
+"""Seconds between two looks at what a program has taken, at least."""
 
 
 class Settings(NamedTuple):
@@ -79,7 +79,7 @@ def run_one(
     nonce = secrets.token_hex(16)
     given = os.memfd_create("stdin")
     with open(given, "wb", closefd=False) as file:
-        file.write(request["stdin"].encode())
+        file.write(request["stdin"].encode(errors="replace"))  # half a surrogate pair
     os.lseek(given, 0, os.SEEK_SET)
     quiet = request["check"] is not None or request["entry"] is not None
     pipes = [os.pipe() for _ in range(1 if quiet else 3)]
@@ -140,8 +140,9 @@ def _watch(
     """Collect what a child writes until it has ended, or until it met a limit and was killed."""
     texts = {read: bytearray() for read in reads}
     most = {read: REPORT_BYTES if read == reads[0] else limits["output_kb"] << 10 for read in reads}
-    deadline = start + limits["wall_factor"] * limits["cpu_seconds"]
-    limit, looked, used = "", start, 0.0
+    most_cpu = limits["cpu_seconds"]
+    deadline, look = start + limits["wall_factor"] * most_cpu, start + most_cpu  # it cannot have had all before
+    limit, looked, before = "", start, 0.0
     with selectors.DefaultSelector() as selector:
         selector.register(wake, selectors.EVENT_READ)
         for read in reads:
@@ -157,19 +158,23 @@ def _watch(
             if ended:
                 break
             now = time.monotonic()
-            if not limit and now >= deadline:
-                before, used = used, _cpu_seconds(child)
-                limit = "" if used - before >= BUSY * (now - looked) else "wall"
-                looked, deadline = now, now + limits["cpu_seconds"]
+            if not limit and now >= look:
+                used = _cpu_seconds(child)
+                if used > most_cpu:
+                    limit = "cpu"
+                elif now >= deadline:
+                    limit = "" if used - before >= BUSY * (now - looked) else "wall"
+                    before, looked, deadline = used, now, now + most_cpu
+                look = min(deadline, now + max(_BRIEF, most_cpu - used))
             if limit:
                 _kill(child)
-            selector.select(1 if limit else max(0.0, deadline - time.monotonic()))
+            selector.select(1 if limit else max(0.0, look - time.monotonic()))
             _drain(wake, bytearray(), 1 << 16)
     _kill_group(child)
     for read in reads:
         os.close(read)
     cpu = usage.ru_utime + usage.ru_stime
-    verdict, detail, limit = judge(bytes(texts[reads[0]]), nonce, status, cpu, limits["cpu_seconds"], limit)
+    verdict, detail, limit = judge(bytes(texts[reads[0]]), nonce, status, cpu, most_cpu, limit)
     shown = [bytes(texts[read][: most[read]]).decode("utf-8", "replace") for read in reads[1:]] or ["", detail]
     return {
         "verdict": verdict, "cpu_seconds": cpu, "wall_seconds": time.monotonic() - start, "stdout": shown[0],
@@ -189,7 +194,7 @@ def judge(report: bytes, nonce: str, status: int, cpu: float, most_cpu: float, l
 
     Args:
         status: as `wait` gives it.
-        limit: `wall` or `output` where it was killed for that.
+        limit: `cpu`, `wall` or `output` where it was killed for that.
     """
     parts = report.split(nonce.encode())
     words = [part.decode("utf-8", "replace").lstrip(" ").partition("\n")[::2] for part in parts[1:]]
@@ -197,15 +202,16 @@ def judge(report: bytes, nonce: str, status: int, cpu: float, most_cpu: float, l
         return "infrastructure", words[0][1], ""
     signalled = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if limit:
-        return ("timed_out" if limit == "wall" else "too_much_output"), f"limit: {limit}", limit
+        return ("too_much_output" if limit == "output" else "timed_out"), f"limit: {limit}", limit
     if cpu > most_cpu or signalled == signal.SIGXCPU:
         return "timed_out", "limit: cpu", "cpu"
     if not words or signalled == signal.SIGKILL:  # it may not kill itself: the machine did, most likely for memory
         return "infrastructure", f"a program was killed from outside, or never began (status {status})", ""
-    if len(words) == 2:
+    if len(words) == 2 and words[1][0] in SAID:
         return words[1][0], words[1][1], "memory" if words[1][0] == "out_of_memory" else ""
     if signalled:
-        return "no_verdict", f"died by {signal.Signals(signalled).name}", ""
+        names = {number.value: number.name for number in signal.Signals}  # most real-time signals have none
+        return "no_verdict", f"died by {names.get(signalled, f'signal {signalled}')}", ""
     if os.WEXITSTATUS(status) == UNSAID:
         return "no_verdict", "the verdict could not be written", ""
     return "exited", f"exit status {os.WEXITSTATUS(status)}", ""

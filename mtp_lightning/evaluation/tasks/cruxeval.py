@@ -1,5 +1,6 @@
 """CRUXEval (Gu et al. 2024, arXiv 2401.03065): given a function, the output of a call (CRUXEval-O), or a call that has
-an output (CRUXEval-I). Two worked examples, no chain of thought."""
+an output (CRUXEval-I). Two worked examples, no chain of thought. A program has the sandbox's limits, as everywhere;
+CRUXEval's own is 3 s of wall clock."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +8,9 @@ from typing import Any, Literal
 
 from mtp_lightning.evaluation.programs import CodeTask, Job
 from mtp_lightning.evaluation.rows import check_distinct, read_rows
-from mtp_lightning.evaluation.sandbox import Limits, Program
+from mtp_lightning.evaluation.sandbox import Program
 
 STOPS = ("[/ANSWER]",)
-LIMITS = Limits(cpu_seconds=3.0)
 OUTPUT_PROMPT = """\
 You are given a Python function and an assertion containing an input to the function. Complete the assertion with a \
 literal (no unsimplified expressions, no function calls) containing the output when executing the provided code on the \
@@ -84,7 +84,7 @@ def cruxeval(path: str | Path, predict: Literal["input", "output"]) -> CodeTask:
         if given_away:
             return []
         check, canary = f"assert {row['output']} == {answer}", f"assert __other__ == {answer}"
-        return [Job(Program(row["code"], check=check, canary=canary, limits=LIMITS))]
+        return [Job(Program(row["code"], check=check, canary=canary))]
 
     def assemble(task_id: str, completion: str) -> str:
         return answered_output(completion) if is_output else answered_input(completion)

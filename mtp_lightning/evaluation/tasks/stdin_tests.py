@@ -10,14 +10,14 @@ compared here, outside the sandbox."""
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.programs import CodeTask, Job
 from mtp_lightning.evaluation.rows import check_distinct, read_rows
-from mtp_lightning.evaluation.sandbox import Limits, Outcome, Program, values
+from mtp_lightning.evaluation.sandbox import Limits, Outcome, Program, Sandbox, values
 
 STOPS = ("\nQUESTION:", "<|endoftext|>")
 PYTHON_3 = 3
@@ -29,13 +29,14 @@ class Problem:
     """
     Args:
         tests: (input, expected output, whether the task shows it); with `entry` argument lists and results.
+        limits: those of `Limits` that the problem has itself; the sandbox's own for the others.
         entry: a function, or a method of `class Solution`, that is called instead of reading standard input.
         canonical: a right program, where the data has one.
     """
 
     prompt: str
     tests: Sequence[tuple[Any, Any, bool]]
-    limits: Limits | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
     entry: str | None = None
     canonical: str | None = None
 
@@ -57,7 +58,9 @@ def stdin_tests(path: str | Path) -> CodeTask:
             )
         try:
             problem = _READERS[kinds[0]](row)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            for given, wanted, _ in problem.tests if problem.entry else ():
+                values.encode_all([given, wanted])  # what goes into the sandbox, and is compared with what comes out
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"data: '{path}', row {number + 1}: its tests cannot be read ({error!r})") from error
         if not problem.tests:
             raise InputError(f"data: '{path}', row {number + 1} has no tests, so any program would pass")
@@ -65,21 +68,26 @@ def stdin_tests(path: str | Path) -> CodeTask:
         problems[names[-1]] = problem
     check_distinct(path, names)
 
+    limits: dict[str, Limits] = {}
+
+    def prepare(sandbox: Sandbox) -> None:
+        limits.update({i: replace(sandbox.limits, **p.limits) for i, p in problems.items() if p.limits})
+
     def jobs(task_id: str, source: str) -> list[Job]:
         problem = problems[task_id]
-        return [_job(problem, source, *test) for test in problem.tests]
+        return [_job(problem, limits.get(task_id), source, *test) for test in problem.tests]
 
     prompts = {task_id: problem.prompt for task_id, problem in problems.items()}
     canonical = {task_id: problem.canonical for task_id, problem in problems.items() if problem.canonical}
     shown = any(public for problem in problems.values() for *_, public in problem.tests)
     scores = ("", "public") if shown else ("",)
-    return CodeTask("stdin", prompts, STOPS, lambda task_id, completion: completion, jobs, canonical, scores)
+    return CodeTask("stdin", prompts, STOPS, lambda task_id, completion: completion, jobs, canonical, scores, prepare)
 
 
-def _job(problem: Problem, source: str, given: Any, expected: Any, public: bool) -> Job:
+def _job(problem: Problem, limits: Limits | None, source: str, given: Any, expected: Any, public: bool) -> Job:
     scores = ("", "public") if public else ("",)
     if problem.entry is None:
-        program = Program(source, stdin=given, limits=problem.limits)
+        program = Program(source, stdin=given, limits=limits)
 
         def right(outcome: Outcome) -> bool:
             return outcome.verdict == "passed" and same_output(outcome.stdout, expected)
@@ -87,7 +95,7 @@ def _job(problem: Problem, source: str, given: Any, expected: Any, public: bool)
     else:
         method = f"\nif 'Solution' in globals(): {problem.entry} = Solution().{problem.entry}\n"
         inputs = values.encode_all([given])
-        program = Program(source + method, entry=problem.entry, inputs=inputs, limits=problem.limits)
+        program = Program(source + method, entry=problem.entry, inputs=inputs, limits=limits)
 
         def right(outcome: Outcome) -> bool:
             try:
@@ -172,16 +180,21 @@ _LEAST_MB = 128
 """An interpreter and a small program; the limits of contests are for compiled ones."""
 
 
-def _limits(seconds: float | int | None, memory_mb: float | int | None) -> Limits | None:
+def _limits(seconds: float | int | None, memory_mb: float | int | None) -> dict[str, Any]:
     given: dict[str, Any] = {"cpu_seconds": float(seconds)} if seconds else {}
     given |= {"memory_mb": max(_LEAST_MB, round(memory_mb))} if memory_mb else {}
-    return Limits(**given) if given else None
+    Limits(**given)  # within their ranges
+    return given
 
 
 def _text(value: Any) -> str:
     """APPS has some tests as lists of lines."""
     if isinstance(value, list):
-        return "\n".join(map(str, value))
+        value = "\n".join(map(str, value))
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text has U+{ord(value[error.start]):X}, half of a surrogate pair") from error
     return value
