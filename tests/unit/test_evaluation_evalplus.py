@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from test_evaluation_code_tasks import ADD_PLUS, sandbox, scores, write
 
+from mtp_lightning.cli import main
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.programs import score
 from mtp_lightning.evaluation.sandbox import Limits, Sandbox
@@ -36,6 +37,12 @@ def test_humaneval_plus(tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.Mo
     assert json.loads(gzip.decompress(cache.read_bytes()))["HumanEval/0"].keys() == {"base", "plus", "seconds"}
     with pytest.raises(InputError, match="canonical solution of HumanEval/0 fails on its plus inputs"):
         scores(humaneval(write(tmp_path / "x.jsonl", ADD_PLUS | {"plus_input": [["a", 1]]})), sandbox, "")
+
+
+def test_the_benchmark_of_the_sandbox_takes_plus_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write(tmp_path / "plus.jsonl", ADD_PLUS)
+    assert main(["bench", "sandbox", "--rounds", "1", "--data", str(tmp_path / "plus.jsonl")]) == 0
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def sandbox_command(data: str | None = None, workers: int = 1, rounds: int = 5, 
     """Time of 164 programs in the sandbox, against as many starts of a bare interpreter, which confines nothing.
 
     Args:
-        data: File of HumanEval, whose canonical solutions are run; 164 small programs of our own without it.
+        data: File of HumanEval or HumanEval+, whose canonical solutions are run; 164 small programs of our own without it.
         workers: Programs that run at once.
         rounds: Rounds, both in turn; medians and bests are reported.
         json: File to write the numbers to as well.
@@ -42,6 +42,8 @@ def sandbox_command(data: str | None = None, workers: int = 1, rounds: int = 5, 
         programs = [Program(_OWN, check=f"assert len(f({50 + i})) > 9") for i in range(PROGRAMS)]
     else:
         task = humaneval(data)
+        with Sandbox(Limits(cpu_seconds=20.0), workers) as sandbox:
+            task.prepare(sandbox)
         programs = [job.program for i in task.prompts for job in task.jobs(i, task.source(i, task.canonical[i]))]
     confined, bare, starts = [], [], []
     cpu = 0.0
