@@ -26,7 +26,8 @@ def sandbox_command(data: str | None = None, workers: int = 1, rounds: int = 5, 
     """Time of 164 programs in the sandbox, against as many starts of a bare interpreter, which confines nothing.
 
     Args:
-        data: File of HumanEval or HumanEval+, whose canonical solutions are run; 164 small programs of our own without it.
+        data: File of HumanEval or HumanEval+, whose canonical solutions are run; without it, 164 small programs of our
+            own.
         workers: Programs that run at once.
         rounds: Rounds, both in turn; medians and bests are reported.
         json: File to write the numbers to as well.
