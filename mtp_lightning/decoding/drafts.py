@@ -180,7 +180,8 @@ class FetchDrafter(Drafter):
         super().__init__(model, heads_used)
         fetch: Fetch = model.heads[1]
         self.final_norm, self.slot_norm = FinalNorm(model.norm, made.activations), copy.deepcopy(fetch.slot_norm)
-        self.gain, self.bias_HMN = (x.detach().to(made.activations, copy=True) for x in (fetch.gain, fetch.pair_bias))
+        self.gain, bias = (x.detach().to(made.activations, copy=True) for x in (fetch.gain, fetch.pair_bias))
+        self.bias_HMN = bias.view(fetch.n_heads, -1, model.n_future)
         self.wq, self.wk, self.wv, self.wo = (made.linear(w.weight) for w in (fetch.wq, fetch.wk, fetch.wv, fetch.wo))
 
     def key_values(self, batch: int, size: int, like: Tensor, heads_used: int) -> None:

@@ -92,7 +92,7 @@ def by_equation(model: MTPModel, tokens: Tensor, ahead: Tensor) -> Tensor:
             parts = []
             for a, own in enumerate((slice(16), slice(16, None))):  # two attention heads
                 q = (s[-1] @ f.wq.weight.t())[..., own]
-                scores = [(q * (x @ f.wk.weight.t())[..., own]).sum(-1) / 4 + f.pair_bias[a, i - 2, k]
+                scores = [(q * (x @ f.wk.weight.t())[..., own]).sum(-1) / 4 + f.pair_bias.view(2, n - 1, n)[a, i - 2, k]
                           for k, x in enumerate(s)]  # fmt: skip
                 p = torch.stack(scores).softmax(0)
                 parts.append(sum(p[k][..., None] * (x @ f.wv.weight.t())[..., own] for k, x in enumerate(s)))
