@@ -12,6 +12,7 @@ from test_grid_fakes import GRID, cells_of, finish, load_grid
 
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.equal_training import EqualTraining
+from mtp_lightning.grid.report.figure_panels import readable
 from mtp_lightning.grid.report.figures import Curves, curve_metric, figure_png, make_figure
 from mtp_lightning.grid.report.metric_names import title_and_unit
 from mtp_lightning.grid.spec.grid_spec import At
@@ -269,3 +270,10 @@ def test_in_an_ablation_a_setting_goes_by_what_it_changes(tmp_path: Path) -> Non
 )
 def test_what_a_metric_counts(metric: str, unit: str) -> None:
     assert title_and_unit(metric)[1] == unit
+
+
+def test_parts_of_a_configuration_are_written_out() -> None:
+    assert readable("n_future=4 (2 seeds)") == "n_future=4 (2 seeds)"
+    name = 'heads={"kind":"markov","markov_rank":64,"n_future":4} (3 seeds)'
+    assert readable(name) == "heads: kind markov,\nmarkov_rank 64, n_future 4 (3\nseeds)"
+    assert readable('{"n_future":4,"offsets":[1,3]}') == "n_future 4, offsets [1, 3]"

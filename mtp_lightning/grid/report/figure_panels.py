@@ -27,6 +27,8 @@ _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 BLUE, GREY = _COLOURS[0], "#5f5f5f"
 
+LINE = 30
+"""Characters of a line beside a picture."""
 _LONG = 20
 """Letters of a setting's name that are too many to stand below an axis."""
 _NUMBERED = re.compile(r"probe/\w+/[a-z]+_(\d+)")
@@ -76,6 +78,14 @@ def short_labels(report: Report) -> dict[str, str]:
         own = [key for key, text in values.items() if key not in theirs or canonical(theirs[key]) != text]
         labels[group.signature] = " ".join(f"{names[key]}={texts[key][values[key]]}" for key in own) or group.label
     return labels
+
+
+def readable(name: str, line: int = LINE) -> str:
+    """A setting's name in a picture: parts of a configuration without the signs of JSON, in lines that fit beside."""
+    if "{" not in name:
+        return name
+    plain = re.sub(r'"(\w+)":', r"\1 ", name.replace("={", ": ")).translate({ord(sign): None for sign in '{}"'})
+    return textwrap.fill(plain.replace(",", ", "), line, break_on_hyphens=False)
 
 
 def colour_and_dashes(index: int) -> tuple[str, str]:
@@ -129,7 +139,7 @@ def _draw_differences(axes: Axes, report: Report, metric: str) -> None:
         axes.plot(seeds, [row + 0.22] * len(seeds), ".", color="#9a9a9a", markersize=5, label=label)
     _draw_means(axes, drawn)
     names = short_labels(report)
-    labels = [f"{names[group.signature]} ({_seeds_text(gap)})" for group, gap in zip(groups, gaps)]
+    labels = [readable(f"{names[group.signature]} ({_seeds_text(gap)})") for group, gap in zip(groups, gaps)]
     axes.set_yticks(range(len(groups)), labels)
     axes.set_ylim(len(groups) - 0.5, -0.5)  # the first on top
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))  # small differences have long numbers
@@ -137,7 +147,7 @@ def _draw_differences(axes: Axes, report: Report, metric: str) -> None:
     axes.grid(visible=False, axis="y")
     baselines = [group.label for group in report.groups if group.is_baseline]
     against = baselines[0] if len(baselines) == 1 else "each one's baseline"
-    legend(axes, textwrap.fill(f"against {against}", 24), "right")
+    legend(axes, textwrap.fill(readable(f"against {against}"), 24), "right")
 
 
 def _draw_means(axes: Axes, drawn: list[tuple[int, Difference]]) -> None:
@@ -181,7 +191,7 @@ def _draw_along_axis(axes: Axes, report: Report, metric: str, metrics: Sequence[
         return
     legend(axes, "error bars:\nsd over seeds", "right", reverse=True)
     if rows:
-        axes.set_yticks(positions, labels)
+        axes.set_yticks(positions, [readable(label) for label in labels])
         axes.set_ylim(len(groups) - 0.5, -0.5)  # the first on top
         axes.grid(axis="x", color="#dddddd", linewidth=0.7)
         return
@@ -204,7 +214,7 @@ def _draw_numbered_probes(axes: Axes, report: Report, heading: str, numbers: Map
         if not found:
             continue
         colour, dashes = colour_and_dashes(index)
-        label = f"{group.label} ({counted(len(group.results), 'seed')})"
+        label = readable(f"{group.label} ({counted(len(group.results), 'seed')})")
         _draw_means_with_spread(axes, found, label, index, colour, dashes)
         drawn += 1
     if not drawn:

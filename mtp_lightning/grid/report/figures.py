@@ -15,9 +15,11 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from mtp_lightning.grid.report.comparison import Report
 from mtp_lightning.grid.report.figure_panels import (
     GREY,
+    LINE,
     colour_and_dashes,
     draw_comparison,
     legend,
+    readable,
     short_labels,
     varying_keys,
     write_in_the_middle,
@@ -93,7 +95,7 @@ def _draw_curves(axes: Axes, report: Report, curves: Curves) -> None:
         colour, dashes = colour_and_dashes(index)
         mean = [sum(v) / len(v) for v in values]
         marker = "." if len(steps) < 15 else ""
-        label = f"{names[group.signature]} ({counted(len(seeds), 'seed')})"
+        label = readable(f"{names[group.signature]} ({counted(len(seeds), 'seed')})", 2 * LINE)
         axes.plot(x, mean, label=label, color=colour, linestyle=dashes, linewidth=1.8, marker=marker)
         if len(seeds) > 1:
             low, high = [min(v) for v in values], [max(v) for v in values]
@@ -107,7 +109,8 @@ def _draw_curves(axes: Axes, report: Report, curves: Curves) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     if at is not None and at.unit != "step":
         axes.xaxis.set_major_formatter(EngFormatter())
-    legend(axes, "mean; band: lowest to\nhighest seed", "below" if drawn > FEW else "inside")
+    long = any(len(str(line.get_label())) > LINE for line in axes.get_lines())
+    legend(axes, "mean; band: lowest to\nhighest seed", "below" if drawn > FEW or long else "inside")
 
 
 def _horizontal_axis(report: Report) -> tuple[str, Mapping[str, float], At | None]:
