@@ -52,7 +52,7 @@ class HeadCounts(NamedTuple):
     norms: int = 0
     """Final norms beside the shared one."""
     networks: int = 0
-    """Of kinds `next_latent` and `fetch`: one for all further heads (`network_parameters`)."""
+    """Of kinds `next_latent` and `fetch`: one for all further heads (`_network_parameters`)."""
     networks_run: int = 0
     positions: int = 1
     """Of each layer, for a token of a training window: itself, and its register."""
@@ -93,12 +93,12 @@ def head_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
         return count_own(backbone, heads, 1).parameters
     d, counts = backbone.dim, count_heads(heads)
     joins = counts.joins * (2 * d * d + 2 * d) + counts.norms * d
-    networks = counts.networks * network_parameters(backbone, heads)
+    networks = counts.networks * _network_parameters(backbone, heads)
     linears = counts.linears * d * d + mixture_parameters(backbone, heads)
     return counts.layers * layer_parameters(backbone) + joins + linears + networks
 
 
-def network_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
+def _network_parameters(backbone: BackboneConfig, heads: HeadsConfig) -> int:
     """Of NextLat's network: 3 d H + H^2 weights of its maps, H its hidden width, and a norm of 2 d. Of JTP's fetch:
     four maps of d x d, a norm of 2 d and one of d, a bias for each pair of slots, and one number."""
     d, n, width = backbone.dim, heads.n_future, heads.network_width(backbone.dim)
