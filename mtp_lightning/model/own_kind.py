@@ -23,7 +23,7 @@ import torch
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.model.attention import Attention
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
-from mtp_lightning.model.heads import Heads, Stack
+from mtp_lightning.model.heads import Heads, NormedHeads, Stack
 from mtp_lightning.model.rope import Rotary
 
 MADE_OF = "it has to be a subclass of mtp_lightning.model.heads.Heads"
@@ -71,10 +71,11 @@ def find_kind(kind: str) -> type[Heads]:
         own = [name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, Heads)]
         what = "there is no such class" if found is None else MADE_OF
         raise InputError(f"model.heads.kind is '{kind}': {what}{did_you_mean(cls, own)}")
-    if found.states is not Heads.states or found.first is not Heads.first:
+    kept = found.forward in (Heads.forward, NormedHeads.forward)
+    if found.states is not Heads.states or found.first is not Heads.first or not kept:
         raise InputError(
-            f"model.heads.kind is '{kind}': it may not override `states` or `first`, since head 1 is the ordinary "
-            "next-token model; say in `further` what the others are"
+            f"model.heads.kind is '{kind}': it may not override `states`, `first` or `forward`, since head 1 is the "
+            "ordinary next-token model; say in `further` what the others are"
         )
     return found
 

@@ -1,6 +1,7 @@
 """Head kinds as a user would write them, for the tests: they are imported by their path."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -62,6 +63,14 @@ class NoStack(Heads):
 
 class OwnStates(ParallelHeads):
     """Head 1 might be anything."""
+
+
+class OwnForward(LikeParallel):
+    """Head 1 is trained as something else than what decodes."""
+
+    def forward(self, z_BTD: Tensor, *where: Any, norm: nn.Module, **more: Any) -> Tensor:
+        found: Tensor = norm(z_BTD.expand(len(self), *z_BTD.shape))
+        return found
 
 
 class NoHeads(nn.Module):

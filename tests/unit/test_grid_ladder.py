@@ -81,6 +81,7 @@ def test_every_form_of_the_report_has_it(tmp_path: Path) -> None:
     assert found.sentence.startswith("width=128 n_future=2 has the lowest val/loss/head_1")
     assert "Effective speedup of n_future=2 over n_future=1 at width=128: 1.3" in found.sentence
     assert "(90% intervals); their order at width=128 holds at the next size with probability" in found.sentence
+    assert "with probability > 0.99, by 5 sizes" in found.sentence
     assert "by 5 sizes, from one to the next of which it held 4 of 4 times." in found.sentence
     assert "Mind the warnings" not in found.sentence
     text = markdown(report)
@@ -127,6 +128,8 @@ def test_an_arm_that_is_too_good_is_outside_of_the_range_at_the_largest_size(tmp
     report = report_of(tmp_path, speedup=3.0)
     sentence = verdict(report).sentence
     assert "Effective speedup of n_future=2 over n_future=1 at width=64: " in sentence
+    assert "(90% intervals); none at width=128, outside of the fitted range: the baseline would need " in sentence
+    assert "with ten times the compute" not in sentence
     line = "n_future=2 at width=128: no effective speedup, outside of the fitted range: the baseline would need "
     assert line in markdown(report)
 
@@ -137,6 +140,11 @@ def test_missing_cells_shorten_the_ladder_or_cost_one_number(tmp_path: Path) -> 
     assert ladder.sizes == ["width=16", "width=32", "width=64", "width=128"]
     assert ladder.worths[0] is not None
     assert ladder.worths[0].speedups[0].refusal == "missing: no seed in common with the baseline"
+    (tmp_path / "last").mkdir()
+    sentence = verdict(report_of(tmp_path / "last", without=((128, 2),))).sentence
+    assert "of n_future=2 over n_future=1 at width=64: " in sentence
+    assert "; none at width=128, missing: no seed in common with the baseline." in sentence
+    assert "order" not in sentence, "nothing is known of the order at the largest size"
     (tmp_path / "few").mkdir()
     few = report_of(tmp_path / "few", without=((8, 1), (16, 1)))
     assert str(few.ladders[0].fit.refusal).startswith("too few sizes: 3")

@@ -54,6 +54,8 @@ def test_far_off_the_ladder_nothing_is_read() -> None:
     assert last.refusal == (
         "outside of the fitted range: the baseline would need 2.50 times the compute of the largest size"
     )
+    assert found.trend is None, "of the sizes that are left it would be 1 for an arm that grows out of the range"
+    assert exact(1.2 ** np.arange(6.0)[1:]).trend is None
     assert "0.40 times the compute of the smallest size" in str(exact(0.4).speedups[0].refusal)
     below = np.full((5, 2), 1.4)
     baseline = curve(COMPUTE)[:, None] + np.array([0.0, 1e-9])
@@ -179,25 +181,36 @@ def test_an_order_needs_three_sizes_and_finite_losses_above_the_floor() -> None:
     assert order_of(COMPUTE[:2], one[:2], base[:2], floor=1.5) is None
     assert order_of(COMPUTE, base, base, floor=1.5) is None
     assert order_of(COMPUTE, one, base, floor=1.74) is None
-    for value, sizes in ((np.inf, None), (np.nan, 4)):
+    for value, at, sizes in ((np.inf, 1, None), (np.nan, 1, 4), (np.nan, 4, None)):
         changed = one.copy()
-        changed[1] = value
+        changed[at] = value
         found = order_of(COMPUTE, changed, base, floor=1.5)
         assert (found and found.sizes) == sizes
+        assert found is None or found.compute == pytest.approx(10**17.5), "the ladder's step, whatever is missing"
+
+
+def orders(level: float, slope: float, simulated: int = 300) -> tuple[Array, Array]:
+    """What is said of simulated pairs of arms, and whether it held: their true ratio follows a line over sizes."""
+    rng, said, held = np.random.default_rng(5), [], []
+    for _ in range(simulated):
+        true = rng.normal(0, level) + rng.normal(0, slope) * np.arange(6.0)
+        seen = true[:, None] + 0.01 * rng.standard_normal((6, 3))
+        order = order_of(COMPUTE, *arms(seen[:5]), floor=1.5)
+        assert order is not None
+        said.append(order.probability)
+        held.append(np.sign(seen[5].mean()) == np.sign(seen[4].mean()))
+    return np.array(said), np.array(held)
 
 
 def test_orders_hold_about_as_often_as_their_probability() -> None:
-    """Of arms whose true ratio changes along a line: as often as said, or more, since the scatter is taken as no less
-    than the seeds'."""
-    rng, said, held = np.random.default_rng(5), [], []
-    x = np.arange(6.0)
-    for _ in range(300):
-        true = rng.normal(0, 0.02) + rng.normal(0, 0.006) * x
-        seen = true[:, None] + 0.01 * rng.standard_normal((6, 3))
-        order = order_of(COMPUTE, *arms(seen[:5]), floor=1.5)
-        if order is not None:
-            said.append(order.probability)
-            held.append(np.sign(seen[5].mean()) == np.sign(seen[4].mean()))
-    assert np.mean(said) == pytest.approx(np.mean(held), abs=0.08)
-    sure = np.array(said) > 0.9
-    assert np.mean(np.array(held)[sure]) > 0.88
+    """As often as said, or more, since the scatter is taken as no less than the seeds'."""
+    said, held = orders(level=0.02, slope=0.006)
+    assert said.mean() == pytest.approx(held.mean(), abs=0.08)
+    assert held[said > 0.9].mean() > 0.88
+
+
+def test_of_arms_that_are_equal_hardly_an_order_is_said_to_hold() -> None:
+    said, held = orders(level=0.0, slope=0.0)
+    assert held.mean() == pytest.approx(0.5, abs=0.06)
+    assert said.mean() < 0.59, "a line that is not drawn to 0 says 0.63"
+    assert (said > 0.8).mean() < 0.1

@@ -56,6 +56,35 @@ def test_students_quantiles(freedom: int, t: float) -> None:
     assert t_quantile(float(freedom)) == pytest.approx(t, abs=5e-5)
 
 
+@pytest.mark.parametrize(("freedom", "level", "t"), [(2, 0.99, 9.9248), (4, 0.995, 5.5976), (2, 0.998, 22.3271)])
+def test_students_quantiles_at_other_levels(freedom: int, level: float, t: float) -> None:
+    assert t_quantile(float(freedom), level) == pytest.approx(t, abs=5e-4)
+
+
+def test_the_best_of_many_is_held_against_an_interval_for_so_many() -> None:
+    """Fifteen settings that are all equal to the baseline, three seeds: the best one is ahead of it by chance in one
+    grid of ten by the plain interval, and hardly ever by the one for the best of fifteen."""
+    rng, found = random.Random(0), []
+    for _ in range(400):
+        baseline, *arms = ({seed: rng.gauss(0, 1) for seed in range(3)} for _ in range(16))
+        best = min(arms, key=lambda arm: sum(arm.values()))
+        found.append(difference_of(best, baseline))
+    plain = sum(gap is not None and gap.interval is not None and gap.interval.high < 0 for gap in found) / 400
+    among = [gap.among(15) for gap in found if gap is not None]
+    assert 0.07 < plain < 0.15
+    assert sum(one is not None and one.high < 0 for one in among) / 400 < 0.04
+
+
+def test_the_best_of_one_has_the_plain_interval() -> None:
+    gap = difference_of({0: 1.0, 1: 1.2, 2: 1.1}, {0: 2.0, 1: 2.1, 2: 2.3})
+    assert gap is not None
+    assert gap.among(1) == gap.interval
+    unpaired = difference_of({0: 1.0, 1: 1.2, 2: 1.1}, {3: 2.0, 4: 2.1, 5: 2.3})
+    assert unpaired is not None
+    assert unpaired.interval is not None
+    assert unpaired.among(2) is None
+
+
 def test_quantiles_for_broken_degrees_of_freedom_lie_in_between() -> None:
     assert t_quantile(4.0) < t_quantile(3.4) < t_quantile(3.0)
     assert t_quantile(1e4) == pytest.approx(1.9602, abs=1e-4)  # nearly the normal distribution's

@@ -88,7 +88,7 @@ def test_verdicts_know_which_way_is_better(tmp_path: Path) -> None:
 def test_the_verdict_rests_on_the_interval_where_there_is_one(tmp_path: Path) -> None:
     assert verdict(three_seeds(tmp_path)).sentence == (
         "n_future=2 has the lowest val/loss/head_1, 1.7500: 0.3750 lower than the baseline n_future=1, 95% interval "
-        f"[{LOW}, {HIGH}] over 3 seeds leaves out 0."
+        f"[{LOW}, {HIGH}] over 3 seeds leaves out 0, but not that for the best of 2 settings, [-0.8228, +0.0728]."
     )
     # Larger than every spread, and yet such three differences are no evidence.
     assert verdict(three_seeds(tmp_path, (-0.1, -0.3, -0.5))).sentence == (
@@ -135,6 +135,8 @@ def test_the_json_is_the_sentence_in_numbers(tmp_path: Path) -> None:
     assert value["difference"] == {"mean": pytest.approx(-0.375), "sd": pytest.approx(0.125), "seeds": 3}
     ends = {"low": pytest.approx(-0.685517214), "high": pytest.approx(-0.064482786)}
     assert value["interval"] == {**ends, "level": 0.95, "method": "t"}
+    among = {"low": pytest.approx(-0.8228, abs=1e-4), "high": pytest.approx(0.0728, abs=1e-4)}
+    assert (value["best_of"], value["interval_best_of"]) == (2, {**among, "level": 0.95, "method": "Bonferroni"})
     assert (value["spread"], value["missing"], value["warnings"]) == (None, [], [])
 
 

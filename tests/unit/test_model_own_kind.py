@@ -88,6 +88,7 @@ def test_the_gradient_of_further_heads_can_be_kept_out_of_the_trunk() -> None:
         ("my_heads.Gatd", "did you mean 'Gated'"),
         ("my_heads.NoHeads", r"has to be a subclass of mtp_lightning\.model\.heads\.Heads"),
         ("my_heads.OwnStates", "may not override `states`"),
+        ("my_heads.OwnForward", "may not override `states`, `first` or `forward`"),
         ("my_heads.NoStack", r"has to be head 1, Stack\(backbone, heads\.layers\)"),
         ("my_heads.OneShort", "gave 1 states: .* heads 2 .. n_future = 3, 2 in all"),
         ("my_heads.WrongShape", r"gave a state of the shape \(1, 1, 1\)"),

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from mtp_lightning.grid.report.statistics import Interval
 from mtp_lightning.units import quantity, size
@@ -116,3 +117,12 @@ def decimals(value: float) -> int:
 def _natural_key(name: str) -> list[tuple[int, str]]:
     """head_2 before head_10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def strict_json(value: Any) -> Any:
+    """The same with null for numbers that are not finite: JSON has none of them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: strict_json(item) for key, item in value.items()}
+    return [strict_json(item) for item in value] if isinstance(value, list | tuple) else value

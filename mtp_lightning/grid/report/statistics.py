@@ -41,11 +41,14 @@ class Interval:
     low: float
     high: float
     method: str
-    """`bootstrap-t`, `t`, or `Welch` (unpaired)."""
+    """`bootstrap-t`, `t`, `Welch` (unpaired), or `Bonferroni` (Student's, of the best of several)."""
 
     @property
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
+
+    def json(self) -> dict[str, Any]:
+        return {"low": self.low, "high": self.high, "level": LEVEL, "method": self.method}
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,17 @@ class Difference(Summary):
     without an sd."""
 
     interval: Interval | None = None
+
+    def among(self, comparisons: int) -> Interval | None:
+        """The interval for the best of so many settings, each compared with the same other (Bonferroni): Student's, at
+        a level of 1 - (1 - LEVEL) / comparisons. None without an interval, and for seeds that are not the same.
+
+        The best of many is ahead by chance more often than one in twenty: of 15 settings that are all equal to the
+        baseline, over three seeds, the plain interval of the best leaves out 0 in 11 of 100 grids."""
+        if self.interval is None or self.sd is None:
+            return None
+        reach = t_quantile(float(self.seeds - 1), 1 - (1 - LEVEL) / comparisons) * self.sd / math.sqrt(self.seeds)
+        return Interval(self.mean - reach, self.mean + reach, "t" if comparisons == 1 else "Bonferroni")
 
 
 def summarise(values: Sequence[float]) -> Summary | None:
@@ -118,12 +132,12 @@ def welch_interval(mine: Sequence[float], theirs: Sequence[float]) -> Interval |
 
 
 @cache
-def t_quantile(freedom: float) -> float:
-    """t with P(|T| < t) = 95 %."""
+def t_quantile(freedom: float, level: float = LEVEL) -> float:
+    """t with P(|T| < t) = `level`."""
     low, high = 0.0, math.pi / 2 * (1 - 1e-12)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _within_angle(middle, freedom) < LEVEL else (low, middle)
+        low, high = (middle, high) if _within_angle(middle, freedom) < level else (low, middle)
     return math.sqrt(freedom) * math.tan(low)
 
 

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.ladder.tables import ladder_blocks, pipe_table
-from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value
+from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value, strict_json
 from mtp_lightning.grid.report.statistics import LEVEL, Difference, Interval, Summary
-from mtp_lightning.grid.report.verdict import strict_json, verdict
+from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.spec.values import shown
 from mtp_lightning.units import counted
 

@@ -3,7 +3,8 @@ for people and as JSON for programs.
 
 A difference counts as one when its confidence interval leaves out zero. With too few seeds for an interval, when it
 exceeds the spread: the largest of the standard deviations over seeds of the two settings and of their paired
-difference. That is a rule of thumb, not a test.
+difference. That is a rule of thumb, not a test. Where the best of several settings is compared with their baseline,
+the interval for the best of so many stands beside the plain one.
 """
 
 import math
@@ -13,8 +14,8 @@ from enum import StrEnum
 from typing import Any
 
 from mtp_lightning.grid.report.comparison import Group, Report
-from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value
-from mtp_lightning.grid.report.statistics import LEVEL, Difference, Summary, difference_of
+from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value, strict_json
+from mtp_lightning.grid.report.statistics import LEVEL, Difference, Interval, Summary, difference_of
 from mtp_lightning.grid.report.tuning import Choice
 from mtp_lightning.grid.run.gate import Gating
 from mtp_lightning.grid.spec.grid_spec import At
@@ -67,6 +68,8 @@ class Verdict:
     """What the best is compared with: its baseline; the next best where that is itself or missing."""
     difference: Difference | None
     """Best minus other."""
+    rivals: int
+    """How many settings have the best one's baseline, itself included, where it is compared with that; else 1."""
     spread: float | None
     """What the difference has to exceed, where it has no interval."""
     not_finite: Sequence[str]
@@ -93,6 +96,11 @@ class Verdict:
         return {Outcome.DIFFERENCE: True, Outcome.NO_DIFFERENCE: False}.get(self.outcome)
 
     @property
+    def among(self) -> Interval | None:
+        """The interval of the difference for the best of `rivals`; None for one."""
+        return None if self.difference is None or self.rivals < 2 else self.difference.among(self.rivals)
+
+    @property
     def provisional(self) -> bool:
         return bool(self.missing or self.unfinished or self.cells_without_value)
 
@@ -115,7 +123,7 @@ class Verdict:
         return sentence + (" Mind the warnings." if self.warnings else "")
 
     def json(self) -> dict[str, Any]:
-        gap, interval = self.difference, self.difference.interval if self.difference is not None else None
+        gap = self.difference
         value = {
             "grid": self.grid,
             "sentence": self.sentence,
@@ -129,8 +137,9 @@ class Verdict:
             "baseline": self.baseline and self.baseline.json(),
             "compared_with": self.other and self.other.json(),
             "difference": gap and {"mean": gap.mean, "sd": gap.sd, "seeds": gap.seeds},
-            "interval": interval
-            and {"low": interval.low, "high": interval.high, "level": LEVEL, "method": interval.method},
+            "interval": gap and gap.interval and gap.interval.json(),
+            "best_of": self.rivals,
+            "interval_best_of": self.among and self.among.json(),
             "spread": self.spread,
             "not_finite": list(self.not_finite),
             "without_value": list(self.without_value),
@@ -147,21 +156,13 @@ class Verdict:
         return strict
 
 
-def strict_json(value: Any) -> Any:
-    """The same with null for numbers that are not finite: JSON has none of them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: strict_json(item) for key, item in value.items()}
-    return [strict_json(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def verdict(report: Report) -> Verdict:
     metric = report.spec.compare[0]
     direction = report.direction(metric)
     measured = [(group, found) for group in report.groups if (found := group.summary(metric)) is not None]
     finite = [group for group, found in measured if math.isfinite(found.mean)]
     best = other = gap = spread = None
+    rivals = 1
     if not measured:
         outcome = Outcome.NOT_MEASURED
     elif len(measured) == 1:
@@ -178,6 +179,8 @@ def verdict(report: Report) -> Verdict:
             gap = difference_of(best.by_seed(metric), other.by_seed(metric))
             assert gap is not None, "ranked settings all have the metric"
             outcome, spread = _judge(_summary(best, metric), _summary(other, metric), gap)
+            if other.signature == best.baseline:
+                rivals = sum(group.baseline == best.baseline and group is not other for group, _ in measured)
     baseline = None if best is None else report.group(best.baseline)
     worth, ladders = _ladders(report, best)
     return Verdict(
@@ -191,6 +194,7 @@ def verdict(report: Report) -> Verdict:
         baseline=_setting(baseline, metric),
         other=_setting(other, metric),
         difference=gap,
+        rivals=rivals,
         spread=spread,
         not_finite=[group.label for group, found in measured if not math.isfinite(found.mean)],
         without_value=[group.label for group in report.groups if group.results and not group.by_seed(metric)],
@@ -282,7 +286,13 @@ def _evidence(v: Verdict, mine: Summary, theirs: Summary, gap: Difference) -> st
         return f"more than {spread}" if v.is_difference else spread
     seeds = counted(gap.seeds, "seed") if gap.seeds else f"{mine.seeds} and {theirs.seeds} seeds, unpaired"
     interval = f"{LEVEL:.0%} interval {format_interval(v.metric, gap.interval, mine.mean)} over {seeds}"
-    return f"{interval} leaves out 0" if v.is_difference else f"chance ({interval})"
+    if not v.is_difference:
+        return f"chance ({interval})"
+    if (among := v.among) is None:
+        return f"{interval} leaves out 0"
+    both = "so does" if among.excludes_zero else "but not"
+    best = f"that for the best of {v.rivals} settings, {format_interval(v.metric, among, mine.mean)}"
+    return f"{interval} leaves out 0, {both} {best}"
 
 
 def _signature(setting: Setting | None) -> str | None:

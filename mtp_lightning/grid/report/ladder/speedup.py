@@ -44,6 +44,8 @@ class Speedup:
 
     estimate: Estimate | None
     refusal: str | None = None
+    out_of_range: bool = False
+    """Whether it is refused for its own size: too far from 1 for the baseline's curve."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Worth:
     speedups: list[Speedup]
     """Of each size."""
     trend: Estimate | None
-    """The factor by which the speedup grows with ten times the compute; None with fewer than three speedups."""
+    """The factor by which the speedup grows with ten times the compute; None with fewer than three speedups, and where
+    one is out of range: the line would be drawn through those that are near 1."""
 
 
 def worth(compute: Array, baseline: Array, arm_compute: Array, arm: Array, law: PowerLaws, draws: int = DRAWS) -> Worth:
@@ -90,7 +93,7 @@ def worth(compute: Array, baseline: Array, arm_compute: Array, arm: Array, law: 
     found = [_speedup(i, values, drawn, compute, cost, arm[i], bool(present[i])) for i in range(len(compute))]
     kept = np.array([one.estimate is not None for one in found])
     trend = None
-    if drawn is not None and kept.sum() >= 3:
+    if drawn is not None and kept.sum() >= 3 and not any(one.out_of_range for one in found):
         x = np.log10(arm_compute[kept])
         x = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
         with np.errstate(invalid="ignore"):  # infinite speedups of a draw have no trend
@@ -146,7 +149,7 @@ def _speedup(
             amount = (
                 f"{factor:.2f} times the compute of the {name} size" if np.isfinite(factor) else "no finite compute"
             )
-            return Speedup(None, f"outside of the fitted range: the baseline would need {amount}")
+            return Speedup(None, f"outside of the fitted range: the baseline would need {amount}", out_of_range=True)
     return Speedup(_estimate(float(values[i]), drawn[:, i]))
 
 
@@ -165,7 +168,14 @@ def order_of(compute: Array, one: Array, other: Array, floor: float) -> Order | 
     Student's t with two degrees of freedom less than sizes. The line's scatter is taken as no less than the seeds' own,
     since few sizes lie nearly on a line by chance.
 
-    None with fewer than three sizes, for losses that are at the floor or not finite, and for arms that are equal.
+    The line's level and slope are each drawn to 0 by how little they stand out from their own error (positive-part
+    James and Stein 1961, of one number), since the sign is that of a point which the line was drawn through: of arms
+    that are equal, the plain line says 0.64 where 0.5 is right. This says 0.57, and more than 0.8 of one such pair in
+    twelve (four sizes, two seeds); where arms differ, they hold as often as it says or more (600 simulated ladders
+    each; the tests' own are fewer).
+
+    None with fewer than three sizes, where the largest has no seed of both, for losses that are at the floor or not
+    finite, and for arms that are equal.
 
     Args:
         compute: shape (K,), in rising order.
@@ -178,21 +188,30 @@ def order_of(compute: Array, one: Array, other: Array, floor: float) -> Order | 
     ).any():
         return None
     ratios = np.log(np.where(there, one - floor, np.nan)) - np.log(np.where(there, other - floor, np.nan))
-    kept = there.any(axis=1)
+    kept, step = there.any(axis=1), np.log(compute[-1] / compute[0]) / (len(compute) - 1)
     ratios, x, size = ratios[kept], np.log(compute[kept]), int(kept.sum())
-    if size < FEWEST_FOR_ORDER:
+    if size < FEWEST_FOR_ORDER or not there[-1].any():
         return None
     means, seeds = np.nanmean(ratios, axis=1), float(there[kept].sum(axis=1).mean())
     if means[-1] == 0.0:
         return None
     distance = x - x.mean()
-    slope = (distance * means).sum() / (distance**2).sum()
+    spread = (distance**2).sum()
+    slope = (distance * means).sum() / spread
     scatter = ((means - means.mean() - slope * distance) ** 2).sum() / (size - 2)
     variance = max(scatter, spread_of(ratios).sd ** 2 / seeds)
-    ahead = distance[-1] + (x[-1] - x[0]) / (size - 1)
-    expected = (means.mean() + slope * ahead) * np.sign(means[-1])
-    error = np.sqrt(variance * (1 + 1 / size + ahead**2 / (distance**2).sum()))
+    ahead = distance[-1] + step
+    level, of_level = _drawn_to_zero(means.mean(), variance / size)
+    slope, of_slope = _drawn_to_zero(slope, variance / spread)
+    expected = (level + slope * ahead) * np.sign(means[-1])
+    error = np.sqrt(variance + of_level + of_slope * ahead**2)
     held = int((np.sign(means[1:]) == np.sign(means[:-1])).sum())
     inside = t_probability(float(abs(expected) / error), float(size - 2)) if error else 1.0
     probability = (1 + np.sign(expected) * inside) / 2
     return Order(float(probability), float(np.exp(ahead + x.mean())), size, held)
+
+
+def _drawn_to_zero(value: float, variance: float) -> tuple[float, float]:
+    """James and Stein's: the value and the variance that is left."""
+    share = max(0.0, 1 - variance / value**2) if value else 0.0
+    return value * share, variance * share

@@ -25,7 +25,7 @@ def rows(ladder: Ladder) -> list[list[str]]:
         speedups = [None] * len(ladder.sizes) if worth is None else [one.estimate for one in worth.speedups]
         trend = None if worth is None else worth.trend
         order = ladder.order_to_baseline(arm.name)
-        holds = _NONE if order is None else f"holds: {order.probability:.0%}"
+        holds = _NONE if order is None else f"holds: {_percent(order.probability)}"
         found.append([arm.name, *map(_estimate, speedups), "x " + _estimate(trend) if trend else _NONE, holds])
     return found
 
@@ -50,7 +50,7 @@ def lines(ladder: Ladder) -> list[str]:
 
 
 def sentence(ladders: Sequence[Ladder], arm: str | None) -> str:
-    """Of the arm that is called `arm`, or of the best one at the largest size."""
+    """Of the arm that is called `arm`, or of the best one at the largest size that any has."""
     for ladder in ladders:
         names = [one.name for one in ladder.arms]
         name = arm if arm in names else _best(ladder)
@@ -126,8 +126,11 @@ def _curve(ladder: Ladder) -> str:
 
 
 def _best(ladder: Ladder) -> str | None:
-    last = {arm.name: float(arm.means[-1]) for arm in ladder.arms if len(ladder.sizes) and math.isfinite(arm.means[-1])}
-    return min(last, key=last.__getitem__) if last else None
+    for index in reversed(range(len(ladder.sizes))):
+        means = {arm.name: float(arm.means[index]) for arm in ladder.arms if math.isfinite(arm.means[index])}
+        if means:
+            return min(means, key=means.__getitem__)
+    return None
 
 
 def _worth(ladder: Ladder, name: str) -> str:
@@ -141,14 +144,19 @@ def _worth(ladder: Ladder, name: str) -> str:
     text = f"Effective speedup of {name} over {ladder.baseline.name} at {size}: {_estimate(speedup.estimate)}"
     if worth.trend is not None:
         text += f", x {_estimate(worth.trend)} with ten times the compute"
-    return f"{text} ({LEVEL:.0%} intervals)"
+    text += f" ({LEVEL:.0%} intervals)"
+    beyond = dict(zip(ladder.sizes, worth.speedups))
+    refused = [f"none at {s}, {beyond[s].refusal}" for s in ladder.sizes[ladder.sizes.index(size) + 1 :]]
+    return "; ".join([text, *refused])
 
 
 def _order(ladder: Ladder, name: str) -> str:
     order = ladder.order_to_baseline(name)
     if order is None:
         return ""
-    holds = f"; their order at {ladder.sizes[-1]} holds at the next size with probability {order.probability:.2f}"
+    holds = (
+        f"; their order at {ladder.sizes[-1]} holds at the next size with probability {_probability(order.probability)}"
+    )
     steps = order.sizes - 1
     sizes = counted(order.sizes, "size")
     return f"{holds}, by {sizes}, from one to the next of which it held {order.held} of {steps} times"
@@ -157,6 +165,15 @@ def _order(ladder: Ladder, name: str) -> str:
 def _estimate(found: Estimate | None) -> str:
     """`1.31 [1.20, 1.43]`"""
     return _NONE if found is None else f"{_factor(found.value)} [{_factor(found.low)}, {_factor(found.high)}]"
+
+
+def _probability(value: float) -> str:
+    """Never 0 nor 1: a handful of sizes makes nothing certain."""
+    return "< 0.01" if value < 0.005 else "> 0.99" if value >= 0.995 else f"{value:.2f}"
+
+
+def _percent(value: float) -> str:
+    return "< 1%" if value < 0.005 else "> 99%" if value >= 0.995 else f"{value:.0%}"
 
 
 def _factor(value: float) -> str:
