@@ -1,5 +1,6 @@
 """The figure: a PNG with the axes, lines and ticks it should have, made without touching global state."""
 
+import itertools
 import math
 import struct
 import sys
@@ -217,6 +218,30 @@ def test_several_axes_with_a_baseline_are_differences_too(tmp_path: Path) -> Non
     assert "95% interval" not in [text.get_text() for text in right.get_legend().get_texts()]
 
 
+def test_rows_of_several_lines_do_not_lie_on_each_other(tmp_path: Path) -> None:
+    """Against several baselines settings go by what they differ in, once where two keys differ together."""
+    axes = "axes:\n  model.width: [8, 16, 32, 64, 128]\n  model.n_layers: [4, 5, 6, 7, 8]\n"
+    text = GRID.replace("axes:\n", axes) + "zip: [[model.width, model.n_layers]]\n"
+    report = report_of(tmp_path, text)
+    scaling = {"kind": "linear", "factor": 4.0, "original_max_positions": 1024}
+    long = [
+        replace(g, values={**g.values, "model.n_layers": scaling | {"low": g.values["model.n_layers"]}})
+        for g in report.groups
+    ]
+    figure = make_figure(replace(report, groups=long), curves_of(report))
+    FigureCanvasAgg(figure).draw()
+    left, right = figure.axes
+    labels = right.get_yticklabels()
+    assert labels[0].get_text().replace("\n", " ") == (
+        "n_layers: factor 4, kind linear, low 4, original_max_positions 1024 n_future=2 (2\u00a0seeds)"
+    )
+    boxes = [label.get_window_extent() for label in labels]
+    assert len(boxes) == 10
+    assert all(above.y0 > below.y1 for above, below in itertools.pairwise(boxes))
+    legend = left.get_legend().get_window_extent()
+    assert 0 <= legend.y0 < legend.y1 <= left.get_window_extent().y0
+
+
 def test_a_setting_with_another_key_makes_categories(tmp_path: Path) -> None:
     report = report_of(tmp_path, GRID.replace("baseline: {model.heads.n_future: 1}\n", ""))
     one, two, four = report.groups
@@ -275,5 +300,5 @@ def test_what_a_metric_counts(metric: str, unit: str) -> None:
 def test_parts_of_a_configuration_are_written_out() -> None:
     assert readable("n_future=4 (2 seeds)") == "n_future=4 (2 seeds)"
     name = 'heads={"kind":"markov","markov_rank":64,"n_future":4} (3 seeds)'
-    assert readable(name) == "heads: kind markov,\nmarkov_rank 64, n_future 4 (3\nseeds)"
+    assert readable(name) == "heads: kind markov,\nmarkov_rank 64, n_future 4\n(3\u00a0seeds)"
     assert readable('{"n_future":4,"offsets":[1,3]}') == "n_future 4, offsets [1, 3]"

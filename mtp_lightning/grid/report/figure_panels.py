@@ -65,13 +65,19 @@ def varying_keys(report: Report) -> list[str]:
 
 
 def short_labels(report: Report) -> dict[str, str]:
-    """Group signature -> what a setting has that the one baseline has not; in full where there are several."""
+    """Group signature -> what a setting has that the one baseline has not; where there are several, what the settings
+    differ in, of keys that always differ together the last."""
     labels = {group.signature: group.label for group in report.groups}
     baselines = [group for group in report.groups if group.is_baseline]
-    if len(baselines) != 1:
-        return labels
-    names, theirs = axis_names(report.spec), baselines[0].values
+    names = axis_names(report.spec)
     texts = {key: value_names(g.values[key] for g in report.groups if key in g.values) for key in names}
+    if len(baselines) != 1:
+        told = {_partition(report, key): key for key in varying_keys(report)}.values()
+        for group in report.groups if names.keys() >= set(told) else ():
+            parts = [f"{names[k]}={texts[k][canonical(group.values[k])]}" for k in told if k in group.values]
+            labels[group.signature] = " ".join(parts) or group.label
+        return labels
+    theirs = baselines[0].values
     labels[baselines[0].signature] = "baseline"
     for group in _compared_groups(report):
         values = {key: canonical(value) for key, value in group.values.items()}
@@ -80,11 +86,23 @@ def short_labels(report: Report) -> dict[str, str]:
     return labels
 
 
+def _partition(report: Report, key: str) -> tuple[int, ...]:
+    """Which settings have the same value of a key: of each the first that has it."""
+    values = [canonical([group.values[key]] if key in group.values else []) for group in report.groups]
+    return tuple(map(values.index, values))
+
+
+def lines_beside(report: Report) -> int:
+    """Of text that settings take one below the other, `(3 seeds)` included."""
+    return sum(readable(f"{name} (3 seeds)").count("\n") + 1 for name in short_labels(report).values())
+
+
 def readable(name: str, line: int = LINE) -> str:
     """A setting's name in a picture: parts of a configuration without the signs of JSON, in lines that fit beside."""
     if "{" not in name:
         return name
     plain = re.sub(r'"(\w+)":', r"\1 ", name.replace("={", ": ")).translate({ord(sign): None for sign in '{}"'})
+    plain = re.sub(r"\((\d+) seed", "(\\1\u00a0seed", plain)  # stays in one line
     return textwrap.fill(plain.replace(",", ", "), line, break_on_hyphens=False)
 
 
