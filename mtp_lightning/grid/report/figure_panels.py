@@ -10,6 +10,7 @@ from typing import Any, Literal
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.equal_training import at_text
@@ -92,9 +93,9 @@ def _partition(report: Report, key: str) -> tuple[int, ...]:
     return tuple(map(values.index, values))
 
 
-def lines_beside(report: Report) -> int:
+def count_lines(report: Report, line: int = LINE) -> int:
     """Of text that settings take one below the other, `(3 seeds)` included."""
-    return sum(readable(f"{name} (3 seeds)").count("\n") + 1 for name in short_labels(report).values())
+    return sum(readable(f"{name} (3 seeds)", line).count("\n") + 1 for name in short_labels(report).values())
 
 
 def readable(name: str, line: int = LINE) -> str:
@@ -114,15 +115,17 @@ def colour_and_dashes(index: int) -> tuple[str, str]:
 _PLACES: dict[str, dict[str, Any]] = {
     "inside": {"loc": "best"},
     "right": {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)},
-    "below": {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)},
+    "below": {"loc": "upper left", "bbox_to_anchor": (0.0, 0.0), "borderaxespad": 0.0},
 }
 
 
 def legend(axes: Axes, heading: str, place: Literal["inside", "right", "below"], reverse: bool = False) -> None:
     """Outside, it covers no line however many there are; below, it leaves them their width however long its texts."""
-    box = axes.legend(
-        frameon=False, fontsize=9, title=heading, title_fontsize=8, reverse=reverse, **_PLACES[place]
-    )  # fmt: skip
+    where, figure = _PLACES[place], axes.get_figure()
+    if place == "below" and figure is not None:
+        under = ScaledTranslation(0, -0.55, figure.dpi_scale_trans)  # inches, for the axis' numbers and name
+        where = where | {"bbox_transform": axes.transAxes + under}
+    box = axes.legend(frameon=False, fontsize=9, title=heading, title_fontsize=8, reverse=reverse, **where)
     box.get_title().set_color(GREY)
 
 

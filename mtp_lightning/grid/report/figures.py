@@ -17,9 +17,9 @@ from mtp_lightning.grid.report.figure_panels import (
     GREY,
     LINE,
     colour_and_dashes,
+    count_lines,
     draw_comparison,
     legend,
-    lines_beside,
     readable,
     short_labels,
     varying_keys,
@@ -35,6 +35,8 @@ Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
 
 FEW = 3
 """Curves that leave room for what tells them apart."""
+BELOW = 2 * LINE + 4
+"""Characters of a line of it, below the curves."""
 
 
 def curve_metric(report: Report) -> str:
@@ -52,11 +54,10 @@ def figure_png(report: Report, curves: Curves) -> bytes:
 
 
 def make_figure(report: Report, curves: Curves) -> Figure:
-    lines = lines_beside(report)
-    ladders, height = len(report.ladders), max(4.6, 1.6 + 0.28 * len(report.groups), 1.6 + 0.19 * lines)
+    ladders, height = len(report.ladders), max(4.6, 1.6 + 0.28 * len(report.groups), 1.6 + 0.19 * count_lines(report))
     learned = any(len(points) > 1 for seeds in curves.values() for points in seeds.values())
     if learned and len(curves) > FEW:
-        height += max(0.25 * len(curves), 0.15 * lines)  # what tells them apart stands below
+        height += 0.25 * count_lines(report, BELOW)  # what tells them apart stands below
     panels = (2 if learned or not curves else 1) + ladders
     figure = Figure(figsize=(11.0 + 5.5 * ladders, height), layout="constrained")
     *both, right = figure.subplots(1, panels, squeeze=False)[0][: panels - ladders]
@@ -97,7 +98,7 @@ def _draw_curves(axes: Axes, report: Report, curves: Curves) -> None:
         colour, dashes = colour_and_dashes(index)
         mean = [sum(v) / len(v) for v in values]
         marker = "." if len(steps) < 15 else ""
-        label = readable(f"{names[group.signature]} ({counted(len(seeds), 'seed')})", 2 * LINE + 4)
+        label = readable(f"{names[group.signature]} ({counted(len(seeds), 'seed')})", BELOW)
         axes.plot(x, mean, label=label, color=colour, linestyle=dashes, linewidth=1.8, marker=marker)
         if len(seeds) > 1:
             low, high = [min(v) for v in values], [max(v) for v in values]
