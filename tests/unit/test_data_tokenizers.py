@@ -112,6 +112,14 @@ def test_a_mixture_gives_bytes_in_proportion(tmp_path: Path) -> None:
         list(mixed_texts([MixtureSource(mixture[0].source, epochs=1.0)], accounts))
 
 
+def test_half_a_character_is_read_as_it_is_encoded(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "half \\ud83d of it"}\n')
+    (text,) = mixed_texts([MixtureSource(SourceConfig("json", str(tmp_path / "a.jsonl")))])
+    tokenizer = HuggingFaceTokenizer(train_bpe(iter([text] * 9), 264))
+    assert tokenizer.encode(text) == tokenizer.encode("half \ud83d of it")
+    assert text == "half ? of it"
+
+
 def test_figures_are_those_counted_by_hand() -> None:
     bpe = HuggingFaceTokenizer(train_bpe(iter(["aaaa bb"] * 9), 258))
     assert [bpe.decode([i]) for i in bpe.encode("aaaa bb")] == ["aa", "aa", " ", "b", "b"]

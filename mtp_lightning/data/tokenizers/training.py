@@ -12,7 +12,7 @@ from mtp_lightning.data.corpora.documents import documents
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.mixtures.sources import MixtureSource, weight_at
 from mtp_lightning.data.preparing.chunks import split_position, split_threshold
-from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, MOST_TOKENS
+from mtp_lightning.data.tokens.tokenizer import END_OF_TEXT, MOST_TOKENS, without_surrogates
 from mtp_lightning.data.transforms.infilling import NAMES, SentinelNames
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Range
@@ -137,8 +137,9 @@ def mixed_texts(
         if split_position(document.name, split_seed) < thresholds[label]:
             continue
         given += 1
-        done[label] += len(document.text.encode(errors="replace")) / weight
-        yield document.text
+        text = without_surrogates(document.text)
+        done[label] += len(text.encode()) / weight
+        yield text
 
 
 def _threshold(source: SourceConfig, validation_fraction: float, split_seed: int) -> float:

@@ -173,10 +173,10 @@ class HuggingFaceTokenizer:
             )
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(_without_surrogates(text), add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(without_surrogates(text), add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch([_without_surrogates(t) for t in texts], add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch([without_surrogates(t) for t in texts], add_special_tokens=False)
         return [list(encoding.ids) for encoding in encodings]
 
     def encode_rendered(self, texts: Sequence[str]) -> list[list[int]]:
@@ -283,5 +283,6 @@ def _fingerprint(state: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(state), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
+    """The text with "?" for lone surrogates, halves of a character that JSON can hold and UTF-8 cannot."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
