@@ -80,7 +80,7 @@ def prepare_command(
     directory = Path(out)
     if directory.exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another folder")
-    check_json(json)
+    check_json(json, out=out, path=path, tokenizer=tokenizer, keep=keep)
     settings = ShardSettings(validation_fraction, split_seed, shard_tokens)
     source = with_template(source, tokenizer)
     meta = prepare_source(directory, source, load_tokenizer(tokenizer, end_token), settings, workers)

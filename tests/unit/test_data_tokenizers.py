@@ -120,6 +120,42 @@ def test_half_a_character_is_read_as_it_is_encoded(tmp_path: Path) -> None:
     assert text == "half ? of it"
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("data train-tokenizer new.json --json ./new.json", "json: './new.json' is out too"),
+        ("data train-tokenizer new.json --kind text --path here.txt --json here.txt", "is path too"),
+        ("data compare-tokenizers bytes here.txt --json here.txt", "is the tokenizer 'here.txt' too"),
+        ("data compare-tokenizers bytes --json new --picture new", "picture: 'new' is json too"),
+        ("data prepare new --json new", "is out too"),
+        ("data prune --by length --fraction 0.5 --out new --json new.parquet", "is the record of out too"),
+        ("data plant new --json link/new", "is out too"),
+        ("data corruptions --ckpt here.txt --json here.txt", "is ckpt too"),
+        ("data sample here.txt --prompts a.txt --out new --json new", "is out too"),
+        ("evaluate score here.txt --task humaneval --data b --json here.txt", "is samples too"),
+        ("evaluate score a --task humaneval --data b --json new --details new", "details: 'new' is json too"),
+        ("evaluate humaneval here.txt --data here.txt --json here.txt", "is ckpt too"),
+        ("evaluate induction here.txt --out new --json new", "is out too"),
+        ("evaluate pairs here.txt --shards x --json here.txt", "is ckpt too"),
+        ("generate here.txt --prompt a --json here.txt", "is ckpt too"),
+        ("bench decode --ckpts [here.txt] --json here.txt", "is the model 'here.txt' too"),
+        ("bench sandbox --data here.txt --json here.txt", "is data too"),
+        ("grid plan here.txt --json here.txt", "is grid too"),
+        ("grid report here.txt --json here.txt", "is grid too"),
+    ],
+)
+def test_no_report_is_written_over_another_file(
+    command: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.txt").write_text("as it was")
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert main(command.split()) == 2
+    assert f"{says}, and would be overwritten: choose another file" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"here.txt", "link"}
+    assert (tmp_path / "here.txt").read_text() == "as it was"
+
+
 def test_figures_are_those_counted_by_hand() -> None:
     bpe = HuggingFaceTokenizer(train_bpe(iter(["aaaa bb"] * 9), 258))
     assert [bpe.decode([i]) for i in bpe.encode("aaaa bb")] == ["aa", "aa", " ", "b", "b"]
