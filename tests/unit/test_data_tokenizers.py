@@ -174,6 +174,36 @@ def test_figures_are_those_counted_by_hand() -> None:
     assert draw(list(rows.values())).startswith(b"\x89PNG")
 
 
+def test_a_tokenizer_that_makes_no_token_of_a_text_has_no_figures_there() -> None:
+    fast = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
+    fast.add_special_tokens(["</s>"])
+    named = {"bytes": ByteTokenizer(), "ab": HuggingFaceTokenizer(fast.to_str())}
+    found = measure_tokenizers(named, {"known": ["ab ba"], "strange": ["xyz"]})
+    rows = {(row["source"], row["tokenizer"]): row for row in rows_of(found, named, "bytes")}
+    none = rows["strange", "ab"]
+    assert [none[key] for key in ("tokens", "bytes_per_token", "nsl", "fertility")] == [0, None, None, None]
+    assert rows["known", "ab"]["nsl"] == 0.8
+    assert {row["nsl"] for row in rows_of(found, named, "ab") if row["source"] == "strange"} == {None}
+    assert draw([*rows.values()]).startswith(b"\x89PNG")
+
+
+def test_no_end_of_a_document_is_needed_to_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, end in (("own", "<|end|>"), ("usual", "<|endoftext|>")):
+        Path(f"{name}.json").write_text(train_bpe(iter(CODE), 300).replace("<|endoftext|>", end))
+    Path("a.txt").write_text(CODE[0])
+    compare = ["data", "compare-tokenizers", "own.json", "usual.json", "--kind", "text", "--path", "a.txt"]
+    assert not main([*compare, "--json", "t.json"]), capsys.readouterr().err
+    own, usual = json.loads(Path("t.json").read_text())["rows"]
+    assert own["tokens"] == usual["tokens"]
+    assert own["never_used"] == round((299 * usual["never_used"] + 1) / 300, 4)
+    Path("own.json").write_text("{}")
+    assert main(compare) == 2
+    assert "'own.json' is not a tokenizer.json" in capsys.readouterr().err
+
+
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("\n".join(CODE))

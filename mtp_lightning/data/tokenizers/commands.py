@@ -155,4 +155,4 @@ def _named(tokenizers: list[str]) -> dict[str, Tokenizer]:
     for name in tokenizers:
         if tokenizers.count(name) > 1:
             raise InputError(f"compare-tokenizers: '{name}' is given twice")
-    return {name: load_tokenizer(name) for name in tokenizers}
+    return {name: load_tokenizer(name, needs_end=False) for name in tokenizers}
