@@ -20,7 +20,8 @@ from mtp_lightning.ranges import Range
 PreTokenization = Literal["gpt2", "gpt4", "punct", "lines"]
 """`gpt2`: words with the space before them, numbers, runs of symbols. `gpt4` (Llama 3's is the same): a letter may have
 a symbol before it, numbers are of three digits, symbols take line breaks along. `punct`: symbols and digits one by one,
-apart from words. `lines`: merges cross everything but line breaks; the best compression, and worse models."""
+apart from words. `lines`: merges cross everything but line breaks; the best compression, and worse models. (With no
+pieces at all a document would be one, and training eight times as long on a megabyte, for 3 % more bytes a token.)"""
 Digits = Literal["own", "single", "groups"]
 """Numbers: as the pre-tokenization has them, digit by digit, or in groups of up to three from the left."""
 
