@@ -254,8 +254,18 @@ class FileLock:
             self._descriptor = None
 
 
-def check_json(path: str | None, key: str = "json") -> None:
-    """Found out before hours of work, not after."""
+def check_json(path: str | None, key: str = "json", /, **others: str | None) -> None:
+    """Found out before hours of work, not after.
+
+    Args:
+        others: what else the command reads and writes, by its flags.
+
+    Raises:
+        InputError: it cannot be written, or is one of these.
+    """
+    for flag, other in others.items():
+        if path is not None and other is not None and os.path.realpath(path) == os.path.realpath(other):
+            raise InputError(f"{key}: '{path}' is {flag} too, and would be overwritten: choose another file")
     try:
         wrong = path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir())
     except OSError as error:  # a name that is too long

@@ -78,12 +78,12 @@ class Sums(Metric):
 
 
 class DraftMetrics(Sums):
-    """What of `objective.acceptance` is summed: drafts whose turn came, and the right ones."""
+    """What of `objective.acceptance` is summed: drafts whose turn came, the right ones, and bytes."""
 
     drafts: Tensor
 
     def __init__(self, heads: HeadsConfig) -> None:
-        super().__init__(drafts=(2, len(ENTROPY_BINS), count_offsets(heads)))
+        super().__init__(drafts=(3, len(ENTROPY_BINS), count_offsets(heads)))
 
     @override
     def update(self, drafts: Drafts) -> None:
@@ -91,7 +91,7 @@ class DraftMetrics(Sums):
 
     @override
     def compute(self) -> Tensor:
-        """The sums as they are (2, K, J), which `draft_metrics` divides."""
+        """The sums as they are (3, K, J), which `draft_metrics` divides."""
         return self.drafts.clone()
 
 

@@ -329,7 +329,7 @@ class MTPModule(pl.LightningModule):
         bytes_V = getattr(self._datamodule, "token_bytes", None)
         n_bytes = None if bytes_V is None else bytes_V.to(self.device)[targets.targets[0][targets.valid[0]]].sum()
         scores = model_scores(self.model, targets, documents_BT)
-        drafts = count_drafts(scores, targets, self.heads_config)
+        drafts = count_drafts(scores, targets, self.heads_config, bytes_V)
         self.val_metrics.update(scores, n_bytes)
         self.draft_metrics.update(drafts)
         self._source_metrics.update(batch.get(SOURCE), scores, n_bytes, drafts)

@@ -14,7 +14,7 @@ from mtp_lightning.checkpoints.files import SAFETENSORS, check_finite, read_weig
 from mtp_lightning.checkpoints.select import CHECKPOINTS, find_checkpoint, find_checkpoints
 from mtp_lightning.checkpoints.sharded import is_sharded
 from mtp_lightning.checkpoints.vocabulary import transfer_of, with_vocabulary
-from mtp_lightning.data.tokens.tokenizer import Tokenizer, tokenizer_from_state
+from mtp_lightning.data.tokens.tokenizer import Tokenizer, begin_ids, tokenizer_from_state
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_state
 from mtp_lightning.model.initial import InitConfig
@@ -68,6 +68,9 @@ def load_initial(init: InitConfig, model: MTPModel, tokenizer: Any = None) -> Pa
         raise InputError(f"model.init.path: '{path}': {error}") from error
     digest, state, made = weights_digest(source.weights), described["tokenizer"], ""
     same = state is None or tokenizer is None or tokenizer.state() == state
+    begin = tuple(described.get("begin_ids", ()))
+    if begin and not same:  # ids of the old vocabulary; drawn rows have learned nothing
+        begin = tuple(begin_ids(tokenizer)) if init.vocabulary == "transfer" else ()
     if init.vocabulary == "transfer":
         if tokenizer is None:
             raise InputError("model.init.vocabulary is 'transfer', and these data have no tokenizer: leave it out")
@@ -79,7 +82,6 @@ def load_initial(init: InitConfig, model: MTPModel, tokenizer: Any = None) -> Pa
     if os.environ.get("LOCAL_RANK", "0") == "0":
         said = f"{summary(source, plan)}{made}{other_positions(source, model.config)}"
         print(f"model.init: {said}", file=sys.stderr, flush=True)
-    begin = () if made else tuple(described.get("begin_ids", ()))  # ids of the old vocabulary
     return Parent(parent_name(path), digest, begin)
 
 

@@ -1,9 +1,11 @@
 """The rows of one vocabulary as those of another: fast vocabulary transfer (Gee et al. 2022, EMNLP's industry track).
 
-A token that both tokenizers have keeps its row. Another one gets the mean of the rows of the tokens that its text is
-written with in the old vocabulary, in the embedding and in every unembedding; one that no text has, the mean of all.
+A token that both tokenizers have keeps its row: one of text by its text, one that no text has by its name or by what it
+does (begin and end of a text, infilling). Another one of text gets the mean of the rows of the tokens that the old
+tokenizer writes its text with, in the embedding and in every unembedding; any other the mean of all.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -13,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtp_lightning.data.tokens.token_bytes import token_texts
-from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.data.tokens.tokenizer import Tokenizer, begin_ids
+from mtp_lightning.data.transforms.infilling import sentinels
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.transfer import BIGRAM, Source
 
@@ -44,12 +47,11 @@ def transfer_of(old: Tokenizer, new: Tokenizer, old_size: int, vocab_size: int) 
     if old.state() == new.state():
         return Transfer([[i] if i < old_size else [] for i in range(vocab_size)], "the same tokens")
     texts = token_texts(new)
-    ids: dict[bytes, int] = {}
-    for i, text in enumerate(token_texts(old)):
-        if text:
-            ids.setdefault(text, i)
-    longest = max(map(len, ids), default=0)
-    pieces = [_written(text, ids, longest) if text else [] for text in texts]
+    pieces = _written(texts, old)
+    theirs = _marks(old)
+    for mark, i in _marks(new).items():
+        if mark in theirs:
+            pieces[i] = [theirs[mark]]
     pieces[new.eos_id] = [old.eos_id]
     strange = sum(bool(text) and not found for text, found in zip(texts, pieces))
     if strange > MOST_STRANGE * len(texts):
@@ -63,7 +65,34 @@ def transfer_of(old: Tokenizer, new: Tokenizer, old_size: int, vocab_size: int) 
     return Transfer(pieces, summary)
 
 
-def _written(text: bytes, ids: dict[bytes, int], longest: int) -> list[int]:
+def _marks(tokenizer: Tokenizer) -> dict[object, int]:
+    """The tokens that no text has, by what they do and, after that, by their names."""
+    found, state = sentinels(tokenizer), tokenizer.state()
+    marks: dict[object, int] = {("begin", k): i for k, i in enumerate(begin_ids(tokenizer))}
+    marks |= {("infilling", part): i for part, i in (found._asdict() if found else {}).items()}
+    added = json.loads(state["json"]).get("added_tokens") if "json" in state else ()
+    return marks | {token["content"]: token["id"] for token in added or ()}
+
+
+def _written(texts: Sequence[bytes | None], old: Tokenizer) -> list[list[int]]:
+    """The old token of each text, or the tokens that the old tokenizer writes it with. Where these are others by
+    themselves (parts of characters, a space that is put before a text), the longest that fit; none where none do."""
+    known = token_texts(old)
+    ids = {text: i for i, text in enumerate(known) if text}  # of two the later: the first is a byte to fall back on
+    longest = max(map(len, ids), default=0)
+    encoded = old.encode_batch([(text or b"").decode(errors="replace") for text in texts])
+    pieces = []
+    for text, found in zip(texts, encoded, strict=True):
+        if not text or text in ids:
+            pieces.append([ids[text]] if text else [])
+        elif b"".join(known[i] or b"" for i in found) == text:
+            pieces.append(found)
+        else:
+            pieces.append(_longest(text, ids, longest))
+    return pieces
+
+
+def _longest(text: bytes, ids: dict[bytes, int], longest: int) -> list[int]:
     """Tokens that make `text`, the longest first that fits at each place; none where they cannot."""
     found, at = [], 0
     while at < len(text):

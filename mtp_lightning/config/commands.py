@@ -71,7 +71,7 @@ def validate(args: Sequence[str]) -> int:
             "mtp validate: say what to validate: the folder of a run, or a checkpoint in one (mtp validate runs/fit), "
             "or its configuration with -c and the checkpoint with --ckpt_path"
         )
-    check_json(cli.config.json)
+    check_json(cli.config.json, ckpt_path=cli.config.ckpt_path)
     path = find_checkpoint(Path(cli.config.ckpt_path))
     verify_checkpoint(path)
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # left out on purpose, above

@@ -80,7 +80,7 @@ def prepare_command(
     directory = Path(out)
     if directory.exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another folder")
-    check_json(json)
+    check_json(json, out=out, path=path, tokenizer=tokenizer, keep=keep)
     settings = ShardSettings(validation_fraction, split_seed, shard_tokens)
     source = with_template(source, tokenizer)
     meta = prepare_source(directory, source, load_tokenizer(tokenizer, end_token), settings, workers)
@@ -127,7 +127,7 @@ def pairs_command(
         validation_fraction: As of the data that are split so.
         split_seed: As of the data that are split so.
     """
-    from mtp_lightning.data.preparing.chunks import split_position
+    from mtp_lightning.data.preparing.chunks import split_position, split_threshold
     from mtp_lightning.data.tokens.prepare import ShardSettings
 
     check_value("count", count, Count)
@@ -135,10 +135,11 @@ def pairs_command(
     settings = ShardSettings(validation_fraction, split_seed)
     if Path(out).exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another file")
-    lines = []
-    for pair in story_pairs(count, seed, invented_names):
-        validates = split_position(pair.name, settings.split_seed) < settings.validation_fraction
-        if side == "all" or validates == (side == "validation"):
-            lines.append(json_module.dumps({"prompt": pair.prompt, "completion": pair.answer}) + "\n")
+    found = list(story_pairs(count, seed, invented_names))
+    if side != "all":
+        positions = [split_position(pair.name, settings.split_seed) for pair in found]
+        threshold = split_threshold(settings.validation_fraction, min(positions), max(positions))
+        found = [pair for pair, at in zip(found, positions) if (at < threshold) == (side == "validation")]
+    lines = [json_module.dumps({"prompt": pair.prompt, "completion": pair.answer}) + "\n" for pair in found]
     write_whole(Path(out), "".join(lines))
     print(f"{out}: {len(lines):,} pairs")

@@ -65,7 +65,7 @@ def sample_command(
     directory = Path(out)
     if directory.exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another folder")
-    check_json(json)
+    check_json(json, out=out, prompts=prompts, ckpt=ckpt)
 
     import torch
 

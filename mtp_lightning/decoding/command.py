@@ -71,7 +71,7 @@ def generate_command(
         raise InputError("--prompt is missing: the text to continue, or - to read it from standard input")
     if prompt is not None and fills:
         raise InputError("--prompt is continued, and between --prefix and --suffix is filled in: leave one of them out")
-    check_json(json)
+    check_json(json, ckpt=ckpt)
     if decoding == "greedy" and (heads_used not in ("auto", 1) or tree):
         given = f"heads_used is {heads_used}" if heads_used not in ("auto", 1) else f"tree is {tree}"
         raise InputError(f"{given}, and decoding is greedy, which drafts nothing: leave one of them out")

@@ -75,7 +75,7 @@ class Evaluate:
         from mtp_lightning.evaluation.plan import Plan, usual_ks
         from mtp_lightning.evaluation.sandbox import Limits
 
-        check_json(json)
+        check_json(json, ckpt=ckpt, data=data, out=out)
         check_value("workers", workers, Kept)
         check_value("turns", turns, Annotated[int, Range(least=1, most=3)])
         self.ckpt, self.json, self.device = Path(ckpt), json, device

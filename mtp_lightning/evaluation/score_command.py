@@ -47,8 +47,8 @@ def score_command(
     from mtp_lightning.evaluation.sandbox import Limits, Sandbox
     from mtp_lightning.evaluation.tasks.code_tasks import code_task
 
-    check_json(json)
-    check_json(details, "details")
+    check_json(json, samples=samples, data=data)
+    check_json(details, "details", json=json, samples=samples, data=data)
     if task is None or data is None:
         missing = "task" if task is None else "data"
         raise InputError(f"--{missing} is needed: `mtp evaluate score FILE.jsonl --task humaneval --data FILE`")

@@ -63,7 +63,7 @@ class Grid:
         Args:
             json: Write the table to this file too.
         """
-        check_json(json)
+        check_json(json, grid=self.file)
         self._without_record()
         rows, slurm_problem, _ = read_status(self.cells, self.folder, update=False)
         rows = self.gating.show(rows)
@@ -91,7 +91,7 @@ class Grid:
         """
         if workers is not None and workers < 1:
             raise InputError(f"workers: {workers} is not a number of processes; give 1 or more")
-        check_json(json)
+        check_json(json, grid=self.file)
         check_budget(self.spec, Total.of(self.all_costs))
         writable(self.folder)
         if self._to_run():
@@ -123,7 +123,7 @@ class Grid:
                 the runs folder.
             json: Write the table to this file too.
         """
-        check_json(json)
+        check_json(json, grid=self.file)
         budget = None if at is None else parse_at(at)
         return 0 if self._report(out, json, again=True, at=budget) else 1
 
@@ -178,7 +178,7 @@ class Grid:
             watch: Keep showing it until nothing runs or waits any more.
             json: Write the table to this file too.
         """
-        check_json(json)
+        check_json(json, grid=self.file)
         rows, slurm_problem, queue = (watch_status if watch else read_status)(self.tuning.cells, self.folder)
         self._settle(rows)
         if watch:

@@ -28,8 +28,9 @@ class InitConfig:
     """`random`: drawn, and the embedding too where the vocabulary or the tokenizer is another."""
 
     vocabulary: Literal["keep", "transfer"] = "keep"
-    """`transfer`: the source had another tokenizer. A token that it knew keeps its row of embedding and unembeddings,
-    another one gets the mean of those that its text was written with."""
+    """`transfer`: the source had another tokenizer. A token that it knew keeps its row of embedding and unembeddings
+    (special ones by their names, those of infilling, begin and end by what they do), another one gets the mean of those
+    that its text was written with."""
 
     def __post_init__(self) -> None:
         given = ("heads", self.heads), ("unembedding", self.unembedding), ("vocabulary", self.vocabulary)

@@ -10,6 +10,7 @@ what decoding would accept if the text had gone so.
     acceptance_i       right / turns; a draft's turn comes where all before it are right
     simulated length   1 + sum_i prod_{j <= i} acceptance_j      tokens per forward (NeMo Automodel's "simulated
                                                                  acceptance length")
+    simulated bytes    the same of bytes: of the text's tokens that such steps pass over. Bytes per forward
 
 A draft counts where its head's loss counts: in the same document, and in the loss mask. The last drafts of a window
 have no position of head 1 that judges them, and are left out, so draft i is counted on the same positions for every n.
@@ -38,39 +39,50 @@ ENTROPY_BINS = (
 
 
 class Drafts(NamedTuple):
-    """Drafts of one batch: J offsets from 2 on, K bins of entropy."""
+    """Tokens of the steps of one batch: at J offsets from 1 on, K bins of entropy. The first is head 1's, certain."""
 
     turns: Int[Tensor, "K J"]
     """Whose turn came."""
     right: Int[Tensor, "K J"]
     """Of these, the ones that head 1 chooses too."""
+    n_bytes: Int[Tensor, "K J"]
+    """Of the text's tokens in the places of the right ones; 0 for data that is not text."""
 
 
 def count_offsets(heads: HeadsConfig) -> int:
-    """J, drafted tokens of a step; 1, whose turn never comes, for kinds that cannot draft."""
-    return max(heads.head_offsets[heads.max_heads_used - 1] - 1, 1)
+    """J, tokens of a step: 1 for kinds that cannot draft."""
+    return heads.head_offsets[heads.max_heads_used - 1]
 
 
-def count_drafts(scores: HeadScores, targets: Targets, heads: HeadsConfig) -> Drafts:
+def count_drafts(
+    scores: HeadScores, targets: Targets, heads: HeadsConfig, bytes_V: Int[Tensor, "V"] | None = None
+) -> Drafts:
     """
     Args:
         scores: of `model_scores` on these targets.
+        bytes_V: of each token of text. Steps of kinds that cannot draft are all in the first bin.
     """
-    if heads.max_heads_used == 1:
-        none = targets.inputs.new_zeros(len(ENTROPY_BINS), 1)
-        return Drafts(none, none)
-    assert scores.best is not None
-    assert scores.entropy is not None
-    turns_JBT, right_JBT = judge_drafts(scores.best, targets.valid, heads)
-    bins_BT = torch.bucketize(scores.entropy[0], scores.entropy.new_tensor(ENTROPY_BORDERS), right=True)
+    turns_JBT = right_JBT = targets.valid[:1]
+    bins_BT, bytes_BT = torch.zeros_like(targets.inputs), torch.zeros_like(targets.inputs)
+    if heads.max_heads_used > 1:
+        assert scores.best is not None
+        assert scores.entropy is not None
+        drafted = judge_drafts(scores.best, targets.valid, heads)
+        turns_JBT, right_JBT = (torch.cat((targets.valid[:1], x_JBT)) for x_JBT in drafted)
+        bins_BT = torch.bucketize(scores.entropy[0], scores.entropy.new_tensor(ENTROPY_BORDERS), right=True)
+    if bytes_V is not None:
+        bytes_BT = bytes_V.to(bytes_BT.device)[targets.targets[0]]
+    bytes_JBT = torch.stack([bytes_BT.roll(-j, 1) for j in range(len(right_JBT))])  # no draft is right in the last j
     in_bin_K1BT = torch.stack([bins_BT == k for k in range(len(ENTROPY_BINS))])[:, None]
-    return Drafts((in_bin_K1BT & turns_JBT).sum((2, 3)), (in_bin_K1BT & right_JBT).sum((2, 3)))
+    n_bytes_KJBT = torch.where(in_bin_K1BT & right_JBT, bytes_JBT, 0)
+    counted = (in_bin_K1BT & turns_JBT, in_bin_K1BT & right_JBT, n_bytes_KJBT)
+    return Drafts(*(x_KJBT.sum((2, 3)) for x_KJBT in counted))
 
 
 def judge_drafts(
     best_SBT: Int[Tensor, "S B T"], valid_NBT: Bool[Tensor, "N B T"], heads: HeadsConfig
-) -> tuple[Bool[Tensor, "J B T"], Bool[Tensor, "J B T"]]:
-    """(whether a draft's turn came, whether it was right) of the step that begins at each position.
+) -> tuple[Bool[Tensor, "F B T"], Bool[Tensor, "F B T"]]:
+    """(whether a draft's turn came, whether it was right) of the step that begins at each position; offsets from 2 on.
 
     A head that leaps fills the gaps before it from positions before the last, as in decoding.
     """
@@ -90,24 +102,28 @@ def judge_drafts(
     return torch.stack(turns), torch.stack(right)
 
 
-def draft_metrics(heads: HeadsConfig, drafts_2KJ: Tensor, by_entropy: bool = True) -> dict[str, float]:
-    """`decode/simulated_length`, `decode/simulated_acceptance/head_i`, `decode/simulated_accepted/head_i` (this draft
-    and all before it), and the first two by bin, as `decode/<bin>/...`, of summed turns and right ones."""
-    found = _measures(heads, drafts_2KJ.sum(1))
-    for name, drafts_2J in zip(ENTROPY_BINS, drafts_2KJ.unbind(1)) if by_entropy else ():
-        if drafts_2J.any():
-            of_bin = _measures(heads, drafts_2J)
+def draft_metrics(heads: HeadsConfig, drafts_3KJ: Tensor, by_entropy: bool = True) -> dict[str, float]:
+    """`decode/simulated_length`, of text `decode/simulated_bytes`, `decode/simulated_acceptance/head_i`,
+    `decode/simulated_accepted/head_i` (this draft and all before it), and all but the last by bin, as
+    `decode/<bin>/...`, of the summed `Drafts`."""
+    found = _measures(heads, drafts_3KJ.sum(1))
+    for name, drafts_3J in zip(ENTROPY_BINS, drafts_3KJ.unbind(1)) if by_entropy else ():
+        if drafts_3J[0, 1:].any():
+            of_bin = _measures(heads, drafts_3J)
             found |= {f"{name}/{metric}": of_bin[metric] for metric in of_bin if "_accepted" not in metric}
     return {f"decode/{name}": value for name, value in found.items()}
 
 
-def _measures(heads: HeadsConfig, drafts_2J: Tensor) -> dict[str, float]:
-    turns_J, right_J = drafts_2J.tolist()
-    rates = [right / turns if turns else 0.0 for turns, right in zip(turns_J, right_J)]
+def _measures(heads: HeadsConfig, drafts_3J: Tensor) -> dict[str, float]:
+    turns_J, right_J, bytes_J = drafts_3J.tolist()
+    rates = [1.0, *(right / turns if turns else 0.0 for turns, right in zip(turns_J[1:], right_J[1:]))]
     accepted = list(itertools.accumulate(rates, operator.mul))
-    found = {"simulated_length": 1.0 + sum(accepted)}
+    found = {"simulated_length": sum(accepted)}
+    if any(bytes_J):
+        means = [n_bytes / right if right else 0.0 for n_bytes, right in zip(bytes_J, right_J)]
+        found["simulated_bytes"] = sum(map(operator.mul, accepted, means))
     for head, offset in enumerate(heads.head_offsets[1 : heads.max_heads_used], start=2):
-        if turns_J[offset - 2]:
-            found[f"simulated_acceptance/head_{head}"] = rates[offset - 2]
-            found[f"simulated_accepted/head_{head}"] = accepted[offset - 2]
+        if turns_J[offset - 1]:
+            found[f"simulated_acceptance/head_{head}"] = rates[offset - 1]
+            found[f"simulated_accepted/head_{head}"] = accepted[offset - 1]
     return found

@@ -53,7 +53,7 @@ def induction_command(
         prepare_repeated,
     )
 
-    check_json(json)
+    check_json(json, ckpt=ckpt, stories=stories, out=out)
     _check_least("count", count)
     check_value("length", length, CopyLength)
     loaded = _load(ckpt)
@@ -130,7 +130,7 @@ def pairs_command(
 
     if shards is None:
         raise InputError("--shards is missing: a folder of pairs, as `mtp data prepare OUT --kind pairs` makes one")
-    check_json(json)
+    check_json(json, ckpt=ckpt, shards=shards)
     _check_least("count", count)
     loaded = _load(ckpt)
     store = open_store(Path(shards), split)
@@ -149,7 +149,7 @@ def _evaluate_task(name: str, ckpt: str, test_size: int, json: str | None) -> No
     from mtp_lightning.data.tasks.known_tasks import task_from_state
     from mtp_lightning.probes.exact_match import exact_match
 
-    check_json(json)
+    check_json(json, ckpt=ckpt)
     _check_least("test_size", test_size)
     loaded = _load(ckpt)
     if loaded.task is None or loaded.task["name"] != name:

@@ -2,16 +2,21 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import tokenizers
 import torch
 from tiny import VARIANTS, tiny_backbone
 
+from mtp_lightning.checkpoints.files import LoadedModel, save_safetensors
+from mtp_lightning.checkpoints.initial import load_initial
 from mtp_lightning.checkpoints.vocabulary import FURTHER, MATRICES, transfer_of, with_vocabulary
 from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.token_bytes import token_bytes, token_texts
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from mtp_lightning.data.transforms.infilling import NAMES
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.initial import InitConfig
@@ -57,7 +62,7 @@ def test_rows_by_hand() -> None:
     assert several == len(MATRICES) * (300 - 257)
 
 
-def test_shared_tokens_keep_their_rows_bit_for_bit_and_others_are_of_the_longest_pieces() -> None:
+def test_shared_tokens_keep_their_rows_bit_for_bit_and_others_are_of_their_pieces() -> None:
     old = source_of(280)
     new = with_vocabulary(old, 300, transfer_of(SMALL, LARGE, 280, 300).pieces)
     at = {text: i for i, text in enumerate(token_texts(SMALL)) if text}
@@ -71,6 +76,73 @@ def test_shared_tokens_keep_their_rows_bit_for_bit_and_others_are_of_the_longest
     small = token_texts(SMALL)
     assert all(b"".join(small[i] or b"" for i in found) == text for text, found in made)
     assert f"{len(shared) + 1} tokens keep their rows, {len(made)} are means" in rows.summary
+
+
+def with_marks(made: HuggingFaceTokenizer, *names: str, begin: str | None = None) -> HuggingFaceTokenizer:
+    """With special tokens after the others, one of them put before every text."""
+    fast = tokenizers.Tokenizer.from_str(made.state()["json"])
+    fast.add_special_tokens(list(names))
+    if begin is not None:
+        ids = [(begin, fast.token_to_id(begin))]
+        fast.post_processor = tokenizers.processors.TemplateProcessing(single=f"{begin} $A", special_tokens=ids)
+    return HuggingFaceTokenizer(fast.to_str())
+
+
+def test_pieces_are_those_that_the_old_tokenizer_writes() -> None:
+    """Its merges, and not the longest tokens that fit: a merge that comes first takes a letter away."""
+    alphabet = json.loads(SMALL.state()["json"])
+    merges = [("b", "c"), ("a", "b"), ("bc", "d"), ("ab", "x")]
+    alphabet["model"]["merges"] = [*merges]
+    known = [name for name, i in alphabet["model"]["vocab"].items() if i < 257]
+    names = [*known, *("".join(merge) for merge in merges)]
+    alphabet["model"]["vocab"] = {name: i for i, name in enumerate(names)}
+    old = HuggingFaceTokenizer(json.dumps(alphabet))
+    new = HuggingFaceTokenizer(train_bpe(iter(["abcd"] * 9), 260))
+    wanted = old.encode("abcd")
+    assert [old.decode([i]) for i in wanted] == ["a", "bcd"]
+    at = token_texts(new).index(b"abcd")
+    assert transfer_of(old, new, old.vocab_size, new.vocab_size).pieces[at] == wanted
+
+
+def test_special_tokens_keep_what_they_have_learned() -> None:
+    """By name; those of infilling and the beginning by what they do, the end too."""
+    starcoder = with_marks(SMALL, "<s>", "<|user|>", *NAMES["starcoder"], begin="<s>")
+    llama = with_marks(LARGE, "<|user|>", "<|other|>", *NAMES["codellama"], "<|begin|>", begin="<|begin|>")
+    user, other, *infilling, begin = range(300, 307)
+    pieces = transfer_of(starcoder, llama, starcoder.vocab_size, llama.vocab_size).pieces
+    assert (pieces[user], pieces[other], pieces[begin]) == ([281], [], [280])
+    assert [pieces[i] for i in infilling] == [[282], [283], [284], [starcoder.eos_id]]
+    assert pieces[llama.eos_id] == [starcoder.eos_id]
+    marked = ByteTokenizer(infilling=True)
+    pieces = transfer_of(marked, llama, 259, llama.vocab_size).pieces
+    assert [pieces[i] for i in infilling] == [[256], [257], [258], [255]]
+    assert transfer_of(llama, marked, llama.vocab_size, 259).pieces[-3:] == [[i] for i in infilling[:3]]
+
+
+def test_a_letter_is_no_byte_to_fall_back_on() -> None:
+    """Llama's vocabulary has both, and models have never seen the byte."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "a", "b"]
+    fast = tokenizers.Tokenizer(
+        tokenizers.models.BPE({name: i for i, name in enumerate(names)}, [], unk_token="<unk>", byte_fallback=True)
+    )
+    fast.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    fast.add_special_tokens(["<unk>", "<s>", "</s>"])
+    pieces = transfer_of(HuggingFaceTokenizer(fast.to_str()), BYTES, len(names), 256).pieces
+    assert (pieces[ord("a")], pieces[ord("c")]) == ([259], [3 + ord("c")])
+
+
+@pytest.mark.parametrize("vocabulary", ["transfer", "keep"])
+def test_what_texts_begin_with_stays_or_is_the_new_tokenizers(
+    vocabulary: Literal["transfer", "keep"], tmp_path: Path
+) -> None:
+    old, path = with_marks(SMALL, "<s>", begin="<s>"), tmp_path / "base.safetensors"
+    model = MTPModel(tiny_backbone(vocab_size=320, n_layers=3), HeadsConfig(n_future=1))
+    save_safetensors(LoadedModel(path, model, old, 1, 16, None, [280]), path)
+    init = InitConfig(str(path), unembedding="keep" if vocabulary == "transfer" else "random", vocabulary=vocabulary)
+    of_new = with_marks(LARGE, "<x>", "<|begin|>", begin="<|begin|>")
+    begins = {old: (280,), of_new: (301,) if vocabulary == "transfer" else (), LARGE: ()}
+    for tokenizer, wanted in begins.items():
+        assert load_initial(init, model, tokenizer).begin_ids == wanted
 
 
 def test_the_order_of_ids_means_nothing() -> None:

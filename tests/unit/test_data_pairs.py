@@ -55,6 +55,23 @@ def stored(store: TokenStore) -> list[tuple[str, str]]:
     return found
 
 
+def test_bytes_are_of_the_pairs_that_count_in_a_window(file: Path) -> None:
+    """Not of the beginning of the next pair, which the next window has again, and not of padding."""
+    for context in (40, 20):  # where some pairs are cut
+        data = module(file, context=context)
+        meta = data.train_store.split_meta
+        windows, room, there = 1, context + 1, 0
+        for prompt, answer in stored(data.train_store):
+            n_bytes = len((prompt + answer).encode())
+            size = min(n_bytes, context) + 1
+            if size > room:
+                windows, room = windows + 1, context + 1
+            room, there = room - size, there + size - 1
+        assert (there < meta.n_bytes) == (context == 20)
+        assert data.bytes_per_token == pytest.approx(there / (windows * context))
+    assert module(file).bytes_per_token < 0.9 * meta.n_bytes / meta.n_tokens
+
+
 def test_one_number_a_document_says_where_its_answer_begins(file: Path) -> None:
     data = module(file)
     found = stored(data.train_store) + stored(data.validation_store)

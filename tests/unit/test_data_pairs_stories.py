@@ -51,4 +51,8 @@ def test_story_pairs_as_a_file_are_those_that_are_trained_on(tmp_path: Path) -> 
     data.setup("validate")
     assert set(stored(data.validation_store)) == sides[1]
     assert main(["data", "pairs", str(tmp_path / "all.jsonl")]) == 2
+    for seed in "012345":
+        few = ["data", "pairs", str(tmp_path / f"{seed}.jsonl"), "--count", "3", "--split_seed", seed]
+        assert main([*few, "--side", "validation"]) == 0
+        assert (tmp_path / f"{seed}.jsonl").read_text(), "a run has a validation document, whatever chance says"
     assert main(["data", "pairs", str(tmp_path / "x.jsonl"), "--count", "0"]) == 2

@@ -1,6 +1,5 @@
 """A tokenizer that the configuration describes: trained once on the training documents, never while one only plans."""
 
-import hashlib
 import json
 import threading
 from pathlib import Path
@@ -9,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtp_lightning.data.corpora.description import describe
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.mixtures.sources import MixtureSource
 from mtp_lightning.data.preparing.chunks import split_position
 from mtp_lightning.data.tokenizers.recipe import TokenizerRecipe, TrainedTokenizer, made_once
-from mtp_lightning.data.tokenizers.training import train_bpe
+from mtp_lightning.data.tokenizers.training import mixed_texts, train_bpe
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
-from mtp_lightning.data.tokens.prepare import ShardSettings
-from mtp_lightning.data.tokens.tokenizer import tokenizer_from_state
+from mtp_lightning.data.tokens.prepare import ShardSettings, prepare_source
+from mtp_lightning.data.tokens.store import TokenStore
+from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, tokenizer_from_state
 from mtp_lightning.data.transforms.infilling import NAMES, InfillingConfig, Sentinels, WindowTransform, sentinels
 from mtp_lightning.errors import InputError
 
@@ -59,6 +58,28 @@ def test_it_is_trained_on_the_training_documents_when_they_are_prepared(corpus: 
     assert data.tokenizer is data.text_tokenizer
     assert data.text_tokenizer.vocab_size == 270
     assert tokenizer_from_state(data.state_dict()["tokenizer"]).fingerprint == data.text_tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.95])
+def test_of_a_few_documents_it_reads_those_that_shards_train_on(corpus: SourceConfig, fraction: float) -> None:
+    """Where chance would leave a side empty, shards give it a document."""
+    Path(corpus.path or "").write_text("\n".join(LINES["a"][:10]))
+    places = [[split_position(f"a.txt#{i}", seed) for i in range(10)] for seed in range(8)]
+    assert any(min(of) >= 0.05 for of in places)
+    assert any(max(of) < 0.95 for of in places)
+    for seed in range(8):
+        settings = ShardSettings(fraction, seed)
+        folder = Path(corpus.path or "").parent / f"{seed}"
+        prepare_source(folder, corpus, ByteTokenizer(), settings)
+        store = TokenStore(folder, "train")
+        trained = bytes(store.read(0, len(store)).tolist()).split(b"\xff")[:-1]
+        assert [text.encode() for text in mixed_texts([MixtureSource(corpus)], None, fraction, seed)] == trained
+
+
+def test_one_document_cannot_be_on_both_sides(corpus: SourceConfig) -> None:
+    Path(corpus.path or "").write_text(LINES["a"][0])
+    with pytest.raises(InputError, match="only one document"):
+        made_once(TokenizerRecipe(270), [MixtureSource(corpus)], Path(corpus.path or "").parent, ShardSettings())
 
 
 def test_another_recipe_or_corpus_is_another_tokenizer_and_the_same_is_kept(corpus: SourceConfig) -> None:
@@ -159,16 +180,6 @@ def test_a_recipe_has_the_tokens_of_infilling_that_it_names(corpus: SourceConfig
     window = np.array([*tokenizer.encode("def f(value): return value") * 9])
     made, _ = transform(0, window, np.zeros_like(window))
     assert {*marks} <= {*made.tolist()}
-
-
-def test_without_them_a_recipe_is_what_it_was(corpus: SourceConfig) -> None:
-    """Earlier versions knew no such key: the same file under the same name."""
-    module(corpus, TokenizerRecipe(270)).prepare_data()
-    (file,) = kept(corpus)
-    described = [[describe(corpus), 1.0]]
-    recipe = {"vocab_size": 270, "pre_tokenization": "gpt2", "digits": "own", "max_documents": None}
-    text = json.dumps([1, recipe, described, 0.3, 0], sort_keys=True)
-    assert file.stem == hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def test_a_size_without_room_for_them_is_refused() -> None:

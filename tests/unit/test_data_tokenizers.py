@@ -112,6 +112,50 @@ def test_a_mixture_gives_bytes_in_proportion(tmp_path: Path) -> None:
         list(mixed_texts([MixtureSource(mixture[0].source, epochs=1.0)], accounts))
 
 
+def test_half_a_character_is_read_as_it_is_encoded(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "half \\ud83d of it"}\n')
+    (text,) = mixed_texts([MixtureSource(SourceConfig("json", str(tmp_path / "a.jsonl")))])
+    tokenizer = HuggingFaceTokenizer(train_bpe(iter([text] * 9), 264))
+    assert tokenizer.encode(text) == tokenizer.encode("half \ud83d of it")
+    assert text == "half ? of it"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("data train-tokenizer new.json --json ./new.json", "json: './new.json' is out too"),
+        ("data train-tokenizer new.json --kind text --path here.txt --json here.txt", "is path too"),
+        ("data compare-tokenizers bytes here.txt --json here.txt", "is the tokenizer 'here.txt' too"),
+        ("data compare-tokenizers bytes --json new --picture new", "picture: 'new' is json too"),
+        ("data prepare new --json new", "is out too"),
+        ("data prune --by length --fraction 0.5 --out new --json new.parquet", "is the record of out too"),
+        ("data plant new --json link/new", "is out too"),
+        ("data corruptions --ckpt here.txt --json here.txt", "is ckpt too"),
+        ("data sample here.txt --prompts a.txt --out new --json new", "is out too"),
+        ("evaluate score here.txt --task humaneval --data b --json here.txt", "is samples too"),
+        ("evaluate score a --task humaneval --data b --json new --details new", "details: 'new' is json too"),
+        ("evaluate humaneval here.txt --data here.txt --json here.txt", "is ckpt too"),
+        ("evaluate induction here.txt --out new --json new", "is out too"),
+        ("evaluate pairs here.txt --shards x --json here.txt", "is ckpt too"),
+        ("generate here.txt --prompt a --json here.txt", "is ckpt too"),
+        ("bench decode --ckpts [here.txt] --json here.txt", "is the model 'here.txt' too"),
+        ("bench sandbox --data here.txt --json here.txt", "is data too"),
+        ("grid plan here.txt --json here.txt", "is grid too"),
+        ("grid report here.txt --json here.txt", "is grid too"),
+    ],
+)
+def test_no_report_is_written_over_another_file(
+    command: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.txt").write_text("as it was")
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert main(command.split()) == 2
+    assert f"{says}, and would be overwritten: choose another file" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"here.txt", "link"}
+    assert (tmp_path / "here.txt").read_text() == "as it was"
+
+
 def test_figures_are_those_counted_by_hand() -> None:
     bpe = HuggingFaceTokenizer(train_bpe(iter(["aaaa bb"] * 9), 258))
     assert [bpe.decode([i]) for i in bpe.encode("aaaa bb")] == ["aa", "aa", " ", "b", "b"]
@@ -128,6 +172,36 @@ def test_figures_are_those_counted_by_hand() -> None:
     assert rows["all", "bpe"]["tokens"] == 9 + 600
     assert {row["lossless"] for row in rows.values()} == {1.0}
     assert draw(list(rows.values())).startswith(b"\x89PNG")
+
+
+def test_a_tokenizer_that_makes_no_token_of_a_text_has_no_figures_there() -> None:
+    fast = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
+    fast.add_special_tokens(["</s>"])
+    named = {"bytes": ByteTokenizer(), "ab": HuggingFaceTokenizer(fast.to_str())}
+    found = measure_tokenizers(named, {"known": ["ab ba"], "strange": ["xyz"]})
+    rows = {(row["source"], row["tokenizer"]): row for row in rows_of(found, named, "bytes")}
+    none = rows["strange", "ab"]
+    assert [none[key] for key in ("tokens", "bytes_per_token", "nsl", "fertility")] == [0, None, None, None]
+    assert rows["known", "ab"]["nsl"] == 0.8
+    assert {row["nsl"] for row in rows_of(found, named, "ab") if row["source"] == "strange"} == {None}
+    assert draw([*rows.values()]).startswith(b"\x89PNG")
+
+
+def test_no_end_of_a_document_is_needed_to_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, end in (("own", "<|end|>"), ("usual", "<|endoftext|>")):
+        Path(f"{name}.json").write_text(train_bpe(iter(CODE), 300).replace("<|endoftext|>", end))
+    Path("a.txt").write_text(CODE[0])
+    compare = ["data", "compare-tokenizers", "own.json", "usual.json", "--kind", "text", "--path", "a.txt"]
+    assert not main([*compare, "--json", "t.json"]), capsys.readouterr().err
+    own, usual = json.loads(Path("t.json").read_text())["rows"]
+    assert own["tokens"] == usual["tokens"]
+    assert own["never_used"] == round((299 * usual["never_used"] + 1) / 300, 4)
+    Path("own.json").write_text("{}")
+    assert main(compare) == 2
+    assert "'own.json' is not a tokenizer.json" in capsys.readouterr().err
 
 
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

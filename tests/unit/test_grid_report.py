@@ -263,8 +263,11 @@ def test_directions_by_name() -> None:
     assert [better_direction(name) for name in ("perf/tokens_per_second_median", "eval/x/pass_at_1")] == ["higher"] * 2
     assert better_direction("decode/code/simulated_length") == "higher"
     assert better_direction("decode/glossary/simulated_length") == "higher"
-    drafts = ["decode/simulated_length", "decode/code/simulated_length", "decode/entropy_1_to_2/simulated_length"]
-    assert report_order([], [*drafts, "decode/tokens_per_forward"]) == ["decode/tokens_per_forward", *drafts[:2]]
+    for drafts in (
+        [f"decode/{of}simulated_{what}" for of in ("", "code/", "entropy_1_to_2/")] for what in ("length", "bytes")
+    ):
+        assert report_order([], [*drafts, "decode/tokens_per_forward"]) == ["decode/tokens_per_forward", *drafts[:2]]
+        assert [format_value(name, 2.5) for name in drafts] == ["2.5000"] * 3, "no memory"
     assert better_direction("model/parameters") is None
 
 

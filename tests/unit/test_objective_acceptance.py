@@ -1,5 +1,6 @@
 """Acceptance counted on the text of the losses: against decoding, against loops, and in what it does not depend on."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from tiny import VARIANTS, Recorder, tiny_backbone
 from torch import Tensor
-from uneven import fit
+from uneven import Uneven, fit
 
 from mtp_lightning.decoding.reference import count_right, next_tokens, predict
 from mtp_lightning.metrics import DraftMetrics, SourceMetrics
@@ -25,6 +26,8 @@ from mtp_lightning.objective.acceptance import (
 from mtp_lightning.objective.heads import model_scores
 from mtp_lightning.objective.targets import make_targets
 
+SIZES = torch.tensor([1, 0, 5])
+"""Bytes of the tokens."""
 SLOW = ("linear", "causal", "recurrent", "replicated", "normed sequential", "leap")
 DRAFTING = [
     *("parallel", "anticausal", "sequential", "leaping sequential", "markov", "next_latent", "mixture", "fetch"),
@@ -94,27 +97,48 @@ def test_counts_by_loops_of_documents_masks_and_sentinels() -> None:
         "sentinels_BL": torch.rand(B, T + N) < 0.05,
     }
     targets = make_targets(heads, window, **given)
-    drafts = count_drafts(model_scores(model, targets), targets, heads)
+    scores = model_scores(model, targets)
+    drafts = count_drafts(scores, targets, heads, SIZES)
     logits = model.logits(targets.inputs, None, targets.targets).detach()
     best, p = logits.argmax(-1).tolist(), logits[0].softmax(-1)
     entropy = torch.special.entr(p).sum(-1)
-    turns, right = torch.zeros(4, 3), torch.zeros(4, 3)
+    turns, right, n_bytes = torch.zeros(3, 4, 4).long()
     for b in range(B):
         for t in range(T):
             if not targets.valid[0, b, t]:
                 continue
             k = sum(float(entropy[b, t]) >= border for border in ENTROPY_BORDERS)
-            for i in (2, 3, 4):
+            for i in (1, 2, 3, 4):
                 if t + i - 1 >= T or not targets.valid[i - 1, b, t]:
                     break
-                turns[k, i - 2] += 1
+                turns[k, i - 1] += 1
                 if best[i - 1][b][t] != best[0][b][t + i - 1]:
                     break
-                right[k, i - 2] += 1
-    assert turns.sum() > 40
-    assert (turns[:, 0] > 0).sum() >= 2
+                right[k, i - 1] += 1
+                n_bytes[k, i - 1] += SIZES[window[b, t + i]]
+    assert turns[:, 1:].sum() > 40
+    assert (turns[:, 1] > 0).sum() >= 2
     assert drafts.turns.tolist() == turns.tolist()
     assert drafts.right.tolist() == right.tolist()
+    assert drafts.n_bytes.tolist() == n_bytes.tolist()
+    assert n_bytes[:, 2:].sum() > 0
+    found = _summed(heads, drafts)
+    rates = [1.0, *(right.sum(0) / turns.sum(0)).tolist()[1:]]
+    means = (n_bytes.sum(0) / right.sum(0)).tolist()
+    expected = sum(math.prod(rates[: i + 1]) * mean for i, mean in enumerate(means))
+    assert found["decode/simulated_bytes"] == pytest.approx(expected)
+    assert "decode/simulated_bytes" not in _summed(heads, count_drafts(scores, targets, heads)), "of no text"
+    ones = _summed(heads, count_drafts(scores, targets, heads, torch.ones(3).long()))
+    for name, value in ones.items():
+        if name.endswith("simulated_bytes"):
+            assert value == pytest.approx(ones[name.replace("bytes", "length")])
+    assert sum(name.endswith("simulated_bytes") for name in ones) >= 3
+
+
+def _summed(heads: HeadsConfig, drafts: Drafts) -> dict[str, float]:
+    metrics = DraftMetrics(heads)
+    metrics.update(drafts)
+    return draft_metrics(heads, metrics.compute())
 
 
 @pytest.mark.parametrize("kind", ["parallel", "sequential"])
@@ -136,12 +160,15 @@ def test_lengths_and_shares_by_hand() -> None:
     heads = HeadsConfig(n_future=4, offsets=(1, 3, 4, 5))
     turns = torch.tensor([[8, 4, 1, 0], [2, 2, 1, 1]])
     right = torch.tensor([[4, 1, 0, 0], [2, 1, 1, 0]])
-    counts = torch.zeros(2, 4, 4, dtype=torch.float64)
-    counts[:, [0, 3]] = torch.stack([turns, right]).double()
+    counts = torch.zeros(3, 4, 5, dtype=torch.float64)
+    counts[:2, [0, 3], 1:] = torch.stack([turns, right]).double()
+    counts[:2, [0, 3], 0] = torch.tensor([16, 4]).double()
+    counts[2, 3] = torch.tensor([8, 6, 4, 0, 0]).double()
     found = draft_metrics(heads, counts)
     assert found == pytest.approx(
         {
             "decode/simulated_length": 1 + 0.6 + 0.6 / 3 + 0.6 / 3 / 2,
+            "decode/simulated_bytes": 8 / 20 + 0.6 * 6 / 6 + 0.6 / 3 * 4 / 2,
             "decode/simulated_acceptance/head_2": 1 / 3,  # of the token three ahead: its draft for two is a gap's
             "decode/simulated_acceptance/head_3": 1 / 2,
             "decode/simulated_acceptance/head_4": 0.0,
@@ -152,6 +179,7 @@ def test_lengths_and_shares_by_hand() -> None:
             "decode/entropy_below_0.5/simulated_acceptance/head_2": 1 / 4,
             "decode/entropy_below_0.5/simulated_acceptance/head_3": 0.0,
             "decode/entropy_above_2/simulated_length": 1 + 1 + 1 / 2 + 1 / 2,
+            "decode/entropy_above_2/simulated_bytes": 8 / 4 + 6 / 2 + 1 / 2 * 4,
             "decode/entropy_above_2/simulated_acceptance/head_2": 1 / 2,
             "decode/entropy_above_2/simulated_acceptance/head_3": 1.0,
             "decode/entropy_above_2/simulated_acceptance/head_4": 0.0,
@@ -163,9 +191,10 @@ def test_lengths_and_shares_by_hand() -> None:
 def test_what_cannot_draft_has_a_length_of_one(heads: HeadsConfig) -> None:
     model = model_of(heads)
     targets = make_targets(heads, torch.randint(0, 3, (2, 8 + heads.horizon)))
-    metrics = DraftMetrics(heads)
-    metrics.update(count_drafts(model_scores(model, targets), targets, heads))
-    assert draft_metrics(heads, metrics.compute()) == {"decode/simulated_length": 1.0}
+    scores = model_scores(model, targets)
+    assert _summed(heads, count_drafts(scores, targets, heads)) == {"decode/simulated_length": 1.0}
+    found = _summed(heads, count_drafts(scores, targets, heads, SIZES))
+    assert found == {"decode/simulated_length": 1.0, "decode/simulated_bytes": SIZES[targets.targets[0]].sum() / 16}
 
 
 def test_any_split_into_batches_counts_the_same_and_sources_add_up() -> None:
@@ -185,7 +214,7 @@ def test_any_split_into_batches_counts_the_same_and_sources_add_up() -> None:
         parts.update(drafts)
         sources_.update(source, scores, None, drafts)
     assert torch.equal(whole.compute(), parts.compute())
-    assert whole.compute()[0, :, 0].sum() == 6 * 9, "of ten positions the last has nobody to judge its draft"
+    assert whole.compute()[0, :, 1].sum() == 6 * 9, "of ten positions the last has nobody to judge its draft"
     found = sources_.take()
     names = {"simulated_length", "simulated_acceptance/head_2", "simulated_accepted/head_3"}
     assert {f"decode/{source}/{name}" for source in ("code", "prose") for name in names} <= found.keys()
@@ -197,7 +226,12 @@ def test_any_split_into_batches_counts_the_same_and_sources_add_up() -> None:
 
 
 def test_it_is_recorded_with_the_losses_of_a_validation(tmp_path: Path) -> None:
+    class Text(Uneven):
+        token_bytes = torch.full((16,), 3)  # type: ignore[assignment]
 
-    recorder: Recorder = fit(tmp_path, 4)
+    recorder: Recorder = fit(tmp_path, 4, Text(4))
     lengths = recorder.steps("decode/simulated_length")
     assert lengths == recorder.steps("val/loss") == [2, 4]
+    for _, metrics in recorder.calls:
+        if "decode/simulated_length" in metrics:
+            assert metrics["decode/simulated_bytes"] == pytest.approx(3 * metrics["decode/simulated_length"])

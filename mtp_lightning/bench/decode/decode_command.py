@@ -90,7 +90,7 @@ def decode_command(
             raise InputError(f"{name} is {value}: it has to be at least 1")
     if new_tokens < 4:
         raise InputError(f"new_tokens is {new_tokens}: it has to be at least 4, or there is nothing to time")
-    check_json(json)
+    check_json(json, out=out, path=path, **{f"the model '{ckpt}'": ckpt for ckpt in ckpts or ()})
     batches = batch or [1, 2, 4, 8]
     if min(batches) < 1:
         raise InputError(f"batch is {batches}: every size has to be at least 1")

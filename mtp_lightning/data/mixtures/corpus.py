@@ -91,6 +91,17 @@ class Corpus:
         """Whether its answers alone count."""
         return self.train.answer_starts is not None
 
+    def bytes_per_position(self, context: int) -> float:
+        """Bytes of training text that an input token of a window stands for; of pairs those that count in it alone, not
+        the beginning of the next one or the padding that a window ends with."""
+        store, meta = self.train, self.train.split_meta
+        if not self.has_answers:
+            return meta.n_bytes / meta.n_tokens
+        starts = np.asarray(store.document_starts)
+        tokens = np.diff(np.append(starts, len(store))) - 1  # without the end
+        positions = (len(pack(starts, len(store), context)) - 1) * context
+        return meta.n_bytes * float(np.minimum(tokens, context).sum() / max(tokens.sum(), 1)) / positions
+
     def prepare(self) -> None:
         """Make its shards, if they are not there, and see whether they hold what was written.
 

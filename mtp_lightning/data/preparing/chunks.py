@@ -50,7 +50,7 @@ def read_chunk(path: Path) -> Chunk:
 
 
 def split_position(name: str, split_seed: int) -> float:
-    """Where in [0, 1) a document falls; below the validation fraction it is a validation document."""
+    """Where in [0, 1) a document falls; below `split_threshold` it is a validation document."""
     digest = hashlib.sha256(f"{split_seed}\0{name}".encode(errors="replace")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 

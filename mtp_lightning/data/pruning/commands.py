@@ -105,7 +105,7 @@ def prune_command(
     for file in (out, record):
         if Path(file).exists():
             raise InputError(f"out: '{file}' exists already; remove it, or choose another file")
-    check_json(json)
+    check_json(json, out=out, path=path, ckpt=ckpt, planted=planted, **{"the record of out": record})
     corpus = survey(source, ShardSettings(validation_fraction, split_seed))
     known = None if planted is None else read_planted(planted, corpus)
     with measuring(Path(out), corpus) as measure:

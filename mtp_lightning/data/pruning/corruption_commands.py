@@ -70,7 +70,7 @@ def corruptions_command(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
         revision=revision, max_documents=max_documents, deduplicate=deduplicate,
     )  # fmt: skip
-    check_json(json)
+    check_json(json, path=path, ckpt=ckpt)
     from mtp_lightning.data.pruning.gate import NEEDED, passes, shown
     from mtp_lightning.data.pruning.measuring import load_provider
     from mtp_lightning.data.pruning.prune import gate
@@ -137,7 +137,7 @@ def plant_command(
     )  # fmt: skip
     if Path(out).exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another folder")
-    check_json(json)
+    check_json(json, out=out, path=path)
     from mtp_lightning.data.pruning.planting import plant
     from mtp_lightning.data.tokens.prepare import ShardSettings
 

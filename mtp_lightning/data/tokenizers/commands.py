@@ -82,7 +82,7 @@ def train_tokenizer_command(
         check_mixture(mixture, source)
     if Path(out).exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another file")
-    check_json(json)
+    check_json(json, out=out, path=path)
     parts = [MixtureSource(source)] if mixture is None else mixture
     accounts = {part.label: Account() for part in parts}
     serialized = train_bpe(mixed_texts(parts, accounts), vocab_size, pre_tokenization, digits, infilling)
@@ -130,8 +130,9 @@ def compare_tokenizers_command(
     )
     if mixture is not None:
         check_mixture(mixture, source)
-    check_json(json)
-    check_json(picture, "picture")
+    read = {f"the tokenizer '{name}'": name for name in tokenizers}
+    check_json(json, path=path, **read)
+    check_json(picture, "picture", json=json, path=path, **read)
     named = _named(tokenizers)
     if (reference := tokenizers[0] if reference is None else reference) not in named:
         raise InputError(f"reference: '{reference}' is none of the tokenizers{did_you_mean(reference, tokenizers)}")
@@ -154,4 +155,4 @@ def _named(tokenizers: list[str]) -> dict[str, Tokenizer]:
     for name in tokenizers:
         if tokenizers.count(name) > 1:
             raise InputError(f"compare-tokenizers: '{name}' is given twice")
-    return {name: load_tokenizer(name) for name in tokenizers}
+    return {name: load_tokenizer(name, needs_end=False) for name in tokenizers}

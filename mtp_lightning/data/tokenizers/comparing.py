@@ -76,7 +76,8 @@ def rows_of(found: Found, tokenizers: Mapping[str, Tokenizer], reference: str) -
     """A row for each source and tokenizer.
 
     `nsl` (normalized sequence length): tokens over the reference's on the same texts (arXiv 2402.01035); `fertility`:
-    tokens for each word; `never_used`: share of the vocabulary, the end of a document aside, that does not occur.
+    tokens for each word; `never_used`: share of the vocabulary, the end of a document aside, that does not occur. None
+    where there is nothing to divide by: some tokenizers make no token of what they do not know.
     """
     return [
         {
@@ -84,15 +85,20 @@ def rows_of(found: Found, tokenizers: Mapping[str, Tokenizer], reference: str) -
             "tokenizer": name,
             "vocab_size": tokenizers[name].vocab_size,
             "tokens": one.tokens,
-            "bytes_per_token": round(one.bytes / one.tokens, 4),
-            "nsl": round(one.tokens / of[reference].tokens, 4),
-            "fertility": round(one.tokens / one.words, 3) if one.words else None,
-            "never_used": round(1 - len(one.used) / (tokenizers[name].vocab_size - 1), 4),
+            "bytes_per_token": _over(one.bytes, one.tokens),
+            "nsl": _over(one.tokens, of[reference].tokens) if one.tokens else None,
+            "fertility": _over(one.tokens, one.words, 3) if one.tokens else None,
+            "never_used": _over(size - len(one.used), size),
             "lossless": round(one.lossless / one.documents, 4),
         }
         for source, of in found.items()
         for name, one in of.items()
+        for size in (tokenizers[name].vocab_size - (tokenizers[name].eos_id >= 0),)
     ]
+
+
+def _over(count: int, of: int, digits: int = 4) -> float | None:
+    return round(count / of, digits) if of else None
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -109,9 +115,9 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> bytes:
         panels, ("bytes_per_token", "never_used"), ("bytes per token", "share of the vocabulary never used")
     ):
         for i, name in enumerate(names):
-            values = [float(row[key]) for row in rows if row["tokenizer"] == name]
-            places = [j + (i - (len(names) - 1) / 2) * width for j in range(len(sources))]
-            bars = axes.bar(places, values, width, label=name)
+            of = {str(row["source"]): row[key] for row in rows if row["tokenizer"] == name and row[key] is not None}
+            places = [sources.index(source) + (i - (len(names) - 1) / 2) * width for source in of]
+            bars = axes.bar(places, [float(value) for value in of.values()], width, label=name)
             axes.bar_label(bars, fmt="%.2f", fontsize=7)
         axes.set_xticks(range(len(sources)), sources)
         axes.set_ylabel(label)

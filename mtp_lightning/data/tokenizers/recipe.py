@@ -29,7 +29,8 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_text
 from mtp_lightning.ranges import Count, check_ranges
 
-FORMAT = 1
+FORMAT = 2
+"""Before 2 a recipe could read the validation document of a small corpus."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,7 @@ def made_once(
         InputError: the corpus cannot be read, or gives fewer tokens than asked for.
     """
     described = [[describe(part.source), weight_at(part, 0)] for part in sources]
-    wanted = asdict(recipe)
-    if recipe.infilling is None:
-        del wanted["infilling"]  # earlier versions had none: their tokenizers are these
-    identity = [FORMAT, wanted, described, settings.validation_fraction, settings.split_seed]
+    identity = [FORMAT, asdict(recipe), described, settings.validation_fraction, settings.split_seed]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{digest}.json"
     if not path.exists():

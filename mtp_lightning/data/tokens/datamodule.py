@@ -197,8 +197,7 @@ class TokenDataModule(MTPDataModule):
     @override
     def bytes_per_token(self) -> float | None:
         """Ends of documents are tokens and no bytes. Of a mixture as the whole run sees it."""
-        splits = [corpus.train.meta.splits["train"] for corpus in self.corpora]
-        rates = [split.n_bytes / split.n_tokens for split in splits]
+        rates = [corpus.bytes_per_position(self.context) for corpus in self.corpora]
         if not self.mixture or self.trainer is None:
             return rates[0] if len(rates) == 1 else None
         seen = self.seen(self.trainer.max_steps)

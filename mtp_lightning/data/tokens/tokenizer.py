@@ -118,25 +118,37 @@ class HuggingFaceTokenizer:
         serialized: the content of the file.
         origin: what error messages call it.
         end_token: the end of a document; None looks for a usual name.
+        needs_end: False where texts alone are encoded: without an end of a document `eos_id` is -1.
 
     Raises:
         InputError: not such a file; no end-of-document token, or one that a text can write.
     """
 
-    def __init__(self, serialized: str, origin: str = "tokenizer.json", end_token: str | None = None) -> None:
+    def __init__(
+        self, serialized: str, origin: str = "tokenizer.json", end_token: str | None = None, needs_end: bool = True
+    ) -> None:
         self._read(serialized, origin)
+        self.end_token, self.eos_id = "", -1
+        try:
+            self._find_end(origin, end_token)
+        except InputError:
+            if needs_end:
+                raise
+
+    def _find_end(self, origin: str, end_token: str | None) -> None:
         name = _end_token(self._vocabulary, self._special, origin) if end_token is None else end_token
         if name not in self._vocabulary:
             raise InputError(
                 f"data.end_token: '{origin}' has no token '{name}'{did_you_mean(name, [*self._special, *EOS_NAMES])}"
             )
-        self.end_token, self.eos_id = name, self._vocabulary[name]
-        if self.eos_id in self.encode(f"{name} {name}{_NOBODYS} {_NOBODYS}"):
+        eos_id = self._vocabulary[name]
+        if eos_id in self.encode(f"{name} {name}{_NOBODYS} {_NOBODYS}"):
             others = ", ".join(token for token in self._special if token != name)
             raise InputError(
                 f"data.end_token: '{name}' of '{origin}' is a token that a text can write (an ordinary one, or the one "
                 f"for what is unknown), and would end a document in its middle; its special tokens are {others or name}"
             )
+        self.end_token, self.eos_id = name, eos_id
 
     @classmethod
     def saved(cls, state: Mapping[str, str]) -> "HuggingFaceTokenizer":
@@ -173,10 +185,10 @@ class HuggingFaceTokenizer:
             )
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(_without_surrogates(text), add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(without_surrogates(text), add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch([_without_surrogates(t) for t in texts], add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch([without_surrogates(t) for t in texts], add_special_tokens=False)
         return [list(encoding.ids) for encoding in encodings]
 
     def encode_rendered(self, texts: Sequence[str]) -> list[list[int]]:
@@ -237,11 +249,12 @@ def _end_token(vocabulary: Mapping[str, int], special: Sequence[str], origin: st
     return next((name for name in EOS_NAMES if name in special), None) or _first_name(vocabulary, origin)
 
 
-def load_tokenizer(spec: str, end_token: str | None = None) -> Tokenizer:
+def load_tokenizer(spec: str, end_token: str | None = None, needs_end: bool = True) -> Tokenizer:
     """`bytes`, or the path of a `tokenizer.json` or of the folder that holds it.
 
     Args:
         end_token: the end of a document; None looks for a usual name.
+        needs_end: as `HuggingFaceTokenizer` has it.
 
     Raises:
         InputError: neither of these; an end of a document that is not one token, or that a text can write.
@@ -262,7 +275,7 @@ def load_tokenizer(spec: str, end_token: str | None = None) -> Tokenizer:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"data.tokenizer: cannot read '{path}' as a tokenizer.json: {error}") from error
-    return HuggingFaceTokenizer(serialized, origin=str(path), end_token=end_token)
+    return HuggingFaceTokenizer(serialized, str(path), end_token, needs_end)
 
 
 def tokenizer_from_state(state: Mapping[str, str]) -> Tokenizer:
@@ -283,5 +296,6 @@ def _fingerprint(state: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(state), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
+    """The text with "?" for lone surrogates, halves of a character that JSON can hold and UTF-8 cannot."""
     return text.encode("utf-8", errors="replace").decode("utf-8")

@@ -51,7 +51,7 @@ def lm_eval_command(
     from mtp_lightning.evaluation.results.record import record
     from mtp_lightning.evaluation.results.results import rates
 
-    check_json(json)
+    check_json(json, ckpt=ckpt)
     check_value("batch_size", batch_size, Kept)
     check_value("limit", limit, Kept | None)
     names = check_tasks(tasks)

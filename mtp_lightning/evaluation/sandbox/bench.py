@@ -35,7 +35,7 @@ def sandbox_command(data: str | None = None, workers: int = 1, rounds: int = 5, 
     from mtp_lightning.evaluation.sandbox import Limits, Program, Sandbox
     from mtp_lightning.evaluation.tasks.humaneval import humaneval
 
-    check_json(json)
+    check_json(json, data=data)
     for name, value in (("workers", workers), ("rounds", rounds)):
         if value < 1:
             raise InputError(f"{name} is {value}: it has to be at least 1")

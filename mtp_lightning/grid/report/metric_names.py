@@ -43,8 +43,8 @@ FAMILIES: tuple[str, ...] = (
     r"perf/peak_memory_bytes",
     r"decode/tokens_per_forward",
     r"decode/bytes_per_forward",
-    r"decode/simulated_length",
-    r"decode/(?!entropy_)[\w-]+/simulated_length",
+    r"decode/simulated_(length|bytes)",
+    r"decode/(?!entropy_)[\w-]+/simulated_(length|bytes)",
     r"decode/acceptance/head_\d+",
     r"decode/simulated_acceptance/head_\d+",
     r"decode/speedup",
@@ -93,7 +93,7 @@ def format_value(metric: str, value: float, *, like: float | None = None, signed
     if not math.isfinite(value):
         return f"{value:g}"
     sign = "+" if signed and value >= 0 else ""
-    if metric.endswith("_bytes"):
+    if metric.endswith("memory_bytes"):
         return sign + size(value)
     if metric.startswith("model/") or "per_second" in metric:
         return sign + quantity(value)
