@@ -1,12 +1,13 @@
 """Middles that are asked for: losses against ones written out, joins, and a model that knows its texts and fills."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from spaced import spaced
 from test_callbacks_training import Fit, fit
 from test_interop_export import save
 from tiny import tiny_backbone
@@ -18,6 +19,7 @@ from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.data.transforms.infilling import (
     InfillingConfig,
+    Order,
     Sentinels,
     WindowTransform,
     infilling_prompt,
@@ -166,6 +168,37 @@ def test_generate_writes_between(
     assert said.out == f"Zoë({found['text']}) 🙂\n"
     assert found["joined"] == (found["ids"][-1] == 255)
     assert ("it does not join the suffix" in said.err) == (not found["joined"])
+
+
+@pytest.mark.parametrize("mode", ["psm", "spm"])
+@pytest.mark.parametrize("before", ["", "def f(x):\n"])
+@pytest.mark.parametrize("joins", [True])
+def test_generate_with_a_space_before_every_text(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Order,
+    before: str,
+    joins: bool,
+) -> None:
+    """What a model such as Code Llama is shown and writes."""
+    tokenizer = spaced()
+    model = MTPModel(tiny_backbone(vocab_size=tokenizer.vocab_size), HeadsConfig(n_future=1))
+    path, out = str(save(tmp_path / "m.safetensors", model, tokenizer)), tmp_path / "out.json"
+    marks, asked = needed_sentinels(tokenizer), list[int]()
+    middle = tokenizer.encode(f"{before}    y = x")[len(tokenizer.encode(before)) :]
+
+    def writes(_: Engine, prompts: list[torch.Tensor], *__: object) -> Iterator[Step]:
+        asked.extend(prompts[0].tolist())
+        yield from (Step(0, [token], [token]) for token in [*middle, marks.end if joins else tokenizer.eos_id])
+
+    monkeypatch.setattr("mtp_lightning.decoding.generate.stream", writes)
+    flags = ["--prefix", before, "--suffix", "\n    return y", "--mode", mode, "--json", str(out)]
+    assert main(["generate", path, *flags]) == 0
+    assert capsys.readouterr().out == f"{before}    y = x\n    return y\n"
+    assert json.loads(out.read_text())["joined"] == joins
+    suffix = tokenizer.encode("x\n    return y")[2:]
+    assert asked == infilling_prompt(tokenizer.encode(before), suffix, marks, mode)
 
 
 WRONG = {

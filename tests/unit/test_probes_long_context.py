@@ -1,6 +1,7 @@
 """Long contexts: bins that add up to the whole loss, keys that lie where they should, and a model that copies."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from spaced import spaced
 from test_callbacks_training import Fit, fit
 from tiny import VARIANTS, tiny_backbone
 from torch import Tensor, nn
@@ -91,6 +93,21 @@ def test_keys_lie_where_they_should(tokenizer: Tokenizer, length: int) -> None:
     again = key_questions(tokenizer, length, 0.5, 5)
     assert again.tokens.tolist() == key_questions(tokenizer, length, 0.5, 5).tokens.tolist()
     assert len({tuple(row) for row in again.tokens.tolist()}) == 5
+
+
+def test_no_line_begins_with_a_space_of_the_tokenizer() -> None:
+    """Of such as Llama 2's, which put one before every text: lines and answers have the tokens of the whole."""
+    tokenizer, length = spaced(), 150
+    plain = key_questions(tokenizer, length, 0.5, 3)
+    asked = key_questions(tokenizer, length + 1, 0.5, 3, begin=[1])
+    assert asked.answer_starts.tolist() == [length + 1] * 3
+    for row, start, stop in zip(asked.tokens, asked.answer_starts, asked.lengths):
+        text = tokenizer.decode(row[:stop].tolist())
+        assert row[0] == 1
+        assert re.fullmatch(r"(def .*\n+)+assert [a-z]{6}\(\) == \d{5}", text)
+        assert tokenizer.encode(f"\n{text}")[-100:] == row[stop - 100 : stop].tolist()
+        assert stop - start == 6
+    assert [len(row) for row in plain.tokens] == [length + 6] * 3
 
 
 def test_a_length_without_room_is_refused() -> None:
