@@ -88,7 +88,7 @@ def generate_command(
     from mtp_lightning.decoding.engine import Engine
     from mtp_lightning.decoding.generate import Generation, Step, count_bytes, stream
 
-    stops = [tokenizer.eos_id]
+    stops, end = [tokenizer.eos_id], tokenizer.eos_id
     before, after = "", ""
     if fills:
         before, after = _typed(prefix or "", "--prefix"), _typed(suffix or "", "--suffix")
@@ -136,10 +136,10 @@ def generate_command(
         "seconds": seconds,
     }
     if fills:
-        figures["joined"] = bool(out.tokens) and out.tokens[-1] in stops
+        figures["joined"] = out.tokens[-1:] == [end]
         if not figures["joined"]:
             print(
-                f"after {max_new_tokens} tokens the middle had not ended: it does not join the suffix", file=sys.stderr
+                f"after {len(out.tokens)} tokens the middle had not ended: it does not join the suffix", file=sys.stderr
             )
     heads = f"{f'up to {most}' if k == 'auto' else k} of {model.n_future} heads"
     rate = f"{out.tokens_per_forward:.2f} tokens per forward with {heads} ({bytes_per_forward:.2f} bytes), "

@@ -172,7 +172,7 @@ def test_generate_writes_between(
 
 @pytest.mark.parametrize("mode", ["psm", "spm"])
 @pytest.mark.parametrize("before", ["", "def f(x):\n"])
-@pytest.mark.parametrize("joins", [True])
+@pytest.mark.parametrize("joins", [True, False])
 def test_generate_with_a_space_before_every_text(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -181,7 +181,8 @@ def test_generate_with_a_space_before_every_text(
     before: str,
     joins: bool,
 ) -> None:
-    """What a model such as Code Llama is shown and writes."""
+    """What a model such as Code Llama is shown and writes; the end of a document is no join, where a middle has an end
+    of its own."""
     tokenizer = spaced()
     model = MTPModel(tiny_backbone(vocab_size=tokenizer.vocab_size), HeadsConfig(n_future=1))
     path, out = str(save(tmp_path / "m.safetensors", model, tokenizer)), tmp_path / "out.json"
