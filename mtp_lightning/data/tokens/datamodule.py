@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
+from mtp_lightning.data.corpora.source import PAIRS, PYTHON_STDLIB, SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import BatchLoader, Read, ResumableLoader, TrainingWindows, ValidationWindows
 from mtp_lightning.data.mixtures.corpus import Corpus, corpora_of
@@ -114,6 +114,7 @@ class TokenDataModule(MTPDataModule):
         self.infilling = infilling
         self.mixture: Sequence[MixtureSource] = mixture or ()
         parts, folder = self.mixture or [MixtureSource(source, name="")], Path(directory)
+        self._check_infilling(any(part.source.kind in PAIRS for part in parts))
         self._tokenizer = tokenizer_of(tokenizer, end_token, vocab_size, infilling is not None, parts, folder, settings)
         self._corpora = partial(corpora_of, parts, tokenizer, settings, folder, prepare_workers)
         self._token_bytes: Tensor | None = None
@@ -149,10 +150,7 @@ class TokenDataModule(MTPDataModule):
     def setup(self, stage: str) -> None:
         for corpus in self.corpora:
             corpus.open(self.context, self.horizon, say=stage == "fit" and self.rank_and_world_size[0] == 0)
-        if self.infilling is not None and any(corpus.has_answers for corpus in self.corpora):
-            raise InputError(
-                "data.infilling is for text, and a source has pairs of a question and its answer: leave it out"
-            )
+        self._check_infilling(any(corpus.has_answers for corpus in self.corpora))  # which shards may have, too
         if self.val_by_length:  # refused before anything is trained or logged
             said = ", ".join(f"{len(one.windows)} {one.name} (to {one.most_tokens:,} tokens)" for one in self.lengths)
             if stage == "fit" and self.rank_and_world_size[0] == 0:
@@ -160,6 +158,12 @@ class TokenDataModule(MTPDataModule):
         self.check_divides_over_ranks(self.batch_size)
         if stage == "fit" and self.trainer is not None:
             _ = self.n_train_batches  # refuse before anything is trained or logged
+
+    def _check_infilling(self, has_pairs: bool) -> None:
+        if self.infilling is not None and has_pairs:
+            raise InputError(
+                "data.infilling is for text, and a source has pairs of a question and its answer: leave it out"
+            )
 
     @property
     def _only(self) -> Corpus:
