@@ -6,6 +6,7 @@ around it.
 
 import functools
 import hashlib
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -274,19 +275,16 @@ class TokenDataModule(MTPDataModule):
         return found
 
     def heldout_prompts(self, count: int, length: int) -> list[Tensor]:
-        """`count` pieces, (length,) int64 each, of validation documents: always the same, spread over the corpora and
-        their documents.
+        """`count` pieces, (length,) int64 each, of validation documents: always the same, from each corpus in turn,
+        spread over its documents.
 
         Each lies inside one document where documents are long enough; of pairs, questions (`heldout.heldout_prompts`).
 
         Raises:
             InputError: the validation split is shorter than a prompt.
         """
-        return [
-            prompt
-            for corpus, part in self._shares(count)
-            for prompt in heldout_prompts(corpus.validation, part, length)
-        ]
+        parts = [heldout_prompts(corpus.validation, part, length) for corpus, part in self._shares(count)]
+        return [prompt for turn in itertools.zip_longest(*parts) for prompt in turn if prompt is not None]
 
     def heldout_texts(self, count: int) -> list[str]:
         """`count` validation documents as text, always the same, or all if there are fewer."""
