@@ -6,12 +6,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
+from mtp_lightning.checkpoints.description import begin_ids
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.data.tokens.token_bytes import token_bytes
-from mtp_lightning.data.transforms.infilling import needed_sentinels
+from mtp_lightning.data.transforms.infilling import Order, needed_sentinels
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.model.mtp import MTPModel
-from mtp_lightning.probes.infilling import cut_texts, joins, middle_losses
+from mtp_lightning.module import MTPModule
+from mtp_lightning.probes.infilling import Asking, cut_texts, joins, middle_losses
 from mtp_lightning.ranges import Kept, check_ranges
 
 _ADDED = 4
@@ -19,7 +21,8 @@ _ADDED = 4
 
 
 class InfillingProbe(ProbeCallback):
-    """Cuts held-out texts in three and asks for the middle, prefix and suffix given (psm), as `val/infilling/...`:
+    """Cuts held-out texts in three and asks for the middle, prefix and suffix given, in the order that is trained most:
+    psm, or spm where `data.infilling.spm` is above 0.5. As `val/infilling/...`:
 
     - `loss/head_i`: nats per token of the right middle, by each head;
     - `suffix_worth`: how much more head 1 needs from left to right, with the prefix alone;
@@ -28,7 +31,7 @@ class InfillingProbe(ProbeCallback):
     - `tokens_per_forward`, and `/last_8`, `/last_32`, `/before`: of self-speculative decoding, and by how many tokens
       the end of the middle was away; `bytes_per_forward`, which compares between tokenizers.
 
-    Without `data.infilling` it measures nothing.
+    The tokens that all of the model's texts began with go before each. Without `data.infilling` it measures nothing.
 
     Args:
         texts: pieces of validation documents, each as long as fits into a window, at the end of training.
@@ -43,14 +46,18 @@ class InfillingProbe(ProbeCallback):
         check_ranges("InfillingProbe", InfillingProbe, locals())
         self.texts, self.validation_texts = texts, validation_texts
         self._heldout: list[Tensor] = []
+        self._asking: Asking | None = None
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fetched before training: data without room for a text are refused here, not hours later."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, TokenDataModule) and data.infilling is not None:
-            count = max(self.texts, self.validation_texts)
-            self._heldout = data.heldout_prompts(count, max(data.context - _ADDED, 2))
+            assert isinstance(pl_module, MTPModule)
+            count, begin = max(self.texts, self.validation_texts), begin_ids(data, pl_module.parent)
+            order: Order = "spm" if data.infilling.spm > 0.5 else "psm"
+            self._asking = Asking(needed_sentinels(data.text_tokenizer), order, begin)
+            self._heldout = data.heldout_prompts(count, max(data.context - len(begin) - _ADDED, 2))
 
     @override
     def is_ready(self, trainer: pl.Trainer) -> bool:
@@ -62,8 +69,8 @@ class InfillingProbe(ProbeCallback):
         texts = cut_texts(self._heldout[: self.texts if at_end else self.validation_texts], tokenizer)
         if not texts:
             return {}
-        marks = needed_sentinels(tokenizer)
-        losses = middle_losses(model, texts, marks)
+        assert self._asking is not None
+        losses = middle_losses(model, texts, self._asking)
         found = {"suffix_worth": losses.pop("suffix_worth")} | {f"loss/{name}": loss for name, loss in losses.items()}
-        found |= joins(Engine(model, dtype=torch.float32), texts, marks, token_bytes(tokenizer))
+        found |= joins(Engine(model, dtype=torch.float32), texts, self._asking, token_bytes(tokenizer))
         return {f"val/infilling/{name}": value for name, value in found.items()}

@@ -1,5 +1,6 @@
 """What a model makes of long contexts, up to those that it is trained on and beyond."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
+from mtp_lightning.checkpoints.description import begin_ids
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.data.tokens.heldout import heldout_prompts, longest_document
 from mtp_lightning.data.tokens.token_bytes import token_bytes
@@ -35,7 +37,8 @@ class LongContextProbe(ProbeCallback):
       drafts as they are made by default (parallel heads look back 128 positions) and as the heads were trained; the
       same as `bytes_per_forward`.
 
-    Nothing is measured with data that are no text.
+    Keys are asked for after the tokens that all of the model's texts began with, which count in L. Nothing is measured
+    with data that are no text, pairs among them.
 
     Args:
         lengths: in tokens, of contexts.
@@ -67,6 +70,7 @@ class LongContextProbe(ProbeCallback):
         self.lengths, self.depths, self.keys = sorted(set(lengths)), sorted(set(depths)), keys
         self.prompts, self.new_tokens, self.texts = prompts, new_tokens, texts
         self._heldout: list[Tensor] = []
+        self._begin: list[int] = []
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -75,10 +79,14 @@ class LongContextProbe(ProbeCallback):
         if not isinstance(data, TokenDataModule):
             return
         assert isinstance(pl_module, MTPModule)
-        with self.named():
-            key_questions(data.text_tokenizer, self.lengths[0], 0.0, 1)
         stores = [corpus.validation for corpus in data.corpora if not corpus.has_answers]
-        longest = max(map(longest_document, stores), default=0)
+        if not stores:
+            return
+        self._begin = begin_ids(data, pl_module.parent)
+        with self.named():
+            for length, depth in itertools.product(self.lengths, self.depths):
+                key_questions(data.text_tokenizer, length, depth, self.keys, self._begin)
+        longest = max(map(longest_document, stores))
         length = tokens_needed(self.lengths[-1], pl_module.horizon)  # whatever n is: all read the same texts
         if longest < length:
             raise InputError(
@@ -87,7 +95,8 @@ class LongContextProbe(ProbeCallback):
             )
         stores = [store for store in stores if longest_document(store) >= length]
         count = -(-max(self.texts, self.prompts) // len(stores))
-        texts = [text for store in stores for text in heldout_prompts(store, count, length)]
+        in_turn = zip(*(heldout_prompts(store, count, length) for store in stores))
+        texts = itertools.chain.from_iterable(in_turn)  # the first few are of all sources
         self._heldout = [text[: self.lengths[-1] + pl_module.horizon] for text in texts]
 
     @override
@@ -100,7 +109,7 @@ class LongContextProbe(ProbeCallback):
         found = {f"loss/{name}": value for name, value in losses.items()}
         tokenizer = trainer.datamodule.text_tokenizer  # type: ignore[attr-defined]
         sizes = token_bytes(tokenizer)
-        keys = retrieval(model, tokenizer, self.lengths, self.depths, self.keys)
+        keys = retrieval(model, tokenizer, self.lengths, self.depths, self.keys, self._begin)
         for length in self.lengths:
             shares = {depth: keys[length, depth] for depth in self.depths}
             found |= {f"retrieval/length_{length}/depth_{depth:g}": share for depth, share in shares.items()}

@@ -88,7 +88,7 @@ def generate_command(
     from mtp_lightning.decoding.engine import Engine
     from mtp_lightning.decoding.generate import Generation, Step, count_bytes, stream
 
-    stops = [tokenizer.eos_id]
+    stops, end = [tokenizer.eos_id], tokenizer.eos_id
     before, after = "", ""
     if fills:
         before, after = _typed(prefix or "", "--prefix"), _typed(suffix or "", "--suffix")
@@ -108,7 +108,7 @@ def generate_command(
     if most == 1 and decoding == "speculative":
         why = "one head" if model.n_future == 1 else f"no heads to draft with (kind '{model.heads_config.kind}')"
         print(f"this model has {why}: plain decoding", file=sys.stderr)
-    printer = _Printer(tokenizer, ids.tolist(), show_drafts)
+    printer = _Printer(tokenizer, tokenizer.encode(before), show_drafts)
     steps: list[Step] = []
     made = 0
     started = time.perf_counter()
@@ -136,10 +136,10 @@ def generate_command(
         "seconds": seconds,
     }
     if fills:
-        figures["joined"] = bool(out.tokens) and out.tokens[-1] in stops
+        figures["joined"] = out.tokens[-1:] == [end]
         if not figures["joined"]:
             print(
-                f"after {max_new_tokens} tokens the middle had not ended: it does not join the suffix", file=sys.stderr
+                f"after {len(out.tokens)} tokens the middle had not ended: it does not join the suffix", file=sys.stderr
             )
     heads = f"{f'up to {most}' if k == 'auto' else k} of {model.n_future} heads"
     rate = f"{out.tokens_per_forward:.2f} tokens per forward with {heads} ({bytes_per_forward:.2f} bytes), "
@@ -173,6 +173,7 @@ def _infilling(tokenizer: "Tokenizer", before: str, after: str, mode: Literal["p
     Raises:
         InputError: the model has no tokens for it.
     """
+    from mtp_lightning.data.tokens.tokenizer import encode_after
     from mtp_lightning.data.transforms.infilling import infilling_prompt, sentinels
 
     marks = sentinels(tokenizer)
@@ -181,7 +182,7 @@ def _infilling(tokenizer: "Tokenizer", before: str, after: str, mode: Literal["p
             "--prefix and --suffix: the model's tokenizer has no infilling tokens, so the model never learned to look "
             "at what comes after; train it with data.infilling, or continue a --prompt"
         )
-    return infilling_prompt(tokenizer.encode(before), tokenizer.encode(after), marks, mode), marks.end
+    return infilling_prompt(tokenizer.encode(before), encode_after(tokenizer, after), marks, mode), marks.end
 
 
 def _decoded(content: bytes, what: str) -> str:
@@ -217,10 +218,10 @@ GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31;9m", "\x1b[0m"
 class _Printer:
     """Prints tokens as text as soon as no further token changes it: half a character waits for its other half."""
 
-    def __init__(self, tokenizer: "Tokenizer", prompt: list[int], show_drafts: bool) -> None:
+    def __init__(self, tokenizer: "Tokenizer", before: list[int], show_drafts: bool) -> None:
         self.tokenizer = tokenizer
-        self.ids = prompt  # decoded along: a tokenizer may treat the first word of a text in a way of its own
-        self.start = len(tokenizer.decode(prompt))
+        self.ids = before  # decoded along: a tokenizer may treat the first word of a text in a way of its own
+        self.start = len(tokenizer.decode(before))
         self.text = ""
         self.show_drafts = show_drafts
 
@@ -232,7 +233,8 @@ class _Printer:
         self._settle(ids[:1])
         self._settle(ids[1:], GREEN)
         if rejected:
-            shown = self.tokenizer.decode(rejected).replace("\n", "\u21b5").replace("\ufffd", "?")
+            shown = self.tokenizer.decode([*self.ids, *rejected])[len(self.tokenizer.decode(self.ids)) :]
+            shown = shown.replace("\n", "\u21b5").replace("\ufffd", "?")
             sys.stdout.write(f"{RED}{shown}{PLAIN}")
 
     def finish(self, after: str = "") -> None:

@@ -139,8 +139,10 @@ class _Text:
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]) -> None:
         self.tokenizer, self.stops = tokenizer, stops
         # Decoded with the prompt's last character: a tokenizer may treat the first word of a text in a way of its own.
+        # A sentinel is none, nor is a space that a decoder takes away.
         tails = [list(prompt[-count:]) for count in range(1, _LEAD + 1)]
-        self.lead = next((tail for tail in tails if _BROKEN not in tokenizer.decode(tail)), tails[0])
+        texts = list(map(tokenizer.decode, tails))
+        self.lead = next((tail for tail, text in zip(tails, texts) if text and _BROKEN not in text), tails[0])
         self.start = len(tokenizer.decode(self.lead))
         self.ids: list[int] = []
         self.stopped_at: int | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, Tokenizer
 from mtp_lightning.data.tokens.windows import random_words
-from mtp_lightning.data.transforms.infilling import Sentinels, cut, infilling_prompt
+from mtp_lightning.data.transforms.infilling import Order, Sentinels, cut, infilling_prompt
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, count_bytes, generate
 from mtp_lightning.model.mtp import MTPModel
@@ -46,22 +46,32 @@ def cut_texts(texts: Sequence[Int[Tensor, "_"]], tokenizer: Tokenizer) -> list[T
     return found
 
 
-def middle_losses(model: MTPModel, texts: Sequence[Text], marks: Sentinels) -> dict[str, float]:
+class Asking(NamedTuple):
+    """How middles are asked for."""
+
+    marks: Sentinels
+    order: Order = "psm"
+    begin: Sequence[int] = ()
+    """Tokens before every text."""
+
+    def prompt(self, text: Text) -> list[int]:
+        return [*self.begin, *infilling_prompt(text.prefix, text.suffix, self.marks, self.order)]
+
+
+def middle_losses(model: MTPModel, texts: Sequence[Text], asking: Asking) -> dict[str, float]:
     """Nats per token of the right middles, their ends left out.
 
     Returns:
-        `head_i`: of each loss, asked in the order prefix, suffix, middle, from the middle's own positions and its
-        sentinel; `suffix_worth`: how much less that is for head 1 than from left to right, with the prefix alone.
+        `head_i`: of each loss, from the middle's own positions and its sentinel, or, in the order spm, the end of the
+        prefix; `suffix_worth`: how much less that is for head 1 than from left to right, with the prefix alone.
     """
+    marks = asking.marks
     infilled, plain = torch.zeros(2, len(model.heads_config.loss_names), dtype=torch.float64), torch.zeros(2, 1)
     for first in range(0, len(texts), ROWS):
         part = texts[first : first + ROWS]
-        rows = [
-            ([*infilling_prompt(text.prefix, text.suffix, marks, "psm"), *text.middle, marks.end], len(text.middle))
-            for text in part
-        ]
+        rows = [([*asking.prompt(text), *text.middle, marks.end], len(text.middle)) for text in part]
         infilled += _scores(model, rows, marks)
-        beside = [([*text.prefix, *text.middle, marks.end], len(text.middle)) for text in part]
+        beside = [([*asking.begin, *text.prefix, *text.middle, marks.end], len(text.middle)) for text in part]
         plain = plain + _scores(model, beside, marks)[:, :1]
     losses = (infilled[0] / infilled[1]).tolist()
     found = dict(zip(model.heads_config.loss_names, losses))
@@ -87,7 +97,7 @@ def _scores(model: MTPModel, rows: Sequence[tuple[list[int], int]], marks: Senti
     return torch.stack([scores.nll.double(), scores.n_valid.double()]).cpu()
 
 
-def joins(engine: Engine, texts: Sequence[Text], marks: Sentinels, token_bytes: Sequence[int]) -> dict[str, float]:
+def joins(engine: Engine, texts: Sequence[Text], asking: Asking, token_bytes: Sequence[int]) -> dict[str, float]:
     """What greedy decoding writes between prefix and suffix, in twice the tokens of the right middle and 16 more.
 
     Returns:
@@ -95,13 +105,13 @@ def joins(engine: Engine, texts: Sequence[Text], marks: Sentinels, token_bytes: 
         `bytes_per_forward`; `tokens_per_forward`, and by how far ahead the end was, of those that joined:
         `tokens_per_forward/last_8`, `/last_32` (9 to 32) and `/before`.
     """
-    device = engine.device
+    device, end = engine.device, asking.marks.end
     made: list[Generation] = []
     for text in texts:
-        prompt = torch.tensor(infilling_prompt(text.prefix, text.suffix, marks, "psm"), device=device)
-        made += generate(engine, [prompt], 2 * len(text.middle) + 16, stop_ids=(marks.end,))
-    joined = [out for out in made if out.tokens[-1:] == [marks.end]]
-    exact = sum(out.tokens == [*text.middle, marks.end] for out, text in zip(made, texts))
+        prompt = torch.tensor(asking.prompt(text), device=device)
+        made += generate(engine, [prompt], 2 * len(text.middle) + 16, stop_ids=(end,))
+    joined = [out for out in made if out.tokens[-1:] == [end]]
+    exact = sum(out.tokens == [*text.middle, end] for out, text in zip(made, texts))
     steps = [step for out in made for step in out.steps]
     found = {"joined": len(joined) / len(made), "exact": exact / len(made)}
     if steps:

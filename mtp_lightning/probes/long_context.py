@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.data.tasks.task import Examples
-from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.data.tokens.tokenizer import Tokenizer, encode_after
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import count_bytes, generate
 from mtp_lightning.errors import InputError
@@ -50,9 +50,12 @@ def losses_by_position(model: MTPModel, texts: Sequence[Int[Tensor, "L"]]) -> di
     }
 
 
-def key_questions(tokenizer: Tokenizer, length: int, depth: float, count: int) -> Examples:
+def key_questions(tokenizer: Tokenizer, length: int, depth: float, count: int, begin: Sequence[int] = ()) -> Examples:
     """Prompts of exactly `length` tokens, with their answers: Python functions, one of which returns a number of five
     digits at `depth` (0: first, 1: last), and at the end `assert <its name>() ==`. The same for every model.
+
+    Args:
+        begin: tokens before every text, counted in `length`.
 
     Raises:
         InputError: the key and the question alone are longer.
@@ -61,16 +64,17 @@ def key_questions(tokenizer: Tokenizer, length: int, depth: float, count: int) -
     for number in range(count):
         rng = Random(f"key {length} {depth} {number}")
         name, key = _name(rng), rng.randrange(10 ** (DIGITS - 1), 10**DIGITS)
-        hidden = tokenizer.encode(f"def {name}(): return {key}\n")
-        asked = tokenizer.encode(f"assert {name}() ==")
-        room = length - len(hidden) - len(asked)
+        hidden = encode_after(tokenizer, f"def {name}(): return {key}\n")
+        asked = encode_after(tokenizer, f"assert {name}() ==")
+        room = length - len(begin) - len(hidden) - len(asked)
         if room < 0:
             raise InputError(f"lengths has {length}: a key and its question take {length - room} tokens of a text")
         before = round(depth * room)
-        prompt = [*_filler(tokenizer, rng, before), *hidden, *_filler(tokenizer, rng, room - before), *asked]
+        parts = _filler(tokenizer, rng, before), hidden, _filler(tokenizer, rng, room - before), asked
+        prompt = [*begin, *itertools.chain(*parts)]
         assert len(prompt) == length
         starts.append(len(prompt))
-        rows.append([*prompt, *tokenizer.encode(f" {key}")])
+        rows.append([*prompt, *encode_after(tokenizer, f" {key}")])
     lengths = np.array([len(row) for row in rows])
     tokens = np.zeros((count, lengths.max()), dtype=np.int64)
     for row, found in zip(tokens, rows):
@@ -79,11 +83,16 @@ def key_questions(tokenizer: Tokenizer, length: int, depth: float, count: int) -
 
 
 def retrieval(
-    model: MTPModel, tokenizer: Tokenizer, lengths: Sequence[int], depths: Sequence[float], count: int
+    model: MTPModel,
+    tokenizer: Tokenizer,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    count: int,
+    begin: Sequence[int] = (),
 ) -> dict[tuple[int, float], float]:
     """(length, depth) -> the share of keys that greedy decoding would give."""
     return {
-        (length, depth): answer(model, key_questions(tokenizer, length, depth, count)).accuracy
+        (length, depth): answer(model, key_questions(tokenizer, length, depth, count, begin)).accuracy
         for length in lengths
         for depth in depths
     }
@@ -111,7 +120,7 @@ def _filler(tokenizer: Tokenizer, rng: Random, length: int) -> list[int]:
     found: list[int] = []
     while True:
         line = f"def {_name(rng)}(x): return x {rng.choice('+-*')} {rng.randrange(10**DIGITS)}\n"
-        tokens = tokenizer.encode(line)
+        tokens = encode_after(tokenizer, line)
         if len(found) + len(tokens) > length:
             return found + tokenizer.encode("\n")[-1:] * (length - len(found))
         found += tokens

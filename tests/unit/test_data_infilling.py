@@ -256,14 +256,15 @@ def test_bytes_with_sentinels() -> None:
     assert tokenizer_from_state({"kind": "bytes"}).vocab_size == 256
 
 
-def named(tokens: list[str]) -> Tokenizer:
+def named(tokens: list[str], special: bool = True) -> Tokenizer:
     import tokenizers
     from tokenizers import AddedToken
 
     from mtp_lightning.data.tokenizers.training import train_bpe
 
     made = tokenizers.Tokenizer.from_str(train_bpe(iter(["def f(x): return x"] * 5), 270))
-    made.add_special_tokens([AddedToken(token, special=True) for token in tokens])
+    add = made.add_special_tokens if special else made.add_tokens
+    add([AddedToken(token, special=special, normalized=False) for token in tokens])
     return HuggingFaceTokenizer(made.to_str())
 
 
@@ -280,6 +281,10 @@ WRONG = {
     "rate": (lambda: InfillingConfig(rate=1.5), "data.infilling.rate is 1.5: it has to be at least 0 and at most 1"),
     "spm": (lambda: InfillingConfig(spm=-0.1), "data.infilling.spm is -0.1"),
     "none": (lambda: WindowTransform(ALWAYS, named([]), 8, 0), "has no tokens for prefix, suffix and middle"),
+    "ordinary": (
+        lambda: WindowTransform(ALWAYS, named([f"<|fim_{x}|>" for x in ("middle", "prefix", "suffix")], False), 8, 0),
+        r"data.infilling: '<\|fim_prefix\|>' of data.tokenizer is a token that a text can write",
+    ),
 }
 
 
@@ -295,11 +300,16 @@ def test_a_vocabulary_without_the_sentinels(stories: SourceConfig, tmp_path: Pat
 
 
 def test_pairs_are_not_infilled(tmp_path: Path) -> None:
-    source = SourceConfig(kind="story_pairs", max_documents=40)
-    data = module(source, tmp_path, infilling=ALWAYS, vocab_size=259, context=1200)
-    data.prepare_data()
-    with pytest.raises(InputError, match=r"data.infilling is for text, and a source has pairs"):
-        data.setup("validate")
+    source, says = SourceConfig(kind="story_pairs", max_documents=40), "data.infilling is for text, and a source has "
+    with pytest.raises(InputError, match=says):
+        module(source, tmp_path, infilling=ALWAYS, vocab_size=259)
+    mixture = [MixtureSource(SourceConfig(kind="stories")), MixtureSource(source)]
+    with pytest.raises(InputError, match=says):
+        module(SourceConfig(), tmp_path, mixture=mixture, infilling=ALWAYS, vocab_size=259)
+    shards = ready(module(source, tmp_path, context=1200)).shards
+    prepared = SourceConfig(kind="shards", path=str(shards))
+    with pytest.raises(InputError, match=says):
+        ready(module(prepared, tmp_path, infilling=ALWAYS, vocab_size=259, context=1200))
 
 
 def test_shards_are_shared_with_plain_bytes(stories: SourceConfig, tmp_path: Path) -> None:

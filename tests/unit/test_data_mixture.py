@@ -19,6 +19,7 @@ from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.data import SourceConfig, TokenDataModule
 from mtp_lightning.data.mixtures.order import MixtureOrder
 from mtp_lightning.data.mixtures.sources import MixtureSource
+from mtp_lightning.data.tokens.heldout import heldout_prompts
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.signature import signature
 from mtp_lightning.model.config import HeadsConfig
@@ -165,6 +166,13 @@ def test_pairs_beside_text(folder: Path) -> None:
     assert data.validation_pairs is data.corpora[1].validation
     assert len(data.heldout_prompts(5, 4)) == 5
     assert data.token_counts().sum() == sum(len(corpus.train) for corpus in data.corpora)
+
+
+def test_the_first_prompts_are_of_all_sources(folder: Path) -> None:
+    data = ready(folder, mixture=parts(folder, a=1, pairs=1, b=1))
+    a, pairs, b = (heldout_prompts(one.validation, n, 8) for one, n in zip(data.corpora, (3, 2, 2)))
+    wanted = [a[0], pairs[0], b[0], a[1], pairs[1], b[1], a[2]]
+    assert all(map(torch.equal, data.heldout_prompts(7, 8), wanted))
 
 
 def fit(

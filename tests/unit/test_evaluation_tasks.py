@@ -6,15 +6,18 @@ import random
 from pathlib import Path
 
 import pytest
+from spaced import spaced
 from test_evaluation_samples import bpe
 
 from mtp_lightning.cli import main
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from mtp_lightning.data.transforms.infilling import infilling_prompt, needed_sentinels
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.code_benchmark import Running, common_beginning
 from mtp_lightning.evaluation.samples import Sample
 from mtp_lightning.evaluation.tasks.infilling import Infilling, Mode, Spans, gaps, read_gaps, sentinels
 from mtp_lightning.evaluation.tasks.rouge import Rouge
+from mtp_lightning.evaluation.write_samples import _Text
 
 ROW = {
     "task_id": "HumanEval/0", "prompt": "def f(x):\n", "entry_point": "f",
@@ -96,6 +99,22 @@ def test_prompts(data: Path, names: tuple[str, ...]) -> None:
         kept_before, kept_after = ids[1 : ids.index(suf)], ids[ids.index(suf) + 1 : -1]
         assert before[len(before) - len(kept_before) :] == kept_before
         assert after[: len(kept_after)] == kept_after
+
+
+@pytest.mark.parametrize("mode", ["psm", "spm"])
+def test_a_space_before_every_text_is_no_part_of_a_middle(data: Path, mode: Mode) -> None:
+    """Neither in what is asked nor in what is written, with a tokenizer such as Code Llama's."""
+    tokenizer, task_id = spaced(), "SingleLineInfilling/HumanEval/0/L0"
+    marks = needed_sentinels(tokenizer)
+    asked = Infilling(data, "single-line", mode, Running()).prompt(tokenizer, task_id, None).ids
+    texts = ("def f(x):\n", "def f(x):\n    y = x", "def f(x):\n    y = x\n\n    return y\n")
+    before, joined, whole = map(tokenizer.encode, texts)
+    middle, after = joined[len(before) :], whole[len(joined) :]
+    assert tokenizer.decode(middle) == "   y = x", "a decoder takes the first space of a text"
+    assert asked == infilling_prompt(before, after, marks, mode)
+    text = _Text(tokenizer, asked, ("\n",))
+    text.take([*middle, marks.end])
+    assert text.completion == "    y = x"
 
 
 def test_models_without_infilling_tokens_are_refused(data: Path) -> None:

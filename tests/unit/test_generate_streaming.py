@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from mtp_lightning.data.tokenizers.training import train_bpe
-from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, tokenizer_from_state
-from mtp_lightning.decoding.command import _Printer
+from mtp_lightning.data.tokens.tokenizer import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    encode_after,
+    tokenizer_from_state,
+)
+from mtp_lightning.decoding.command import PLAIN, RED, _Printer
 from mtp_lightning.errors import InputError
 
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
@@ -111,6 +117,33 @@ def test_text_is_printed_as_soon_as_it_is_settled(shape: str) -> None:
     ids = tokenizer.encode("a b a")
     settled = [tokenizer.settled(ids[: i + 1]) for i in range(len(ids))]
     assert settled == [tokenizer.decode(ids[: i + 1]) for i in range(len(ids))]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(st.text("ab nn\n.\u263a€'", max_size=6))
+def test_a_text_goes_on_without_a_space_of_its_own(shape: str, text: str) -> None:
+    tokenizer = tokenizer_of(shape)
+    alone, after = tokenizer.encode(text), encode_after(tokenizer, text)
+    if shape in ("bytes", "byte-level BPE"):
+        assert after == alone
+    if shape in ("bytes", "byte-level BPE", "byte fallback"):  # others lose spaces and characters
+        assert tokenizer.decode([*tokenizer.encode("a"), *after]) == "a" + text
+    if shape in ("Unigram", "Unigram with bytes"):
+        assert tokenizer.decode([*tokenizer.encode("a"), *encode_after(tokenizer, "bn b")]) == "abn b"
+
+
+def test_tokens_that_join_as_they_are_do_not_change() -> None:
+    """Whatever stands before them: "(x" is one token, and would be two after a symbol."""
+    tokenizer = HuggingFaceTokenizer(train_bpe(iter(["f(x)"] * 9), 258, "gpt4"))
+    assert len(tokenizer.encode("(x)")) == 2
+    assert encode_after(tokenizer, "(x)") == tokenizer.encode("(x)")
+
+
+def test_drafts_that_were_rejected_keep_their_space(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = tokenizer_of("byte fallback")
+    printer = _Printer(tokenizer, tokenizer.encode("a"), show_drafts=True)
+    printer.write(tokenizer.encode("b")[-1:], tokenizer.encode("n"))
+    assert capsys.readouterr().out == f"b{RED} n{PLAIN}"
 
 
 def test_a_run_of_bytes_waits_for_its_end() -> None:

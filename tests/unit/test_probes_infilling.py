@@ -1,12 +1,13 @@
 """Middles that are asked for: losses against ones written out, joins, and a model that knows its texts and fills."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from spaced import spaced
 from test_callbacks_training import Fit, fit
 from test_interop_export import save
 from tiny import tiny_backbone
@@ -18,6 +19,7 @@ from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.data.transforms.infilling import (
     InfillingConfig,
+    Order,
     Sentinels,
     WindowTransform,
     infilling_prompt,
@@ -29,7 +31,7 @@ from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.heads import model_loss
 from mtp_lightning.objective.targets import make_targets
-from mtp_lightning.probes.infilling import Text, cut_texts, joins, middle_losses, rates_by_distance
+from mtp_lightning.probes.infilling import Asking, Text, cut_texts, joins, middle_losses, rates_by_distance
 
 __all__ = ["fit"]
 END = 12
@@ -37,14 +39,17 @@ MARKS = Sentinels(13, 14, 15, END)
 TEXTS = [Text([1, 2, 3], [4, 5], [6, 7, 8]), Text([5], [1, 1, 1, 2], []), Text([9, 9], [3], [2, 2])]
 
 
+@pytest.mark.parametrize(("order", "begin"), [("psm", []), ("spm", []), ("spm", [10, 11])])
 @pytest.mark.parametrize("n_future", [1, 3])
-def test_losses_against_ones_written_out(make_model: Callable[..., MTPModel], n_future: int) -> None:
+def test_losses_against_ones_written_out(
+    make_model: Callable[..., MTPModel], n_future: int, order: Order, begin: list[int]
+) -> None:
     model = make_model(n_future)
-    found = middle_losses(model, TEXTS, MARKS)
+    found = middle_losses(model, TEXTS, Asking(MARKS, order, begin))
     nats: dict[str, list[float]] = {name: [] for name in (*model.heads_config.loss_names, "plain")}
     for text in TEXTS:
-        asked = infilling_prompt(text.prefix, text.suffix, MARKS, "psm")
-        for name, before in (("infilled", asked), ("plain", text.prefix)):
+        asked = [*begin, *infilling_prompt(text.prefix, text.suffix, MARKS, order)]
+        for name, before in (("infilled", asked), ("plain", [*begin, *text.prefix])):
             tokens = torch.tensor([[*before, *text.middle, END, *[0] * n_future]])
             T = tokens.shape[1] - n_future
             ahead = torch.stack([tokens[:, 1 + i : 1 + i + T] for i in range(n_future)])
@@ -52,8 +57,8 @@ def test_losses_against_ones_written_out(make_model: Callable[..., MTPModel], n_
             for i in range(n_future):
                 for place in range(len(before), len(before) + len(text.middle)):
                     position = place - i - 1
-                    if position < len(before) - 1:
-                        continue  # the middle's sentinel would lie between, or the head look from the prefix
+                    if position < 0 or {13, 14, 15} & {*tokens[0, position + 1 : place].tolist()}:
+                        continue  # a sentinel would lie between
                     nll = -logits[i, 0, position, tokens[0, place]].item()
                     if name == "infilled":
                         nats[f"head_{i + 1}"].append(nll)
@@ -76,7 +81,7 @@ def test_rates_by_distance_by_hand() -> None:
 
 
 def test_a_model_that_knows_nothing_does_not_join(make_model: Callable[..., MTPModel]) -> None:
-    found = joins(Engine(make_model(2), dtype=torch.float32), TEXTS, MARKS, [2] * 99)
+    found = joins(Engine(make_model(2), dtype=torch.float32), TEXTS, Asking(MARKS), [2] * 99)
     assert found["exact"] == 0
     assert 1 <= found["tokens_per_forward"] <= 2
     assert found["bytes_per_forward"] == 2 * found["tokens_per_forward"]
@@ -125,7 +130,7 @@ def test_a_model_that_knows_its_texts_fills_them_in() -> None:
         optimizer.step()
     model.eval()
     texts = cut_texts([torch.tensor(tokenizer.encode(text)) for text in DOCUMENTS * 10], tokenizer)
-    found = joins(Engine(model, dtype=torch.float32), texts, needed_sentinels(tokenizer), [1] * 255)
+    found = joins(Engine(model, dtype=torch.float32), texts, Asking(needed_sentinels(tokenizer)), [1] * 255)
     assert len(texts) > 10
     assert (found["joined"], found["exact"]) == (1.0, 1.0)
     assert found["tokens_per_forward"] > 1.8
@@ -141,6 +146,31 @@ def test_the_probe_says_what_it_should(fit: Fit, tmp_path: Path) -> None:
     for name in ("loss/head_1", "loss/head_2", "suffix_worth", "joined", "exact", "tokens_per_forward"):
         assert recorder.steps(f"val/infilling/{name}") == [6, 12], name
     assert 3 < recorder.last_by_step("val/infilling/loss/head_1")[12]["val/infilling/loss/head_1"] < 7
+
+
+@pytest.mark.parametrize(("spm", "order"), [(0.5, "psm"), (1.0, "spm")])
+def test_the_probe_asks_as_is_trained(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spm: float, order: Order
+) -> None:
+    """In the order that most middles are trained in, after what all texts began with, in a window's room."""
+    source = SourceConfig(kind="stories", max_documents=40)
+    data = TokenDataModule(
+        source, context=48, batch_size=2, horizon=2, vocab_size=259, validation_fraction=0.5, val_windows=2,
+        directory=str(tmp_path), infilling=InfillingConfig(0.5, spm),
+    )  # fmt: skip
+    monkeypatch.setattr(TokenDataModule, "begin_ids", [7, 9])
+    seen = list[list[int]]()
+
+    def joins(_: Engine, texts: list[Text], asking: Asking, __: object) -> dict[str, float]:
+        for text in texts:
+            seen.append(asking.prompt(text))
+            assert seen[-1] == [7, 9, *infilling_prompt(text.prefix, text.suffix, asking.marks, order)]
+            assert len(seen[-1]) + len(text.middle) + 1 <= 48
+        return {}
+
+    monkeypatch.setattr("callbacks.infilling.joins", joins)
+    fit([InfillingProbe(texts=3, validation_texts=3)], data=data)
+    assert seen
 
 
 def test_without_infilling_it_asks_nothing(fit: Fit, tmp_path: Path) -> None:
@@ -166,6 +196,38 @@ def test_generate_writes_between(
     assert said.out == f"Zoë({found['text']}) 🙂\n"
     assert found["joined"] == (found["ids"][-1] == 255)
     assert ("it does not join the suffix" in said.err) == (not found["joined"])
+
+
+@pytest.mark.parametrize("mode", ["psm", "spm"])
+@pytest.mark.parametrize("before", ["", "def f(x):\n"])
+@pytest.mark.parametrize("joins", [True, False])
+def test_generate_with_a_space_before_every_text(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Order,
+    before: str,
+    joins: bool,
+) -> None:
+    """What a model such as Code Llama is shown and writes; the end of a document is no join, where a middle has an end
+    of its own."""
+    tokenizer = spaced()
+    model = MTPModel(tiny_backbone(vocab_size=tokenizer.vocab_size), HeadsConfig(n_future=1))
+    path, out = str(save(tmp_path / "m.safetensors", model, tokenizer)), tmp_path / "out.json"
+    marks, asked = needed_sentinels(tokenizer), list[int]()
+    middle = tokenizer.encode(f"{before}    y = x")[len(tokenizer.encode(before)) :]
+
+    def writes(_: Engine, prompts: list[torch.Tensor], *__: object) -> Iterator[Step]:
+        asked.extend(prompts[0].tolist())
+        yield from (Step(0, [token], [token]) for token in [*middle, marks.end if joins else tokenizer.eos_id])
+
+    monkeypatch.setattr("mtp_lightning.decoding.generate.stream", writes)
+    flags = ["--prefix", before, "--suffix", "\n    return y", "--mode", mode, "--json", str(out)]
+    assert main(["generate", path, *flags]) == 0
+    assert capsys.readouterr().out == f"{before}    y = x\n    return y\n"
+    assert json.loads(out.read_text())["joined"] == joins
+    suffix = tokenizer.encode("x\n    return y")[2:]
+    assert asked == infilling_prompt(tokenizer.encode(before), suffix, marks, mode)
 
 
 WRONG = {

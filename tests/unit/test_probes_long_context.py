@@ -1,13 +1,17 @@
 """Long contexts: bins that add up to the whole loss, keys that lie where they should, and a model that copies."""
 
 import math
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from spaced import spaced
 from test_callbacks_training import Fit, fit
 from tiny import VARIANTS, tiny_backbone
 from torch import Tensor, nn
@@ -15,6 +19,8 @@ from typing_extensions import override
 
 from callbacks.long_context import LongContextProbe
 from mtp_lightning.data.corpora.source import SourceConfig
+from mtp_lightning.data.mixtures.sources import MixtureSource
+from mtp_lightning.data.tasks.task import Examples
 from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
@@ -25,6 +31,7 @@ from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import model_scores, scores_by_position
 from mtp_lightning.objective.targets import make_targets
+from mtp_lightning.probes.exact_match import Answers
 from mtp_lightning.probes.long_context import bins, key_questions, losses_by_position, rates, retrieval
 from mtp_lightning.probes.pictures import retrieval_map
 
@@ -93,6 +100,21 @@ def test_keys_lie_where_they_should(tokenizer: Tokenizer, length: int) -> None:
     assert len({tuple(row) for row in again.tokens.tolist()}) == 5
 
 
+def test_no_line_begins_with_a_space_of_the_tokenizer() -> None:
+    """Of such as Llama 2's, which put one before every text: lines and answers have the tokens of the whole."""
+    tokenizer, length = spaced(), 150
+    plain = key_questions(tokenizer, length, 0.5, 3)
+    asked = key_questions(tokenizer, length + 1, 0.5, 3, begin=[1])
+    assert asked.answer_starts.tolist() == [length + 1] * 3
+    for row, start, stop in zip(asked.tokens, asked.answer_starts, asked.lengths):
+        text = tokenizer.decode(row[:stop].tolist())
+        assert row[0] == 1
+        assert re.fullmatch(r"(def .*\n+)+assert [a-z]{6}\(\) == \d{5}", text)
+        assert tokenizer.encode(f"\n{text}")[-100:] == row[stop - 100 : stop].tolist()
+        assert stop - start == 6
+    assert [len(row) for row in plain.tokens] == [length + 6] * 3
+
+
 def test_a_length_without_room_is_refused() -> None:
     with pytest.raises(InputError, match=r"^lengths has 40: a key and its question take 4\d tokens"):
         key_questions(BYTES, 40, 0.5, 1)
@@ -159,16 +181,57 @@ def test_the_probe_says_what_it_should(fit: Fit, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def started(data: TokenDataModule, n_future: int = 1, **settings: Any) -> tuple[LongContextProbe, pl.Trainer]:
+    """A probe before the first step of a run, and its trainer."""
+    probe = LongContextProbe(**{"lengths": [96, 160]} | settings)
+    data.prepare_data()
+    data.setup("validate")
+    module = MTPModule(tiny_backbone(vocab_size=256, n_layers=5), HeadsConfig(n_future=n_future))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    probe.on_fit_start(trainer, module)
+    return probe, trainer
+
+
+def test_with_pairs_alone_there_is_nothing_to_ask(tmp_path: Path) -> None:
+    source = SourceConfig(kind="story_pairs", max_documents=40)
+    probe, trainer = started(TokenDataModule(source, context=1200, directory=str(tmp_path)), lengths=[40])
+    assert not probe.is_ready(trainer)
+
+
+def test_of_a_mixture_all_sources_are_read(tmp_path: Path) -> None:
+    folders = []
+    for letter in "xy":
+        folders.append(tmp_path / letter)
+        folders[-1].mkdir()
+        for number in range(20):
+            (folders[-1] / f"{number}.txt").write_text(letter * 300)
+    mixture = [MixtureSource(SourceConfig(kind="text", path=str(folder))) for folder in folders]
+    data = TokenDataModule(mixture=mixture, context=16, validation_fraction=0.5, directory=str(tmp_path))
+    probe, _ = started(data, prompts=2, texts=4)
+    assert [chr(text[9]) for text in probe._heldout] == ["x", "y"] * 2
+
+
+def test_keys_come_after_what_all_texts_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TokenDataModule, "begin_ids", [7, 9])
+    probe, trainer = started(text_data(tmp_path), n_future=2, keys=2, texts=1, prompts=1, new_tokens=2, depths=[0.5])
+    seen: list[Examples] = []
+
+    def answer(_: MTPModel, asked: Examples) -> Answers:
+        seen.append(asked)
+        return Answers(torch.ones(1, 1, dtype=torch.bool))
+
+    monkeypatch.setattr("mtp_lightning.probes.long_context.answer", answer)
+    monkeypatch.setattr(LongContextProbe, "save_picture", lambda *_: None)
+    probe.measure(trainer, MTPModel(tiny_backbone(vocab_size=256, n_layers=5), HeadsConfig(n_future=2)).eval(), False)
+    assert [asked.tokens[:, :2].tolist() for asked in seen] == [[[7, 9]] * 2] * 2
+    assert [asked.answer_starts.tolist() for asked in seen] == [[96] * 2, [160] * 2]
+
+
 def test_every_n_reads_the_same_texts(tmp_path: Path) -> None:
     read = []
     for n_future in (1, 4):
-        probe, data = LongContextProbe(lengths=[96, 160]), text_data(tmp_path, horizon=n_future)
-        data.prepare_data()
-        data.setup("validate")
-        module = MTPModule(tiny_backbone(vocab_size=256, n_layers=5), HeadsConfig(n_future=n_future))
-        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-        trainer.datamodule = data  # type: ignore[attr-defined]
-        probe.on_fit_start(trainer, module)
+        probe, _ = started(text_data(tmp_path, horizon=n_future), n_future)
         assert {len(text) for text in probe._heldout} == {160 + n_future}
         read.append([text[:161].tolist() for text in probe._heldout])
     assert read[0] == read[1]
@@ -180,6 +243,24 @@ def test_texts_that_are_too_short_are_refused_before_training(fit: Fit, tmp_path
     with pytest.raises(InputError, match=r"^LongContextProbe.lengths has 40: a key and its question"):
         fit([LongContextProbe(lengths=[40])], data=text_data(tmp_path))
     fit([LongContextProbe()])  # data that are no text: nothing to ask
+
+
+def test_keys_of_which_some_alone_are_too_long_are_refused_before_training(tmp_path: Path) -> None:
+    """Where words are tokens, keys have different lengths."""
+    names = ("".join(Random(i).choices("abcdefghijklmnopqrstuvwxyz", k=6)) for i in range(300))
+    tokenizer = HuggingFaceTokenizer(train_bpe((f"def {name}(): return 1\n" for name in names), 500))
+    (tmp_path / "tokenizer.json").write_text(tokenizer.state()["json"])
+
+    def fit(length: int, depth: float, count: int) -> bool:
+        with suppress(InputError):
+            return len(key_questions(tokenizer, length, depth, count).tokens) == count
+        return False
+
+    cases = ((length, i / 20) for length in range(20, 40) for i in range(21))
+    length, depth = next(case for case in cases if fit(case[0], 0.0, 2) and fit(*case, 1) and not fit(*case, 2))
+    data = text_data(tmp_path, tokenizer=str(tmp_path / "tokenizer.json"), vocab_size=tokenizer.vocab_size)
+    with pytest.raises(InputError, match=f"^LongContextProbe.lengths has {length}: a key and its question take"):
+        started(data, lengths=[length], depths=[0.0, depth], keys=2)
 
 
 @pytest.mark.parametrize("wrong", [{"lengths": [0]}, {"depths": [1.5]}, {"lengths": []}, {"keys": 0}])

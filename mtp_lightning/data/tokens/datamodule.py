@@ -6,6 +6,7 @@ around it.
 
 import functools
 import hashlib
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from mtp_lightning.data.corpora.source import PYTHON_STDLIB, SourceConfig
+from mtp_lightning.data.corpora.source import PAIRS, PYTHON_STDLIB, SourceConfig
 from mtp_lightning.data.datamodule import MTPDataModule
 from mtp_lightning.data.loader import BatchLoader, Read, ResumableLoader, TrainingWindows, ValidationWindows
 from mtp_lightning.data.mixtures.corpus import Corpus, corpora_of
@@ -114,6 +115,7 @@ class TokenDataModule(MTPDataModule):
         self.infilling = infilling
         self.mixture: Sequence[MixtureSource] = mixture or ()
         parts, folder = self.mixture or [MixtureSource(source, name="")], Path(directory)
+        self._check_infilling(any(part.source.kind in PAIRS for part in parts))
         self._tokenizer = tokenizer_of(tokenizer, end_token, vocab_size, infilling is not None, parts, folder, settings)
         self._corpora = partial(corpora_of, parts, tokenizer, settings, folder, prepare_workers)
         self._token_bytes: Tensor | None = None
@@ -149,10 +151,7 @@ class TokenDataModule(MTPDataModule):
     def setup(self, stage: str) -> None:
         for corpus in self.corpora:
             corpus.open(self.context, self.horizon, say=stage == "fit" and self.rank_and_world_size[0] == 0)
-        if self.infilling is not None and any(corpus.has_answers for corpus in self.corpora):
-            raise InputError(
-                "data.infilling is for text, and a source has pairs of a question and its answer: leave it out"
-            )
+        self._check_infilling(any(corpus.has_answers for corpus in self.corpora))  # which shards may have, too
         if self.val_by_length:  # refused before anything is trained or logged
             said = ", ".join(f"{len(one.windows)} {one.name} (to {one.most_tokens:,} tokens)" for one in self.lengths)
             if stage == "fit" and self.rank_and_world_size[0] == 0:
@@ -160,6 +159,12 @@ class TokenDataModule(MTPDataModule):
         self.check_divides_over_ranks(self.batch_size)
         if stage == "fit" and self.trainer is not None:
             _ = self.n_train_batches  # refuse before anything is trained or logged
+
+    def _check_infilling(self, has_pairs: bool) -> None:
+        if self.infilling is not None and has_pairs:
+            raise InputError(
+                "data.infilling is for text, and a source has pairs of a question and its answer: leave it out"
+            )
 
     @property
     def _only(self) -> Corpus:
@@ -269,19 +274,16 @@ class TokenDataModule(MTPDataModule):
         return found
 
     def heldout_prompts(self, count: int, length: int) -> list[Tensor]:
-        """`count` pieces, (length,) int64 each, of validation documents: always the same, spread over the corpora and
-        their documents.
+        """`count` pieces, (length,) int64 each, of validation documents: always the same, from each corpus in turn,
+        spread over its documents.
 
         Each lies inside one document where documents are long enough; of pairs, questions (`heldout.heldout_prompts`).
 
         Raises:
             InputError: the validation split is shorter than a prompt.
         """
-        return [
-            prompt
-            for corpus, part in self._shares(count)
-            for prompt in heldout_prompts(corpus.validation, part, length)
-        ]
+        parts = [heldout_prompts(corpus.validation, part, length) for corpus, part in self._shares(count)]
+        return [prompt for turn in itertools.zip_longest(*parts) for prompt in turn if prompt is not None]
 
     def heldout_texts(self, count: int) -> list[str]:
         """`count` validation documents as text, always the same, or all if there are fewer."""

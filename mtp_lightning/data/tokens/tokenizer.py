@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -229,6 +230,26 @@ def begin_ids(tokenizer: Tokenizer) -> list[int]:
     plain = tokenizer.encode("a")
     start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
     return whole[:start]
+
+
+def encode_after(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text that goes on from another: `encode`, without the space that some tokenizers (Llama 2's, Code
+    Llama's) put before every text. One that cannot write an anchor before it keeps the space."""
+    for anchor, before in _anchors(tokenizer):
+        ids = tokenizer.encode(anchor + text)
+        if ids[: len(before)] == before:
+            return ids[len(before) :]
+    return tokenizer.encode(text)
+
+
+@lru_cache(maxsize=4)
+def _anchors(tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
+    """Texts with their ids that another may be encoded after; none where texts encoded apart join as they are."""
+    lone = tokenizer.encode("a")
+    if tokenizer.decode([*lone, *lone]) == "aa":
+        return []
+    known = [(anchor, tokenizer.encode(anchor)) for anchor in ("\u263a", "\n", ".")]  # rarely parts of longer tokens
+    return [(anchor, ids) for anchor, ids in known if tokenizer.decode(ids).lstrip(" ") == anchor]
 
 
 def _first_name(vocabulary: Mapping[str, int], origin: str) -> str:

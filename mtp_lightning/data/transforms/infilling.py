@@ -86,9 +86,15 @@ def sentinels(tokenizer: Tokenizer) -> Sentinels | None:
             return None
         prefix, suffix, middle = tokenizer.sentinel_ids
         return Sentinels(prefix, suffix, middle, tokenizer.eos_id)
+    found = list(_named(tokenizer).values())
+    return Sentinels(*found[:3], *(found[3:] or [tokenizer.eos_id])) if found else None
+
+
+def _named(tokenizer: Tokenizer) -> dict[str, int]:
+    """Name -> id of those that a file has under usual names, in the order of `Sentinels`; none of bytes."""
     state = tokenizer.state()
     if state["kind"] != "huggingface":
-        return None
+        return {}
     described: dict[str, Any] = json.loads(state["json"])
     ids = {token["content"]: token["id"] for token in described.get("added_tokens") or ()}
     vocabulary = described.get("model", {}).get("vocab")
@@ -98,15 +104,14 @@ def sentinels(tokenizer: Tokenizer) -> Sentinels | None:
         ids |= {pair[0]: number for number, pair in enumerate(vocabulary)}
     for names in NAMES.values():
         if all(name in ids for name in names):
-            prefix, suffix, middle, *end = (ids[name] for name in names)
-            return Sentinels(prefix, suffix, middle, *(end or [tokenizer.eos_id]))
-    return None
+            return {name: ids[name] for name in names}
+    return {}
 
 
 def needed_sentinels(tokenizer: Tokenizer) -> Sentinels:
     """
     Raises:
-        InputError: the tokenizer has none.
+        InputError: the tokenizer has none, or some that a text can write.
     """
     found = sentinels(tokenizer)
     if found is None:
@@ -116,6 +121,12 @@ def needed_sentinels(tokenizer: Tokenizer) -> Sentinels:
             "them to its added_tokens, train one that has them (mtp data train-tokenizer --infilling starcoder, or "
             "data.tokenizer.train.infilling), or train on bytes"
         )
+    for name, i in _named(tokenizer).items():
+        if i in tokenizer.encode(f"{name} {name.replace('▁', ' ')}"):
+            raise InputError(
+                f"data.infilling: '{name}' of data.tokenizer is a token that a text can write (an ordinary one), and "
+                'would cut documents that have its name in them: give it "special": true in added_tokens of the file'
+            )
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from typing_extensions import override
 
-from mtp_lightning.data.tokens.tokenizer import Tokenizer
+from mtp_lightning.data.tokens.tokenizer import Tokenizer, encode_after
 from mtp_lightning.data.transforms.infilling import Order, infilling_prompt, sentinels
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.benchmark import Judged, by_problem, fit_prompt
@@ -75,7 +75,7 @@ class Infilling(CodeBenchmark):
         marks = None if self.mode == "prefix" else sentinels(tokenizer)
         if marks is None:
             return fit_prompt(task_id, tokenizer.encode(gap.prefix), tokenizer, room)
-        before, after = tokenizer.encode(gap.prefix), tokenizer.encode(gap.suffix)
+        before, after = tokenizer.encode(gap.prefix), encode_after(tokenizer, gap.suffix)
         left = len(before) + len(after) if room is None else max(room - 3, 0)
         cut = len(before) + len(after) > left
         if cut:
