@@ -25,6 +25,7 @@ from mtp_lightning.data.pruning.score_files import Measure, Measuring, What
 from mtp_lightning.data.pruning.selection import Documents, drop_by_clusters, drop_highest, random_scores
 from mtp_lightning.data.pruning.survey import Survey, sampled
 from mtp_lightning.errors import InputError
+from mtp_lightning.own_code import given
 from mtp_lightning.shapes import Bool
 
 GATE_CHARACTERS = 4000
@@ -55,7 +56,7 @@ def scores_of(
         made_by["gate"] = _verdict(table, choice, force)
     elif choice.column not in (known := score_names(provider.loss_names)):
         raise InputError(f"by is '{choice.by}', and this model has only {', '.join(known)}")
-    job = Measuring(provider.file, choice.first_tokens, what, provider.fingerprint)
+    job = Measuring(provider.file, choice.first_tokens, what, provider.fingerprint, tuple(given))
     found = measure(job, workers)
     if what == "losses":
         return scores | named_losses(found, provider.loss_names), made_by

@@ -15,6 +15,7 @@ from mtp_lightning.data.preparing.pieces import Arrays, Work, read_arrays, to_fi
 from mtp_lightning.data.pruning.measuring import CheckpointProvider, load_provider
 from mtp_lightning.data.pruning.survey import Survey
 from mtp_lightning.errors import InputError
+from mtp_lightning.own_code import import_own
 from mtp_lightning.shapes import Float
 
 What = Literal["losses", "embed"]
@@ -31,6 +32,8 @@ class Measuring:
     first_tokens: int | None
     what: What
     fingerprint: str
+    imports: tuple[str, ...] = ()
+    """Modules of the user's own that the checkpoint may ask for: another process has not imported them."""
 
     @property
     def made_by(self) -> str:
@@ -41,6 +44,8 @@ class Measuring:
         Raises:
             InputError: the checkpoint is another one by now.
         """
+        for module in self.imports:
+            import_own(module)
         provider = load_provider(self.ckpt, self.first_tokens)
         if provider.fingerprint != self.fingerprint:
             raise InputError(f"ckpt: '{self.ckpt}' has changed since the command began")
