@@ -11,7 +11,7 @@ from typing import Literal
 from mtp_lightning.data.command import CorpusKind
 from mtp_lightning.data.corpora.kept import kept_lines
 from mtp_lightning.data.corpora.source import SourceConfig
-from mtp_lightning.data.output import print_table, write_whole
+from mtp_lightning.data.output import partial_folder, print_table, write_whole
 from mtp_lightning.data.pruning.options import Choice
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
@@ -103,7 +103,7 @@ def prune_command(
     check_value("gate_documents", gate_documents, Kept)
     record = f"{out}.parquet"
     for file in (out, record):
-        if Path(file).exists():
+        if Path(file).exists() and not partial_folder(Path(out)).exists():
             raise InputError(f"out: '{file}' exists already; remove it, or choose another file")
     check_json(json)
     corpus = survey(source, ShardSettings(validation_fraction, split_seed))
@@ -112,20 +112,32 @@ def prune_command(
         scores, made_by = scores_of(choice, corpus, measure, workers, gate_documents, force)
         dropped = choose(choice, corpus, scores)
         header, names = kept(choice, corpus, dropped, made_by)
-        write_whole(Path(record), parquet(corpus, scores, dropped, asdict(header)))
+        _write_once(record, parquet(corpus, scores, dropped, asdict(header)))
         try:
-            write_whole(Path(out), kept_lines(header, names))
+            _write_once(out, kept_lines(header, names).encode())
         except BaseException:
             Path(record).unlink(missing_ok=True)  # else the command is refused when it is given again
             raise
-    row = figures(choice, corpus, dropped)
-    print_table(
-        f"{out}: {len(names):,} of {len(corpus.names):,} documents are kept; why, and all scores: {record}", [row]
-    )
-    found = [] if known is None else against(choice, corpus, scores, dropped, known)
-    if found:
-        print_table(f"against the documents that {planted} names", found)
-    print(f"left out before: {corpus.account.missing() or 'nothing'}")
-    if json is not None:
-        written = {"out": out, "header": asdict(header), **row, "planted": found}
-        write_whole(Path(json), json_module.dumps(written, indent=1) + "\n")
+        row = figures(choice, corpus, dropped)
+        print_table(
+            f"{out}: {len(names):,} of {len(corpus.names):,} documents are kept; why, and all scores: {record}", [row]
+        )
+        found = [] if known is None else against(choice, corpus, scores, dropped, known)
+        if found:
+            print_table(f"against the documents that {planted} names", found)
+        print(f"left out before: {corpus.account.missing() or 'nothing'}")
+        if json is not None:
+            written = {"out": out, "header": asdict(header), **row, "planted": found}
+            write_whole(Path(json), json_module.dumps(written, indent=1) + "\n")
+
+
+def _write_once(path: str, content: bytes) -> None:
+    """What is there already was written by the same command, which was killed.
+
+    Raises:
+        InputError: it was not.
+    """
+    if not Path(path).exists():
+        write_whole(Path(path), content)
+    elif Path(path).read_bytes() != content:
+        raise InputError(f"out: '{path}' exists already, and is of another command; remove it, or choose another file")
