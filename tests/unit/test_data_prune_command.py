@@ -137,6 +137,44 @@ def sized(folder: Path, *sizes: int) -> Path:
     return folder / "sized"
 
 
+def test_the_part_that_is_left_out_is_said_and_never_nothing(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus: dict[str, Any] = {"path": str(sized(tmp_path, 100, 30, 30, 20, 20)), "validation_fraction": 1e-6}
+    with pytest.raises(InputError, match=r"fraction is 0.2: nothing would be left out, as the first to go is at least"):
+        prune(work, tmp_path / "a", "length", **corpus, fraction=0.2)
+    with pytest.raises(InputError, match=r"fraction is 0.1: nothing .* take a larger fraction$"):
+        prune(work, tmp_path / "a", "length", **corpus, fraction=0.1, of="documents")
+    assert [path.name for path in tmp_path.iterdir()] == ["sized"]
+    prune(work, tmp_path / "a", "length", **corpus, fraction=0.3)
+    assert (
+        "warning: fraction is 0.3, and 0.5 of the bytes are left out as high length, for 0.3" in capsys.readouterr().err
+    )
+    metadata = pyarrow.parquet.read_schema(f"{tmp_path / 'a'}.parquet").metadata[b"mtp_lightning.pruning"]
+    for made_by in (read_kept(str(tmp_path / "a")).header.made_by, json.loads(metadata)["made_by"]):
+        assert made_by["left_out"] == {"high length": 0.5}
+    prune(work, tmp_path / "b", "length", **corpus, fraction=0.45)
+    assert "warning" not in capsys.readouterr().err, "0.5 is as near as a ninth"
+
+
+def test_a_part_of_scip_that_is_missing_is_said(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prune(work, tmp_path / "kept", "scip", fraction=0.3, alpha=0.97, of="documents")
+    assert read_kept(str(tmp_path / "kept")).header.made_by["left_out"]["far from its centroid"] == 0
+    assert "and 0 of the documents are left out as far from its centroid, for 0.009" in capsys.readouterr().err
+
+
+def test_what_has_no_score_is_not_left_out_for_it(work: Path, tmp_path: Path) -> None:
+    corpus: dict[str, Any] = {
+        "path": str(sized(tmp_path, 2, 2, 2, 40, 40)),
+        "validation_fraction": 1e-6,
+        "of": "documents",
+    }
+    with pytest.raises(InputError, match=r"2 of the documents .* are too short to have a score loss_head_3"):
+        prune(work, tmp_path / "kept", "loss_head_3", **corpus, fraction=0.8)
+    assert not [*tmp_path.glob("kept*")]
+    prune(work, tmp_path / "kept", "loss_head_3", **corpus, fraction=0.4)
+
+
 def test_first_tokens_are_a_document_cut_off(work: Path) -> None:
     long = next(document for document in documents(source_of(work)) if len(document.text) > 150)
     cut = measuring.load_provider(str(work / "a.ckpt"), first_tokens=30)

@@ -93,7 +93,7 @@ def prune_command(
         revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
         deduplicate=deduplicate,
     )  # fmt: skip
-    from mtp_lightning.data.pruning.prune import against, choose, figures, kept, scores_of
+    from mtp_lightning.data.pruning.prune import against, choose, figures, kept, parts_left_out, scores_of
     from mtp_lightning.data.pruning.record import parquet, read_planted
     from mtp_lightning.data.pruning.score_files import measuring
     from mtp_lightning.data.pruning.survey import survey
@@ -111,6 +111,7 @@ def prune_command(
     with measuring(Path(out), corpus) as measure:
         scores, made_by = scores_of(choice, corpus, measure, workers, gate_documents, force)
         dropped = choose(choice, corpus, scores)
+        made_by |= {"left_out": parts_left_out(choice, corpus, scores, dropped)}
         header, names = kept(choice, corpus, dropped, made_by)
         _write_once(record, parquet(corpus, scores, dropped, asdict(header)))
         try:

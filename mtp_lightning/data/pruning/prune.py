@@ -1,5 +1,6 @@
 """From a corpus and a choice to what is left out of it, and what there is to say of that."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -31,6 +32,8 @@ from mtp_lightning.shapes import Bool
 GATE_CHARACTERS = 4000
 """Of a document in the table of corruptions: its first statements that are not longer together."""
 GATE_CLUSTERS = 8
+FAR_OFF = 0.2
+"""Of what was asked for: documents go as a whole, and what is left out may be another part of all."""
 
 
 def scores_of(
@@ -111,6 +114,37 @@ def choose(choice: Choice, corpus: Survey, scores: Scores) -> Dropped:
         return {"near its centroid": drop_highest(documents, -scores[DISTANCE], choice.fraction)}
     reason = "random" if choice.by == "random" else f"high {choice.by}"
     return {reason: drop_highest(documents, scores[choice.column], choice.fraction)}
+
+
+def parts_left_out(choice: Choice, corpus: Survey, scores: Scores, dropped: Dropped) -> dict[str, float]:
+    """Reason -> the part of the training documents that is left out for it; a line on standard error for one that is
+    far from what was asked for.
+
+    Raises:
+        InputError: nothing is left out, or what has no score.
+    """
+    sizes = _documents(choice, corpus).sizes
+    found = {reason: float(sizes[which].sum() / sizes.sum()) for reason, which in dropped.items()}
+    asked = f"fraction is {choice.fraction}"
+    if not any(found.values()):
+        raise InputError(
+            f"{asked}: nothing would be left out, as the first to go is at least twice as much: take a larger fraction"
+            + (", or --of documents" if choice.of == "bytes" else "")
+        )
+    if choice.column in scores:
+        none = np.isnan(scores[choice.column]) & np.any(list(dropped.values()), axis=0)
+        if none.any():
+            raise InputError(
+                f"{asked}: {none.sum():,} of the documents that would be left out are too short to have a score "
+                f"{choice.column}: take a smaller fraction, or another score"
+            )
+    shares = (choice.alpha, 1 - choice.alpha) if choice.by == "scip" else (1.0,)
+    for (reason, part), share in zip(found.items(), shares):
+        wanted = share * choice.fraction
+        if abs(part - wanted) > FAR_OFF * wanted:
+            text = f"{asked}, and {part:.3g} of the {choice.of} are left out as {reason}, for {wanted:.3g}"
+            print(f"warning: {text}: documents go as a whole", file=sys.stderr)
+    return found
 
 
 def kept(choice: Choice, corpus: Survey, dropped: Dropped, made_by: Mapping[str, Any]) -> tuple[KeptHeader, list[str]]:
