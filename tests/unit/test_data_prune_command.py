@@ -514,6 +514,6 @@ def test_nothing_is_overwritten(work: Path, tmp_path: Path) -> None:
     (tmp_path / "kept.parquet").write_text("mine")
     with pytest.raises(InputError, match=r"out: '.*kept\.parquet' exists already"):
         prune(work, tmp_path / "kept", "length")
-    with pytest.raises(InputError, match="--ckpt is needed"):
+    with pytest.raises(InputError, match="--ckpt or --embedder is needed"):
         corruptions_command()
     assert (tmp_path / "kept.parquet").read_text() == "mine"

@@ -24,6 +24,7 @@ def prune_command(
     out: str | None = None,
     of: Literal["bytes", "documents"] = "bytes",
     ckpt: str | None = None,
+    embedder: str | None = None,
     alpha: float = 0.8,
     clusters: int = 100,
     first_tokens: int | None = None,
@@ -60,6 +61,8 @@ def prune_command(
         out: The list to make, JSON lines (needed); scores and reasons go to OUT.parquet. Must not exist.
         of: What the fraction is of.
         ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
+        embedder: Of scip and prototypes, in place of a checkpoint: the folder of somebody's encoder, in Hugging Face's
+            layout (config.json, tokenizer.json, *.safetensors).
         alpha: Of scip, the part of the fraction that small clusters give.
         clusters: Of scip and prototypes.
         first_tokens: Tokens of a document to look at; by default all.
@@ -87,7 +90,7 @@ def prune_command(
     """
     if by is None or fraction is None or out is None:
         raise InputError("--by, --fraction and --out are needed: what goes first, how much, and the list to make")
-    choice = Choice(by, fraction, of, ckpt, alpha, clusters, seed, first_tokens)
+    choice = Choice(by, fraction, of, ckpt, alpha, clusters, seed, first_tokens, embedder)
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
         revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,

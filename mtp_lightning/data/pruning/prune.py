@@ -47,9 +47,9 @@ def scores_of(
     scores: dict[str, Any] = {"length": corpus.n_bytes[corpus.trains].astype(float)}
     if choice.by == "random":
         scores["random"] = random_scores(corpus.training_names, choice.seed, "pruned")
-    if choice.ckpt is None:
+    if not choice.measures:
         return scores, {}
-    provider = load_provider(choice.ckpt, choice.first_tokens)
+    provider = load_provider(choice.ckpt, choice.first_tokens, choice.embedder)
     made_by: dict[str, Any] = {"model": provider.fingerprint}
     what: What = "embed" if choice.by in CLUSTERED else "losses"
     if what == "embed":
@@ -59,7 +59,8 @@ def scores_of(
         made_by["gate"] = _verdict(table, choice, force)
     elif choice.column not in (known := score_names(provider.loss_names)):
         raise InputError(f"by is '{choice.by}', and this model has only {', '.join(known)}")
-    job = Measuring(provider.file, choice.first_tokens, what, provider.fingerprint, tuple(given))
+    ckpt = None if choice.ckpt is None else provider.file
+    job = Measuring(ckpt, choice.first_tokens, what, provider.fingerprint, choice.embedder, tuple(given))
     found = measure(job, workers)
     if what == "losses":
         return scores | named_losses(found, provider.loss_names), made_by
@@ -94,10 +95,11 @@ def _verdict(table: list[Seen], choice: Choice, force: bool) -> dict[str, Any]:
         InputError: the distances see too little, and nobody forces it.
     """
     passed = passes(table, DISTANCE)
+    asked = f"--ckpt {choice.ckpt}" if choice.embedder is None else f"--embedder {choice.embedder}"
     if not passed and not force:
         raise InputError(
             f"by is '{choice.by}', and this model's distances to centroids do not see that a file was made worse by "
-            f"{', '.join(unseen(table, DISTANCE))} (`mtp data corruptions --ckpt {choice.ckpt}` shows the table): "
+            f"{', '.join(unseen(table, DISTANCE))} (`mtp data corruptions {asked}` shows the table): "
             "prune by loss or by length, or give --force"
         )
     return {"passed": passed, "forced": not passed, "rows": [dict(shown(row)) for row in table]}
@@ -152,7 +154,7 @@ def kept(choice: Choice, corpus: Survey, dropped: Dropped, made_by: Mapping[str,
     out = np.any(list(dropped.values()), axis=0)
     gone = {name for name, is_out in zip(corpus.training_names, out.tolist()) if is_out}
     names = [name for name in corpus.names if name not in gone]
-    chosen = {key: value for key, value in asdict(choice).items() if key != "ckpt"} | dict(made_by)
+    chosen = {key: value for key, value in asdict(choice).items() if key not in ("ckpt", "embedder")} | dict(made_by)
     settings = corpus.settings
     header = KeptHeader(
         FORMAT, corpus.corpus, len(corpus.names), len(names), settings.validation_fraction, settings.split_seed, chosen
