@@ -17,7 +17,7 @@ from typing import Any
 
 from mtp_lightning import __version__
 from mtp_lightning.errors import DivergedError, InputError, UnavailableError, UnprovenError, did_you_mean, printable
-from mtp_lightning.own_code import put_working_directory_last
+from mtp_lightning.own_code import given, import_own, put_working_directory_last
 from mtp_lightning.secrets import MaskedStream, mask
 
 _GRID = "mtp_lightning.grid.commands:Grid"
@@ -180,14 +180,14 @@ def _without_imports(args: Sequence[str]) -> list[str]:
         InputError: it cannot be imported.
     """
     rest, left = [], iter(args)
+    given.clear()
     for arg in left:
         flag, equals, module = arg.partition("=")
-        if flag != "--import":
+        if flag == "--import":
+            given.append(module if equals else next(left, ""))
+            import_own(given[-1])
+        else:
             rest.append(arg)
-            continue
-        from mtp_lightning.model.own_kind import import_own
-
-        import_own(module if equals else next(left, ""), "--import")
     return rest
 
 

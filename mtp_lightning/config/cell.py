@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.model.initial import CELL
+from mtp_lightning.own_code import given
 from mtp_lightning.tracking.store import default_tracking_uri
 
 
@@ -68,7 +69,7 @@ def is_saving(callback: object) -> bool:
 
 def fit_command(file: Path) -> list[str]:
     """`mtp fit` of a configuration file, in this environment. A cell continues from its newest good checkpoint."""
-    return [sys.executable, "-m", "mtp_lightning", "fit", "-c", str(file)]
+    return [sys.executable, "-m", "mtp_lightning", "fit", "-c", str(file), *(f"--import={name}" for name in given)]
 
 
 def command(*words: str) -> str:

@@ -8,6 +8,11 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_bytes
 
 
+def partial_folder(out: Path) -> Path:
+    """Beside what a command makes: what it has so far, until it is done."""
+    return out.with_name(f".{out.name}.partial")
+
+
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table

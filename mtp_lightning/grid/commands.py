@@ -12,6 +12,7 @@ from typing import Any
 
 from mtp_lightning.config.cell import command
 from mtp_lightning.config.config_cache import cache_folder
+from mtp_lightning.config.keys.missing_files import said_of_missing
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError, UnavailableError
 from mtp_lightning.files import check_json
@@ -76,6 +77,7 @@ class Grid:
         if 0 < to_run < len(rows):
             say(f"still to come {left}")
         self._warn(slurm_problem)
+        self._warn_of_missing([row.cell for row in rows if is_to_run(row)])
         sums = {"total": total.amounts, "left": left.amounts, "unknown": total.unknown}
         table = [plan_json(*pair) for pair in zip(rows, self.costs)]
         write_table(json, {"grid": self.spec.name, "cells": table, **sums})
@@ -93,6 +95,8 @@ class Grid:
             raise InputError(f"workers: {workers} is not a number of processes; give 1 or more")
         check_json(json, grid=self.file)
         check_budget(self.spec, Total.of(self.all_costs))
+        if missing := said_of_missing(cell.config for cell in self._to_run()):
+            raise InputError(missing)
         writable(self.folder)
         if self._to_run():
             self._prepare_charts()
@@ -125,6 +129,7 @@ class Grid:
         """
         check_json(json, grid=self.file)
         budget = None if at is None else parse_at(at)
+        self._warn_of_missing([cell for cell in self._loaded[1] if cell_state(cell.directory) is State.MISSING])
         return 0 if self._report(out, json, again=True, at=budget) else 1
 
     def submit(
@@ -191,6 +196,7 @@ class Grid:
         if others := self.submissions.not_in_file(self.spec.name, [cell.signature for cell in self.cells], queue):
             say(f"and in Slurm, though no longer in {self.file}: {', '.join(entry.id for entry in others)}")
         self._warn(slurm_problem)
+        self._warn_of_missing([row.cell for row in rows if row.state is State.MISSING])
         write_table(json, {"grid": self.spec.name, "cells": [row.json() for row in rows]})
         return 0
 
@@ -283,6 +289,8 @@ class Grid:
         total = Total.of(self.all_costs)
         slurm.need_slurm(f"`{self._command('run')}` runs the cells on this machine")
         check_budget(self.spec, total)
+        if missing := said_of_missing((cell.config for cell in self._to_run()), lists_alone=True):
+            raise InputError(missing)
         writable(self.folder)
         with self.submissions.locked():
             self.submissions.check()
@@ -336,6 +344,10 @@ class Grid:
             say(f"warning: {problem}", error=True)
         if slurm_problem is not None:
             say(f"warning: from the cells' files alone: {slurm_problem}", error=True)
+
+    def _warn_of_missing(self, cells: Sequence[Cell]) -> None:
+        if missing := said_of_missing(cell.config for cell in cells):
+            say(f"warning: {missing}", error=True)
 
     def _settle(self, rows: Sequence[CellStatus]) -> None:
         if problem := settle_dead(rows, default_tracking_uri(self.folder)):

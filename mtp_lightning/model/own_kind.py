@@ -14,7 +14,6 @@ but `import_kind`, which is called for what stands in the user's own configurati
 """
 
 import functools
-import importlib
 import sys
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from mtp_lightning.model.attention import Attention
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.heads import Heads, NormedHeads, Stack
 from mtp_lightning.model.rope import Rotary
+from mtp_lightning.own_code import import_own
 
 MADE_OF = "it has to be a subclass of mtp_lightning.model.heads.Heads"
 
@@ -37,20 +37,6 @@ def import_kind(heads: HeadsConfig) -> None:
     """
     if heads.is_own:
         import_own(heads.kind.rpartition(".")[0], f"model.heads.kind is '{heads.kind}'")
-
-
-def import_own(module: str, said: str) -> None:
-    """
-    Args:
-        said: where the module was named, for the message.
-
-    Raises:
-        InputError: it cannot be imported.
-    """
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # whatever the user's code raises
-        raise InputError(f"{said}: cannot import '{module}': {type(error).__name__}: {error}") from error
 
 
 def find_kind(kind: str) -> type[Heads]:

@@ -75,9 +75,8 @@ def columns(out: Path) -> dict[str, Any]:
     return dict(pyarrow.parquet.read_table(f"{out}.parquet").to_pydict())
 
 
-def brute_force(work: Path, text: str) -> tuple[list[float], np.ndarray]:
+def brute_force(model: MTPModel, text: str) -> tuple[list[float], np.ndarray]:
     """(nats per token of each head, the mean state) of a document: position by position, all of its windows anew."""
-    model = load_model(work / "a.ckpt").model
     tokens, losses, states = [*text.encode(), 255], [[], [], []], []  # type: ignore[var-annotated]
     for start in range(0, len(tokens), CONTEXT):
         part = torch.tensor(tokens[start : start + CONTEXT])[None]
@@ -91,30 +90,97 @@ def brute_force(work: Path, text: str) -> tuple[list[float], np.ndarray]:
     return [float(np.mean(one)) if one else np.nan for one in losses], torch.cat(states).mean(0).numpy()
 
 
-def test_scores_are_those_of_a_computation_by_brute_force(work: Path, tmp_path: Path) -> None:
-    prune(work, tmp_path / "kept", "loss_head_2")
-    found = columns(tmp_path / "kept")
-    texts = {document.name: document.text for document in documents(source_of(work))}
-    trained = [i for i, reason in enumerate(found["reason"]) if reason != "validation"]
-    assert 10 < len(trained) < COUNT
-    assert "short.py" in {found["name"][i] for i in trained}, "which has no target for head 3"
-    provider = measuring.load_provider(str(work / "a.ckpt"))
-    for i in trained[-6:]:
-        name = found["name"][i]
-        losses, state = brute_force(work, texts[name])
-        got = [found[f"loss_head_{k}"][i] for k in (1, 2, 3)]
-        np.testing.assert_allclose(np.array(got, dtype=float), losses, atol=1e-5)
-        if losses[2] == losses[2]:
-            assert found["gap"][i] == pytest.approx(losses[2] - losses[0], abs=1e-5)
-        (document,) = (one for one in documents(source_of(work)) if one.name == name)
-        np.testing.assert_allclose(provider.embed([document])[0], state, atol=1e-5)
-    assert found["loss_head_3"][found["name"].index("short.py")] is None
+def test_scores_of_100_documents_are_those_of_a_computation_by_brute_force(work: Path, tmp_path: Path) -> None:
+    """Losses, their gap, sizes, and the distance to the nearest centroid, of every training document."""
+    texts = [f"def f{i}(x):\n    return x[{i * i}] + {i % 7}\n"[: 5 + i * 37 % 60] * (1 + i % 3) for i in range(99)]
+    corpus = sized(tmp_path, *[1] * 100)
+    trained = sorted(path for path in corpus.iterdir() if path.read_text() != "validation")
+    for path, text in zip(trained[1:], texts):
+        path.write_text(text)
+    names = [path.name for path in trained]  # the first has no target for head 2, others none for head 3
+    settings: dict[str, Any] = {"path": str(corpus), "validation_fraction": 1e-6, "clusters": 5}
+    prune(work, tmp_path / "losses", "loss_head_2", **settings)
+    prune(work, tmp_path / "places", "scip", **settings)
+    model = load_model(work / "a.ckpt").model
+    by_hand = [brute_force(model, path.read_text()) for path in trained]
+    assert len(by_hand) == 100
+
+    def column(file: str, name: str) -> np.ndarray:
+        found = columns(tmp_path / file)
+        values = dict(zip(found["name"], found[name]))
+        assert values.pop((set(values) - {*names}).pop()) in (None, len("validation"))
+        return np.array([values[name] for name in names], dtype=float)
+
+    losses = np.array([losses for losses, _ in by_hand])
+    assert np.isnan(losses).any(0).tolist() == [False, True, True]
+    for i in range(3):
+        np.testing.assert_allclose(column("losses", f"loss_head_{i + 1}"), losses[:, i], atol=1e-5)
+    np.testing.assert_allclose(column("losses", "gap"), losses[:, 2] - losses[:, 0], atol=1e-5)
+    assert (column("losses", "bytes") == [path.stat().st_size for path in trained]).all()
+    x = np.array([state / np.linalg.norm(state) for _, state in by_hand], dtype=float)
+    cluster = column("places", "cluster").astype(int)
+    sums = np.array([x[cluster == k].sum(0) for k in range(5)])
+    cosines = x @ (sums / np.linalg.norm(sums, axis=1, keepdims=True)).T
+    assert (cosines.argmax(1) == cluster).all()
+    np.testing.assert_allclose(column("places", "distance"), 1 - cosines.max(1), atol=1e-6)
+    assert (column("places", "cluster_size") == np.bincount(cluster)[cluster]).all()
+
+
+def sized(folder: Path, *sizes: int) -> Path:
+    """A corpus of which these are the training documents, in the order of their names."""
+    names = [f"{i}.py" for i in range(len(sizes) + 1)]
+    validates = min(names, key=lambda name: split_position(name, 0))
+    (folder / "sized").mkdir()
+    for name, size in zip([name for name in names if name != validates], sizes):
+        (folder / "sized" / name).write_text("x" * size)
+    (folder / "sized" / validates).write_text("validation")
+    return folder / "sized"
+
+
+def test_the_part_that_is_left_out_is_said_and_never_nothing(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus: dict[str, Any] = {"path": str(sized(tmp_path, 100, 30, 30, 20, 20)), "validation_fraction": 1e-6}
+    with pytest.raises(InputError, match=r"fraction is 0.2: nothing would be left out, as the first to go is at least"):
+        prune(work, tmp_path / "a", "length", **corpus, fraction=0.2)
+    with pytest.raises(InputError, match=r"fraction is 0.1: nothing .* take a larger fraction$"):
+        prune(work, tmp_path / "a", "length", **corpus, fraction=0.1, of="documents")
+    assert [path.name for path in tmp_path.iterdir()] == ["sized"]
+    prune(work, tmp_path / "a", "length", **corpus, fraction=0.3)
+    assert (
+        "warning: fraction is 0.3, and 0.5 of the bytes are left out as high length, for 0.3" in capsys.readouterr().err
+    )
+    metadata = pyarrow.parquet.read_schema(f"{tmp_path / 'a'}.parquet").metadata[b"mtp_lightning.pruning"]
+    for made_by in (read_kept(str(tmp_path / "a")).header.made_by, json.loads(metadata)["made_by"]):
+        assert made_by["left_out"] == {"high length": 0.5}
+    prune(work, tmp_path / "b", "length", **corpus, fraction=0.45)
+    assert "warning" not in capsys.readouterr().err, "0.5 is as near as a ninth"
+
+
+def test_a_part_of_scip_that_is_missing_is_said(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prune(work, tmp_path / "kept", "scip", fraction=0.3, alpha=0.97, of="documents")
+    assert read_kept(str(tmp_path / "kept")).header.made_by["left_out"]["far from its centroid"] == 0
+    assert "and 0 of the documents are left out as far from its centroid, for 0.009" in capsys.readouterr().err
+
+
+def test_what_has_no_score_is_not_left_out_for_it(work: Path, tmp_path: Path) -> None:
+    corpus: dict[str, Any] = {
+        "path": str(sized(tmp_path, 2, 2, 2, 40, 40)),
+        "validation_fraction": 1e-6,
+        "of": "documents",
+    }
+    with pytest.raises(InputError, match=r"2 of the documents .* are too short to have a score loss_head_3"):
+        prune(work, tmp_path / "kept", "loss_head_3", **corpus, fraction=0.8)
+    assert not [*tmp_path.glob("kept*")]
+    prune(work, tmp_path / "kept", "loss_head_3", **corpus, fraction=0.4)
 
 
 def test_first_tokens_are_a_document_cut_off(work: Path) -> None:
     long = next(document for document in documents(source_of(work)) if len(document.text) > 150)
     cut = measuring.load_provider(str(work / "a.ckpt"), first_tokens=30)
-    losses, state = brute_force(work, long.text.encode()[:29].decode())  # its end is a token of 255, this one's a byte
+    losses, state = brute_force(
+        load_model(work / "a.ckpt").model, long.text.encode()[:29].decode()
+    )  # its end is a token of 255, this one's a byte
     assert cut.embed([long])[0].shape == state.shape
     whole = measuring.load_provider(str(work / "a.ckpt"))
     assert abs(cut.losses([long])[0, 0] - losses[0]) < 0.2
@@ -448,6 +514,6 @@ def test_nothing_is_overwritten(work: Path, tmp_path: Path) -> None:
     (tmp_path / "kept.parquet").write_text("mine")
     with pytest.raises(InputError, match=r"out: '.*kept\.parquet' exists already"):
         prune(work, tmp_path / "kept", "length")
-    with pytest.raises(InputError, match="--ckpt is needed"):
+    with pytest.raises(InputError, match="--ckpt or --embedder is needed"):
         corruptions_command()
     assert (tmp_path / "kept.parquet").read_text() == "mine"

@@ -11,6 +11,7 @@ from mtp_lightning.data.corpora.documents import Document
 from mtp_lightning.data.pruning.clusters import nearest, spherical_kmeans
 from mtp_lightning.data.pruning.corruptions import CORRUPTIONS
 from mtp_lightning.data.pruning.gate import Seen, corruption_table, passes, shown, unseen
+from mtp_lightning.data.pruning.record import against_planted
 from mtp_lightning.data.pruning.selection import Documents, auc, drop_by_clusters, drop_highest, random_scores
 
 NAMES = ["d", "c", "b", "a", "e"]
@@ -125,10 +126,16 @@ def test_auc_is_counted_pair_by_pair() -> None:
     assert math.isnan(auc(np.array([math.nan]), b))
 
 
+def test_what_no_score_can_say_is_null_and_not_nan() -> None:
+    planted, dropped = np.array([True, False]), np.array([True, False])
+    row = against_planted(planted, "loss_head_8", dropped, np.array([math.nan, 1.0]))
+    assert row == {"by": "loss_head_8", "precision": 1.0, "planted": 0.5, "recall": 1.0, "auc": None}
+
+
 class Counting:
     """Sees brackets: the loss is how many more are opened than closed, and so is the place. Blind: it sees nothing."""
 
-    fingerprint = "counting"
+    file = fingerprint = "counting"
     loss_names = ("head_1", "head_2")
 
     def __init__(self, sees: str) -> None:

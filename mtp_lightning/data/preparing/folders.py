@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from mtp_lightning.data.output import partial_folder
 from mtp_lightning.data.tokens.store import META_FILE
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import FileLock
@@ -18,7 +19,7 @@ from mtp_lightning.files import FileLock
 SHARDS = "data.directory: cannot write the shards to"
 
 
-def _refuse_occupied(directory: Path) -> None:
+def refuse_occupied(directory: Path) -> None:
     """
     Raises:
         InputError: the folder has something else in it than shards, which another process may just have made.
@@ -32,10 +33,10 @@ def _refuse_occupied(directory: Path) -> None:
 def work_folder(directory: Path, what: str = SHARDS) -> Iterator[Path]:
     """A folder beside `directory` (or beside a file to be made) that outlives a process which is killed, so that the
     next one goes on there; one of its own for a process that finds it in use. Gone after success, and after a failure
-    before anything was done."""
-    _refuse_occupied(directory)
-    folder = directory.with_name(f".{directory.name}.partial")
+    before anything was done; not if it was there before: the command that was killed may be another one."""
+    folder = partial_folder(directory)
     lock = FileLock(folder / "lock")
+    was_there = folder.exists()
     with writing_to(directory, what):
         folder.mkdir(parents=True, exist_ok=True)
         mine = False
@@ -49,7 +50,7 @@ def work_folder(directory: Path, what: str = SHARDS) -> Iterator[Path]:
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
     except BaseException:
-        if mine and len(list(folder.glob("*.npz"))) < 2:
+        if mine and not was_there and len(list(folder.glob("*.npz"))) < 2:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
@@ -59,7 +60,6 @@ def work_folder(directory: Path, what: str = SHARDS) -> Iterator[Path]:
 @contextmanager
 def temporary_sibling(directory: Path, what: str = SHARDS) -> Iterator[Path]:
     """A new folder beside `directory`, on the same file system; gone afterwards, unless it was renamed."""
-    _refuse_occupied(directory)
     # Not tempfile.mkdtemp: its folders are private, and shards are for all who may write beside them.
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}")
     with writing_to(directory, what):

@@ -11,7 +11,7 @@ from typing import Literal
 from mtp_lightning.data.command import CorpusKind
 from mtp_lightning.data.corpora.kept import kept_lines
 from mtp_lightning.data.corpora.source import SourceConfig
-from mtp_lightning.data.output import print_table, write_whole
+from mtp_lightning.data.output import partial_folder, print_table, write_whole
 from mtp_lightning.data.pruning.options import Choice
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
@@ -24,6 +24,7 @@ def prune_command(
     out: str | None = None,
     of: Literal["bytes", "documents"] = "bytes",
     ckpt: str | None = None,
+    embedder: str | None = None,
     alpha: float = 0.8,
     clusters: int = 100,
     first_tokens: int | None = None,
@@ -60,6 +61,8 @@ def prune_command(
         out: The list to make, JSON lines (needed); scores and reasons go to OUT.parquet. Must not exist.
         of: What the fraction is of.
         ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
+        embedder: Of scip and prototypes, in place of a checkpoint: the folder of somebody's encoder, in Hugging Face's
+            layout (config.json, tokenizer.json, *.safetensors).
         alpha: Of scip, the part of the fraction that small clusters give.
         clusters: Of scip and prototypes.
         first_tokens: Tokens of a document to look at; by default all.
@@ -87,13 +90,13 @@ def prune_command(
     """
     if by is None or fraction is None or out is None:
         raise InputError("--by, --fraction and --out are needed: what goes first, how much, and the list to make")
-    choice = Choice(by, fraction, of, ckpt, alpha, clusters, seed, first_tokens)
+    choice = Choice(by, fraction, of, ckpt, alpha, clusters, seed, first_tokens, embedder)
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
         revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
         deduplicate=deduplicate,
     )  # fmt: skip
-    from mtp_lightning.data.pruning.prune import against, choose, figures, kept, scores_of
+    from mtp_lightning.data.pruning.prune import against, choose, figures, kept, parts_left_out, scores_of
     from mtp_lightning.data.pruning.record import parquet, read_planted
     from mtp_lightning.data.pruning.score_files import measuring
     from mtp_lightning.data.pruning.survey import survey
@@ -103,7 +106,7 @@ def prune_command(
     check_value("gate_documents", gate_documents, Kept)
     record = f"{out}.parquet"
     for file in (out, record):
-        if Path(file).exists():
+        if Path(file).exists() and not partial_folder(Path(out)).exists():
             raise InputError(f"out: '{file}' exists already; remove it, or choose another file")
     check_json(json, out=out, path=path, ckpt=ckpt, planted=planted, **{"the record of out": record})
     corpus = survey(source, ShardSettings(validation_fraction, split_seed))
@@ -111,21 +114,34 @@ def prune_command(
     with measuring(Path(out), corpus) as measure:
         scores, made_by = scores_of(choice, corpus, measure, workers, gate_documents, force)
         dropped = choose(choice, corpus, scores)
+        made_by |= {"left_out": parts_left_out(choice, corpus, scores, dropped)}
         header, names = kept(choice, corpus, dropped, made_by)
-        write_whole(Path(record), parquet(corpus, scores, dropped, asdict(header)))
+        _write_once(record, parquet(corpus, scores, dropped, asdict(header)))
         try:
-            write_whole(Path(out), kept_lines(header, names))
+            _write_once(out, kept_lines(header, names).encode())
         except BaseException:
             Path(record).unlink(missing_ok=True)  # else the command is refused when it is given again
             raise
-    row = figures(choice, corpus, dropped)
-    print_table(
-        f"{out}: {len(names):,} of {len(corpus.names):,} documents are kept; why, and all scores: {record}", [row]
-    )
-    found = [] if known is None else against(choice, corpus, scores, dropped, known)
-    if found:
-        print_table(f"against the documents that {planted} names", found)
-    print(f"left out before: {corpus.account.missing() or 'nothing'}")
-    if json is not None:
-        written = {"out": out, "header": asdict(header), **row, "planted": found}
-        write_whole(Path(json), json_module.dumps(written, indent=1) + "\n")
+        row = figures(choice, corpus, dropped)
+        print_table(
+            f"{out}: {len(names):,} of {len(corpus.names):,} documents are kept; why, and all scores: {record}", [row]
+        )
+        found = [] if known is None else against(choice, corpus, scores, dropped, known)
+        if found:
+            print_table(f"against the documents that {planted} names", found)
+        print(f"left out before: {corpus.account.missing() or 'nothing'}")
+        if json is not None:
+            written = {"out": out, "header": asdict(header), **row, "planted": found}
+            write_whole(Path(json), json_module.dumps(written, indent=1) + "\n")
+
+
+def _write_once(path: str, content: bytes) -> None:
+    """What is there already was written by the same command, which was killed.
+
+    Raises:
+        InputError: it was not.
+    """
+    if not Path(path).exists():
+        write_whole(Path(path), content)
+    elif Path(path).read_bytes() != content:
+        raise InputError(f"out: '{path}' exists already, and is of another command; remove it, or choose another file")

@@ -17,6 +17,7 @@ from mtp_lightning.ranges import Count, Fraction, Kept, Seed, check_value
 
 def corruptions_command(
     ckpt: str | None = None,
+    embedder: str | None = None,
     count: int = 100,
     rate: float = 0.3,
     characters: int = 4000,
@@ -41,7 +42,9 @@ def corruptions_command(
 
     Args:
         ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken
-            (needed).
+            (needed, or an embedder).
+        embedder: In its place: the folder of somebody's encoder, in Hugging Face's layout (config.json, tokenizer.json,
+            *.safetensors), which has no losses.
         count: Training documents that are corrupted, chosen by a hash; as many others give the centroids.
         rate: Share of the places in a file that are edited (of names: of the variables), one of them at least.
         characters: Of a file, the first statements that are not longer together.
@@ -61,8 +64,8 @@ def corruptions_command(
         split_seed: As of the data that are split so.
         json: File to write the printed table to as well.
     """
-    if ckpt is None:
-        raise InputError("--ckpt is needed: whose losses and embeddings of documents to look at")
+    if (ckpt is None) == (embedder is None):
+        raise InputError("--ckpt or --embedder is needed, one of them: whose numbers of documents to look at")
     for key, value, hint in (("count", count, Kept), ("rate", rate, Rate), ("characters", characters, Count),
                              ("seed", seed, Seed), ("first_tokens", first_tokens, Count | None)):  # fmt: skip
         check_value(key, value, hint)
@@ -77,17 +80,17 @@ def corruptions_command(
     from mtp_lightning.data.pruning.survey import survey
     from mtp_lightning.data.tokens.prepare import ShardSettings
 
-    provider = load_provider(ckpt, first_tokens)
+    provider = load_provider(ckpt, first_tokens, embedder)
     corpus = survey(source, ShardSettings(validation_fraction, split_seed))
-    table = gate(provider, corpus, count, seed, rate, characters, losses=True)
+    table = gate(provider, corpus, count, seed, rate, characters, losses=bool(provider.loss_names))
     rows = [dict(shown(row)) for row in table]
     printed = [row | {"sees": "yes" if row["sees"] else "no"} for row in rows]
-    print_table(f"{ckpt}: what a corruption does to a score, and whether the score sees it", printed)
+    print_table(f"{ckpt or embedder}: what a corruption does to a score, and whether the score sees it", printed)
     verdict = {scorer: passes(table, scorer) for scorer in dict.fromkeys(row.scorer for row in table)}
     able = [scorer for scorer, passed in verdict.items() if passed]
     print(f"see at least {NEEDED} of the five: {', '.join(able) or 'none'}")
     if json is not None:
-        written = {"ckpt": ckpt, "model": provider.fingerprint, "passes": verdict, "rows": rows}
+        written = {"ckpt": ckpt, "embedder": embedder, "model": provider.fingerprint, "passes": verdict, "rows": rows}
         write_whole(Path(json), json_module.dumps(written, indent=1) + "\n")
 
 

@@ -28,6 +28,7 @@ class Choice:
     clusters: int
     seed: int
     first_tokens: int | None
+    embedder: str | None = None
 
     def __post_init__(self) -> None:
         if self.by not in BY and not re.fullmatch(r"loss_head_[1-9]\d*", self.by):
@@ -38,7 +39,12 @@ class Choice:
         for name, hint in {"fraction": Fraction, "alpha": Share, "clusters": Kept, "seed": Seed,
                            "first_tokens": Count | None}.items():  # fmt: skip
             check_value(name, getattr(self, name), hint)
-        if self.measures and self.ckpt is None:
+        if self.embedder is not None and (self.by not in CLUSTERED or self.ckpt is not None):
+            why = (
+                "--ckpt is given, too: give one of them" if self.by in CLUSTERED else f"--by {self.by} does not ask it"
+            )
+            raise InputError(f"embedder: an encoder tells the places of documents for scip and prototypes, and {why}")
+        if self.measures and self.ckpt is None and self.embedder is None:
             raise InputError(f"ckpt is missing: --by {self.by} asks a model, as --ckpt runs/small")
         if not self.measures and self.ckpt is not None:
             raise InputError(f"ckpt: --by {self.by} asks no model: leave it out")

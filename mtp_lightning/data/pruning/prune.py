@@ -1,5 +1,6 @@
 """From a corpus and a choice to what is left out of it, and what there is to say of that."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -25,11 +26,14 @@ from mtp_lightning.data.pruning.score_files import Measure, Measuring, What
 from mtp_lightning.data.pruning.selection import Documents, drop_by_clusters, drop_highest, random_scores
 from mtp_lightning.data.pruning.survey import Survey, sampled
 from mtp_lightning.errors import InputError
+from mtp_lightning.own_code import given
 from mtp_lightning.shapes import Bool
 
 GATE_CHARACTERS = 4000
 """Of a document in the table of corruptions: its first statements that are not longer together."""
 GATE_CLUSTERS = 8
+FAR_OFF = 0.2
+"""Of what was asked for: documents go as a whole, and what is left out may be another part of all."""
 
 
 def scores_of(
@@ -43,9 +47,9 @@ def scores_of(
     scores: dict[str, Any] = {"length": corpus.n_bytes[corpus.trains].astype(float)}
     if choice.by == "random":
         scores["random"] = random_scores(corpus.training_names, choice.seed, "pruned")
-    if choice.ckpt is None:
+    if not choice.measures:
         return scores, {}
-    provider = load_provider(choice.ckpt, choice.first_tokens)
+    provider = load_provider(choice.ckpt, choice.first_tokens, choice.embedder)
     made_by: dict[str, Any] = {"model": provider.fingerprint}
     what: What = "embed" if choice.by in CLUSTERED else "losses"
     if what == "embed":
@@ -55,7 +59,8 @@ def scores_of(
         made_by["gate"] = _verdict(table, choice, force)
     elif choice.column not in (known := score_names(provider.loss_names)):
         raise InputError(f"by is '{choice.by}', and this model has only {', '.join(known)}")
-    job = Measuring(provider.file, choice.first_tokens, what, provider.fingerprint)
+    ckpt = None if choice.ckpt is None else provider.file
+    job = Measuring(ckpt, choice.first_tokens, what, provider.fingerprint, choice.embedder, tuple(given))
     found = measure(job, workers)
     if what == "losses":
         return scores | named_losses(found, provider.loss_names), made_by
@@ -90,10 +95,11 @@ def _verdict(table: list[Seen], choice: Choice, force: bool) -> dict[str, Any]:
         InputError: the distances see too little, and nobody forces it.
     """
     passed = passes(table, DISTANCE)
+    asked = f"--ckpt {choice.ckpt}" if choice.embedder is None else f"--embedder {choice.embedder}"
     if not passed and not force:
         raise InputError(
             f"by is '{choice.by}', and this model's distances to centroids do not see that a file was made worse by "
-            f"{', '.join(unseen(table, DISTANCE))} (`mtp data corruptions --ckpt {choice.ckpt}` shows the table): "
+            f"{', '.join(unseen(table, DISTANCE))} (`mtp data corruptions {asked}` shows the table): "
             "prune by loss or by length, or give --force"
         )
     return {"passed": passed, "forced": not passed, "rows": [dict(shown(row)) for row in table]}
@@ -112,12 +118,43 @@ def choose(choice: Choice, corpus: Survey, scores: Scores) -> Dropped:
     return {reason: drop_highest(documents, scores[choice.column], choice.fraction)}
 
 
+def parts_left_out(choice: Choice, corpus: Survey, scores: Scores, dropped: Dropped) -> dict[str, float]:
+    """Reason -> the part of the training documents that is left out for it; a line on standard error for one that is
+    far from what was asked for.
+
+    Raises:
+        InputError: nothing is left out, or what has no score.
+    """
+    sizes = _documents(choice, corpus).sizes
+    found = {reason: float(sizes[which].sum() / sizes.sum()) for reason, which in dropped.items()}
+    asked = f"fraction is {choice.fraction}"
+    if not any(found.values()):
+        raise InputError(
+            f"{asked}: nothing would be left out, as the first to go is at least twice as much: take a larger fraction"
+            + (", or --of documents" if choice.of == "bytes" else "")
+        )
+    if choice.column in scores:
+        none = np.isnan(scores[choice.column]) & np.any(list(dropped.values()), axis=0)
+        if none.any():
+            raise InputError(
+                f"{asked}: {none.sum():,} of the documents that would be left out are too short to have a score "
+                f"{choice.column}: take a smaller fraction, or another score"
+            )
+    shares = (choice.alpha, 1 - choice.alpha) if choice.by == "scip" else (1.0,)
+    for (reason, part), share in zip(found.items(), shares):
+        wanted = share * choice.fraction
+        if abs(part - wanted) > FAR_OFF * wanted:
+            text = f"{asked}, and {part:.3g} of the {choice.of} are left out as {reason}, for {wanted:.3g}"
+            print(f"warning: {text}: documents go as a whole", file=sys.stderr)
+    return found
+
+
 def kept(choice: Choice, corpus: Survey, dropped: Dropped, made_by: Mapping[str, Any]) -> tuple[KeptHeader, list[str]]:
     """(the first line of the list, the names)."""
     out = np.any(list(dropped.values()), axis=0)
     gone = {name for name, is_out in zip(corpus.training_names, out.tolist()) if is_out}
     names = [name for name in corpus.names if name not in gone]
-    chosen = {key: value for key, value in asdict(choice).items() if key != "ckpt"} | dict(made_by)
+    chosen = {key: value for key, value in asdict(choice).items() if key not in ("ckpt", "embedder")} | dict(made_by)
     settings = corpus.settings
     header = KeptHeader(
         FORMAT, corpus.corpus, len(corpus.names), len(names), settings.validation_fraction, settings.split_seed, chosen

@@ -3,6 +3,7 @@ to be bad."""
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,11 @@ def against_planted(
     """A row: of what is dropped, the share that is planted (`precision`; by chance it is `planted`), of what is planted
     the share that is dropped (`recall`), and how often a planted document scores above another (`auc`)."""
     found = int((planted & dropped).sum())
+    known = None if score is None else auc(score[planted], score[~planted])
     return {
         "by": name,
         "precision": round(found / int(dropped.sum()), 4) if dropped.any() else None,
         "planted": round(float(planted.mean()), 4),
         "recall": round(found / int(planted.sum()), 4),
-        "auc": None if score is None else round(auc(score[planted], score[~planted]), 4),
+        "auc": None if known is None or math.isnan(known) else round(known, 4),
     }

@@ -12,9 +12,10 @@ import numpy as np
 from mtp_lightning.data.corpora.documents import Document
 from mtp_lightning.data.preparing.folders import progress, work_folder, writing_to
 from mtp_lightning.data.preparing.pieces import Arrays, Work, read_arrays, to_files
-from mtp_lightning.data.pruning.measuring import CheckpointProvider, load_provider
+from mtp_lightning.data.pruning.measuring import Provider, load_provider
 from mtp_lightning.data.pruning.survey import Survey
 from mtp_lightning.errors import InputError
+from mtp_lightning.own_code import import_own
 from mtp_lightning.shapes import Float
 
 What = Literal["losses", "embed"]
@@ -25,12 +26,15 @@ _WRITES = "out: cannot write"
 
 @dataclass(frozen=True)
 class Measuring:
-    """The job that measures documents by a checkpoint."""
+    """The job that measures documents by a checkpoint, or an encoder."""
 
-    ckpt: str
+    ckpt: str | None
     first_tokens: int | None
     what: What
     fingerprint: str
+    embedder: str | None = None
+    imports: tuple[str, ...] = ()
+    """Modules of the user's own that the checkpoint may ask for: another process has not imported them."""
 
     @property
     def made_by(self) -> str:
@@ -41,13 +45,16 @@ class Measuring:
         Raises:
             InputError: the checkpoint is another one by now.
         """
-        provider = load_provider(self.ckpt, self.first_tokens)
+        for module in self.imports:
+            import_own(module)
+        provider = load_provider(self.ckpt, self.first_tokens, self.embedder)
         if provider.fingerprint != self.fingerprint:
-            raise InputError(f"ckpt: '{self.ckpt}' has changed since the command began")
+            what = f"embedder: '{self.embedder}'" if self.ckpt is None else f"ckpt: '{self.ckpt}'"
+            raise InputError(f"{what} has changed since the command began")
         return partial(_measured, provider, self.what)
 
 
-def _measured(provider: CheckpointProvider, what: What, documents: list[Document]) -> Arrays:
+def _measured(provider: Provider, what: What, documents: list[Document]) -> Arrays:
     return {what: provider.losses(documents) if what == "losses" else provider.embed(documents)}
 
 

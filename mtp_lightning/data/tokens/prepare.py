@@ -21,7 +21,7 @@ from mtp_lightning.data.corpora.documents import Document, documents, refuse_los
 from mtp_lightning.data.corpora.kept import check_split
 from mtp_lightning.data.corpora.source import PAIRS, SourceConfig
 from mtp_lightning.data.preparing.chunks import Chunk, make_chunk, read_chunk, split_threshold, tokenize_to_files
-from mtp_lightning.data.preparing.folders import progress, temporary_sibling, work_folder, writing_to
+from mtp_lightning.data.preparing.folders import progress, refuse_occupied, temporary_sibling, work_folder, writing_to
 from mtp_lightning.data.tokens.store import FORMAT, META_FILE, SPLITS, ShardsMeta, Split, SplitMeta, read_meta
 from mtp_lightning.data.tokens.tokenizer import Tokenizer, begin_ids
 from mtp_lightning.data.tokens.tokenizing import Tokenized
@@ -132,6 +132,7 @@ def prepare_shards(
     Raises:
         InputError: as of `write_shards`.
     """
+    refuse_occupied(directory)
     dtype = smallest_dtype(tokenizer.vocab_size)
     with work_folder(directory) as folder, progress() as report:
         writing = partial(writing_to, directory)
@@ -167,6 +168,7 @@ def write_shards(
         while some := list(islice(left, _DOCUMENTS)):
             yield make_chunk(some, dtype, settings.split_seed)
 
+    refuse_occupied(directory)
     with temporary_sibling(directory) as temporary:
         return _write(temporary, directory, chunks, tokenizer, description, settings, account, answers)
 
