@@ -3,6 +3,7 @@ however many rows are computed together; and what happens where nothing can be c
 
 import json
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mtp_lightning.checkpoints.files import LoadedModel, save_safetensors
 from mtp_lightning.cli import main
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.decoding.choosing import Sampling
-from mtp_lightning.decoding.compiled import compiler
+from mtp_lightning.decoding.compiled import compiler, layers
 from mtp_lightning.decoding.compiled.compiler import LONG, kernels, wanted
 from mtp_lightning.decoding.compiled.layers import CompiledLinear, seconds
 from mtp_lightning.decoding.engine import Engine
@@ -84,6 +85,10 @@ def test_every_backbone_has_the_logits_of_torchs_layers(name: str) -> None:
 )
 def test_a_row_has_the_same_bits_with_any_others(dtype: torch.dtype, backbone: dict[str, Any]) -> None:
     """So no draft can change a text, nor can the rest of a batch; near ties fall as they do without."""
+    check_rows(dtype, backbone)
+
+
+def check_rows(dtype: torch.dtype, backbone: dict[str, Any]) -> None:
     model = random_model(HeadsConfig(n_future=4), 3, **{"dim": 64, "ffn_dim": 96} | backbone)
     engine = Engine(model, dtype=dtype, compiled=True)
     text_BT = torch.randint(0, 16, (3, 50))
@@ -118,6 +123,25 @@ def test_rounded_weights_are_those_of_bfloat16() -> None:
     expected = x.double() @ weight.double().T + 1
     out = CompiledLinear(weight, torch.float32, torch.ones(21))(x)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are of x86")
+@pytest.mark.parametrize("flag", ["-mno-avx512f", "-mno-fma", "-mno-avx"])
+def test_shorter_vectors_compute_the_same(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other processors are compiled for."""
+    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-mno-avx512f", flag))
+    library = kernels.__wrapped__()
+    assert library is not None
+    assert library.mtp_panel() == (8 if flag == "-mno-avx" else 16)
+    monkeypatch.setattr(layers, "kernels", lambda: library)
+    test_rounded_weights_are_those_of_bfloat16()
+    for backbone in ({"n_heads": 4}, {"head_dim": 64}, BACKBONES["wide heads"]):
+        for dtype in (torch.float32, torch.bfloat16):
+            check_rows(dtype, backbone)
+    for name in BACKBONES:
+        test_every_backbone_has_the_logits_of_torchs_layers(name)
 
 
 @needs_compiler

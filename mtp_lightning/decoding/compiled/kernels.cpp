@@ -7,12 +7,14 @@
 // So a text that was drafted and verified is plain decoding's to the last bit.
 //
 // Weights lie in panels of PANEL outputs, (O / PANEL, I, PANEL): one input times one vector of weights feeds PANEL sums
-// at once, no sum ever crosses a vector, and the weights are one stream that is read once for up to ROWS rows.
+// at once, no sum ever crosses a vector, and the weights are one stream that is read once for up to ROWS rows. A word of
+// two bfloat16 holds those of outputs j and LANES + j, so that a shift and a mask make floats of a vector of words.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <ctime>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX__)
@@ -37,8 +39,8 @@ constexpr int WIDE = LANES == 16 ? 4 : 2;  // vectors of a value that are summed
 
 typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "of two bfloat16 the first is a word's lower half");
 
 extern "C" {
 
@@ -102,11 +104,15 @@ float* scratch(std::vector<float>& kept, int64_t count) {
 }
 
 inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
-inline Vec load(const uint16_t* from) {
-  return Vec(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16);
-}
 inline void store(float* to, Vec x) { *reinterpret_cast<Vec*>(to) = x; }
 inline Vec all(float x) { return x - Vec{}; }
+
+// The weights of one input.
+inline void load_panel(const float* from, Vec& low, Vec& high) { low = load(from), high = load(from + LANES); }
+inline void load_panel(const uint16_t* from, Vec& low, Vec& high) {
+  const Words both = *reinterpret_cast<const Words*>(from);
+  low = Vec(both << 16), high = Vec(both & 0xffff0000u);
+}
 
 inline Vec fused(Vec a, Vec b, Vec c) {  // a b + c, rounded once where the processor can
 #if defined(__AVX512F__)
@@ -134,6 +140,31 @@ inline float sum(Vec x) {  // pairs of lanes, pairs of pairs, ..
   for (int width = LANES / 2; width; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
+}
+
+// Of lanes in groups of G the first half of each group + its second half; those of a, then those of b.
+template <int G, int... I>
+inline Vec halves(Vec a, Vec b, std::integer_sequence<int, I...>) {
+  constexpr int half = G / 2;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (I / half * G + I % half)...) +
+         __builtin_shufflevector(a, b, (I / half * G + I % half + half)...);
+#else
+  return __builtin_shuffle(a, b, Ints{(I / half * G + I % half)...}) +
+         __builtin_shuffle(a, b, Ints{(I / half * G + I % half + half)...});
+#endif
+}
+
+// Lane k: `sum` of x[k], added in the same order. x is G vectors whose sums are in groups of G lanes, and is overwritten.
+template <int G = LANES>
+inline Vec sums(Vec* x) {
+  if constexpr (G == 1) {
+    return x[0];
+  } else {
+#pragma GCC unroll 8
+    for (int k = 0; k < G / 2; ++k) x[k] = halves<G>(x[2 * k], x[2 * k + 1], std::make_integer_sequence<int, LANES>{});
+    return sums<G / 2>(x);
+  }
 }
 
 inline Vec exponential(Vec x) {  // Cephes' expf: 2^n e^r, |r| <= ln 2 / 2
@@ -177,7 +208,8 @@ void panels(const W* weight, const Job& job) {
       for (int p = 0; p < P; ++p) {
         const W* at = weight + (p * inputs + i) * PANEL;
         if constexpr (P == 1) __builtin_prefetch(at + AHEAD * PANEL);  // several streams come by themselves
-        const Vec low = load(at), high = load(at + LANES);
+        Vec low, high;
+        load_panel(at, low, high);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
           const Vec input = all(job.x[r * inputs + i]);
@@ -259,6 +291,21 @@ float dot(const float* a, const float* b, int64_t count) {
   return sum(total) + rest;
 }
 
+// `dot` of a query and each of LANES keys, to the last bit.
+inline Vec dots(const float* q, const float* keys, int64_t E) {
+  Vec totals[LANES];
+  float rests[LANES];
+  for (int k = 0; k < LANES; ++k, keys += E) {
+    Vec total = {};
+    int64_t e = 0;
+    for (; e + LANES <= E; e += LANES) total = fused(load(q + e), load(keys + e), total);
+    float rest = 0;
+    for (; e < E; ++e) rest = fused(q[e], keys[e], rest);
+    totals[k] = total, rests[k] = rest;
+  }
+  return sums(totals) + load(rests);
+}
+
 void norm(const float* x, int64_t dim, float floor, float* out) {
   const float scale = 1.0f / std::sqrt(dot(x, x, dim) + floor * floor);
   for (int64_t i = 0; i < dim; ++i) out[i] = x[i] * scale;
@@ -291,7 +338,10 @@ void attend(const Query* queries, const float* keys, const float* values, int64_
   const float scale = 1.0f / std::sqrt(float(E));
   const int64_t count = end - first, padded = (count + LANES - 1) / LANES * LANES;
   float inverse[N];
-  for (int64_t s = 0; s < count; ++s)
+  int64_t s = 0;
+  for (; s + LANES <= count; s += LANES)
+    for (int n = 0; n < N; ++n) store(queries[n].scores + s, dots(queries[n].q, keys + (first + s) * E, E) * scale);
+  for (; s < count; ++s)
     for (int n = 0; n < N; ++n) queries[n].scores[s] = dot(queries[n].q, keys + (first + s) * E, E) * scale;
   for (int n = 0; n < N; ++n) {
     float* scores = queries[n].scores;

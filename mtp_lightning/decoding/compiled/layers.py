@@ -199,14 +199,15 @@ def seconds(count: bool) -> tuple[float, float, float]:
 
 
 def _panels(weight_OI: Tensor) -> Tensor:
-    """(O / PANEL, I, PANEL), with rows of zeros at the end."""
+    """(O / PANEL, I, PANEL), with rows of zeros at the end; of bfloat16 with the two halves of a panel by turns."""
     library = kernels()
     assert library is not None
     panel = library.mtp_panel()
     O, I = weight_OI.shape  # noqa: E741
     padded = weight_OI.new_zeros(-(-O // panel) * panel, I)
     padded[:O] = weight_OI
-    return padded.view(-1, panel, I).transpose(1, 2).contiguous()
+    parts = 2 if weight_OI.dtype == torch.bfloat16 else 1
+    return padded.view(-1, parts, panel // parts, I).permute(0, 3, 2, 1).contiguous()
 
 
 def _both(k: QKV, v: QKV, dtype: torch.dtype) -> CompiledLinear:
