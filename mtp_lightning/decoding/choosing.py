@@ -27,6 +27,8 @@ COLDEST = 1e-6
 """Below it sampling is greedy, as it is but for ties; divided by much less, logits overflow."""
 TINY = torch.finfo(torch.float32).tiny
 """The least value of noise before it is divided by, or its logarithm is taken."""
+FEW = 2
+"""Rows that Python compares sooner than ten small operations of torch do, whose code is cold after a forward."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ class Chooser:
         chosen_BM = self._scores(logits_BMV, rows, targets, depths).argmax(-1)
         if tree.size == 1:  # plain decoding: nothing to verify
             return Verdict(torch.ones_like(chosen_BM[:, 0]), chosen_BM[:, 0], None)
+        if tree.is_chain and len(block_BM) <= FEW and block_BM.device.type == "cpu":
+            chosen = chosen_BM.tolist()
+            accepted = [_agreed(*row) for row in zip(block_BM.tolist(), chosen)]
+            certain = [row[count - 1] for row, count in zip(chosen, accepted)]
+            return Verdict(torch.tensor(accepted), torch.tensor(certain), None)
         if tree.is_chain:
             right_BM = (block_BM[:, 1:] == chosen_BM[:, :-1]).cumprod(dim=1)
             accepted_B = 1 + right_BM.sum(dim=1)
@@ -221,6 +228,14 @@ class Ratio(Chooser):
         """Fresh noise, each row from its own generator."""
         drawn = [self.q_BJV.new_empty(shape).exponential_(generator=g) for g in self.generators[rows]]
         return torch.stack(drawn).clamp_(min=TINY)
+
+
+def _agreed(block: Sequence[int], chosen: Sequence[int]) -> int:
+    """How many tokens of a chain are right, the certain one included."""
+    count = 1
+    while count < len(block) and block[count] == chosen[count - 1]:
+        count += 1
+    return count
 
 
 def make_chooser(sampling: Sampling) -> Chooser:

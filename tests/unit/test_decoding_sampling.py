@@ -15,9 +15,10 @@ from test_decoding import random_model
 from torch import Tensor
 
 from mtp_lightning.decoding import choosing
-from mtp_lightning.decoding.choosing import Ratio, Sampling, Verdict
+from mtp_lightning.decoding.choosing import FEW, Chooser, Ratio, Sampling, Verdict
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import HeadsUsed, generate
+from mtp_lightning.decoding.positions import Tree
 from mtp_lightning.decoding.reference import head_logits
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
@@ -55,6 +56,19 @@ def by_definition(logits: Sequence[float], sampling: Sampling) -> list[float]:
         least = next((x for x, share in nucleus(scaled) if share >= sampling.top_p), OUT)
         scaled = [x if x >= least else OUT for x in scaled]
     return scaled
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 999), rows=st.integers(1, FEW), size=st.integers(2, 8))
+def test_few_rows_are_verified_as_many_are(seed: int, rows: int, size: int) -> None:
+    """Few by Python, many by tensors."""
+    torch.manual_seed(seed)
+    many = FEW + 1
+    block_BM, logits_BMV = torch.randint(0, 2, (many, size)), torch.randn(many, size, 2)
+    of_many = Chooser().verify(block_BM, logits_BMV, Tree.chain(size), slice(0, many), [0] * many)
+    of_few = Chooser().verify(block_BM[:rows], logits_BMV[:rows], Tree.chain(size), slice(0, rows), [0] * rows)
+    assert torch.equal(of_few.accepted_B, of_many.accepted_B[:rows])
+    assert torch.equal(of_few.certain_B, of_many.certain_B[:rows])
 
 
 @settings(max_examples=150, deadline=None)
