@@ -17,6 +17,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from mtp_lightning.errors import InputError
 
 
+def cache_folder() -> Path | None:
+    """`~/.cache/mtp_lightning`, by the XDG base directory specification; None where the user has no home folder."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtp_lightning"
+    except RuntimeError:
+        return None
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 

@@ -93,12 +93,6 @@ class Store:
             print(f"warning: {self.file.parent}: {error.strerror}; nothing is remembered", file=sys.stderr)
 
 
-def cache_folder() -> Path:
-    """`~/.cache/mtp_lightning/configurations`, by the XDG base directory specification."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mtp_lightning" / "configurations"
-
-
 def _code() -> str:
     """Everything that defaults and checks come from, as of now."""
     sources = [path for folder in (PACKAGE, PACKAGE.parent / "callbacks") for path in sorted(folder.rglob("*.py"))]

@@ -11,8 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mtp_lightning.config.config_cache import cache_folder
-from mtp_lightning.files import DamagedError, read_state, write_text
+from mtp_lightning.files import DamagedError, cache_folder, read_state, write_text
 from mtp_lightning.model.initial import CELL
 
 _CHECKPOINTS = ("checkpoints/*.ckpt", "*.ckpt")
@@ -52,13 +51,16 @@ def weights_content(path: str) -> str:
 @cache
 def _content(path: str, files: tuple[str, ...]) -> str:
     name = hashlib.sha256("\n".join(files).encode()).hexdigest()[:24]
-    known = cache_folder().parent / "weights" / name
-    remembered = _remembered(known)
+    folder = cache_folder()
+    known = None if folder is None else folder / "weights" / name
+    remembered = None if known is None else _remembered(known)
     if files and remembered is not None:
         return remembered
     from mtp_lightning.checkpoints.initial import digest_of  # and torch, which most plans do without
 
     found = digest_of(Path(path))
+    if known is None:
+        return found
     try:
         known.parent.mkdir(parents=True, exist_ok=True)
         write_text(known, found)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.config.cell import command
-from mtp_lightning.config.config_cache import cache_folder
 from mtp_lightning.config.keys.missing_files import said_of_missing
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError, UnavailableError
-from mtp_lightning.files import check_json
+from mtp_lightning.files import cache_folder, check_json
 from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.equal_training import parse_at
 from mtp_lightning.grid.report.stages import report_stages
@@ -278,7 +277,8 @@ class Grid:
 
     @cached_property
     def _loaded(self) -> tuple[GridSpec, list[Cell], Resolver]:
-        resolver = Resolver(cache_folder())
+        folder = cache_folder()
+        resolver = Resolver(None if folder is None else folder / "configurations")
         spec, cells = load_cells(Path(self.file), resolver, self.folder, self.overrides)
         resolver.remember()
         return spec, cells, resolver

@@ -1,8 +1,8 @@
 """Compiled layers against torch's: the same texts, whatever the heads, the batch and the way of choosing; the same bits
 however many rows are computed together; and what happens where nothing can be compiled."""
 
+import ctypes
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -257,17 +257,56 @@ def test_a_library_that_others_may_have_written_is_not_loaded(tmp_path: Path) ->
     assert not compiler._is_ours(file)
 
 
-def test_a_cache_folder_that_cannot_be_written_costs_another_compilation(
-    fresh: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    (tmp_path / "cache").write_text("a file")
-    built: list[Path] = []
+class Loaded(ctypes.CDLL):
+    """A library in name alone."""
+
+    def __init__(self, name: str) -> None:
+        self.file = Path(name)
+        assert self.file.is_file()
+
+
+@pytest.fixture
+def built(fresh: pytest.MonkeyPatch) -> list[Path]:
+    """What is built, in place of libraries."""
+    files: list[Path] = []
+
+    def build(compiler: str, file: Path) -> Path:
+        files.append(file)
+        file.touch(0o700)
+        return file
+
     fresh.setattr(compiler, "_compiler", lambda: "c++")
-    fresh.setattr(compiler, "_build", lambda name, file: built.append(file) or file)
-    assert compiler._library() == built[0]
+    fresh.setattr(compiler, "_identity", lambda compiler: "0123")
+    fresh.setattr(compiler, "_build", build)
+    fresh.setattr(compiler.ctypes, "CDLL", Loaded)
+    return files
+
+
+@pytest.mark.parametrize("home", ["a file", "none"])
+def test_without_a_folder_to_keep_it_each_process_compiles_and_leaves_nothing(
+    built: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, request: pytest.FixtureRequest, home: str
+) -> None:
+    if home == "none":
+        request.getfixturevalue("homeless")
+    else:
+        (tmp_path / "cache").write_text(home)
+    compiler._library()
     assert not built[0].is_relative_to(tmp_path / "cache")
-    assert "compiled layers are not kept" in capsys.readouterr().err
-    os.rmdir(built[0].parent)
+    assert not built[0].parent.exists()
+    assert capsys.readouterr().err.count("compiled layers are not kept") == 1
+
+
+def test_a_library_in_a_folder_that_can_only_be_read_is_used(
+    fresh: pytest.MonkeyPatch, built: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler._library()
+
+    def read_only(**_: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    fresh.setattr(compiler.tempfile, "TemporaryFile", read_only)
+    assert [compiler._library().file] == built  # type: ignore[attr-defined]
+    assert not capsys.readouterr().err
 
 
 def test_another_processor_or_source_has_a_library_of_its_own(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -67,7 +67,11 @@ def test_a_cache_of_another_shape_is_made_again(
 
 
 def test_without_a_place_for_a_cache_it_goes_on(
-    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -76,12 +80,7 @@ def test_without_a_place_for_a_cache_it_goes_on(
     assert "not kept for the next time: [Errno 20] Not a directory" in capsys.readouterr().err
     scores(task, sandbox, "    return a + b\n")
     assert capsys.readouterr().err == "", "run once"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-
-    def unknown() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", unknown)
+    request.getfixturevalue("homeless")
     assert scores(humaneval(tmp_path / "plus.jsonl"), sandbox, "    return a + b\n")[0].passed["plus"]
     assert "home directory" in capsys.readouterr().err
 

@@ -44,6 +44,12 @@ def test_plan_shows_what_would_happen_and_writes_nothing(tmp_path: Path, capsys:
     ]
 
 
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_folder_it_plans(tmp_path: Path) -> None:
+    grid_file(tmp_path)
+    assert grid_in(tmp_path).plan() == 0
+
+
 def test_overrides_on_the_command_line_are_on_top_of_the_files(tmp_path: Path) -> None:
     """Other cells than without, checked like the file's own."""
     grid_file(tmp_path)

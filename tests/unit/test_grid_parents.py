@@ -65,6 +65,14 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
     assert reads == 1
 
 
+def test_without_a_home_folder_it_is_read_each_time(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path = write(tmp_path / "a.safetensors", 1)
+    kept = weights_identity(path)
+    initial_weights._content.cache_clear()
+    request.getfixturevalue("homeless")
+    assert weights_identity(path) == kept
+
+
 def test_weights_that_are_not_there_are_refused() -> None:
     with pytest.raises(InputError, match=r"model\.init\.path: there is no run, checkpoint or .* 'nothing'"):
         identity(config("nothing"))

@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+from mtp_lightning.files import cache_folder
+
 Compile = Literal["auto"] | bool
 """auto: for long work. true: wherever there is a compiler. Decoding goes on without where there is none."""
 LONG = 4000
@@ -38,7 +40,7 @@ def wanted(compile: Compile, device: torch.device, forwards: int) -> bool:
 def kernels() -> ctypes.CDLL | None:
     """None where they cannot be had, which is said once."""
     try:
-        library = ctypes.CDLL(str(_library()))
+        library = _library()
     except (OSError, subprocess.SubprocessError) as error:
         print(f"warning: decoding goes on without compiled layers: {error}", file=sys.stderr)
         return None
@@ -47,18 +49,24 @@ def kernels() -> ctypes.CDLL | None:
     return library
 
 
-def _library() -> Path:
-    """
+def _library() -> ctypes.CDLL:
+    """Kept in `~/.cache/mtp_lightning/kernels`, where that can be read or written.
+
     Raises:
-        OSError: no compiler.
-        CalledProcessError: it fails.
+        OSError: no compiler, or it fails.
+        CalledProcessError: it does not say its version.
     """
-    compiler = _compiler()
-    folder = _folder()
+    compiler, folder = _compiler(), cache_folder()
     if folder is None:
-        return _build(compiler, Path(tempfile.mkdtemp(prefix="mtp_kernels_")) / "decoding.so")
-    file = folder / f"decoding-{_identity(compiler)}.so"
-    return file if file.exists() and _is_ours(file) else _build(compiler, file)
+        _not_kept("there is no home folder")
+    else:
+        file = folder / "kernels" / f"decoding-{_identity(compiler)}.so"
+        if _is_ours(file):
+            return ctypes.CDLL(str(file))
+        if _can_be_written(file.parent):
+            return ctypes.CDLL(str(_build(compiler, file)))
+    with tempfile.TemporaryDirectory(prefix="mtp_kernels_") as name:  # what is loaded needs its file no more
+        return ctypes.CDLL(str(_build(compiler, Path(name) / "decoding.so")))
 
 
 def _compiler() -> str:
@@ -84,21 +92,26 @@ def _processor() -> bytes:
     return b"\n".join(sorted({line for line in lines if line.lower().startswith((b"flags", b"features", b"model"))}))
 
 
-def _folder() -> Path | None:
-    """`~/.cache/mtp_lightning/kernels`, by the XDG base directory specification; None where it cannot be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtp_lightning" / "kernels"
+def _can_be_written(folder: Path) -> bool:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            return True
     except OSError as error:
-        print(f"warning: {folder}: {error.strerror}; compiled layers are not kept", file=sys.stderr)
-        return None
+        _not_kept(f"{folder}: {error.strerror}")
+        return False
+
+
+def _not_kept(why: str) -> None:
+    print(f"warning: {why}; compiled layers are not kept", file=sys.stderr)
 
 
 def _is_ours(file: Path) -> bool:
-    """A library is code: one that others may have written is made again."""
-    stats = [file.stat(), file.parent.stat()]
+    """A library is code: one that others may have written is made again, as is one that is missing."""
+    try:
+        stats = [file.stat(), file.parent.stat()]
+    except OSError:
+        return False
     return all(stat.st_uid == os.getuid() and not stat.st_mode & 0o022 for stat in stats)
 
 
