@@ -49,12 +49,17 @@ TIE = 1e-5
 NEVER_MERGED = "\u00ff \u00ff"
 """Two bytes 255, which no UTF-8 has: llama.cpp wants a list of merges, and an empty one is not written."""
 
+BY_CONTEXT = ("single_word", "lstrip", "rstrip")
+"""Flags of an added token that make it depend on what is around it, which GGUF does not hold."""
+
 
 class Vocabulary(NamedTuple):
     """What GGUF says of a tokenizer."""
 
     tokens: list[str]
     special: set[int]
+    whole: set[int]
+    """Added tokens that a text can write: they are cut out of it before anything else."""
     merges: list[str]
     end: int
 
@@ -119,16 +124,19 @@ def vocabulary_of(tokenizer: "Tokenizer", vocab_size: int) -> Vocabulary | None:
         tokens = byte_alphabet()
         tokens[tokenizer.eos_id] = END_OF_BYTES
         tokens += STARCODER if "infilling" in state else ()
-        return Vocabulary(tokens, {*range(tokenizer.eos_id, len(tokens))}, [NEVER_MERGED], tokenizer.eos_id)
+        return Vocabulary(tokens, {*range(tokenizer.eos_id, len(tokens))}, set(), [NEVER_MERGED], tokenizer.eos_id)
     described = json.loads(state["json"])
     if not _is_gpt2(described):
         return None
     known = {number: token for token, number in described["model"]["vocab"].items()}
-    added = {token["id"]: token["content"] for token in described.get("added_tokens", [])}
-    special = {token["id"] for token in described.get("added_tokens", []) if token["special"]}
+    extra = described.get("added_tokens", [])
+    if any(token.get(flag) for token in extra for flag in BY_CONTEXT if not token["special"]):
+        return None
+    added = {token["id"]: token["content"] for token in extra}
+    special = {token["id"] for token in extra if token["special"]}
     tokens = [(known | added).get(i, f"[unused{i}]") for i in range(vocab_size)]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in described["model"]["merges"]]
-    return Vocabulary(tokens, special, merges or [NEVER_MERGED], tokenizer.eos_id)
+    return Vocabulary(tokens, special, {*added} - special, merges or [NEVER_MERGED], tokenizer.eos_id)
 
 
 def _is_gpt2(described: Mapping[str, Any]) -> bool:
@@ -184,8 +192,9 @@ def write_gguf(
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
         writer.add_token_list(vocabulary.tokens)
-        kinds = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
-        writer.add_token_types([kinds[i in vocabulary.special] for i in range(len(vocabulary.tokens))])
+        kinds = dict.fromkeys(vocabulary.special, gguf.TokenType.CONTROL)
+        kinds |= dict.fromkeys(vocabulary.whole, gguf.TokenType.USER_DEFINED)
+        writer.add_token_types([kinds.get(i, gguf.TokenType.NORMAL) for i in range(len(vocabulary.tokens))])
         writer.add_token_merges(vocabulary.merges)
         writer.add_eos_token_id(vocabulary.end)
         writer.add_add_bos_token(begins is not None)

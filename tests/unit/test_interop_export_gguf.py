@@ -18,7 +18,7 @@ from mtp_lightning.cli import main
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from mtp_lightning.errors import InputError, UnprovenError
 from mtp_lightning.interop import llama_cpp_model
-from mtp_lightning.interop.export_gguf import export_llama, prove, tensors_of, vocabulary_of
+from mtp_lightning.interop.export_gguf import Vocabulary, export_llama, prove, tensors_of, vocabulary_of, write_gguf
 from mtp_lightning.interop.export_meta import SCALED, meta_logits
 from mtp_lightning.model.config import HeadsConfig, RopeScaling
 from mtp_lightning.model.rope import rope_frequencies
@@ -111,6 +111,36 @@ def test_a_tokenizer_that_cuts_words_otherwise_is_left_out() -> None:
     assert (found.merges, found.special, found.end) == (["a b"], {3}, 3)
     assert made(pre_tokenizers.Whitespace()) is None
     assert made(pre_tokenizers.ByteLevel(add_prefix_space=True)) is None
+
+
+def test_an_added_token_that_a_text_can_write_is_cut_out_of_it_whole() -> None:
+    """llama.cpp looks for USER_DEFINED in every text, for CONTROL in none, and makes NORMAL of merges alone."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    def made(**flags: bool) -> HuggingFaceTokenizer:
+        tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+        tokenizer.add_tokens([AddedToken("aba", **flags)])
+        return HuggingFaceTokenizer(tokenizer.to_str())
+
+    assert made().encode("ababa<|endoftext|>") == [4, 1, 0], "before merges"
+    found = vocabulary_of(made(), 6)
+    assert found is not None
+    assert (found.special, found.whole) == ({3}, {4})
+    for flag in ("lstrip", "rstrip", "single_word"):
+        assert vocabulary_of(made(**{flag: True}), 6) is None
+
+
+@needs_gguf
+def test_kinds_of_tokens_are_gguf_s(tmp_path: Path) -> None:
+    import gguf
+
+    model = trained(HeadsConfig())
+    vocabulary = Vocabulary([*"abcd"], {1}, {2}, ["a b"], 1)
+    write_gguf(tmp_path / "m.gguf", model, export_llama(model), 64, vocabulary, None)
+    field = gguf.GGUFReader(tmp_path / "m.gguf").get_field("tokenizer.ggml.token_type")
+    assert [gguf.TokenType(kind).name for kind in field.contents()] == ["NORMAL", "CONTROL", "USER_DEFINED", "NORMAL"]
 
 
 def test_bad_calls_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
