@@ -14,8 +14,8 @@ from mtp_lightning.tracking.patience import PATIENCE, StoreAwayError, with_patie
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 """What MLflow takes in one call."""
-ENOUGH = 500
-"""Points that are written without waiting for the clock."""
+ENOUGH = 900
+"""Points that are written without waiting for the clock: with those of one step more they are still one call."""
 TOO_MANY = 100_000
 """Points that may wait in memory, some 30 MB."""
 BRIEFLY = 1.0
@@ -26,7 +26,7 @@ never answers costs a tenth of the time."""
 
 
 class RunWriter:
-    """A call on SQLite costs some 20 ms whether it writes one point or a thousand, so points wait in memory.
+    """A call on SQLite costs 5 to 7 ms and 0.06 ms a point, so points wait in memory.
 
     While a server is away, training goes on and points wait on. `keep` puts them into a file, from which an attempt
     that is started later sends them first; `flush` insists.

@@ -75,13 +75,13 @@ def data() -> "DataLoader[torch.Tensor]":
 def test_points_wait_and_go_together_a_thousand_a_call() -> None:
     client = CountingClient()
     sink = writer(client)
-    for step in range(99):
-        sink.log_metrics({f"m{i}": 0.0 for i in range(5)}, step)
-    assert client.batches == []  # 495 points
-    sink.log_metrics({f"m{i}": 0.0 for i in range(5)}, 99)
-    assert [len(batch) for batch in client.batches] == [500]
+    for step in range(81):
+        sink.log_metrics({f"m{i}": 0.0 for i in range(11)}, step)
+    assert client.batches == []  # 891 points
+    sink.log_metrics({f"m{i}": 0.0 for i in range(11)}, 81)
+    assert [len(batch) for batch in client.batches] == [902], "one call, not one more for what is above a round number"
     sink.log_metrics({f"n{i}": 0.0 for i in range(2500)}, 0)
-    assert [len(batch) for batch in client.batches] == [500, 1000, 1000, 500]
+    assert [len(batch) for batch in client.batches] == [902, 1000, 1000, 500]
     sink.flush()
     assert len(client.batches) == 4
 
