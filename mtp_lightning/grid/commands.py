@@ -346,7 +346,8 @@ class Grid:
             say(f"warning: from the cells' files alone: {slurm_problem}", error=True)
 
     def _warn_of_missing(self, cells: Sequence[Cell]) -> None:
-        if missing := said_of_missing(cell.config for cell in cells):
+        on_nodes = any(one.grid == self.spec.name for one in self.submissions.read())  # a corpus may lie on these alone
+        if missing := said_of_missing((cell.config for cell in cells), lists_alone=on_nodes):
             say(f"warning: {missing}", error=True)
 
     def _settle(self, rows: Sequence[CellStatus]) -> None:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from mtp_lightning.cli import main
-from mtp_lightning.data.corpora.documents import documents
+from mtp_lightning.data.corpora.documents import Document, documents
 from mtp_lightning.data.corpora.kept import read_kept
 from mtp_lightning.data.preparing import pieces
 from mtp_lightning.data.pruning.measuring import EncoderProvider
@@ -80,6 +80,30 @@ def test_a_documents_place_is_the_mean_of_the_last_states(encoder: Path, work: P
     assert provider.fingerprint != EncoderProvider(encoder, 3).fingerprint
 
 
+def test_half_a_character_is_a_question_mark(encoder: Path) -> None:
+    odd, plain = (Document("d", f"x = '{text}'") for text in ("\ud83d", "?"))
+    np.testing.assert_array_equal(*EncoderProvider(encoder).embed([odd, plain]))
+
+
+@pytest.mark.parametrize(
+    "more", [{"_attn_implementation": "somebody/kernel"}, {"auto_map": {"AutoModel": "x.X", "AutoConfig": "x.Y"}}]
+)
+def test_nothing_that_its_files_name_is_run(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoder, folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    (folder / "x.py").write_text(
+        "open('executed', 'w').close()\nfrom transformers import BertModel as X, BertConfig as Y\n"
+    )
+    one = [Document("d", "x = 1")]
+    np.testing.assert_array_equal(EncoderProvider(folder).embed(one), EncoderProvider(encoder).embed(one))
+    assert not list(tmp_path.rglob("executed"))
+
+
 def test_it_goes_through_the_gate_and_prunes(
     encoder: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +160,6 @@ WEIGHT = "encoder.layer.1.output.dense.weight"
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "cannot be used as an encoder"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be used as an encoder"),
-        (lambda folder: (folder / "config.json").write_text('{"auto_map": {"AutoModel": "x.X"}}'), "cannot be used"),
         (add_token, "its tokenizer has 259 tokens, and its model knows 258$"),
         (changed(lambda weights: weights.pop(WEIGHT)), f"lacks the weights {WEIGHT}$"),
         (changed(lambda weights: weights[WEIGHT].fill_(float("nan"))), "is not finite: its weights are damaged"),

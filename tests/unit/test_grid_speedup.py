@@ -209,6 +209,12 @@ def test_orders_hold_about_as_often_as_their_probability() -> None:
     assert held[said > 0.9].mean() > 0.88
 
 
+def test_of_arms_that_hardly_differ_a_little_too_much_is_said() -> None:
+    said, held = orders(level=0.005, slope=0.0)
+    assert held[said > 0.8].mean() > 0.65
+    assert said.mean() == pytest.approx(held.mean(), abs=0.08)
+
+
 def test_of_arms_that_are_equal_hardly_an_order_is_said_to_hold() -> None:
     said, held = orders(level=0.0, slope=0.0)
     assert held.mean() == pytest.approx(0.5, abs=0.06)

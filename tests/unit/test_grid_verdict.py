@@ -18,7 +18,7 @@ VERDICTS = {
     "better": (
         {**LOSSES, (2, 0): 1.0, (2, 1): 1.2},
         "n_future=2 has the lowest val/loss/head_1, 1.1000: 1.0000 lower than the baseline n_future=1, more than the "
-        "spread over 2 seeds (0.1414).",
+        "spread over 2 seeds (0.1414), which the best of 2 settings may be by chance.",
     ),
     "within": (
         LOSSES,

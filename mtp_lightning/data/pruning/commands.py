@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mtp_lightning.data.command import CorpusKind
-from mtp_lightning.data.corpora.kept import kept_lines
+from mtp_lightning.data.corpora.kept import kept_lines, read_kept
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.output import partial_folder, print_table, write_whole
 from mtp_lightning.data.pruning.options import Choice
@@ -109,6 +109,12 @@ def prune_command(
         if Path(file).exists() and not partial_folder(Path(out)).exists():
             raise InputError(f"out: '{file}' exists already; remove it, or choose another file")
     check_json(json, out=out, path=path, ckpt=ckpt, planted=planted, **{"the record of out": record})
+    if Path(out).exists():  # of a command that was killed
+        made_by = read_kept(out).header.made_by
+        if (made_by.get("by"), made_by.get("fraction"), made_by.get("seed")) != (by, fraction, seed):
+            raise InputError(
+                f"out: '{out}' exists already, and is of another command; remove it, or choose another file"
+            )
     corpus = survey(source, ShardSettings(validation_fraction, split_seed))
     known = None if planted is None else read_planted(planted, corpus)
     with measuring(Path(out), corpus) as measure:
@@ -116,11 +122,13 @@ def prune_command(
         dropped = choose(choice, corpus, scores)
         made_by |= {"left_out": parts_left_out(choice, corpus, scores, dropped)}
         header, names = kept(choice, corpus, dropped, made_by)
+        recorded = Path(record).exists()
         _write_once(record, parquet(corpus, scores, dropped, asdict(header)))
         try:
             _write_once(out, kept_lines(header, names).encode())
         except BaseException:
-            Path(record).unlink(missing_ok=True)  # else the command is refused when it is given again
+            if not recorded:
+                Path(record).unlink(missing_ok=True)  # else the command is refused when it is given again
             raise
         row = figures(choice, corpus, dropped)
         print_table(

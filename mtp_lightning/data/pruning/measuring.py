@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mtp_lightning.data.corpora.documents import Document
+from mtp_lightning.data.tokens.tokenizer import without_surrogates
 from mtp_lightning.data.tokens.tokenizing import Tokenized, tokenize
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import read_json
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 ROWS = 16
 """Windows of a forward."""
 NO_CONTEXT = 1024
-"""Positions of a model of which nobody knows on what windows it was trained."""
+"""Positions of a model of which nobody knows on what windows it was trained; the most of an encoder, whose attention
+over 16 windows at once would fill the memory."""
 
 
 @runtime_checkable
@@ -89,11 +91,12 @@ class CheckpointProvider:
 
 
 class EncoderProvider:
-    """Somebody's encoder: the mean of its last hidden states over a document, in windows of its own length that follow
-    one another, each with the tokenizer's special tokens.
+    """Somebody's encoder: the mean of its last hidden states over a document, in windows of its own length, at most
+    1,024 tokens, that follow one another, each with the tokenizer's special tokens.
 
     Args:
-        folder: in Hugging Face's layout: config.json, tokenizer.json and *.safetensors. No code of its own is run.
+        folder: in Hugging Face's layout: config.json, tokenizer.json and *.safetensors. No code of its own is run, nor
+            code that its configuration names.
         first_tokens: look at so many of a document; None for all.
 
     Raises:
@@ -149,7 +152,7 @@ class EncoderProvider:
 
     @torch.no_grad()
     def _embed(self, text: str) -> Float[np.ndarray, "D"]:
-        whole = self.tokenizer.encode(text, add_special_tokens=False)
+        whole = self.tokenizer.encode(without_surrogates(text), add_special_tokens=False)
         left = self.first_tokens or len(whole)
         whole.truncate(self.length)
         windows = []
@@ -174,7 +177,7 @@ def _load_encoder(folder: Path) -> Any:
         InputError: `transformers` is not installed; weights are missing, in whose place it would put random ones.
     """
     try:
-        from transformers import AutoModel
+        from transformers import AutoConfig, AutoModel
         from transformers.utils import logging as their_logging
     except ImportError as error:
         raise InputError("embedder: transformers is not installed: pip install 'transformers>=5.14'") from error
@@ -183,9 +186,11 @@ def _load_encoder(folder: Path) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config._attn_implementation = "eager"  # the file's own may name a kernel, which would be fetched and run
         model, found = AutoModel.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
-            output_loading_info=True,
+            folder, config=config, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            dtype=torch.float32, output_loading_info=True,
         )  # fmt: skip
     finally:
         logging.set_verbosity(level)

@@ -69,7 +69,8 @@ class Verdict:
     difference: Difference | None
     """Best minus other."""
     rivals: int
-    """How many settings have the best one's baseline, itself included, where it is compared with that; else 1."""
+    """How many settings have the best one's baseline, itself and those that the gate stopped included, where it is
+    compared with that; else 1."""
     spread: float | None
     """What the difference has to exceed, where it has no interval."""
     not_finite: Sequence[str]
@@ -181,6 +182,7 @@ def verdict(report: Report) -> Verdict:
             outcome, spread = _judge(_summary(best, metric), _summary(other, metric), gap)
             if other.signature == best.baseline:
                 rivals = sum(group.baseline == best.baseline and group is not other for group, _ in measured)
+                rivals += len(report.gate.stopped)
     baseline = None if best is None else report.group(best.baseline)
     worth, ladders = _ladders(report, best)
     return Verdict(
@@ -283,13 +285,16 @@ def _evidence(v: Verdict, mine: Summary, theirs: Summary, gap: Difference) -> st
     if gap.interval is None:
         seeds = counted(min(mine.seeds, theirs.seeds), "seed")
         spread = f"the spread over {seeds} ({format_value(v.metric, v.spread or 0.0, like=mine.mean)})"
-        return f"more than {spread}" if v.is_difference else spread
+        chosen = f", which the best of {v.rivals} settings may be by chance" if v.rivals > 1 else ""
+        return f"more than {spread}{chosen}" if v.is_difference else spread
     seeds = counted(gap.seeds, "seed") if gap.seeds else f"{mine.seeds} and {theirs.seeds} seeds, unpaired"
     interval = f"{LEVEL:.0%} interval {format_interval(v.metric, gap.interval, mine.mean)} over {seeds}"
     if not v.is_difference:
         return f"chance ({interval})"
     if (among := v.among) is None:
-        return f"{interval} leaves out 0"
+        return f"{interval} leaves out 0" + (
+            f", without one for the best of {v.rivals} settings" if v.rivals > 1 else ""
+        )
     both = "so does" if among.excludes_zero else "but not"
     best = f"that for the best of {v.rivals} settings, {format_interval(v.metric, among, mine.mean)}"
     return f"{interval} leaves out 0, {both} {best}"
