@@ -17,7 +17,6 @@ from mtp_lightning.bench.decode.decode_parts import decoding_parts, parts_table
 from mtp_lightning.bench.decode.decode_report import USE_MTP, decode_table, draw, heads_table, markdown
 from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads, shown_progress
 from mtp_lightning.decoding.compiled.compiler import LONG, wanted
-from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
@@ -26,6 +25,7 @@ from mtp_lightning.model.mtp import MTPModel
 if TYPE_CHECKING:
     from rich.console import Console
 
+NOT_ON_A_GPU = "where the time goes is not shown on a GPU: the host's time says little of a step there"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -121,10 +121,9 @@ def decode_command(
                     progress, peers, compiled, lambda own: _report(messages, own),
                 )  # fmt: skip
             rows += more
-            progress(f"{label}: where the time goes")
-            for k in dict.fromkeys((1, numbers[-1])):
-                engine = Engine(model, k, DTYPES[dtype], compiled=compiled)
-                found = decoding_parts(engine, k, prompts[:1], clock)
+            for k in dict.fromkeys((1, numbers[-1])) if device.type == "cpu" else ():
+                progress(f"{label}, k = {k}: where the time goes")
+                found = decoding_parts(model, k, DTYPES[dtype], compiled, prompts[:1], clock)
                 parts.append({"model": label, "batch": 1, "heads_used": k, **found})
             if missing:
                 console.print(f"{label}: no comparison with Hugging Face: {missing}", highlight=False)
@@ -140,7 +139,10 @@ def decode_command(
     for label in dict.fromkeys(row["model"] for row in rows):
         console.print(decode_table([row for row in rows if row["model"] == label], f"Decoding: {label}", caption))
     console.print(heads_table(rows, caption))
-    console.print(parts_table(parts, "shares as the profiler sees them; limits measured in the same run"))
+    if parts:
+        console.print(parts_table(parts, "each part measured for itself, in CPU time; limits in ms, in the same run"))
+    else:
+        console.print(NOT_ON_A_GPU, highlight=False)
     content = {
         "machine": machine, "dtype": dtype, "judged_by": judged_by, "rounds": rounds, "busy": gate.passed_busy,
         "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "compiled": compiled,
