@@ -6,11 +6,18 @@ from pathlib import Path
 
 import torch
 
-from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads, shown_progress
+from mtp_lightning.bench.harness import (
+    IdleGate,
+    check_counts,
+    describe_machine,
+    judged_by_cpu,
+    pin_threads,
+    shown_progress,
+)
 from mtp_lightning.bench.loader import loader_cost, seconds_a_batch
 from mtp_lightning.bench.overhead import step_overheads
 from mtp_lightning.bench.train_contenders import Workload, arms, check_contenders, missing_packages
-from mtp_lightning.bench.train_measure import Row, bench_train, judged_by_cpu
+from mtp_lightning.bench.train_measure import Row, bench_train
 from mtp_lightning.bench.train_report import train_table
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
@@ -59,7 +66,7 @@ def train_command(
         rounds: Counted rounds, at least 5 to be judged.
         memory: Measure peak memory, every contender in a process of its own.
         overhead: Measure what Lightning, logging and reading the data add to a step, at the first vocabulary.
-        patience: Seconds to wait for a quiet machine, in all.
+        patience: Seconds that several threads wait for a quiet machine, in all.
         keep_memory: Have the C library keep freed memory, as `mtp fit` does, for all contenders alike.
         json: File to write the rows to as well.
     """
@@ -68,8 +75,10 @@ def train_command(
     counts = n_future or [n for n in (1, 2, 4, 8) if n < n_layers]
     _check(counts, n_layers, dtype, {"threads": threads, "rounds": rounds, "context": context, "batch": batch})
     check_json(json)
-    named, sizes = check_contenders(contenders), vocab_size or [4096]
+    named, sizes = check_contenders(contenders or None), vocab_size or [4096]
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    for size in sizes:
+        check_counts({"vocab_size": size})
     backbone = BackboneConfig(vocab_size=sizes[0], dim=dim, n_layers=n_layers, n_heads=n_heads, ffn_dim=ffn_dim)
     workload = Workload(backbone, context, batch, dtype == "bf16", device)
 
@@ -90,7 +99,7 @@ def train_command(
     overheads: dict[str, float] = {}
     loader: dict[str, float] = {}
     with shown_progress(messages) as progress:
-        gate = IdleGate(patience, progress)
+        gate = IdleGate(0.0 if by_cpu else patience, progress)
         for size in sizes:
             here = [name for name in named if name not in missing]
             wanted = arms(here, counts, (False, True) if compile else (False,), recompute or ())
@@ -108,7 +117,7 @@ def train_command(
     judged_by = "CPU time" if by_cpu else "wall clock"
     caption = f"{', '.join(f'{k} {v}' for k, v in machine.items())}; medians of {rounds} rounds by {judged_by}"
     caption += "; freed memory kept" if keeps else ""
-    caption += f"; {gate.passed_busy} steps ran on a busy machine" if gate.passed_busy else ""
+    caption += f"; {gate.summary()}"
     for size in sizes:
         title = f"Training steps: V = {size}, d = {dim}, L = {n_layers}, {batch} x {context} tokens, {dtype}"
         console.print(train_table([row for row in rows if row["vocab_size"] == size], title, caption))
@@ -121,7 +130,7 @@ def train_command(
         content = {
             "machine": machine, "backbone": asdict(backbone) | {"vocab_size": sizes}, "context": context,
             "batch": batch, "dtype": dtype, "judged_by": judged_by, "rounds": rounds, "freed_memory_kept": keeps,
-            "busy_steps": gate.passed_busy, "rows": rows, "overhead_ms": overheads, "loader": loader,
+            "busy_steps": gate.busy_steps, "rows": rows, "overhead_ms": overheads, "loader": loader,
         }  # fmt: skip
         write_json(Path(json), content)
 
@@ -133,9 +142,9 @@ def _check(n_future: Sequence[int], n_layers: int, dtype: str, counts: dict[str,
     """
     if dtype not in ("bf16", "fp32"):
         raise InputError(f"dtype is '{dtype}': it has to be bf16 or fp32")
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}: it has to be at least 1")
+    check_counts(counts)
+    if n_layers < 2:
+        raise InputError(f"n_layers is {n_layers}: it has to be at least 2, one for the head and one for the trunk")
     for n in n_future:
         if not 0 < n < n_layers:
             raise InputError(f"n_future is {n} and n_layers is {n_layers}: the heads have to leave the trunk a layer")

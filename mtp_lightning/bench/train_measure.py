@@ -5,12 +5,10 @@ from typing import Any
 
 import torch
 
-from mtp_lightning.bench.harness import STEADY, IdleGate, Timing, interleaved, peak_memory_bytes
+from mtp_lightning.bench.harness import IdleGate, interleaved, judged_by_cpu, not_looked_at, peak_memory_bytes
 from mtp_lightning.bench.train_contenders import Arm, Workload, flops_of, make_step, prepared_step
 
 Row = dict[str, Any]
-LEAST_ROUNDS = 5
-"""With fewer, a row is not to be judged."""
 PRODUCTS = 8
 """Matrix products in one timing of the peak."""
 
@@ -36,18 +34,20 @@ def bench_train(
     assert len(set(state_bytes.values())) <= 1, f"contenders of unequal size: {state_bytes}"
     products, product_flops = matrix_products(workload)
     steps["matrix products"] = products
-    wait = gate if not by_cpu and workload.device == "cpu" else lambda: None
+    wait = gate if workload.device == "cpu" else not_looked_at
     timings = interleaved(steps, rounds, device, warmup=2, before_step=wait, progress=progress)
-    peak = product_flops / _seconds(timings["matrix products"], by_cpu)[1]
+    peak = product_flops / timings["matrix products"].judged(by_cpu)[1]
     del steps
     rows = []
     for arm in rows_wanted:
-        median, best = _seconds(timings[label(arm)], by_cpu)
+        timing = timings[label(arm)]
+        median, best = timing.judged(by_cpu)
         row: Row = arm._asdict() | {
             "vocab_size": workload.backbone.vocab_size,
             "tokens_per_second": workload.tokens / median,
             "best_tokens_per_second": workload.tokens / best,
-            "steady": rounds >= LEAST_ROUNDS and best / median >= STEADY,
+            "steady": timing.is_steady(by_cpu),
+            "busy": timing.busy,
             "flops_per_token": flops_of(arm, workload),
             "peak_flops_per_second": peak,
         }
@@ -62,17 +62,6 @@ def bench_train(
 def label(arm: Arm) -> str:
     recomputed = "" if arm.recompute == "none" else f", recompute {arm.recompute}"
     return f"{arm.contender} n = {arm.n_future}{', compiled' if arm.compiled else ''}{recomputed}"
-
-
-def judged_by_cpu(device: str, threads: int) -> bool:
-    """One thread's processor time is what it would take undisturbed; several threads' waiting for each other is not
-    in it, so those are judged by the clock on a quiet machine."""
-    return device == "cpu" and threads == 1
-
-
-def _seconds(timing: Timing, by_cpu: bool) -> tuple[float, float]:
-    """(median, best)."""
-    return (timing.cpu, timing.cpu_best) if by_cpu else (timing.median, timing.best)
 
 
 def matrix_products(workload: Workload) -> tuple[Callable[[], object], int]:

@@ -117,12 +117,27 @@ def test_a_row_by_hand() -> None:
     assert (theirs["speedup"], "tokens_per_forward" in theirs, "over_huggingface" in theirs) == (8 / 12, False, False)
 
 
-@pytest.mark.parametrize(("fastest", "rounds", "steady"), [(0.8, 5, True), (0.7, 5, False), (1.0, 4, False)])
-def test_a_row_is_steady_if_the_median_forward_is_near_the_best(fastest: float, rounds: int, steady: bool) -> None:
+@pytest.mark.parametrize(
+    ("fastest", "rounds", "busy", "steady"),
+    [(0.8, 5, 0, True), (0.7, 5, 0, False), (1.0, 4, 0, False), (1.0, 5, 1, False), (1.0, 6, 1, True)],
+)
+def test_a_row_is_steady_if_the_median_forward_is_near_the_best(
+    fastest: float, rounds: int, busy: int, steady: bool
+) -> None:
     arm = Arm("ours", 1)
     paces = [fastest, *[1.0] * (rounds - 1)]
-    runs = [Run([[]], 8.0, [generation(1)], seconds) for seconds in paces]
-    assert summarize(arm, {arm: runs}, 1, 8)["steady"] is steady
+    runs = [Run([[]], 8.0, [generation(1)], pace, busy=i < busy) for i, pace in enumerate(paces)]
+    row = summarize(arm, {arm: runs}, 1, 8)
+    assert (row["steady"], row["busy"]) == (steady, busy)
+
+
+def test_every_run_is_asked_whether_the_machine_is_busy(make_model: MakeModel) -> None:
+    said = iter([None, *[True, False] * 40])
+    rows, _ = bench_decode(
+        "it", make_model(1), [torch.arange(6)] * 3, [1], [1], 4, 3, torch.float32, Ticks(), lambda: next(said),
+        lambda text: None,
+    )  # fmt: skip
+    assert [row["busy"] for row in rows] == [1, 2], "of three rounds of two arms; one was not looked at"
 
 
 def test_texts_that_differ_are_ties_or_are_not(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:

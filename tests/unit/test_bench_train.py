@@ -200,6 +200,8 @@ def test_what_reading_costs_is_said_beside_our_quickest_step(monkeypatch: pytest
         (["--n_future", "[0]"], "n_future is 0"),
         (["--dtype", "fp16"], "dtype is 'fp16'"),
         (["--rounds", "0"], "rounds is 0"),
+        (["--n_layers", "1"], "n_layers is 1: it has to be at least 2"),
+        (["--vocab_size", "[16, 0]"], "vocab_size is 0"),
         (["--dim", "30"], r"model.backbone.dim is 30"),
     ],
 )

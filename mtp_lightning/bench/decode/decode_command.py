@@ -15,7 +15,15 @@ from mtp_lightning.bench.decode.decode_contenders import Clock, Decode, clock_fo
 from mtp_lightning.bench.decode.decode_measure import Row, bench_decode
 from mtp_lightning.bench.decode.decode_parts import decoding_parts, parts_table
 from mtp_lightning.bench.decode.decode_report import USE_MTP, decode_table, draw, heads_table, markdown
-from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads, shown_progress
+from mtp_lightning.bench.harness import (
+    IdleGate,
+    check_counts,
+    describe_machine,
+    judged_by_cpu,
+    not_looked_at,
+    pin_threads,
+    shown_progress,
+)
 from mtp_lightning.decoding.compiled.compiler import LONG, wanted
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
@@ -74,7 +82,7 @@ def decode_command(
         ffn_dim: Hidden width of its SwiGLUs.
         vocab_size: Its vocabulary.
         threads: Threads; one is judged by CPU time, several by the clock once the machine is idle.
-        patience: Seconds to wait for a quiet machine, in all.
+        patience: Seconds that several threads wait for a quiet machine, in all.
         compile: Measure layers compiled for this processor, and plain decoding by torch beside them; auto does where
             there is a compiler, which is long work.
         peer: transformers: its `generate` on head 1. llama_cpp: also llama.cpp, in float32, at batch 1.
@@ -85,9 +93,7 @@ def decode_command(
     """
     from rich.console import Console
 
-    for name, value in {"prompt_tokens": prompt_tokens, "rounds": rounds, "threads": threads}.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}: it has to be at least 1")
+    check_counts({"prompt_tokens": prompt_tokens, "rounds": rounds, "threads": threads})
     if new_tokens < 4:
         raise InputError(f"new_tokens is {new_tokens}: it has to be at least 4, or there is nothing to time")
     check_json(json)
@@ -100,6 +106,7 @@ def decode_command(
     models = _models(ckpts, backbone, heads, count, prompt_tokens, kind, path, Path(directory))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pin_threads(threads)
+    by_cpu = judged_by_cpu(device.type, threads)
     machine = describe_machine(device, threads)
     console, messages = Console(width=None if Console().is_terminal else 160), Console(stderr=True)
     rows: list[Row] = []
@@ -108,8 +115,8 @@ def decode_command(
     compiled = wanted(compile is not False, device, LONG)
     seconds_to_compile = time.perf_counter() - started
     with shown_progress(messages) as progress:
-        gate = IdleGate(patience, progress)
-        wait = gate if threads > 1 and device.type == "cpu" else lambda: None
+        gate = IdleGate(0.0 if by_cpu else patience, progress)
+        wait = gate if device.type == "cpu" else not_looked_at
         for label, model, prompts in models:
             numbers = _heads_used(heads_used, model)
             clock = clock_for(device, threads)
@@ -127,15 +134,13 @@ def decode_command(
                 parts.append({"model": label, "batch": 1, "heads_used": k, **found})
             if missing:
                 console.print(f"{label}: no comparison with Hugging Face: {missing}", highlight=False)
-    judged_by = "CPU time" if threads == 1 and device.type == "cpu" else "wall clock"
+    judged_by = "CPU time" if by_cpu else "wall clock"
     caption = ", ".join(f"{key} {value}" for key, value in machine.items())
     caption += (
         f"; {dtype}, prompts of {prompt_tokens}, {new_tokens} new tokens, medians of {rounds} rounds by {judged_by}"
     )
     how = f"compiled in {seconds_to_compile:.1f} s" if compiled else "not compiled"
-    caption += f"; {how}; {gate.passed_busy} steps on a busy machine" + (
-        " are not to be judged" * (gate.passed_busy > 0)
-    )
+    caption += f"; {how}; {gate.summary()}"
     for label in dict.fromkeys(row["model"] for row in rows):
         console.print(decode_table([row for row in rows if row["model"] == label], f"Decoding: {label}", caption))
     console.print(heads_table(rows, caption))
@@ -144,7 +149,7 @@ def decode_command(
     else:
         console.print(NOT_ON_A_GPU, highlight=False)
     content = {
-        "machine": machine, "dtype": dtype, "judged_by": judged_by, "rounds": rounds, "busy": gate.passed_busy,
+        "machine": machine, "dtype": dtype, "judged_by": judged_by, "rounds": rounds, "busy_steps": gate.busy_steps,
         "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "compiled": compiled,
         "seconds_to_compile": seconds_to_compile, "rows": [_without_nan(row) for row in rows], "parts": parts,
     }  # fmt: skip

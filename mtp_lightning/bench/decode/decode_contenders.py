@@ -47,6 +47,8 @@ class Run:
     """Of forwards with all rows, without the prompts' and the first one after it; ours alone."""
     forwards: int = 0
     """Of a peer that drafts, the prompt's included."""
+    busy: bool | None = None
+    """Whether others used the machine when it began; None where that was not looked at."""
 
 
 Decode = Callable[[Sequence[Tensor]], Run]

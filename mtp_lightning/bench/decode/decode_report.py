@@ -33,7 +33,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def decode_table(rows: Sequence[Row], title: str, caption: str) -> "Table":
-    """The rows of one model. A rate in brackets is not to be judged (few rounds, or median far below best)."""
+    """The rows of one model. A rate in brackets is not to be judged (few quiet rounds, or median far below best)."""
     from rich.table import Table
 
     table = Table(title=title, caption=caption)
