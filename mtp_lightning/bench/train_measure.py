@@ -5,8 +5,11 @@ from typing import Any
 
 import torch
 
+from mtp_lightning.bench.decode.decode_contenders import clock_for
+from mtp_lightning.bench.decode.decode_measure import read_bandwidth
 from mtp_lightning.bench.harness import IdleGate, interleaved, judged_by_cpu, not_looked_at, peak_memory_bytes
 from mtp_lightning.bench.train_contenders import Arm, Workload, flops_of, make_step, prepared_step
+from mtp_lightning.bench.train_parts import training_parts
 
 Row = dict[str, Any]
 PRODUCTS = 8
@@ -22,7 +25,11 @@ def bench_train(
     gate: IdleGate,
     progress: Callable[[str], None],
 ) -> list[Row]:
-    """One row per arm: tokens per second, share of the matrix-product peak, peak memory."""
+    """One row per arm: tokens per second, share of the matrix-product peak, peak memory.
+
+    Of ours on a CPU also `parts`: where the time goes, and milliseconds in which this machine does the products at its
+    peak, and reads weights, gradient and moments once.
+    """
     device = torch.device(workload.device)
     by_cpu = judged_by_cpu(workload.device, threads)
     steps: dict[str, Callable[[], object]] = {}
@@ -37,6 +44,11 @@ def bench_train(
     wait = gate if workload.device == "cpu" else not_looked_at
     timings = interleaved(steps, rounds, device, warmup=2, before_step=wait, progress=progress)
     peak = product_flops / timings["matrix products"].judged(by_cpu)[1]
+    parts = {}
+    for arm in rows_wanted if workload.device == "cpu" else ():
+        if arm.contender == "ours" and arm.recompute == "none":
+            progress(f"{label(arm)}: where the time goes")
+            parts[arm] = training_parts(steps[label(arm)], timings[label(arm)].median)
     del steps
     rows = []
     for arm in rows_wanted:
@@ -52,6 +64,13 @@ def bench_train(
             "peak_flops_per_second": peak,
         }
         row["share_of_peak"] = row["flops_per_token"] * row["tokens_per_second"] / peak
+        if arm in parts:
+            read = state_bytes[arm] * 4 // 3  # and the gradient
+            row["parts"] = parts[arm] | {
+                "milliseconds": 1e3 * median,
+                "limit_products": 1e3 * workload.tokens * row["flops_per_token"] / peak,
+                "limit_reading": 1e3 * read / read_bandwidth(read, clock_for(device, threads)),
+            }
         if memory:
             progress(f"{label(arm)}: memory")
             row["peak_bytes"] = state_bytes[arm] + peak_memory_bytes(prepared_step, threads, arm, workload)

@@ -183,10 +183,12 @@ def test_bytes_of_a_forward_are_those_of_the_weights_and_the_keys(make_model: Ma
 
 
 def decoded_rows(**changes: Any) -> list[dict[str, Any]]:
-    base = {"model": "m", "n_future": 4, "n_layers": 12, "batch": 1, "steady": True, "texts": 5, "equal": 5}
+    base = {"model": "m", "n_future": 4, "n_layers": 12, "batch": 1, "steady": True, "busy": 0, "texts": 5, "equal": 5}
     base |= {"ties": 0, "different": 0}
     drafted = {
         "over_huggingface_n1": 4.2,
+        "over_llama_cpp": 1.2,
+        "over_use_mtp": 2.0,
         "tokens_per_second": 420.0,
         "speedup": 2.0,
         "tokens_per_forward": 3.0,
@@ -195,8 +197,8 @@ def decoded_rows(**changes: Any) -> list[dict[str, Any]]:
     return [
         base
         | {"arm": "plain", "heads_used": 1, "tokens_per_second": 210.0, "speedup": 1.0, "tokens_per_forward": 1.0}
-        | {"over_huggingface": 1.5}
-        | {key: value for key, value in changes.items() if key == "n_layers"},
+        | {"over_huggingface": 1.5, "over_llama_cpp": 0.9, "over_torch": 0.9}
+        | {key: value for key, value in changes.items() if key in ("n_layers", "batch", "busy")},
         base | {"arm": "k = 4", "heads_used": 4, "efficiency": 2 / 3} | drafted | changes,
         base | {"arm": "k = auto", "heads_used": "auto", "efficiency": 0.6} | drafted | {"speedup": 0.9},
         base | {"arm": "huggingface", "heads_used": 1, "tokens_per_second": 140.0, "speedup": 0.7},

@@ -108,12 +108,23 @@ def test_products_count_two_operations_for_each_weight_and_row() -> None:
 
 
 def test_overheads_are_milliseconds_of_the_best_run_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = iter([[2.0, 1.0, 9.0], [8.0, 8.0]])
-    logged = {False: iter([[3.0], [2.5]]), True: iter([[4.0], [7.0]])}
+    """A median does not see what one step in three does; a mean does."""
+    bare = iter([[2.0, 1.0, 9.0], [1.0, 2.0, 3.0]])
+    logged = {
+        (False, 10 * overhead.STEPS): iter([[2.0, 2.1, 2.2], [9.0] * 3]),
+        (False, 1): iter([[3.0] * 3, [2.5] * 3]),
+        (True, 1): iter([[4.0, 4.0, 40.0], [7.0, 3.0, 50.0]]),
+    }
     monkeypatch.setattr(overhead, "bare_steps", lambda *_: next(bare))
-    monkeypatch.setattr(overhead, "trainer_steps", lambda *_, mlflow: next(logged[mlflow]))
+    monkeypatch.setattr(
+        overhead, "trainer_steps", lambda *_, mlflow=False, log_every=1: next(logged[mlflow, log_every])
+    )
     found = overhead.step_overheads(tiny_workload(), 2, 2, True, lambda text: None)
-    assert found == {"Lightning and logging": 500.0, "Lightning and MLflow": 2000.0}
+    assert found == {
+        "Lightning, steps not logged": {"median": pytest.approx(100.0), "mean": pytest.approx(100.0)},
+        "Lightning, every step logged": {"median": 500.0, "mean": 500.0},
+        "Lightning and MLflow": {"median": 2000.0, "mean": 14000.0},
+    }
     starts = [float(step) for step in range(overhead.FIRST)] + [10.0, 12.0, 15.0]
     assert overhead._differences(starts) == [2.0, 3.0], "the first are not counted"
 
