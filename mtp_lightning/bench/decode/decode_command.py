@@ -33,6 +33,8 @@ from mtp_lightning.model.mtp import MTPModel
 if TYPE_CHECKING:
     from rich.console import Console
 
+WIDTH = 220
+"""Characters of a line where there is no terminal: room for the table of all contenders."""
 NOT_ON_A_GPU = "where the time goes is not shown on a GPU: the host's time says little of a step there"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -108,7 +110,7 @@ def decode_command(
     pin_threads(threads)
     by_cpu = judged_by_cpu(device.type, threads)
     machine = describe_machine(device, threads)
-    console, messages = Console(width=None if Console().is_terminal else 160), Console(stderr=True)
+    console, messages = Console(width=None if Console().is_terminal else WIDTH), Console(stderr=True)
     rows: list[Row] = []
     parts: list[Row] = []
     started = time.perf_counter()
@@ -140,7 +142,7 @@ def decode_command(
         f"; {dtype}, prompts of {prompt_tokens}, {new_tokens} new tokens, medians of {rounds} rounds by {judged_by}"
     )
     how = f"compiled in {seconds_to_compile:.1f} s" if compiled else "not compiled"
-    caption += f"; {how}; {gate.summary()}"
+    caption += f"; {how}; {gate.summary()}; rates of whole texts, prompts included, ms and roofline of decoding alone"
     for label in dict.fromkeys(row["model"] for row in rows):
         console.print(decode_table([row for row in rows if row["model"] == label], f"Decoding: {label}", caption))
     console.print(heads_table(rows, caption))

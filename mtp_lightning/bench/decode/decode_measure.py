@@ -45,6 +45,9 @@ def bench_decode(
 ) -> tuple[list[Row], str]:
     """Rows of one model: every arm at every batch size; and why Hugging Face is missing where it is.
 
+    Rates and their ratios are of whole texts, prompts included; milliseconds of a forward, the cost of a step and the
+    share of the roofline of decoding alone.
+
     Every round decodes the next prompts with all arms, beginning with another one each time. `peers` decode batches of
     one, as they refuse others. `report` gets the rows of each batch size as soon as they are there.
     """
@@ -75,8 +78,9 @@ def bench_decode(
                 row |= exactness(engines[1], chosen_rounds, runs[Arm("ours", 1)], runs[arm])
             if arm.name == "ours" and arm.heads_used != "auto":
                 read = engines[arm.heads_used].forward_bytes(arm.heads_used, batch, length)
-                row["roofline_tokens_per_second"] = row["tokens_per_forward"] * batch * bandwidth[arm.heads_used] / read
-                row["share_of_roofline"] = row["tokens_per_second"] / row["roofline_tokens_per_second"]
+                reading = read / bandwidth[arm.heads_used]
+                row["roofline_tokens_per_second"] = row["tokens_per_forward"] * batch / reading
+                row["share_of_roofline"] = 1e3 * reading / row["milliseconds_per_forward"]
                 row["bytes_per_token"] = read / batch / row["tokens_per_forward"]
             rows.append(row)
         report(rows[-len(arms) :])
@@ -108,6 +112,7 @@ def summarize(arm: Arm, runs: Mapping[Arm, Sequence[Run]], batch: int, new_token
     steps = [step for generation in generations for step in generation.steps]
     if steps:
         row["tokens_per_forward"] = sum(len(step.tokens) for step in steps) / len(steps)
+        row["prompt_milliseconds"] = 1e3 * median(run.prompt_seconds for run in mine)
         row["milliseconds_per_forward"] = 1e3 * median(run.seconds_per_forward for run in mine)
         ratio = [b.seconds_per_forward / a.seconds_per_forward for a, b in zip(plain, mine)]
         row["step_cost"] = median(ratio)
