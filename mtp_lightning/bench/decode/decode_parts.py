@@ -137,21 +137,22 @@ def _seconds(step: Callable[[], object], clock: Clock) -> float:
 @contextmanager
 def _idle_layers(compiled: bool) -> Iterator[None]:
     """Compiled layers are called, and do nothing: texts are then any."""
-    real, library = layers.kernels, layers.kernels()
+    names: dict[str, Any] = vars(layers)
+    real = names["kernels"]
     if compiled:
-        nothing = dict.fromkeys(("mtp_linear", "mtp_layer", "mtp_layers"), library.mtp_panel)
-        layers.kernels = lambda: SimpleNamespace(**nothing)
+        nothing = dict.fromkeys(("mtp_linear", "mtp_layer", "mtp_layers"), real().mtp_panel)
+        names["kernels"] = lambda: SimpleNamespace(**nothing)
     try:
         yield
     finally:
-        layers.kernels = real
+        names["kernels"] = real
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Times the operations of torch by their part, but those that choose tokens; counts the products of maps."""
 
     def __init__(self, clock: Clock) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.clock = clock
         self.sums: Counter[str] = Counter()
 
