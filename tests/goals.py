@@ -1,11 +1,13 @@
 """The project's own goals for speed and memory, judged on what `mtp bench` measured. For whoever works on the project:
 
     mtp bench train --threads 2 --compile true --n_future "[1, 4]" --vocab_size "[4096, 256, 32000]" --json train.json
-    mtp bench decode --ckpts '[runs/mine]' --json decode.json
-    python tests/goals.py train.json decode.json
+    mtp bench decode --ckpts '[runs/mine]' --peer llama_cpp --json decode.json
+    mtp bench decode --ckpts '[runs/mine]' --peer transformers_mtp --json standard.json
+    python tests/goals.py train.json decode.json standard.json
 
 The exit status is 1 where a goal was missed. Goals of training are for two threads of one machine, bf16, d = 256,
-L = 6 and context 512; those of decoding for d = 256 in float32 on one thread. Elsewhere ratios mean something else.
+L = 6 and context 512; those of decoding for 12 layers of d = 256 in float32 on one thread. Elsewhere ratios mean
+something else. What was measured on a busy machine, or where nobody looked whether it was, is not judged.
 """
 
 import json
@@ -19,6 +21,9 @@ from rich.table import Table
 
 Row = Mapping[str, Any]
 UNSTEADY = "too few rounds, or median far below best"
+BUSY, NOT_LOOKED_AT = "on a busy machine", "nobody looked whether the machine was busy"
+LOGGING = {"Lightning and MLflow": 1.5, "Lightning, steps not logged": 0.3}
+"""How steps are run -> milliseconds that they may take more than in a bare loop, on average."""
 
 
 class Goal(NamedTuple):
@@ -32,7 +37,18 @@ class Goal(NamedTuple):
     """Why there is no verdict."""
 
 
-def judge_training(rows: Sequence[Row], overheads: Mapping[str, float]) -> list[Goal]:
+def why_not(*rows: Row) -> str:
+    """Why there is no verdict on these rows' rates; empty where there is one."""
+    if any(row.get("busy") is None for row in rows):
+        return NOT_LOOKED_AT
+    if all(row["steady"] for row in rows):
+        return ""
+    return BUSY if any(row["busy"] for row in rows) else UNSTEADY
+
+
+def judge_training(
+    rows: Sequence[Row], overheads: Mapping[str, Mapping[str, float]], busy_steps: int | None = 0
+) -> list[Goal]:
     """Ratios are of median rates, compiled code against compiled code, memory likewise."""
 
     def at(contender: str, n: int, vocab_size: int) -> Row | None:
@@ -54,31 +70,28 @@ def judge_training(rows: Sequence[Row], overheads: Mapping[str, float]) -> list[
         if a is None or b is None or (ratio is memory and "peak_bytes" not in a):
             return Goal(text, bound, None, None, "not measured")
         value = ratio(a, b)
-        if ratio is not memory and not (a["steady"] and b["steady"]):
-            return Goal(text, bound, value, None, UNSTEADY)
+        if ratio is not memory and (reason := why_not(a, b)):
+            return Goal(text, bound, value, None, reason)
         return Goal(text, bound, value, value >= bound if at_least else value <= bound)
 
     one, four = at("ours", 1, 4096), at("ours", 4, 4096)
+    large, naive = at("ours", 4, 32000), at("naive", 4, 32000)
     goals = [
-        pair("n = 1 over Hugging Face, tokens/s", one, at("huggingface", 1, 4096), rate, 1.25),
-        pair("n = 4 over naive n = 4, tokens/s", four, at("naive", 4, 4096), rate, 1.25),
+        pair("n = 1 over Hugging Face, tokens/s", one, at("huggingface", 1, 4096), rate, 1.4),
+        pair("n = 4 over naive n = 4, tokens/s", four, at("naive", 4, 4096), rate, 1.3),
         pair("n = 4 over the paper's loop, tokens/s", four, at("paper", 4, 4096), rate, 1.3),
+        pair("n = 4 over naive n = 4, tokens/s, V = 32000", large, naive, rate, 1.0),
+        pair("n = 4 over naive n = 4, peak memory, V = 32000", large, naive, memory, 0.45, at_least=False),
     ]
     for size in (256, 4096, 32000):
         text = f"n = 4 over n = 1, tokens/s over FLOPs, V = {size}"
-        goals.append(pair(text, at("ours", 4, size), at("ours", 1, size), scaling, 0.95))
-    large = at("ours", 4, 32000)
-    for n, bound in ((1, 1.0), (4, 0.45)):
-        text = f"n = 4 over naive n = {n}, peak memory, V = 32000"
-        goals.append(pair(text, large, at("naive", n, 32000), memory, bound, at_least=False))
-    for row, n in ((one, 1), (four, 4)):
-        text = f"n = {n}, share of the matrix-product peak, V = 4096"
-        goals.append(pair(text, row, row, lambda a, _: float(a["share_of_peak"]), 0.4))
-    for name in ("Lightning and logging", "Lightning and MLflow"):
-        milliseconds = overheads.get(name)
-        reached = None if milliseconds is None else milliseconds <= 1.5
-        reason = "not measured" if milliseconds is None else ""
-        goals.append(Goal(f"{name}, ms a step", 1.5, milliseconds, reached, reason))
+        goals.append(pair(text, at("ours", 4, size), at("ours", 1, size), scaling, 1.0))
+    for name, bound in LOGGING.items():
+        milliseconds = overheads.get(name, {}).get("mean")
+        reason = "not measured" if milliseconds is None else BUSY if busy_steps else ""
+        reason = reason or (NOT_LOOKED_AT if busy_steps is None else "")
+        reached = None if milliseconds is None or reason else milliseconds <= bound
+        goals.append(Goal(f"{name}, ms a step", bound, milliseconds, reached, reason))
     return goals
 
 
@@ -93,23 +106,24 @@ def judge_decoding(rows: Sequence[Row]) -> list[Goal]:
     def add(text: str, bound: float, row: Row | None, key: str, at_least: bool = True) -> None:
         if row is None or row.get(key) is None:
             goals.append(Goal(text, bound, None, None, "not measured"))
-        elif not (row["steady"] and plain_of(row)["steady"]):
-            goals.append(Goal(text, bound, row[key], None, UNSTEADY))
+        elif reason := why_not(row, plain_of(row)):
+            goals.append(Goal(text, bound, row[key], None, reason))
         else:
             goals.append(Goal(text, bound, row[key], row[key] >= bound if at_least else row[key] <= bound))
 
     for model in dict.fromkeys(row["model"] for row in single):
         own = [row for row in single if row["model"] == model]
-        add(f"{model}: plain over Hugging Face, equal layers", 1.5, _arm(own, "plain"), "over_huggingface")
+        add(f"{model}: plain over llama.cpp, equal layers", 0.9, _arm(own, "plain"), "over_llama_cpp")
         if own[0]["n_future"] == 4:
-            bound = 0.75 if own[0]["n_layers"] >= 24 else 0.65
             drafted = _arm(own, "k = 4")
-            add(f"{model}: speed-up over tokens per forward, k = 4", bound, drafted, "efficiency")
-            add(f"{model}: cost of a step over plain, k = 4", 1.4, drafted, "step_cost", at_least=False)
-            add(f"{model}: drafting over Hugging Face's n = 1", 4.0, drafted, "over_huggingface_n1")
+            add(f"{model}: four heads over llama.cpp", 1.3, drafted, "over_llama_cpp")
+            add(f"{model}: cost of a step over plain, k = 4", 1.35, drafted, "step_cost", at_least=False)
+            add(f"{model}: four heads over use_mtp", 2.0, drafted, "over_use_mtp")
     for row in rows:
         if row["arm"] == "k = auto":
             add(f"{row['model']}: adaptive over plain, batch {row['batch']}", 1.0, row, "speedup")
+        if row["arm"] == "plain" and 2 <= row["batch"] <= 8:
+            add(f"{row['model']}: plain over torch's layers, batch {row['batch']}", 1.0, row, "over_torch")
     ours = [row for row in rows if row["arm"].startswith("k = ")] or [{"equal": 1, "texts": 1}]
     share = sum(row["equal"] for row in ours) / sum(row["texts"] for row in ours)
     goals.append(Goal("texts equal to plain decoding's, ours", 1.0, share, share >= 1.0))
@@ -123,7 +137,7 @@ def _arm(rows: Sequence[Row], arm: str) -> Row | None:
 def judge(content: Mapping[str, Any]) -> list[Goal]:
     """The goals of what either command wrote."""
     if "overhead_ms" in content:
-        return judge_training(content["rows"], content["overhead_ms"])
+        return judge_training(content["rows"], content["overhead_ms"], content.get("busy_steps"))
     return judge_decoding(content["rows"])
 
 
@@ -140,12 +154,21 @@ def goals_table(goals: Sequence[Goal], title: str) -> Table:
 
 
 def main(files: Sequence[str]) -> int:
-    missed = False
+    missed = []
+    console = Console(width=None if sys.stdout.isatty() else 120)
     for file in files:
-        goals = judge(json.loads(Path(file).read_text()))
-        Console(width=None if sys.stdout.isatty() else 120).print(goals_table(goals, file))
-        missed |= any(goal.reached is False for goal in goals)
-    return int(missed)
+        content = json.loads(Path(file).read_text())
+        goals, machine = judge(content), content.get("machine", {})
+        named = f"{machine.get('device', 'an unknown processor')}, threads {machine.get('threads', 'unknown')}"
+        console.print(goals_table(goals, f"{file}: {named}"))
+        missed += [f"missed on {named}: {_says(goal)}" for goal in goals if goal.reached is False]
+    for line in missed:
+        console.print(line, highlight=False, soft_wrap=True)
+    return int(bool(missed))
+
+
+def _says(goal: Goal) -> str:
+    return f"{goal.text}: {goal.value:.2f}, the bound is {goal.bound:.2f}"
 
 
 if __name__ == "__main__":

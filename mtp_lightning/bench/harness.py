@@ -8,8 +8,8 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,6 +17,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+
+from mtp_lightning.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +32,8 @@ SILENCE = 10.0
 """Seconds between lines of progress where there is no terminal."""
 STEADY = 0.8
 """Below this share of the best rate the median is not to be judged."""
+LEAST_ROUNDS = 5
+"""With fewer on a quiet machine it is not to be judged either."""
 
 
 @dataclass(frozen=True)
@@ -40,35 +44,94 @@ class Timing:
     best: float
     cpu: float
     cpu_best: float
+    rounds: int = 0
+    busy: int | None = None
+    """Rounds that began while others used the machine; None where that was not looked at."""
+
+    def judged(self, by_cpu: bool) -> tuple[float, float]:
+        """(median, best)."""
+        return (self.cpu, self.cpu_best) if by_cpu else (self.median, self.best)
+
+    def is_steady(self, by_cpu: bool) -> bool:
+        middle, best = self.judged(by_cpu)
+        return is_steady(self.rounds, self.busy, best / middle)
+
+
+def is_steady(rounds: int, busy: int | None, best_over_median: float) -> bool:
+    """Whether a median is to be judged: of enough rounds on a quiet machine, and near the best."""
+    return rounds - (busy or 0) >= LEAST_ROUNDS and best_over_median >= STEADY
+
+
+def judged_by_cpu(device: str, threads: int) -> bool:
+    """One thread's processor time is what it would take undisturbed, but for caches and memory that others use too;
+    several threads' waiting for each other is not in it, so those are judged by the clock on a quiet machine."""
+    return device == "cpu" and threads == 1
+
+
+def count_busy(said: Sequence[bool | None]) -> int | None:
+    """What a `Timing` says of rounds of which a gate said this."""
+    known = [busy for busy in said if busy is not None]
+    return sum(known) if known else None
+
+
+def check_counts(counts: Mapping[str, int]) -> None:
+    """
+    Raises:
+        InputError: a flag that is below 1.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}: it has to be at least 1")
 
 
 class IdleGate:
-    """Called before a timed step, waits until nobody else uses the machine; a second thread needs that.
+    """Called before a timed step, waits until nobody else uses the machine, and says whether somebody still does.
 
-    OpenMP's threads wait for each other at every operation: one of them off the processor for a scheduler's slice
-    costs more than the operation. Waits `patience` seconds over its whole life, then lets everything pass and counts.
+    A second thread needs that: OpenMP's threads wait for each other at every operation, and one of them off the
+    processor for a scheduler's slice costs more than the operation. Waits `patience` seconds over its whole life, then
+    lets everything pass and counts. A single thread does not wait (`patience` 0): others lengthen its processor time
+    little, but they do, by the caches and the memory that all use.
     """
 
-    def __init__(self, patience: float, progress: Callable[[str], None], window: float = 0.2) -> None:
+    def __init__(self, patience: float, progress: Callable[[str], None] = print, window: float = 0.2) -> None:
         self.left, self.window = patience, window
         self.progress = progress
+        self.steps = 0
+        """Of which the system said how busy the machine was."""
         self.passed_busy = 0
-        """Steps that ran on a busy machine."""
+        """Of these, on a busy machine."""
 
-    def __call__(self) -> None:
-        while (share := idle_share(self.window)) < IDLE:
-            if self.left <= 0:
-                self.passed_busy += 1
-                return
+    def __call__(self) -> bool | None:
+        """Whether the machine is busy; None where the system does not say."""
+        while (share := idle_share(self.window)) is not None:
+            if share >= IDLE or self.left <= 0:
+                self.steps += 1
+                self.passed_busy += share < IDLE
+                return share < IDLE
             self.progress(f"waiting for a quiet machine ({share:.0%} idle; at most {self.left:.0f} s more)")
             self.left -= self.window
+        return None
+
+    @property
+    def busy_steps(self) -> int | None:
+        return self.passed_busy if self.steps else None
+
+    def summary(self) -> str:
+        """What a table says of it."""
+        if not self.steps:
+            return "whether the machine was busy was not looked at"
+        return f"{self.passed_busy} of {self.steps} steps on a busy machine"
 
 
-def idle_share(seconds: float) -> float:
-    """Share of all processors' time spent idle during the next `seconds`; 1 where the system does not say."""
+def not_looked_at() -> None:
+    """In place of a gate, where the processor does not do the work."""
+
+
+def idle_share(seconds: float) -> float | None:
+    """Share of all processors' time spent idle during the next `seconds`; None where the system does not say."""
     before = _processor_ticks()
     if before is None:
-        return 1.0
+        return None
     time.sleep(seconds)
     after = _processor_ticks()
     assert after is not None
@@ -120,21 +183,22 @@ def interleaved(
     rounds: int,
     device: torch.device,
     warmup: int = 1,
-    before_step: Callable[[], None] = lambda: None,
+    before_step: Callable[[], bool | None] = not_looked_at,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[Name, Timing]:
     """Time every contender once a round, in turn, after `warmup` uncounted rounds.
 
     Args:
-        before_step: called before each counted step, outside the time.
+        before_step: called before each counted step, outside the time; says whether the machine is busy.
     """
     wall: dict[Name, list[float]] = {name: [] for name in contenders}
     cpu: dict[Name, list[float]] = {name: [] for name in contenders}
+    busy: dict[Name, list[bool | None]] = {name: [] for name in contenders}
     for counted in range(-warmup, rounds):
         for name, run in contenders.items():
             progress(f"{name}: " + ("warm-up" if counted < 0 else f"round {counted + 1} of {rounds}"))
             if counted >= 0:
-                before_step()
+                busy[name].append(before_step())
             synchronize(device)
             started, started_cpu = time.perf_counter(), time.process_time()
             run()
@@ -142,7 +206,10 @@ def interleaved(
             if counted >= 0:
                 wall[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - started_cpu)
-    return {n: Timing(median(wall[n]), min(wall[n]), median(cpu[n]), min(cpu[n])) for n in contenders}
+    return {
+        n: Timing(median(wall[n]), min(wall[n]), median(cpu[n]), min(cpu[n]), rounds, count_busy(busy[n]))
+        for n in contenders
+    }
 
 
 def peak_memory_bytes(prepare: Callable[..., Callable[[], object]], threads: int, *args: Any) -> int:
@@ -164,6 +231,7 @@ def peak_memory_bytes(prepare: Callable[..., Callable[[], object]], threads: int
     try:
         return int(receiver.recv())
     except EOFError:
+        child.join()  # before that its exit status is not known
         raise RuntimeError(f"the measured process died with exit status {child.exitcode}") from None
     finally:
         child.join()
@@ -188,8 +256,9 @@ def _report_peak(
 
 
 def _reset_high_water_mark() -> int:
-    """Make the peak start from here; returns the resident bytes of this moment."""
-    Path("/proc/self/clear_refs").write_text("5")
+    """Make the peak start from here, where the system can; returns the resident bytes of this moment."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
     return _status_bytes("VmRSS")
 
 

@@ -3,15 +3,30 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtp_lightning.bench.harness import describe_machine, interleaved, peak_memory_bytes, pin_threads, shown_progress
+from mtp_lightning.bench.harness import (
+    IdleGate,
+    check_counts,
+    describe_machine,
+    interleaved,
+    judged_by_cpu,
+    not_looked_at,
+    peak_memory_bytes,
+    pin_threads,
+    shown_progress,
+)
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
+from mtp_lightning.machine import keep_freed_memory
 from mtp_lightning.objective.loss import Implementation, LossOptions, multi_token_loss
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = dict[str, Any]
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("chunked", "checkpointed", "naive")
 
 
@@ -23,22 +38,31 @@ def bench_loss(
     bfloat16: bool,
     threads: int,
     rounds: int,
+    gate: IdleGate,
     progress: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """One row per (n, implementation): seconds of forward and backward, and bytes at the peak above its inputs."""
+    report: Callable[[Sequence[Row]], None] = lambda rows: None,
+) -> list[Row]:
+    """One row per (n, implementation): seconds of forward and backward, and bytes at the peak above its inputs.
+    `report` gets the rows of each n as soon as they are there.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pin_threads(threads)
-    rows: list[dict[str, Any]] = []
+    by_cpu = judged_by_cpu(device.type, threads)
+    rows: list[Row] = []
     for n in n_future:
         shape = (n, vocab_size, dim, positions, bfloat16, device.type)
-        progress(f"n = {n}: time")
         contenders = {name: loss_step(name, *shape) for name in IMPLEMENTATIONS}
-        timings = interleaved(contenders, rounds, device)
+        timings = interleaved(
+            contenders, rounds, device, before_step=gate if device.type == "cpu" else not_looked_at,
+            progress=lambda text, n=n: progress(f"n = {n}, {text}"),  # type: ignore[misc]
+        )  # fmt: skip
         del contenders
         for name in IMPLEMENTATIONS:
             progress(f"n = {n}: memory of {name}")
             peak = peak_memory_bytes(loss_step, threads, name, *shape)
-            rows.append({"n_future": n, "implementation": name, "peak_bytes": peak} | asdict(timings[name]))
+            row = {"n_future": n, "implementation": name, "peak_bytes": peak} | asdict(timings[name])
+            rows.append(row | {"judged": timings[name].judged(by_cpu)[0], "steady": timings[name].is_steady(by_cpu)})
+        report(ratios(rows)[-len(IMPLEMENTATIONS) :])
     return rows
 
 
@@ -64,14 +88,14 @@ def loss_step(
     return step
 
 
-def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def ratios(rows: list[Row]) -> list[Row]:
     """Each row beside the naive one of its n, and its memory beside that of its implementation's first n."""
     naive = {row["n_future"]: row for row in rows if row["implementation"] == "naive"}
     first: dict[str, int] = {}
     for row in rows:
         first.setdefault(row["implementation"], row["peak_bytes"])
         base = naive[row["n_future"]]
-        row["time_over_naive"] = row["cpu"] / base["cpu"]
+        row["time_over_naive"] = row["judged"] / base["judged"]
         row["memory_over_naive"] = row["peak_bytes"] / base["peak_bytes"]
         row["memory_over_first_n"] = row["peak_bytes"] / first[row["implementation"]]
     return rows
@@ -85,6 +109,7 @@ def loss_command(
     dtype: str = "bf16",
     threads: int = 1,
     rounds: int = 5,
+    patience: float = 600.0,
     json: str | None = None,
 ) -> None:
     """Time and peak memory of the multi-head loss, chunked against checkpointed and naive.
@@ -95,41 +120,64 @@ def loss_command(
         dim: D.
         positions: Input positions B x T.
         dtype: bf16 (autocast) or fp32.
-        threads: Threads of every measured process.
-        rounds: Counted rounds of the interleaved timing.
+        threads: Threads of every measured process; one is judged by CPU time, several by the clock once idle.
+        rounds: Counted rounds of the interleaved timing, at least 5 to be judged.
+        patience: Seconds that several threads wait for a quiet machine, in all.
         json: File to write the rows to as well.
     """
     if dtype not in ("bf16", "fp32"):
         raise InputError(f"dtype is '{dtype}': it has to be bf16 or fp32")
+    counts = n_future or [1, 2, 4, 8]
+    sizes = {"vocab_size": vocab_size, "dim": dim, "positions": positions, "threads": threads, "rounds": rounds}
+    check_counts({"n_future": min(counts)} | sizes)
     check_json(json)
     from rich.console import Console
-    from rich.table import Table
 
     console, messages = Console(), Console(stderr=True)
     if not console.is_terminal:
         console.width = 120  # a file has no edge to wrap at
-    machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"), threads)
-    counts = n_future or [1, 2, 4, 8]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine, by_cpu = describe_machine(torch.device(device), threads), judged_by_cpu(device, threads)
+
+    keeps = keep_freed_memory()  # as `mtp fit` does: half of naive code's time would be the system's, for its pages
+
+    def report(rows: Sequence[Row]) -> None:
+        for row in rows:
+            says = f"{row['judged'] * 1e3:.0f} ms, {row['time_over_naive']:.2f} of naive's"
+            messages.print(f"n = {row['n_future']}, {row['implementation']}: {says}", highlight=False)
+
     with shown_progress(messages) as progress:
-        rows = ratios(bench_loss(counts, vocab_size, dim, positions, dtype == "bf16", threads, rounds, progress))
+        gate = IdleGate(0.0 if by_cpu else patience, progress)
+        rows = bench_loss(counts, vocab_size, dim, positions, dtype == "bf16", threads, rounds, gate, progress, report)
+    judged_by = "CPU time" if by_cpu else "wall clock"
     shape = f"V = {vocab_size}, D = {dim}, {positions} positions, {dtype}"
-    table = Table(
-        title=f"Loss, forward and backward: {shape}", caption=", ".join(f"{k} {v}" for k, v in machine.items())
-    )
-    for heading in ("n", "implementation", "cpu ms", "wall ms", "best ms", "time / naive", "peak MiB"):
+    caption = ", ".join(f"{k} {v}" for k, v in machine.items())
+    caption += f"; medians of {rounds} rounds by {judged_by}"
+    caption += f"{'; freed memory kept' if keeps else ''}; {gate.summary()}"
+    console.print(loss_table(rows, f"Loss, forward and backward: {shape}", caption))
+    if json:
+        content = {"machine": machine, "shape": shape, "rounds": rounds, "judged_by": judged_by}
+        write_json(Path(json), content | {"freed_memory_kept": keeps, "busy_steps": gate.busy_steps, "rows": rows})
+
+
+def loss_table(rows: Sequence[Row], title: str, caption: str) -> "Table":
+    """A ratio of times in brackets is not to be judged (few quiet rounds, or median far from best)."""
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption)
+    for heading in ("n", "implementation", "cpu ms", "wall ms", "best ms", "time / naive", "peak MiB", "peak / naive"):
         table.add_column(heading, justify="left" if heading == "implementation" else "right")
-    table.add_column("peak / naive", justify="right")
-    table.add_column(f"peak / n = {counts[0]}", justify="right")
+    table.add_column(f"peak / n = {rows[0]['n_future']}", justify="right")
+    steady = {(row["n_future"], row["implementation"]): row["steady"] for row in rows}
     for row in rows:
+        ratio = f"{row['time_over_naive']:.2f}"
         table.add_row(
             str(row["n_future"]),
             row["implementation"],
             *(f"{row[key] * 1e3:.0f}" for key in ("cpu", "median", "best")),
-            f"{row['time_over_naive']:.2f}",
+            ratio if row["steady"] and steady[row["n_future"], "naive"] else f"({ratio})",
             f"{row['peak_bytes'] / 2**20:.0f}",
             f"{row['memory_over_naive']:.2f}",
             f"{row['memory_over_first_n']:.2f}",
         )
-    console.print(table)
-    if json:
-        write_json(Path(json), {"machine": machine, "shape": shape, "rounds": rounds, "rows": rows})
+    return table

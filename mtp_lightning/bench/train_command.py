@@ -1,16 +1,24 @@
 """`mtp bench train`: training steps of this platform against naive code and its peers, interleaved in one run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads, shown_progress
+from mtp_lightning.bench.harness import (
+    IdleGate,
+    check_counts,
+    describe_machine,
+    judged_by_cpu,
+    pin_threads,
+    shown_progress,
+)
 from mtp_lightning.bench.loader import loader_cost, seconds_a_batch
 from mtp_lightning.bench.overhead import step_overheads
 from mtp_lightning.bench.train_contenders import Workload, arms, check_contenders, missing_packages
-from mtp_lightning.bench.train_measure import Row, bench_train, judged_by_cpu
+from mtp_lightning.bench.train_measure import Row, bench_train
+from mtp_lightning.bench.train_parts import parts_table, with_extra
 from mtp_lightning.bench.train_report import train_table
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
@@ -59,7 +67,7 @@ def train_command(
         rounds: Counted rounds, at least 5 to be judged.
         memory: Measure peak memory, every contender in a process of its own.
         overhead: Measure what Lightning, logging and reading the data add to a step, at the first vocabulary.
-        patience: Seconds to wait for a quiet machine, in all.
+        patience: Seconds that several threads wait for a quiet machine, in all.
         keep_memory: Have the C library keep freed memory, as `mtp fit` does, for all contenders alike.
         json: File to write the rows to as well.
     """
@@ -68,8 +76,10 @@ def train_command(
     counts = n_future or [n for n in (1, 2, 4, 8) if n < n_layers]
     _check(counts, n_layers, dtype, {"threads": threads, "rounds": rounds, "context": context, "batch": batch})
     check_json(json)
-    named, sizes = check_contenders(contenders), vocab_size or [4096]
+    named, sizes = check_contenders(contenders or None), vocab_size or [4096]
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    for size in sizes:
+        check_counts({"vocab_size": size})
     backbone = BackboneConfig(vocab_size=sizes[0], dim=dim, n_layers=n_layers, n_heads=n_heads, ffn_dim=ffn_dim)
     workload = Workload(backbone, context, batch, dtype == "bf16", device)
 
@@ -77,7 +87,7 @@ def train_command(
 
     console, messages = Console(), Console(stderr=True)
     if not console.is_terminal:
-        console.width = 140  # a file has no edge to wrap at
+        console.width = 160  # a file has no edge to wrap at
     machine = describe_machine(torch.device(device), threads)
     messages.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
     missing = missing_packages(named)
@@ -87,33 +97,41 @@ def train_command(
     keeps = keep_memory and keep_freed_memory()
     by_cpu = judged_by_cpu(device, threads)
     rows: list[Row] = []
-    overheads: dict[str, float] = {}
+    overheads: dict[str, dict[str, float]] = {}
     loader: dict[str, float] = {}
-    with shown_progress(messages) as progress:
-        gate = IdleGate(patience, progress)
-        for size in sizes:
-            here = [name for name in named if name not in missing]
-            wanted = arms(here, counts, (False, True) if compile else (False,), recompute or ())
-            at = replace(workload, backbone=replace(backbone, vocab_size=size))
+    gate = IdleGate(0.0 if by_cpu else patience)
+    judged_by = "CPU time" if by_cpu else "wall clock"
+    measured = f"{', '.join(f'{k} {v}' for k, v in machine.items())}; medians of {rounds} rounds by {judged_by}"
+    measured += "; freed memory kept" if keeps else ""
+    for size in sizes:
+        here = [name for name in named if name not in missing]
+        wanted = arms(here, counts, (False, True) if compile else (False,), recompute or ())
+        at = replace(workload, backbone=replace(backbone, vocab_size=size))
+        with shown_progress(messages) as progress:
 
-            def say(text: str, size: int = size) -> None:
+            def say(text: str, size: int = size, progress: Callable[[str], None] = progress) -> None:
                 progress(f"V = {size}: {text}")
 
-            rows += bench_train(at, wanted, threads, rounds, memory, gate, say)
-        if overhead:
+            gate.progress = say
+            own = bench_train(at, wanted, threads, rounds, memory, gate, say)
+        title = f"Training steps: V = {size}, d = {dim}, L = {n_layers}, {batch} x {context} tokens, {dtype}"
+        console.print(train_table(own, title, f"{measured}; {gate.summary()}"))
+        rows += own
+    if overhead:
+        with shown_progress(messages) as progress:
             overheads = step_overheads(workload, max(counts), rounds, by_cpu, progress)
             progress("reading windows")
             first = [row for row in rows if row["vocab_size"] == sizes[0]]
             loader = loader_cost(seconds_a_batch(workload, max(counts), by_cpu), workload, first)
-    judged_by = "CPU time" if by_cpu else "wall clock"
-    caption = f"{', '.join(f'{k} {v}' for k, v in machine.items())}; medians of {rounds} rounds by {judged_by}"
-    caption += "; freed memory kept" if keeps else ""
-    caption += f"; {gate.passed_busy} steps ran on a busy machine" if gate.passed_busy else ""
-    for size in sizes:
-        title = f"Training steps: V = {size}, d = {dim}, L = {n_layers}, {batch} x {context} tokens, {dtype}"
-        console.print(train_table([row for row in rows if row["vocab_size"] == size], title, caption))
-    for name, milliseconds in overheads.items():
-        console.print(f"{name}: {milliseconds:+.2f} ms a step above the bare loop", highlight=False)
+        for row in rows:
+            if "parts" in row:
+                row["parts"] = with_extra(row["parts"], loader["ms"], overheads)
+    if looked_into := [row for row in rows if "parts" in row]:
+        caption = "shares of the step, data and logging on top of it; limits in ms, in the same run"
+        console.print(parts_table(looked_into, caption))
+    for name, each in overheads.items():
+        says = f"{each['median']:+.2f} ms a step above the bare loop, {each['mean']:+.2f} on average"
+        console.print(f"{name}: {says}", highlight=False)
     if loader:
         share = f", {loader['share_of_step']:.2%} of the quickest step of ours" if "share_of_step" in loader else ""
         console.print(f"reading windows: {loader['ms']:.2f} ms a step{share}", highlight=False)
@@ -121,7 +139,7 @@ def train_command(
         content = {
             "machine": machine, "backbone": asdict(backbone) | {"vocab_size": sizes}, "context": context,
             "batch": batch, "dtype": dtype, "judged_by": judged_by, "rounds": rounds, "freed_memory_kept": keeps,
-            "busy_steps": gate.passed_busy, "rows": rows, "overhead_ms": overheads, "loader": loader,
+            "busy_steps": gate.busy_steps, "rows": rows, "overhead_ms": overheads, "loader": loader,
         }  # fmt: skip
         write_json(Path(json), content)
 
@@ -133,9 +151,9 @@ def _check(n_future: Sequence[int], n_layers: int, dtype: str, counts: dict[str,
     """
     if dtype not in ("bf16", "fp32"):
         raise InputError(f"dtype is '{dtype}': it has to be bf16 or fp32")
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}: it has to be at least 1")
+    check_counts(counts)
+    if n_layers < 2:
+        raise InputError(f"n_layers is {n_layers}: it has to be at least 2, one for the head and one for the trunk")
     for n in n_future:
         if not 0 < n < n_layers:
             raise InputError(f"n_future is {n} and n_layers is {n_layers}: the heads have to leave the trunk a layer")

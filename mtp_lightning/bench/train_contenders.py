@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 from torch.nn import functional as F
 
 from mtp_lightning.bench.plain_model import PlainModel, paper_step
@@ -25,6 +26,9 @@ from mtp_lightning.model.training.recompute import as_recompute, recompute_model
 from mtp_lightning.objective.heads import model_loss
 from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
+
+UPDATE = "clipping and optimizer"
+"""What a profile calls that part of a step."""
 
 
 @dataclass(frozen=True)
@@ -230,9 +234,10 @@ def make_step(arm: Arm, workload: Workload) -> tuple[Learner, Callable[[], Tenso
 
     def step() -> Tensor:
         loss = learner.learn(window)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        with record_function(UPDATE):
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
         return loss
 
     return learner, step

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from mtp_lightning.bench.harness import STEADY, IdleGate, Timing, interleaved, peak_memory_bytes
+from mtp_lightning.bench.decode.decode_contenders import clock_for
+from mtp_lightning.bench.decode.decode_measure import read_bandwidth
+from mtp_lightning.bench.harness import IdleGate, interleaved, judged_by_cpu, not_looked_at, peak_memory_bytes
 from mtp_lightning.bench.train_contenders import Arm, Workload, flops_of, make_step, prepared_step
+from mtp_lightning.bench.train_parts import training_parts
 
 Row = dict[str, Any]
-LEAST_ROUNDS = 5
-"""With fewer, a row is not to be judged."""
 PRODUCTS = 8
 """Matrix products in one timing of the peak."""
 
@@ -24,7 +25,11 @@ def bench_train(
     gate: IdleGate,
     progress: Callable[[str], None],
 ) -> list[Row]:
-    """One row per arm: tokens per second, share of the matrix-product peak, peak memory."""
+    """One row per arm: tokens per second, share of the matrix-product peak, peak memory.
+
+    Of ours on a CPU also `parts`: where the time goes, and milliseconds in which this machine does the products at its
+    peak, and reads weights, gradient and moments once.
+    """
     device = torch.device(workload.device)
     by_cpu = judged_by_cpu(workload.device, threads)
     steps: dict[str, Callable[[], object]] = {}
@@ -36,22 +41,36 @@ def bench_train(
     assert len(set(state_bytes.values())) <= 1, f"contenders of unequal size: {state_bytes}"
     products, product_flops = matrix_products(workload)
     steps["matrix products"] = products
-    wait = gate if not by_cpu and workload.device == "cpu" else lambda: None
+    wait = gate if workload.device == "cpu" else not_looked_at
     timings = interleaved(steps, rounds, device, warmup=2, before_step=wait, progress=progress)
-    peak = product_flops / _seconds(timings["matrix products"], by_cpu)[1]
+    peak = product_flops / timings["matrix products"].judged(by_cpu)[1]
+    parts = {}
+    for arm in rows_wanted if workload.device == "cpu" else ():
+        if arm.contender == "ours" and arm.recompute == "none":
+            progress(f"{label(arm)}: where the time goes")
+            parts[arm] = training_parts(steps[label(arm)], timings[label(arm)].median)
     del steps
     rows = []
     for arm in rows_wanted:
-        median, best = _seconds(timings[label(arm)], by_cpu)
+        timing = timings[label(arm)]
+        median, best = timing.judged(by_cpu)
         row: Row = arm._asdict() | {
             "vocab_size": workload.backbone.vocab_size,
             "tokens_per_second": workload.tokens / median,
             "best_tokens_per_second": workload.tokens / best,
-            "steady": rounds >= LEAST_ROUNDS and best / median >= STEADY,
+            "steady": timing.is_steady(by_cpu),
+            "busy": timing.busy,
             "flops_per_token": flops_of(arm, workload),
             "peak_flops_per_second": peak,
         }
         row["share_of_peak"] = row["flops_per_token"] * row["tokens_per_second"] / peak
+        if arm in parts:
+            read = state_bytes[arm] * 4 // 3  # and the gradient
+            row["parts"] = parts[arm] | {
+                "milliseconds": 1e3 * median,
+                "limit_products": 1e3 * workload.tokens * row["flops_per_token"] / peak,
+                "limit_reading": 1e3 * read / read_bandwidth(read, clock_for(device, threads)),
+            }
         if memory:
             progress(f"{label(arm)}: memory")
             row["peak_bytes"] = state_bytes[arm] + peak_memory_bytes(prepared_step, threads, arm, workload)
@@ -62,17 +81,6 @@ def bench_train(
 def label(arm: Arm) -> str:
     recomputed = "" if arm.recompute == "none" else f", recompute {arm.recompute}"
     return f"{arm.contender} n = {arm.n_future}{', compiled' if arm.compiled else ''}{recomputed}"
-
-
-def judged_by_cpu(device: str, threads: int) -> bool:
-    """One thread's processor time is what it would take undisturbed; several threads' waiting for each other is not
-    in it, so those are judged by the clock on a quiet machine."""
-    return device == "cpu" and threads == 1
-
-
-def _seconds(timing: Timing, by_cpu: bool) -> tuple[float, float]:
-    """(median, best)."""
-    return (timing.cpu, timing.cpu_best) if by_cpu else (timing.median, timing.best)
 
 
 def matrix_products(workload: Workload) -> tuple[Callable[[], object], int]:

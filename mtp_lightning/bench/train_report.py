@@ -25,7 +25,7 @@ FIGURES: dict[str, tuple[str, str]] = {
 
 
 def train_table(rows: Sequence[Mapping[str, Any]], title: str, caption: str) -> "Table":
-    """The rows of one vocabulary. A rate in brackets is not to be judged (few rounds, or median far below best)."""
+    """The rows of one vocabulary. A rate in brackets is not to be judged (few quiet rounds, or far below best)."""
     from rich.table import Table
 
     table = Table(title=title, caption=caption)

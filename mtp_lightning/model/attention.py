@@ -86,9 +86,9 @@ def causal_attention(
     on_cpu = q_BHTE.device.type == "cpu"
     if isinstance(mask, Documents):
         if not on_cpu:
-            return attention_by_flex(q_BHTE, k_BKTE, v_BKTE, mask)  # type: ignore[no-any-return]
+            return attention_by_flex(q_BHTE, k_BKTE, v_BKTE, mask)
         spread = _repeated(q_BHTE, k_BKTE, v_BKTE)
-        return attention_by_spans(q_BHTE, *spread, mask, causal_attention)  # type: ignore[no-any-return]
+        return attention_by_spans(q_BHTE, *spread, mask, causal_attention)
     if mask is None and on_cpu and q_BHTE.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):  # autocast would run the softmax, and store it, in float32
             return block_causal_attention(q_BHTE, *_repeated(q_BHTE, k_BKTE, v_BKTE))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports the compiler at once: a second
 from torch.nn import functional as F
 
 from mtp_lightning.shapes import Bool, Float, Int
@@ -133,7 +134,7 @@ def _spans(numbered_T: list[int]) -> list[Span]:
     return spans
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo
 def attention_by_spans(
     q_BHTE: Float[Tensor, "B H T E"],
     k_BHTE: Float[Tensor, "B H T E"],
@@ -168,7 +169,7 @@ def _compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_disable_dynamo
 def attention_by_flex(
     q_BHTE: Float[Tensor, "B H T E"],
     k_BKTE: Float[Tensor, "B K T E"],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from test_checkpoints import save
 from tiny import tiny_backbone
 
@@ -75,6 +76,15 @@ def test_a_run_counts_its_forwards_and_leaves_out_the_first(make_model: MakeMode
     assert run.seconds_per_forward == 1.0
 
 
+def test_what_prompts_take_is_told_apart(make_model: MakeModel) -> None:
+    """A second a forward, and five for the prompt."""
+    times = iter([0.0, *(6.0 + forward for forward in range(20))])
+    run = ours(Engine(make_model(1)), 1, 9, lambda: next(times))([torch.arange(4)])
+    assert (run.seconds_per_forward, run.prompt_seconds) == (1.0, 5.0)
+    row = summarize(Arm("ours", 1), {Arm("ours", 1): [run]}, 1, 9)
+    assert (row["prompt_milliseconds"], row["milliseconds_per_forward"]) == (5000.0, 1000.0)
+
+
 def test_rows_relate_to_plain_decoding_of_the_same_prompts(make_model: MakeModel) -> None:
     rows = rows_of(make_model(3))
     assert [(row["batch"], row["arm"]) for row in rows[:6]] == [
@@ -89,7 +99,8 @@ def test_rows_relate_to_plain_decoding_of_the_same_prompts(make_model: MakeModel
         if row["arm"] != "huggingface n=1":
             assert (row["texts"], row["equal"]) == (2 * row["batch"], 2 * row["batch"])
         if "share_of_roofline" in row:
-            assert row["share_of_roofline"] == row["tokens_per_second"] / row["roofline_tokens_per_second"]
+            pace = row["tokens_per_forward"] * row["batch"] / (row["milliseconds_per_forward"] / 1e3)
+            assert row["share_of_roofline"] == pytest.approx(pace / row["roofline_tokens_per_second"])
         assert not row["steady"], "two rounds are not to be judged"
 
 
@@ -117,12 +128,27 @@ def test_a_row_by_hand() -> None:
     assert (theirs["speedup"], "tokens_per_forward" in theirs, "over_huggingface" in theirs) == (8 / 12, False, False)
 
 
-@pytest.mark.parametrize(("fastest", "rounds", "steady"), [(0.8, 5, True), (0.7, 5, False), (1.0, 4, False)])
-def test_a_row_is_steady_if_the_median_forward_is_near_the_best(fastest: float, rounds: int, steady: bool) -> None:
+@pytest.mark.parametrize(
+    ("fastest", "rounds", "busy", "steady"),
+    [(0.8, 5, 0, True), (0.7, 5, 0, False), (1.0, 4, 0, False), (1.0, 5, 1, False), (1.0, 6, 1, True)],
+)
+def test_a_row_is_steady_if_the_median_forward_is_near_the_best(
+    fastest: float, rounds: int, busy: int, steady: bool
+) -> None:
     arm = Arm("ours", 1)
     paces = [fastest, *[1.0] * (rounds - 1)]
-    runs = [Run([[]], 8.0, [generation(1)], seconds) for seconds in paces]
-    assert summarize(arm, {arm: runs}, 1, 8)["steady"] is steady
+    runs = [Run([[]], 8.0, [generation(1)], pace, busy=i < busy) for i, pace in enumerate(paces)]
+    row = summarize(arm, {arm: runs}, 1, 8)
+    assert (row["steady"], row["busy"]) == (steady, busy)
+
+
+def test_every_run_is_asked_whether_the_machine_is_busy(make_model: MakeModel) -> None:
+    said = iter([None, *[True, False] * 40])
+    rows, _ = bench_decode(
+        "it", make_model(1), [torch.arange(6)] * 3, [1], [1], 4, 3, torch.float32, Ticks(), lambda: next(said),
+        lambda text: None,
+    )  # fmt: skip
+    assert [row["busy"] for row in rows] == [1, 2], "of three rounds of two arms; one was not looked at"
 
 
 def test_texts_that_differ_are_ties_or_are_not(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,10 +194,12 @@ def test_bytes_of_a_forward_are_those_of_the_weights_and_the_keys(make_model: Ma
 
 
 def decoded_rows(**changes: Any) -> list[dict[str, Any]]:
-    base = {"model": "m", "n_future": 4, "n_layers": 12, "batch": 1, "steady": True, "texts": 5, "equal": 5}
+    base = {"model": "m", "n_future": 4, "n_layers": 12, "batch": 1, "steady": True, "busy": 0, "texts": 5, "equal": 5}
     base |= {"ties": 0, "different": 0}
     drafted = {
         "over_huggingface_n1": 4.2,
+        "over_llama_cpp": 1.2,
+        "over_use_mtp": 2.0,
         "tokens_per_second": 420.0,
         "speedup": 2.0,
         "tokens_per_forward": 3.0,
@@ -180,8 +208,8 @@ def decoded_rows(**changes: Any) -> list[dict[str, Any]]:
     return [
         base
         | {"arm": "plain", "heads_used": 1, "tokens_per_second": 210.0, "speedup": 1.0, "tokens_per_forward": 1.0}
-        | {"over_huggingface": 1.5}
-        | {key: value for key, value in changes.items() if key == "n_layers"},
+        | {"over_huggingface": 1.5, "over_llama_cpp": 0.9, "over_torch": 0.9}
+        | {key: value for key, value in changes.items() if key in ("n_layers", "batch", "busy")},
         base | {"arm": "k = 4", "heads_used": 4, "efficiency": 2 / 3} | drafted | changes,
         base | {"arm": "k = auto", "heads_used": "auto", "efficiency": 0.6} | drafted | {"speedup": 0.9},
         base | {"arm": "huggingface", "heads_used": 1, "tokens_per_second": 140.0, "speedup": 0.7},
@@ -200,8 +228,20 @@ def test_tables_have_the_papers_shape() -> None:
 def test_a_rate_that_is_not_to_be_judged_stands_in_brackets() -> None:
     rows = decoded_rows(steady=False)  # that of k = 4
     table = decode_table(rows, "title", "caption")
-    assert len(table.columns) == 3 + len(FIGURES)
+    known = [key for key in FIGURES if any(key in row for row in rows)]
+    assert len(table.columns) == 3 + len(known) < 3 + len(FIGURES), "what no row has takes no room"
     assert list(table.columns[2].cells) == ["210", "(420)", "420", "140", "100"]
+
+
+def test_a_table_of_all_figures_is_readable_without_a_terminal() -> None:
+    row = {key: 1234.56 if key.endswith("second") else 9.87 for key in FIGURES}
+    row |= {"batch": 8, "arm": "huggingface n=1", "steady": False, "texts": 40, "equal": 38, "ties": 2, "different": 0}
+    console = Console(width=decode_command.WIDTH, record=True)
+    console.print(decode_table([row], "title", "caption"))
+    lines = console.export_text().splitlines()
+    assert "…" not in "".join(lines)
+    assert [heading for heading, _ in FIGURES.values() if heading not in lines[2]] == [], "each on one line"
+    assert "38/40, 2 at ties" in lines[4]
 
 
 def test_a_batch_is_named_once_and_what_was_not_measured_is_a_dash() -> None:
@@ -209,9 +249,10 @@ def test_a_batch_is_named_once_and_what_was_not_measured_is_a_dash() -> None:
     table = decode_table(rows, "title", "caption")
     assert list(table.columns[0].cells) == ["1", "", "", "", "", "8", ""]
     assert [row.end_section for row in table.rows] == [False] * 4 + [True, False, False]
-    assert list(table.columns[4].cells)[:4] == ["1.00", "2.00", "0.90", "0.70"]
+    (speedup,) = (list(column.cells) for column in table.columns if column.header == "/ plain")
+    assert speedup[:4] == ["1.00", "2.00", "0.90", "0.70"]
     assert list(table.columns[-1].cells) == ["5/5"] * 5 + ["3/5, 1 at ties, 1 DIFFERENT"] * 2
-    over_huggingface = list(table.columns[2 + list(FIGURES).index("over_huggingface")].cells)
+    (over_huggingface,) = (list(column.cells) for column in table.columns if column.header == "/ HF")
     assert over_huggingface[:2] == ["1.50", "-"]
 
 

@@ -1,6 +1,8 @@
 """Turns, medians and a quiet machine: how contenders are timed."""
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
 
@@ -8,7 +10,7 @@ import pytest
 from test_bench_train import CPU, tiny_workload
 
 from mtp_lightning.bench import harness, overhead, train_measure
-from mtp_lightning.bench.harness import IdleGate, Timing, interleaved
+from mtp_lightning.bench.harness import IdleGate, Timing, interleaved, peak_memory_bytes
 from mtp_lightning.machine import keep_freed_memory
 
 
@@ -17,11 +19,35 @@ def test_the_gate_waits_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("mtp_lightning.bench.harness.idle_share", lambda seconds: next(shares))
     said: list[str] = []
     gate = IdleGate(patience=0.6, progress=said.append, window=0.2)
-    gate()
+    assert gate() is False
     assert (len(said), gate.passed_busy) == (2, 0)
-    gate()
-    assert (len(said), gate.passed_busy) == (3, 1)
+    assert gate() is True
+    assert (len(said), gate.summary()) == (3, "1 of 2 steps on a busy machine")
     assert "waiting for a quiet machine (20% idle" in said[0]
+
+
+def test_without_patience_the_gate_looks_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.2, 1.0, None])
+    monkeypatch.setattr("mtp_lightning.bench.harness.idle_share", lambda seconds: next(shares))
+    gate = IdleGate(0.0, pytest.fail)
+    assert (gate.summary(), gate.busy_steps) == ("whether the machine was busy was not looked at", None)
+    assert (gate(), gate(), gate()) == (True, False, None)
+    assert (gate.summary(), gate.busy_steps) == ("1 of 2 steps on a busy machine", 1)
+
+
+def test_rounds_on_a_busy_machine_are_counted_and_few_others_are_not_judged() -> None:
+    def timed(*busy: bool | None) -> Timing:
+        said = iter(busy)
+        timing = interleaved({"a": lambda: None}, len(busy), CPU, before_step=lambda: next(said))["a"]
+        return replace(timing, median=1.0, best=1.0)
+
+    assert (timed(*[False] * 5).rounds, timed(*[False] * 5).busy) == (5, 0)
+    assert timed(*[False] * 5).is_steady(by_cpu=False)
+    assert not timed(*[False] * 4, True).is_steady(by_cpu=False)
+    assert timed(*[False] * 5, True).is_steady(by_cpu=False), "five rounds were quiet"
+    assert timed(*[None] * 5).busy is None
+    assert timed(*[None] * 5).is_steady(by_cpu=False)
+    assert not replace(timed(*[False] * 5), median=1.3).is_steady(by_cpu=False)
 
 
 def test_the_machine_is_as_idle_as_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +59,7 @@ def test_the_machine_is_as_idle_as_the_system_says(monkeypatch: pytest.MonkeyPat
     assert harness.idle_share(0.2) == 0.75
     assert waits == [0.2]
     monkeypatch.setattr(harness, "_processor_ticks", lambda: None)
-    assert harness.idle_share(0.2) == 1.0, "where nothing is known, nobody waits"
+    assert harness.idle_share(0.2) is None, "where nothing is known, nobody waits"
 
 
 def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,12 +93,12 @@ def test_the_median_is_reported_and_the_best_beside_it(monkeypatch: pytest.Monke
 
     clocks = SimpleNamespace(perf_counter=lambda: now.wall, process_time=lambda: now.cpu)
     monkeypatch.setattr(harness, "time", clocks)
-    assert interleaved({"a": step}, 3, CPU) == {"a": Timing(median=4.0, best=2.0, cpu=3.0, cpu_best=1.0)}
+    assert interleaved({"a": step}, 3, CPU) == {"a": Timing(median=4.0, best=2.0, cpu=3.0, cpu_best=1.0, rounds=3)}
 
 
 def test_one_thread_is_judged_by_its_processor_time_and_several_by_the_clock() -> None:
     timing = Timing(median=4.0, best=3.0, cpu=2.0, cpu_best=1.0)
-    assert (train_measure._seconds(timing, True), train_measure._seconds(timing, False)) == ((2.0, 1.0), (4.0, 3.0))
+    assert (timing.judged(by_cpu=True), timing.judged(by_cpu=False)) == ((2.0, 1.0), (4.0, 3.0))
 
 
 def test_products_count_two_operations_for_each_weight_and_row() -> None:
@@ -82,11 +108,38 @@ def test_products_count_two_operations_for_each_weight_and_row() -> None:
 
 
 def test_overheads_are_milliseconds_of_the_best_run_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = iter([[2.0, 1.0, 9.0], [8.0, 8.0]])
-    logged = {False: iter([[3.0], [2.5]]), True: iter([[4.0], [7.0]])}
+    """A median does not see what one step in three does; a mean does."""
+    bare = iter([[2.0, 1.0, 9.0], [1.0, 2.0, 3.0]])
+    logged = {
+        (False, 10 * overhead.STEPS): iter([[2.0, 2.1, 2.2], [9.0] * 3]),
+        (False, 1): iter([[3.0] * 3, [2.5] * 3]),
+        (True, 1): iter([[4.0, 4.0, 40.0], [7.0, 3.0, 50.0]]),
+    }
     monkeypatch.setattr(overhead, "bare_steps", lambda *_: next(bare))
-    monkeypatch.setattr(overhead, "trainer_steps", lambda *_, mlflow: next(logged[mlflow]))
+    monkeypatch.setattr(
+        overhead, "trainer_steps", lambda *_, mlflow=False, log_every=1: next(logged[mlflow, log_every])
+    )
     found = overhead.step_overheads(tiny_workload(), 2, 2, True, lambda text: None)
-    assert found == {"Lightning and logging": 500.0, "Lightning and MLflow": 2000.0}
+    assert found == {
+        "Lightning, steps not logged": {"median": pytest.approx(100.0), "mean": pytest.approx(100.0)},
+        "Lightning, every step logged": {"median": 500.0, "mean": 500.0},
+        "Lightning and MLflow": {"median": 2000.0, "mean": 14000.0},
+    }
     starts = [float(step) for step in range(overhead.FIRST)] + [10.0, 12.0, 15.0]
     assert overhead._differences(starts) == [2.0, 3.0], "the first are not counted"
+
+
+def test_a_measured_process_that_dies_says_how() -> None:
+    with pytest.raises(RuntimeError, match="died with exit status 3"):
+        peak_memory_bytes(sys.exit, 1, 3)
+
+
+def test_where_the_high_water_mark_cannot_be_reset_memory_is_measured_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_proc(*_: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(harness.Path, "write_text", no_proc)
+    monkeypatch.setattr(harness.Path, "read_text", no_proc)
+    assert harness._reset_high_water_mark() > 0

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from mtp_lightning.bench.train_contenders import (
 from mtp_lightning.bench.train_measure import bench_train, label, ratios
 from mtp_lightning.bench.train_report import FIGURES, train_table
 from mtp_lightning.cli import main
-from mtp_lightning.data.loader import read_windows
+from mtp_lightning.data.loader import ResumableLoader, read_windows
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_names import to_llama_state_dict
 from mtp_lightning.model.mtp import MTPModel
@@ -110,7 +111,7 @@ def row(contender: str, n: int, rate: float, size: int = 4096, **changes: Any) -
     values = {
         "contender": contender, "n_future": n, "compiled": True, "recompute": "none", "vocab_size": size,
         "tokens_per_second": rate, "best_tokens_per_second": rate, "steady": True, "flops_per_token": 100 + 50 * n,
-        "share_of_peak": 0.5, "peak_bytes": 1000 * n,
+        "share_of_peak": 0.5, "peak_bytes": 1000 * n, "busy": 0,
     }  # fmt: skip
     return values | changes
 
@@ -162,16 +163,43 @@ def test_rows_of_a_real_run_carry_what_the_table_needs(monkeypatch: pytest.Monke
 
 
 def test_the_overhead_runs_make_the_same_steps_and_log_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """MLflow's own migrations of a new store take seconds, so its logger is only made here."""
+    """MLflow's own migrations of a new store take seconds, so its logger is only made here. What was logged is written
+    before the counted steps begin, and before they end."""
     monkeypatch.setattr(overhead, "STEPS", 8)
     assert overhead._mlflow_logger(tmp_path).tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
-    loggers = [overhead._memory_logger(), overhead._memory_logger()]
-    monkeypatch.setattr(overhead, "_memory_logger", lambda: loggers[0])
-    monkeypatch.setattr(overhead, "_mlflow_logger", lambda folder: loggers[1])
+    loggers = [overhead._memory_logger() for _ in range(3)]
+    written: list[int] = []
+    monkeypatch.setattr(loggers[2], "flush", lambda: written.append(len(loggers[2].points)))
+    given = iter(loggers[:2])
+    monkeypatch.setattr(overhead, "_memory_logger", lambda: next(given))
+    monkeypatch.setattr(overhead, "_mlflow_logger", lambda folder: loggers[2])
+    loaded: list[int] = []
+    real = ResumableLoader.__iter__
+    monkeypatch.setattr(ResumableLoader, "__iter__", lambda own: loaded.append(1) or real(own))
     found = overhead.step_overheads(tiny_workload(), 2, 1, True, lambda text: None)
-    assert set(found) == {"Lightning and logging", "Lightning and MLflow"}
-    for logger in loggers:
-        assert [step for step, metrics in logger.points if "train/gradient_norm" in metrics] == list(range(1, 9))
+    assert list(found) == [overhead.NOT_LOGGED, overhead.LOGGED, overhead.MLFLOW]
+    assert loaded, "by the loader of `mtp fit`"
+    steps = [[step for step, metrics in own.points if "train/gradient_norm" in metrics] for own in loggers]
+    assert steps == [[], list(range(1, 9)), list(range(1, 9))]
+    assert len(written) == 2
+    assert written[0] < written[1] == len(loggers[2].points)
+
+
+def test_the_overhead_model_has_as_many_tensors_and_few_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def looked(workload: Workload, n_future: int, *_: Any, **__: Any) -> list[float]:
+        model = make_step(Arm("ours", n_future, False), workload)[0].model
+        seen.append((len(list(model.parameters())), sum(p.numel() for p in model.parameters())))
+        return [1.0]
+
+    for name in ("bare_steps", "trainer_steps"):
+        monkeypatch.setattr(overhead, name, looked)
+    workload = replace(tiny_workload(), backbone=tiny_backbone(n_layers=5, vocab_size=999, dim=64))
+    overhead.step_overheads(workload, 2, 1, True, lambda text: None)
+    tensors = len(list(make_step(Arm("ours", 2, False), workload)[0].model.parameters()))
+    assert {count for count, _ in seen} == {tensors}
+    assert all(numbers < 30_000 for _, numbers in seen)
 
 
 def test_what_reading_costs_is_said_beside_our_quickest_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +228,8 @@ def test_what_reading_costs_is_said_beside_our_quickest_step(monkeypatch: pytest
         (["--n_future", "[0]"], "n_future is 0"),
         (["--dtype", "fp16"], "dtype is 'fp16'"),
         (["--rounds", "0"], "rounds is 0"),
+        (["--n_layers", "1"], "n_layers is 1: it has to be at least 2"),
+        (["--vocab_size", "[16, 0]"], "vocab_size is 0"),
         (["--dim", "30"], r"model.backbone.dim is 30"),
     ],
 )

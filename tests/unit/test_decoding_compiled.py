@@ -236,6 +236,17 @@ def test_a_compiler_that_fails_is_reported_with_its_message(
     assert list((tmp_path / "cache" / "mtp_lightning" / "kernels").iterdir()) == []
 
 
+@needs_compiler
+def test_a_compiler_without_openmp_is_asked_again_without(tmp_path: Path) -> None:
+    """As Apple's, which knows no `-fopenmp`."""
+    apples = tmp_path / "clang++"
+    apples.write_text('#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec g++ "$@"\n')
+    apples.chmod(0o700)
+    file = compiler._build(str(apples), tmp_path / "decoding.so")
+    assert compiler.ctypes.CDLL(str(file)).mtp_panel() > 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
 def test_only_long_work_on_a_cpu_is_compiled_unasked(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(compiler, "kernels", lambda: "there")
     assert not wanted("auto", CPU, LONG - 1)

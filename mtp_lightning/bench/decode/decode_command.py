@@ -15,9 +15,16 @@ from mtp_lightning.bench.decode.decode_contenders import Clock, Decode, clock_fo
 from mtp_lightning.bench.decode.decode_measure import Row, bench_decode
 from mtp_lightning.bench.decode.decode_parts import decoding_parts, parts_table
 from mtp_lightning.bench.decode.decode_report import USE_MTP, decode_table, draw, heads_table, markdown
-from mtp_lightning.bench.harness import IdleGate, describe_machine, pin_threads, shown_progress
+from mtp_lightning.bench.harness import (
+    IdleGate,
+    check_counts,
+    describe_machine,
+    judged_by_cpu,
+    not_looked_at,
+    pin_threads,
+    shown_progress,
+)
 from mtp_lightning.decoding.compiled.compiler import LONG, wanted
-from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_json
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
@@ -26,6 +33,9 @@ from mtp_lightning.model.mtp import MTPModel
 if TYPE_CHECKING:
     from rich.console import Console
 
+WIDTH = 220
+"""Characters of a line where there is no terminal: room for the table of all contenders."""
+NOT_ON_A_GPU = "where the time goes is not shown on a GPU: the host's time says little of a step there"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -74,7 +84,7 @@ def decode_command(
         ffn_dim: Hidden width of its SwiGLUs.
         vocab_size: Its vocabulary.
         threads: Threads; one is judged by CPU time, several by the clock once the machine is idle.
-        patience: Seconds to wait for a quiet machine, in all.
+        patience: Seconds that several threads wait for a quiet machine, in all.
         compile: Measure layers compiled for this processor, and plain decoding by torch beside them; auto does where
             there is a compiler, which is long work.
         peer: transformers: its `generate` on head 1. llama_cpp: also llama.cpp, in float32, at batch 1.
@@ -85,9 +95,7 @@ def decode_command(
     """
     from rich.console import Console
 
-    for name, value in {"prompt_tokens": prompt_tokens, "rounds": rounds, "threads": threads}.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}: it has to be at least 1")
+    check_counts({"prompt_tokens": prompt_tokens, "rounds": rounds, "threads": threads})
     if new_tokens < 4:
         raise InputError(f"new_tokens is {new_tokens}: it has to be at least 4, or there is nothing to time")
     check_json(json, out=out, path=path, **{f"the model '{ckpt}'": ckpt for ckpt in ckpts or ()})
@@ -100,16 +108,17 @@ def decode_command(
     models = _models(ckpts, backbone, heads, count, prompt_tokens, kind, path, Path(directory))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pin_threads(threads)
+    by_cpu = judged_by_cpu(device.type, threads)
     machine = describe_machine(device, threads)
-    console, messages = Console(width=None if Console().is_terminal else 160), Console(stderr=True)
+    console, messages = Console(width=None if Console().is_terminal else WIDTH), Console(stderr=True)
     rows: list[Row] = []
     parts: list[Row] = []
     started = time.perf_counter()
     compiled = wanted(compile is not False, device, LONG)
     seconds_to_compile = time.perf_counter() - started
     with shown_progress(messages) as progress:
-        gate = IdleGate(patience, progress)
-        wait = gate if threads > 1 and device.type == "cpu" else lambda: None
+        gate = IdleGate(0.0 if by_cpu else patience, progress)
+        wait = gate if device.type == "cpu" else not_looked_at
         for label, model, prompts in models:
             numbers = _heads_used(heads_used, model)
             clock = clock_for(device, threads)
@@ -121,28 +130,28 @@ def decode_command(
                     progress, peers, compiled, lambda own: _report(messages, own),
                 )  # fmt: skip
             rows += more
-            progress(f"{label}: where the time goes")
-            for k in dict.fromkeys((1, numbers[-1])):
-                engine = Engine(model, k, DTYPES[dtype], compiled=compiled)
-                found = decoding_parts(engine, k, prompts[:1], clock)
+            for k in dict.fromkeys((1, numbers[-1])) if device.type == "cpu" else ():
+                progress(f"{label}, k = {k}: where the time goes")
+                found = decoding_parts(model, k, DTYPES[dtype], compiled, prompts[:1], clock)
                 parts.append({"model": label, "batch": 1, "heads_used": k, **found})
             if missing:
                 console.print(f"{label}: no comparison with Hugging Face: {missing}", highlight=False)
-    judged_by = "CPU time" if threads == 1 and device.type == "cpu" else "wall clock"
+    judged_by = "CPU time" if by_cpu else "wall clock"
     caption = ", ".join(f"{key} {value}" for key, value in machine.items())
     caption += (
         f"; {dtype}, prompts of {prompt_tokens}, {new_tokens} new tokens, medians of {rounds} rounds by {judged_by}"
     )
     how = f"compiled in {seconds_to_compile:.1f} s" if compiled else "not compiled"
-    caption += f"; {how}; {gate.passed_busy} steps on a busy machine" + (
-        " are not to be judged" * (gate.passed_busy > 0)
-    )
+    caption += f"; {how}; {gate.summary()}; rates of whole texts, prompts included, ms and roofline of decoding alone"
     for label in dict.fromkeys(row["model"] for row in rows):
         console.print(decode_table([row for row in rows if row["model"] == label], f"Decoding: {label}", caption))
     console.print(heads_table(rows, caption))
-    console.print(parts_table(parts, "shares as the profiler sees them; limits measured in the same run"))
+    if parts:
+        console.print(parts_table(parts, "each part measured for itself, in CPU time; limits in ms, in the same run"))
+    else:
+        console.print(NOT_ON_A_GPU, highlight=False)
     content = {
-        "machine": machine, "dtype": dtype, "judged_by": judged_by, "rounds": rounds, "busy": gate.passed_busy,
+        "machine": machine, "dtype": dtype, "judged_by": judged_by, "rounds": rounds, "busy_steps": gate.busy_steps,
         "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "compiled": compiled,
         "seconds_to_compile": seconds_to_compile, "rows": [_without_nan(row) for row in rows], "parts": parts,
     }  # fmt: skip

@@ -45,8 +45,12 @@ class Run:
     """Ours alone."""
     seconds_per_forward: float = float("nan")
     """Of forwards with all rows, without the prompts' and the first one after it; ours alone."""
+    prompt_seconds: float = float("nan")
+    """Of `seconds`, what reading the prompts and making caches took: all before the first forward; ours alone."""
     forwards: int = 0
     """Of a peer that drafts, the prompt's included."""
+    busy: bool | None = None
+    """Whether others used the machine when it began; None where that was not looked at."""
 
 
 Decode = Callable[[Sequence[Tensor]], Run]
@@ -69,7 +73,8 @@ def ours(engine: Engine, heads_used: HeadsUsed, new_tokens: int, clock: Clock) -
             complete = complete and len(own.tokens) < new_tokens - 1  # then a row may leave, and forwards are cheaper
         seconds = clock() - started
         each = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else float("nan")
-        return Run([generation.tokens for generation in generations], seconds, generations, each)
+        prompts_took = times[0] - started - each if times else float("nan")
+        return Run([generation.tokens for generation in generations], seconds, generations, each, prompts_took)
 
     return run
 

@@ -1,6 +1,7 @@
 """The measurements of `mtp bench decode`: every contender on the same prompts, round by round; speed and exactness."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from types import MappingProxyType
 from typing import Any
@@ -10,14 +11,12 @@ from torch import Tensor
 
 from mtp_lightning.bench.decode.decode_contenders import Arm, Decode, Run, contenders
 from mtp_lightning.bench.decode.decode_report import USE_MTP
-from mtp_lightning.bench.harness import STEADY, synchronize
+from mtp_lightning.bench.harness import count_busy, is_steady, synchronize
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.measure import acceptance, first_difference
 from mtp_lightning.model.mtp import MTPModel
 
 Row = dict[str, Any]
-LEAST_ROUNDS = 5
-"""With fewer, a row is not to be judged."""
 OVER = {
     "over_huggingface": "huggingface",
     "over_huggingface_n1": "huggingface n=1",
@@ -38,13 +37,16 @@ def bench_decode(
     rounds: int,
     dtype: torch.dtype,
     clock: Callable[[], float],
-    gate: Callable[[], None],
+    gate: Callable[[], bool | None],
     progress: Callable[[str], None],
     peers: Mapping[str, Decode] = MappingProxyType({}),
     compiled: bool = False,
     report: Callable[[Sequence[Row]], None] = lambda rows: None,
 ) -> tuple[list[Row], str]:
     """Rows of one model: every arm at every batch size; and why Hugging Face is missing where it is.
+
+    Rates and their ratios are of whole texts, prompts included; milliseconds of a forward, the cost of a step and the
+    share of the roofline of decoding alone.
 
     Every round decodes the next prompts with all arms, beginning with another one each time. `peers` decode batches of
     one, as they refuse others. `report` gets the rows of each batch size as soon as they are there.
@@ -63,8 +65,8 @@ def bench_decode(
             order = list(arms.items())
             for arm, decode in order[number % len(order) :] + order[: number % len(order)]:
                 progress(f"{label}, batch {batch}, {arm.label}: round {number + 1} of {rounds}")
-                gate()
-                runs[arm].append(decode(chosen))
+                busy = gate()
+                runs[arm].append(replace(decode(chosen), busy=busy))
         chosen_rounds = [[prompts[(n * batch + i) % len(prompts)] for i in range(batch)] for n in range(rounds)]
         length = len(prompts[0]) + new_tokens // 2
         bandwidth = {k: read_bandwidth(own.forward_bytes(k, batch, length), clock) for k, own in engines.items()}
@@ -76,8 +78,9 @@ def bench_decode(
                 row |= exactness(engines[1], chosen_rounds, runs[Arm("ours", 1)], runs[arm])
             if arm.name == "ours" and arm.heads_used != "auto":
                 read = engines[arm.heads_used].forward_bytes(arm.heads_used, batch, length)
-                row["roofline_tokens_per_second"] = row["tokens_per_forward"] * batch * bandwidth[arm.heads_used] / read
-                row["share_of_roofline"] = row["tokens_per_second"] / row["roofline_tokens_per_second"]
+                reading = read / bandwidth[arm.heads_used]
+                row["roofline_tokens_per_second"] = row["tokens_per_forward"] * batch / reading
+                row["share_of_roofline"] = 1e3 * reading / row["milliseconds_per_forward"]
                 row["bytes_per_token"] = read / batch / row["tokens_per_forward"]
             rows.append(row)
         report(rows[-len(arms) :])
@@ -91,12 +94,14 @@ def summarize(arm: Arm, runs: Mapping[Arm, Sequence[Run]], batch: int, new_token
     ratios = [a.seconds / b.seconds for a, b in zip(plain, mine)]
     # texts differ in how many drafts are accepted, so ours is steady when its forwards are
     paces = [1 / run.seconds_per_forward if run.generations else 1 / run.seconds for run in mine]
+    busy = count_busy([run.busy for run in mine])
     row: Row = {
         "tokens_per_second": median(rates),
         "best_tokens_per_second": max(rates),
         "speedup": median(ratios),
         "best_speedup": max(ratios),
-        "steady": len(mine) >= LEAST_ROUNDS and median(paces) / max(paces) >= STEADY,
+        "steady": is_steady(len(mine), busy, median(paces) / max(paces)),
+        "busy": busy,
     }
     for key, name in OVER.items():
         if arm.name == "ours" and Arm(name) in runs:
@@ -107,6 +112,7 @@ def summarize(arm: Arm, runs: Mapping[Arm, Sequence[Run]], batch: int, new_token
     steps = [step for generation in generations for step in generation.steps]
     if steps:
         row["tokens_per_forward"] = sum(len(step.tokens) for step in steps) / len(steps)
+        row["prompt_milliseconds"] = 1e3 * median(run.prompt_seconds for run in mine)
         row["milliseconds_per_forward"] = 1e3 * median(run.seconds_per_forward for run in mine)
         ratio = [b.seconds_per_forward / a.seconds_per_forward for a, b in zip(plain, mine)]
         row["step_cost"] = median(ratio)

@@ -18,6 +18,7 @@ FIGURES: dict[str, tuple[str, str]] = {
     "tokens_per_forward": ("tokens/forward", "{:.2f}"),
     "efficiency": ("quotient", "{:.2f}"),
     "step_cost": ("step cost", "{:.2f}"),
+    "prompt_milliseconds": ("prompt ms", "{:.1f}"),
     "milliseconds_per_forward": ("ms", "{:.2f}"),
     "share_of_roofline": ("of roofline", "{:.0%}"),
     "over_huggingface": ("/ HF", "{:.2f}"),
@@ -33,20 +34,22 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def decode_table(rows: Sequence[Row], title: str, caption: str) -> "Table":
-    """The rows of one model. A rate in brackets is not to be judged (few rounds, or median far below best)."""
+    """The rows of one model, with the figures that any of them has. A rate in brackets is not to be judged (few quiet
+    rounds, or median far below best)."""
     from rich.table import Table
 
     table = Table(title=title, caption=caption)
     table.add_column("batch", justify="right")
     table.add_column("heads used")
-    for heading, _ in FIGURES.values():
-        table.add_column(heading, justify="right")
+    keys = [key for key in FIGURES if any(row.get(key) is not None for row in rows)]
+    for key in keys:
+        table.add_column(FIGURES[key][0], justify="right")
     table.add_column("text = plain")
     previous = None
     for row in rows:
         if previous not in (None, row["batch"]):
             table.add_section()
-        shown = {key: _shown(row, key) for key in FIGURES}
+        shown = {key: _shown(row, key) for key in keys}
         if not row["steady"]:
             shown["tokens_per_second"] = f"({shown['tokens_per_second']})"
         table.add_row("" if row["batch"] == previous else str(row["batch"]), row["arm"], *shown.values(), texts(row))

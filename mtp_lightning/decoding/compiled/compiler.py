@@ -20,8 +20,10 @@ Compile = Literal["auto"] | bool
 LONG = 4000
 """Forwards that are long work: compiling takes some seconds, and a forward saves a millisecond or more."""
 SOURCE = Path(__file__).with_name("kernels.cpp")
+THREADS = "-fopenmp"
+"""Left out where the compiler does not take it: several threads are then one."""
 FLAGS = (
-    "-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=off"
+    "-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC", THREADS, "-fno-math-errno", "-ffp-contract=off"
 )  # fmt: skip
 COMPILERS = ("g++", "clang++", "c++")
 
@@ -119,9 +121,12 @@ def _build(compiler: str, file: Path) -> Path:
     """Under another name at first: two processes may compile at once."""
     with tempfile.TemporaryDirectory(dir=file.parent) as name:
         made = Path(name) / file.name
-        command = [compiler, *FLAGS, "-o", str(made), str(SOURCE)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        if done.returncode:
+        for flags in (FLAGS, tuple(flag for flag in FLAGS if flag != THREADS)):  # Apple's clang has no OpenMP
+            command = [compiler, *flags, "-o", str(made), str(SOURCE)]
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            if not done.returncode:
+                break
+        else:
             raise OSError(f"{compiler} fails: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
         made.chmod(0o700)
         made.replace(file)
