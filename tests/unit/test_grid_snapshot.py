@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mtp_lightning import own_code
+from mtp_lightning import errors, own_code
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.slurm.snapshot import snapshot
 from mtp_lightning.grid.slurm.submit import exports
@@ -103,7 +103,9 @@ def test_jobs_import_the_copy_though_they_begin_in_the_checkout(
     for root in (code, checkout):
         for name in ("mtp_lightning", "callbacks"):
             (root / name / "__init__.py").touch()
-        (root / "mtp_lightning/own_code.py").write_text(Path(own_code.__file__).read_text(encoding="utf-8"))
+        for module in (own_code, errors):
+            name = Path(module.__file__).name
+            (root / "mtp_lightning" / name).write_text(Path(module.__file__).read_text(encoding="utf-8"))
     (checkout / "mtp_lightning/__main__.py").write_text("raise SystemExit('the checkout')")
     (code / "mtp_lightning/__main__.py").write_text(
         "from mtp_lightning.own_code import CODE, put_working_directory_last\n"
