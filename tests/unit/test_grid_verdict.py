@@ -13,6 +13,7 @@ from test_grid_report import HIGH, LOSSES, LOW, filled, three_seeds, value
 from mtp_lightning.grid.report.comparison import build_report
 from mtp_lightning.grid.report.tables import markdown
 from mtp_lightning.grid.report.verdict import Outcome, verdict
+from mtp_lightning.grid.run.gate import Gating, Judged
 
 VERDICTS = {
     "better": (
@@ -95,6 +96,15 @@ def test_the_verdict_rests_on_the_interval_where_there_is_one(tmp_path: Path) ->
         "No difference beyond chance (95% interval [-0.7968, +0.1968] over 3 seeds): n_future=2 has the lowest "
         "val/loss/head_1, 1.8250, but only 0.3000 lower than the baseline n_future=1."
     )
+
+
+def test_what_the_gate_stopped_was_compared_too(tmp_path: Path) -> None:
+    stopped = Judged("n_future=8", "s", "", 3.0, 1.0, is_baseline=False, is_stopped=True)
+    report = three_seeds(tmp_path)
+    found = verdict(replace(report, gate=Gating((), "val/loss/head_1", 5, 0.1, (stopped,))))
+    assert found.json()["best_of"] == 3
+    assert found.among is not None
+    assert found.among.high > 0.0728, "wider than for the best of 2"
 
 
 def test_the_file_may_say_what_is_better(tmp_path: Path) -> None:
