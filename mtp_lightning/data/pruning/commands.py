@@ -25,6 +25,7 @@ def prune_command(
     of: Literal["bytes", "documents"] = "bytes",
     ckpt: str | None = None,
     embedder: str | None = None,
+    scores: str | None = None,
     alpha: float = 0.8,
     clusters: int = 100,
     first_tokens: int | None = None,
@@ -63,6 +64,8 @@ def prune_command(
         ckpt: Checkpoint, or a file of `mtp export`, or the folder of a run, of which the newest checkpoint is taken.
         embedder: Of scip and prototypes, in place of a checkpoint: the folder of somebody's encoder, in Hugging Face's
             layout (config.json, tokenizer.json, *.safetensors).
+        scores: Of loss, loss_head_<i> and gap, in place of a checkpoint: the OUT.parquet of an earlier command for the
+            same corpus, whose losses are taken as they are.
         alpha: Of scip, the part of the fraction that small clusters give.
         clusters: Of scip and prototypes.
         first_tokens: Tokens of a document to look at; by default all.
@@ -90,7 +93,7 @@ def prune_command(
     """
     if by is None or fraction is None or out is None:
         raise InputError("--by, --fraction and --out are needed: what goes first, how much, and the list to make")
-    choice = Choice(by, fraction, of, ckpt, alpha, clusters, seed, first_tokens, embedder)
+    choice = Choice(by, fraction, of, ckpt, alpha, clusters, seed, first_tokens, embedder, scores)
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
         revision=revision, max_documents=max_documents, chat_template=chat_template, strict=strict,
@@ -108,7 +111,7 @@ def prune_command(
     for file in (out, record):
         if Path(file).exists() and not partial_folder(Path(out)).exists():
             raise InputError(f"out: '{file}' exists already; remove it, or choose another file")
-    check_json(json, out=out, path=path, ckpt=ckpt, planted=planted, **{"the record of out": record})
+    check_json(json, out=out, path=path, ckpt=ckpt, scores=scores, planted=planted, **{"the record of out": record})
     if Path(out).exists():  # of a command that was killed
         made_by = read_kept(out).header.made_by
         if (made_by.get("by"), made_by.get("fraction"), made_by.get("seed")) != (by, fraction, seed):
@@ -118,12 +121,12 @@ def prune_command(
     corpus = survey(source, ShardSettings(validation_fraction, split_seed))
     known = None if planted is None else read_planted(planted, corpus)
     with measuring(Path(out), corpus) as measure:
-        scores, made_by = scores_of(choice, corpus, measure, workers, gate_documents, force)
-        dropped = choose(choice, corpus, scores)
-        made_by |= {"left_out": parts_left_out(choice, corpus, scores, dropped)}
+        found, made_by = scores_of(choice, corpus, measure, workers, gate_documents, force)
+        dropped = choose(choice, corpus, found)
+        made_by |= {"left_out": parts_left_out(choice, corpus, found, dropped)}
         header, names = kept(choice, corpus, dropped, made_by)
         recorded = Path(record).exists()
-        _write_once(record, parquet(corpus, scores, dropped, asdict(header)))
+        _write_once(record, parquet(corpus, found, dropped, asdict(header)))
         try:
             _write_once(out, kept_lines(header, names).encode())
         except BaseException:
@@ -134,12 +137,12 @@ def prune_command(
         print_table(
             f"{out}: {len(names):,} of {len(corpus.names):,} documents are kept; why, and all scores: {record}", [row]
         )
-        found = [] if known is None else against(choice, corpus, scores, dropped, known)
-        if found:
-            print_table(f"against the documents that {planted} names", found)
+        rows = [] if known is None else against(choice, corpus, found, dropped, known)
+        if rows:
+            print_table(f"against the documents that {planted} names", rows)
         print(f"left out before: {corpus.account.missing() or 'nothing'}")
         if json is not None:
-            written = {"out": out, "header": asdict(header), **row, "planted": found}
+            written = {"out": out, "header": asdict(header), **row, "planted": rows}
             write_whole(Path(json), json_module.dumps(written, indent=1) + "\n")
 
 

@@ -29,6 +29,8 @@ class Choice:
     seed: int
     first_tokens: int | None
     embedder: str | None = None
+    scores: str | None = None
+    """File of scores that were measured before."""
 
     def __post_init__(self) -> None:
         if self.by not in BY and not re.fullmatch(r"loss_head_[1-9]\d*", self.by):
@@ -44,10 +46,19 @@ class Choice:
                 "--ckpt is given, too: give one of them" if self.by in CLUSTERED else f"--by {self.by} does not ask it"
             )
             raise InputError(f"embedder: an encoder tells the places of documents for scip and prototypes, and {why}")
-        if self.measures and self.ckpt is None and self.embedder is None:
+        if self.scores is not None:
+            self._check_scores()
+        elif self.measures and self.ckpt is None and self.embedder is None:
             raise InputError(f"ckpt is missing: --by {self.by} asks a model, as --ckpt runs/small")
         if not self.measures and self.ckpt is not None:
             raise InputError(f"ckpt: --by {self.by} asks no model: leave it out")
+
+    def _check_scores(self) -> None:
+        if not self.measures or self.by in CLUSTERED:
+            raise InputError(f"scores: losses are taken from it, and --by {self.by} does not go by one: leave it out")
+        for name in ("ckpt", "first_tokens"):
+            if getattr(self, name) is not None:
+                raise InputError(f"scores: what was measured before is of its own {name}: leave --{name} out")
 
     @property
     def measures(self) -> bool:

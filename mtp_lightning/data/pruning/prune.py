@@ -1,7 +1,7 @@
 """From a corpus and a choice to what is left out of it, and what there is to say of that."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +21,7 @@ from mtp_lightning.data.pruning.gate import (
 )
 from mtp_lightning.data.pruning.measuring import Provider, load_provider
 from mtp_lightning.data.pruning.options import CLUSTERED, Choice
-from mtp_lightning.data.pruning.record import Dropped, Scores, against_planted
+from mtp_lightning.data.pruning.record import Dropped, Scores, against_planted, read_scores
 from mtp_lightning.data.pruning.score_files import Measure, Measuring, What
 from mtp_lightning.data.pruning.selection import Documents, drop_by_clusters, drop_highest, random_scores
 from mtp_lightning.data.pruning.survey import Survey, sampled
@@ -32,6 +32,8 @@ from mtp_lightning.shapes import Bool
 GATE_CHARACTERS = 4000
 """Of a document in the table of corruptions: its first statements that are not longer together."""
 GATE_CLUSTERS = 8
+_FILES = ("ckpt", "embedder", "scores")
+"""Of a choice: where they lie says nothing."""
 FAR_OFF = 0.2
 """Of what was asked for: documents go as a whole, and what is left out may be another part of all."""
 
@@ -49,6 +51,10 @@ def scores_of(
         scores["random"] = random_scores(corpus.training_names, choice.seed, "pruned")
     if not choice.measures:
         return scores, {}
+    if choice.scores is not None:
+        known, before = read_scores(choice.scores, corpus)
+        _check_known(choice, list(known))
+        return scores | dict(known), {key: before.get(key) for key in ("model", "first_tokens")}
     provider = load_provider(choice.ckpt, choice.first_tokens, choice.embedder)
     made_by: dict[str, Any] = {"model": provider.fingerprint}
     what: What = "embed" if choice.by in CLUSTERED else "losses"
@@ -57,8 +63,8 @@ def scores_of(
             raise InputError(f"clusters is {choice.clusters}, and there are {most} training documents: take fewer")
         table = gate(provider, corpus, gate_documents, choice.seed)
         made_by["gate"] = _verdict(table, choice, force)
-    elif choice.column not in (known := score_names(provider.loss_names)):
-        raise InputError(f"by is '{choice.by}', and this model has only {', '.join(known)}")
+    else:
+        _check_known(choice, score_names(provider.loss_names))
     ckpt = None if choice.ckpt is None else provider.file
     job = Measuring(ckpt, choice.first_tokens, what, provider.fingerprint, choice.embedder, tuple(given))
     found = measure(job, workers)
@@ -67,6 +73,11 @@ def scores_of(
     cluster, distance = nearest(found, spherical_kmeans(found, choice.clusters, choice.seed))
     sizes = np.bincount(cluster)[cluster]
     return scores | {"cluster": cluster.astype(float), "cluster_size": sizes.astype(float), DISTANCE: distance}, made_by
+
+
+def _check_known(choice: Choice, known: Sequence[str]) -> None:
+    if choice.column not in known:
+        raise InputError(f"by is '{choice.by}', and this model has only {', '.join(known)}")
 
 
 def gate(
@@ -154,7 +165,7 @@ def kept(choice: Choice, corpus: Survey, dropped: Dropped, made_by: Mapping[str,
     out = np.any(list(dropped.values()), axis=0)
     gone = {name for name, is_out in zip(corpus.training_names, out.tolist()) if is_out}
     names = [name for name in corpus.names if name not in gone]
-    chosen = {key: value for key, value in asdict(choice).items() if key not in ("ckpt", "embedder")} | dict(made_by)
+    chosen = {key: value for key, value in asdict(choice).items() if key not in _FILES} | dict(made_by)
     settings = corpus.settings
     header = KeptHeader(
         FORMAT, corpus.corpus, len(corpus.names), len(names), settings.validation_fraction, settings.split_seed, chosen

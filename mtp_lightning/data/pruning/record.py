@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from mtp_lightning.data.corpora.kept import KeptHeader
+from mtp_lightning.data.pruning.gate import GAP
 from mtp_lightning.data.pruning.selection import auc
 from mtp_lightning.data.pruning.survey import Survey
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import DamagedError, parse_json, read_state
+from mtp_lightning.files import DamagedError, as_record, parse_json, read_state
 from mtp_lightning.shapes import Bool, Float
 
 HEADER = "mtp_lightning.pruning"
@@ -53,6 +55,41 @@ def parquet(corpus: Survey, scores: Scores, dropped: Dropped, header: Mapping[st
     out = io.BytesIO()
     pyarrow.parquet.write_table(table, out)
     return out.getvalue()
+
+
+def read_scores(path: str, corpus: Survey) -> tuple[Scores, dict[str, Any]]:
+    """(losses, and what is made of them, of the training documents; how they were made) from a file of `parquet`.
+
+    Raises:
+        InputError: no such file, or one of another corpus, split or version.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    file = Path(path).expanduser()
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except FileNotFoundError:
+        raise InputError(f"scores: there is no file '{path}'; `mtp data prune` writes one beside its list") from None
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise InputError(f"scores: '{path}' is no Parquet file that can be read: {error}") from error
+    held = (table.schema.metadata or {}).get(HEADER.encode())
+    try:
+        header = as_record(KeptHeader, file, {} if held is None else parse_json(file, held.decode()))
+    except (DamagedError, UnicodeDecodeError) as error:
+        raise InputError(f"scores: '{path}' is no file of scores that `mtp data prune` wrote: {error}") from error
+    split = (header.validation_fraction, header.split_seed)
+    wanted = (corpus.settings.validation_fraction, corpus.settings.split_seed)
+    if (header.corpus, split, table.num_rows) != (corpus.corpus, wanted, len(corpus.names)):
+        raise InputError(
+            f"scores: '{path}' is of {header.documents:,} documents with validation_fraction {split[0]} and split_seed "
+            f"{split[1]}: it is of another corpus, or of another split, than these {len(corpus.names):,} with "
+            f"{wanted[0]} and {wanted[1]}"
+        )
+    losses = [name for name in table.column_names if name.startswith("loss_") or name == GAP]
+    if not losses:
+        raise InputError(f"scores: '{path}' has no losses: it is of --by {header.made_by.get('by')}")
+    return {name: table[name].to_numpy().astype(float)[corpus.trains] for name in losses}, header.made_by
 
 
 def read_planted(path: str, corpus: Survey) -> Bool[np.ndarray, "n"]:
