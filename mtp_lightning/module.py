@@ -41,7 +41,7 @@ from mtp_lightning.objective.acceptance import count_drafts, draft_metrics
 from mtp_lightning.objective.heads import check_options, count_targets, model_loss, model_scores, unembedded_again
 from mtp_lightning.objective.loss import LossOutput
 from mtp_lightning.objective.targets import SENTINELS, SOURCE, STEP_REST, Targets, make_targets
-from mtp_lightning.objective.weights import LossConfig, complete, head_weights
+from mtp_lightning.objective.weights import LossConfig, complete, weights_at
 from mtp_lightning.optimization.adamw import OptimizerConfig
 from mtp_lightning.optimization.divergence import Divergence, diverged_error
 from mtp_lightning.optimization.muon import make_optimizer
@@ -89,7 +89,7 @@ class MTPModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         import_kind(heads)  # a configuration of the user's own names it
-        complete(loss.weights, heads)  # both refuse what does not go together
+        self._weights = complete(loss.weights, heads)  # both refuse what does not go together
         check_options(loss, heads, backbone.vocab_size, recompute)
         self.loss_config, self.optimizer_config, self.schedule_config = loss, optimizer, schedule
         self.init_config, self.frozen, self.recompute, self._compiles = init, freeze, recompute, compile
@@ -106,6 +106,8 @@ class MTPModule(pl.LightningModule):
         self.on_divergence = on_divergence
         self._divergence = Divergence()
         self._gradient_norm: Tensor | float = math.nan
+        self._trained: list[nn.Parameter] = []
+        """All parameters, from the first step of a run on: to look for them takes longer than to clip them."""
         self._is_sharded = False
 
     def _take(self, model: MTPModel) -> None:
@@ -139,7 +141,7 @@ class MTPModule(pl.LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        self.trainer.strategy.checkpoint_io = CheckpointFiles()
+        self.trainer.strategy.checkpoint_io, self._trained = CheckpointFiles(), []
         if self._drawn_from is None:
             self._load_initial()
 
@@ -174,7 +176,7 @@ class MTPModule(pl.LightningModule):
 
     def head_weights_at(self, step: int, total_steps: int) -> tuple[float, ...]:
         """The losses' weights at step `step` (0-based) of a run of `total_steps`."""
-        return head_weights(self.loss_config.weights, self.heads_config, step / max(1, total_steps))
+        return weights_at(self._weights, self.heads_config, step / max(1, total_steps))
 
     @override
     def configure_model(self) -> None:
@@ -242,7 +244,8 @@ class MTPModule(pl.LightningModule):
         """
         if hasattr(self.trainer.strategy, "gradient_norm"):
             return
-        parameters = [p for p in self.parameters() if p.grad is not None]
+        self._trained = self._trained or list(self.parameters())
+        parameters = [p for p in self._trained if p.grad is not None]
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
             self._gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
             return
@@ -259,13 +262,12 @@ class MTPModule(pl.LightningModule):
         Recorded here and not through `self.log`, which reaches the loggers only after `on_train_batch_end`: a
         checkpoint taken there would come before its own step's record, and a run killed then would lack that step.
         """
-        logs, lr, weights = self._logs_step(), optimizer.param_groups[0]["lr"], self.head_weights()
-        step = self.trainer.global_step + 1
+        logs, lr, step = self._logs_step(), optimizer.param_groups[0]["lr"], self.trainer.global_step + 1
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return  # DeepSpeed is called for every batch and steps where it is due
         outs, self._since_step = self._since_step, []
-        self._divergence.note(torch.stack([out.total for out in outs]), step)
+        self._divergence.note([out.total for out in outs], step)
         asks_each_step = self.device.type == "cpu" and self.trainer.world_size == 1  # where it costs nothing
         diverged = self._diverged_at() if logs or asks_each_step else None
         if not (logs or diverged):
@@ -273,6 +275,7 @@ class MTPModule(pl.LightningModule):
         norm = self._gradient_norm
         if hasattr(self.trainer.strategy, "gradient_norm"):
             norm = self.trainer.strategy.gradient_norm()
+        weights = self.head_weights_at(step - 1, self.trainer.max_steps)
         metrics = training_means(self.heads_config.loss_names, outs, weights)
         metrics["train/gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         self._record(metrics | self._seen(step) | {"train/lr": lr}, step)

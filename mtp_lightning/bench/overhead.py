@@ -1,4 +1,5 @@
-"""What Lightning and logging add to a step: `MTPModule` under the Trainer against a bare loop of the same steps.
+"""What Lightning and logging add to a step: `MTPModule` under the Trainer against a bare loop of the same steps, and
+beside it what Lightning takes for itself, with a module that has a loss and an optimizer and nothing else.
 
 The model has as many parameter tensors as the measured one, for what is done once for each (the gradient's norm,
 clipping, AdamW), and hardly any numbers in them, so that a millisecond is not lost in the noise of products.
@@ -28,6 +29,7 @@ from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
 STEPS = 150
 """Of one run; the first FIRST are not counted."""
 FIRST = 5
+ALONE = "Lightning alone, a module without records"
 NOT_LOGGED, LOGGED, MLFLOW = "Lightning, steps not logged", "Lightning, every step logged", "Lightning and MLflow"
 
 
@@ -45,6 +47,7 @@ def step_overheads(
     clock = time.process_time if by_cpu else time.perf_counter
     runs: dict[str, Callable[[], list[float]]] = {
         "bare": lambda: bare_steps(small, n_future, clock),
+        ALONE: lambda: trainer_steps(small, n_future, clock, log_every=10 * STEPS, alone=True),
         NOT_LOGGED: lambda: trainer_steps(small, n_future, clock, log_every=10 * STEPS),
         LOGGED: lambda: trainer_steps(small, n_future, clock),
         MLFLOW: lambda: trainer_steps(small, n_future, clock, mlflow=True),
@@ -84,7 +87,12 @@ def bare_steps(workload: Workload, n_future: int, clock: Callable[[], float]) ->
 
 
 def trainer_steps(
-    workload: Workload, n_future: int, clock: Callable[[], float], mlflow: bool = False, log_every: int = 1
+    workload: Workload,
+    n_future: int,
+    clock: Callable[[], float],
+    mlflow: bool = False,
+    log_every: int = 1,
+    alone: bool = False,
 ) -> list[float]:
     """The same under Lightning's Trainer, with the loader of `mtp fit`, logged into memory, or into an MLflow store on
     disk. What waits for the store when the counted steps begin is written before, what they leave as part of the
@@ -109,7 +117,20 @@ def trainer_steps(
             synchronize(device)
             starts.append(clock())
 
-    module = MTPModule(workload.backbone, HeadsConfig(n_future=n_future))
+    heads = HeadsConfig(n_future=n_future)
+
+    class Alone(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = MTPModel(workload.backbone, heads)
+
+        def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            return model_loss(self.model, make_targets(heads, batch["tokens"])).total
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return make_adamw(list(self.parameters()), OptimizerConfig())
+
+    module = Alone() if alone else MTPModule(workload.backbone, heads)
     batches: Any = ResumableLoader([{"tokens": workload.window(n_future).cpu()}] * STEPS, STEPS)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about workers, checkpoints and devices that this run has not

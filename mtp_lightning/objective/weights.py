@@ -110,7 +110,11 @@ def complete(weights: WeightsConfig, heads: HeadsConfig) -> WeightsConfig:
 
 def head_weights(weights: WeightsConfig, heads: HeadsConfig, progress: float) -> tuple[float, ...]:
     """(w_1, ...) of the heads' losses at `progress` in [0, 1], one for each of `heads.loss_names`."""
-    weights = complete(weights, heads)
+    return weights_at(complete(weights, heads), heads, progress)
+
+
+def weights_at(weights: WeightsConfig, heads: HeadsConfig, progress: float) -> tuple[float, ...]:
+    """`head_weights` of weights that are complete."""
     count = len(heads.loss_names)
     if weights.values is not None:
         resting = weights.values

@@ -1,6 +1,7 @@
 """A run whose loss or weights are no longer finite has no result: when that began, and the failure it ends in."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,15 @@ class Divergence:
     def __init__(self) -> None:
         self._first_step: Tensor | None = None
 
-    def note(self, loss: Tensor, step: int) -> None:
+    def note(self, losses: Sequence[Tensor], step: int) -> None:
         """
         Args:
-            loss: this rank's, of any number of values.
+            losses: this rank's, one number each, detached.
             step: counted from 1, growing.
         """
-        found = torch.where(loss.detach().isfinite().all(), NEVER, step)
+        if losses[0].device.type == "cpu" and all(map(math.isfinite, losses)):
+            return  # nothing is computed where there is nothing to wait for
+        found = torch.where(torch.stack([*losses]).isfinite().all(), NEVER, step)
         self._first_step = found if self._first_step is None else torch.minimum(self._first_step, found)
 
     def step(self, weights: Iterable[nn.Parameter] = (), now: int = NEVER) -> int | None:
@@ -32,12 +35,14 @@ class Divergence:
             weights: looked at too, this rank's part of them.
             now: the step of whose loss nothing is known yet, which these weights would spoil.
         """
-        weights = list(weights)
+        weights, several = list(weights), torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+        if self._first_step is None and not weights and not several:
+            return None
         device = weights[0].device if weights else None
         first = torch.full((), NEVER, device=device) if self._first_step is None else self._first_step
         for weight in weights:
             first = torch.where(_local(weight).isfinite().all(), first, torch.clamp(first, max=now))
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if several:
             torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
         step = int(first)
         return None if step == NEVER else step

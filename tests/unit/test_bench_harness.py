@@ -110,6 +110,7 @@ def test_products_count_two_operations_for_each_weight_and_row() -> None:
 def test_overheads_are_milliseconds_of_the_best_run_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """A median does not see what one step in three does; a mean does."""
     bare = iter([[2.0, 1.0, 9.0], [1.0, 2.0, 3.0]])
+    in_turn = iter([[2.0, 2.0, 2.5], [1.0, 2.0, 9.0]])
     logged = {
         (False, 10 * overhead.STEPS): iter([[2.0, 2.1, 2.2], [9.0] * 3]),
         (False, 1): iter([[3.0] * 3, [2.5] * 3]),
@@ -117,10 +118,13 @@ def test_overheads_are_milliseconds_of_the_best_run_of_each(monkeypatch: pytest.
     }
     monkeypatch.setattr(overhead, "bare_steps", lambda *_: next(bare))
     monkeypatch.setattr(
-        overhead, "trainer_steps", lambda *_, mlflow=False, log_every=1: next(logged[mlflow, log_every])
+        overhead,
+        "trainer_steps",
+        lambda *_, mlflow=False, log_every=1, alone=False: next(in_turn if alone else logged[mlflow, log_every]),
     )
     found = overhead.step_overheads(tiny_workload(), 2, 2, True, lambda text: None)
     assert found == {
+        "Lightning alone, a module without records": {"median": 0.0, "mean": pytest.approx(1e3 * (6.5 / 3 - 2.0))},
         "Lightning, steps not logged": {"median": pytest.approx(100.0), "mean": pytest.approx(100.0)},
         "Lightning, every step logged": {"median": 500.0, "mean": 500.0},
         "Lightning and MLflow": {"median": 2000.0, "mean": 14000.0},

@@ -167,22 +167,22 @@ def test_the_overhead_runs_make_the_same_steps_and_log_each(monkeypatch: pytest.
     before the counted steps begin, and before they end."""
     monkeypatch.setattr(overhead, "STEPS", 8)
     assert overhead._mlflow_logger(tmp_path).tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
-    loggers = [overhead._memory_logger() for _ in range(3)]
+    loggers = [overhead._memory_logger() for _ in range(4)]
     written: list[int] = []
-    monkeypatch.setattr(loggers[2], "flush", lambda: written.append(len(loggers[2].points)))
-    given = iter(loggers[:2])
+    monkeypatch.setattr(loggers[3], "flush", lambda: written.append(len(loggers[3].points)))
+    given = iter(loggers[:3])
     monkeypatch.setattr(overhead, "_memory_logger", lambda: next(given))
-    monkeypatch.setattr(overhead, "_mlflow_logger", lambda folder: loggers[2])
+    monkeypatch.setattr(overhead, "_mlflow_logger", lambda folder: loggers[3])
     loaded: list[int] = []
     real = ResumableLoader.__iter__
     monkeypatch.setattr(ResumableLoader, "__iter__", lambda own: loaded.append(1) or real(own))
     found = overhead.step_overheads(tiny_workload(), 2, 1, True, lambda text: None)
-    assert list(found) == [overhead.NOT_LOGGED, overhead.LOGGED, overhead.MLFLOW]
+    assert list(found) == [overhead.ALONE, overhead.NOT_LOGGED, overhead.LOGGED, overhead.MLFLOW]
     assert loaded, "by the loader of `mtp fit`"
     steps = [[step for step, metrics in own.points if "train/gradient_norm" in metrics] for own in loggers]
-    assert steps == [[], list(range(1, 9)), list(range(1, 9))]
+    assert steps == [[], [], list(range(1, 9)), list(range(1, 9))]
     assert len(written) == 2
-    assert written[0] < written[1] == len(loggers[2].points)
+    assert written[0] < written[1] == len(loggers[3].points)
 
 
 def test_the_overhead_model_has_as_many_tensors_and_few_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,5 +112,5 @@ def test_the_first_step_is_kept() -> None:
     divergence = Divergence()
     assert divergence.step() is None
     for step, loss in ((1, 2.0), (2, math.inf), (3, 1.0), (4, math.nan)):
-        divergence.note(torch.tensor([1.0, loss]), step)
+        divergence.note([torch.tensor(1.0), torch.tensor(loss)], step)
     assert divergence.step() == 2
