@@ -15,7 +15,7 @@ from mtp_lightning.model.documents import (
     attention_by_spans,
     causal_mask,
 )
-from mtp_lightning.shapes import Float
+from mtp_lightning.shapes import Bool, Float
 
 CAUSAL_BLOCK = 128
 """Rows of a block of `block_causal_attention`."""
@@ -62,14 +62,21 @@ def block_causal_attention(
     training step). Holds B x H x block x T probabilities per block for the backward pass, T^2 in all, so it suits
     contexts up to a few thousand positions.
     """
-    T, scale = q_BHTE.shape[2], q_BHTE.shape[3] ** -0.5
+    B, H, T, E = q_BHTE.shape
+    q_GTE, k_GTE, v_GTE = (x.reshape(B * H, T, E) for x in (q_BHTE, k_BHTE, v_BHTE))
     blocks = []
     for start in range(0, T, CAUSAL_BLOCK):
         end = min(start + CAUSAL_BLOCK, T)
-        scores = (q_BHTE[:, :, start:end] * scale) @ k_BHTE[:, :, :end].transpose(-1, -2)
-        hidden = causal_mask(end - start, end, scores.device).logical_not_()
-        blocks.append(torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1) @ v_BHTE[:, :, :end])
-    return torch.cat(blocks, dim=2)
+        bias = _hiding(causal_mask(end - start, end, q_GTE.device).logical_not_(), q_GTE.dtype)
+        scores = torch.baddbmm(bias, q_GTE[:, start:end], k_GTE[:, :end].transpose(-1, -2), alpha=E**-0.5)
+        blocks.append(torch.bmm(torch.softmax(scores, dim=-1), v_GTE[:, :end]))
+    return torch.cat(blocks, dim=1).view(B, H, T, E)
+
+
+def _hiding(hidden: Bool[Tensor, "*any"], dtype: torch.dtype) -> Float[Tensor, "*any"]:
+    """What is added to scores. A product that begins with it scales and masks at once: passes over all scores, forward
+    and backward, took a third of the attention's time."""
+    return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 
 def causal_attention(
@@ -133,9 +140,9 @@ def _block_register_attention(
         rows = slice(start, min(start + CAUSAL_BLOCK, T))
         scaled = q_BHTE[:, :, rows] * scale
         scores = scaled @ k[0][:, :, : rows.stop].transpose(-1, -2)
-        hidden = mask.sees_text(rows, scores.device).logical_not()
+        scores = scores + _hiding(mask.sees_text(rows, scores.device).logical_not(), scores.dtype)
         itself = (scaled * k[1][:, :, rows]).sum(-1, keepdim=True)
-        p = torch.softmax(torch.cat((scores.masked_fill(hidden, float("-inf")), itself), dim=-1), dim=-1)
+        p = torch.softmax(torch.cat((scores, itself), dim=-1), dim=-1)
         blocks.append(p[..., :-1] @ v[0][:, :, : rows.stop] + p[..., -1:] * v[1][:, :, rows])
     return torch.cat(blocks, dim=2)
 
