@@ -133,11 +133,18 @@ def test_bad_sources(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.source\.path is missing.*'text'"):
         SourceConfig(kind="text")
     with pytest.raises(InputError, match=r"data\.source\.separator is empty"):
-        SourceConfig(separator="")
+        SourceConfig("text", "a.txt", separator="")
     with pytest.raises(InputError, match=r"data\.source\.separator: 're:\(' is no regular expression: missing \)"):
-        SourceConfig(separator="re:(")
+        SourceConfig("text", "a.txt", separator="re:(")
     with pytest.raises(InputError, match=r"data\.source\.max_documents is 0"):
         SourceConfig(max_documents=0)
+    for key, kind in (("path", "stories"), ("glob", "hub"), ("separator", "json"), ("text_column", "pairs"),
+                      ("name", "parquet"), ("split", "text"), ("revision", "shards")):  # fmt: skip
+        path = None if kind == "stories" else "x"
+        with pytest.raises(
+            InputError, match=rf"data\.source\.{key} is 'y', and data\.source\.kind = '{kind}' does not"
+        ):
+            SourceConfig(**{"kind": kind, "path": path} | {key: "y"})  # type: ignore[arg-type]
     with pytest.raises(
         InputError, match=r"data\.source\.path: there is no file or folder '.*a\.tx'; did you mean 'a\.txt'"
     ):

@@ -64,8 +64,9 @@ def source_of(work: Path, **more: Any) -> SourceConfig:
 
 def prune(work: Path, out: Path, by: str, **changes: Any) -> dict[str, bytes]:
     """Name -> content of what was made."""
-    settings = {"fraction": 0.3, "kind": "text", "path": str(work / "corpus"), "glob": "**/*.py", "clusters": 4}
-    settings |= {"validation_fraction": FRACTION, "gate_documents": 4, "force": by in ("scip", "prototypes")}
+    settings = {"fraction": 0.3, "kind": "text", "path": str(work / "corpus"), "glob": "**/*.py"}
+    settings |= {"validation_fraction": FRACTION, "gate_documents": 4, "force": by == "scip"}
+    settings |= {"clusters": 4} if by in ("scip", "prototypes") else {}
     settings |= {} if by in ("length", "random") else {"ckpt": str(work / "a.ckpt")}
     prune_command(by, out=str(out), **settings | changes)
     return {path.name: path.read_bytes() for path in out.parent.glob(f"{out.name}*")}
@@ -98,9 +99,9 @@ def test_scores_of_100_documents_are_those_of_a_computation_by_brute_force(work:
     for path, text in zip(trained[1:], texts):
         path.write_text(text)
     names = [path.name for path in trained]  # the first has no target for head 2, others none for head 3
-    settings: dict[str, Any] = {"path": str(corpus), "validation_fraction": 1e-6, "clusters": 5}
+    settings: dict[str, Any] = {"path": str(corpus), "validation_fraction": 1e-6}
     prune(work, tmp_path / "losses", "loss_head_2", **settings)
-    prune(work, tmp_path / "places", "scip", **settings)
+    prune(work, tmp_path / "places", "scip", **settings, clusters=5)
     model = load_model(work / "a.ckpt").model
     by_hand = [brute_force(model, path.read_text()) for path in trained]
     assert len(by_hand) == 100
@@ -211,7 +212,7 @@ def test_what_is_left_out_is_what_the_scores_say(work: Path, tmp_path: Path, by:
     if by == "scip":
         assert set(found["reason"]) <= {"", "validation", "small cluster", "far from its centroid"}
         assert kept.header.made_by["gate"]["forced"]
-        assert len(kept.header.made_by["gate"]["rows"]) == 5
+        assert len(kept.header.made_by["gate"]["rows"]) == 2 * 5
         return
     column = {"loss": "loss_head_1", "prototypes": "distance"}.get(by, by)
     sign = -1 if by == "prototypes" else 1
@@ -419,10 +420,15 @@ def test_few_documents_keep_the_one_that_validates(tmp_path: Path) -> None:
 
 
 def test_an_embedding_that_sees_nothing_is_refused(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    says = r"distances to centroids do not see that a file was made worse by (\w+, )+\w+ \(`mtp data corruptions --ckpt"
-    with pytest.raises(InputError, match=says):
-        prune(work, tmp_path / "kept", "prototypes", force=False)
+    """By what it goes by: sizes of clusters with alpha above 0, distances with alpha below 1."""
+    seen = "do not see that a file was made worse"
+    for alpha, blind in ((0.8, "small_cluster: .*; distance: .*"), (1.0, "small_cluster: "), (0.0, "distance: ")):
+        says = rf"{seen} \({blind}(\w+, )+\w+; `mtp data corruptions --ckpt"
+        with pytest.raises(InputError, match=says):
+            prune(work, tmp_path / "kept", "scip", force=False, alpha=alpha)
     assert [*tmp_path.iterdir()] == []
+    prune(work, tmp_path / "typical", "prototypes")
+    assert "gate" not in read_kept(str(tmp_path / "typical")).header.made_by
     monkeypatch.setattr(gate, "NEEDED", 0)
     prune(work, tmp_path / "kept", "scip", force=False)
     verdict = read_kept(str(tmp_path / "kept")).header.made_by["gate"]
@@ -438,12 +444,12 @@ def test_the_table_of_a_model(work: Path, tmp_path: Path, capsys: pytest.Capture
     assert {(row["corruption"], row["scorer"]) for row in found["rows"]} == {
         (kind, scorer)
         for kind in ("brackets", "names", "conditions", "assignments", "indices")
-        for scorer in ("loss_head_1", "loss_head_2", "loss_head_3", "gap", "distance")
+        for scorer in ("loss_head_1", "loss_head_2", "loss_head_3", "gap", "distance", "small_cluster")
     }
     edits = {row["corruption"]: row["edits"] for row in found["rows"]}
     assert edits["brackets"] > 4
     assert edits["assignments"] == 0, "the corpus has none"
-    assert found["passes"].keys() == {"loss_head_1", "loss_head_2", "loss_head_3", "gap", "distance"}
+    assert found["passes"].keys() == {row["scorer"] for row in found["rows"]}
     assert "see at least 3 of the five: " in capsys.readouterr().out
 
 
@@ -492,7 +498,12 @@ def main_raising(words: list[str]) -> None:
         ("loss_head_0", {}, "by is 'loss_head_0'"),
         ("loss_head_4", {}, "this model has only loss_head_1, loss_head_2, loss_head_3, gap"),
         ("loss", {"fraction": 1.5}, "fraction is 1.5: it has to be above 0 and below 1"),
-        ("loss", {"alpha": -0.1}, "alpha is -0.1"),
+        ("scip", {"alpha": -0.1}, "alpha is -0.1: it has to be"),
+        ("prototypes", {"alpha": 0.1}, "alpha is 0.1, and --by prototypes does not go by it: leave it out"),
+        ("loss", {"clusters": 3}, "clusters is 3, and --by loss does not go by it"),
+        ("length", {"first_tokens": 3}, "first_tokens is 3, and --by length does not go by it"),
+        ("prototypes", {"force": True}, "force: --by prototypes is not refused"),
+        ("length", {"kind": "python_stdlib"}, "data.source.path is '.*corpus', and data.source.kind = 'python_stdlib'"),
         ("loss", {"workers": 0}, "workers is 0"),
         ("loss", {"first_tokens": 0}, "first_tokens is 0"),
         ("scip", {"clusters": 40}, r"clusters is 40, and there are \d+ training documents"),

@@ -131,7 +131,7 @@ def test_the_table_has_its_distances_alone(encoder: Path, work: Path, tmp_path: 
     flags = ["--kind", "text", "--path", str(work / "corpus"), "--glob", "**/*.py", "--json", str(tmp_path / "t.json")]
     assert main(["data", "corruptions", "--embedder", str(encoder), "--count", "4", *flags]) == 0
     found = json.loads((tmp_path / "t.json").read_text())
-    assert {row["scorer"] for row in found["rows"]} == {"distance"} == found["passes"].keys()
+    assert {row["scorer"] for row in found["rows"]} == {"distance", "small_cluster"} == found["passes"].keys()
 
 
 def changed(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:

@@ -166,7 +166,7 @@ def table(sees: str) -> list[Seen]:
 
 def test_the_table_says_what_a_score_sees() -> None:
     rows = {(row.corruption, row.scorer): row for row in table("x")}
-    assert {scorer for _, scorer in rows} == {"loss_head_1", "loss_head_2", "gap", "distance"}
+    assert {scorer for _, scorer in rows} == {"loss_head_1", "loss_head_2", "gap", "distance", "small_cluster"}
     seen = rows["brackets", "loss_head_1"]
     assert (seen.files, seen.up, seen.auc, seen.sees) == (20, 1.0, 1.0, True)
     assert seen.shift == pytest.approx(seen.edits / 20)
@@ -178,6 +178,22 @@ def test_the_table_says_what_a_score_sees() -> None:
     assert rows["names", "loss_head_1"].shift == 0
     nothing = rows["conditions", "distance"]
     assert (nothing.files, nothing.edits, shown(nothing)["auc"]) == (0, 0, None)
+
+
+def test_a_small_cluster_is_the_share_of_the_others_outside_of_it() -> None:
+    class Moving(Counting):
+        def embed(self, documents: Sequence[Document]) -> np.ndarray:
+            broken = np.array([document.text.count("(") != document.text.count(")") for document in documents])
+            return np.stack([~broken, broken], axis=1).astype(float)
+
+    text = "def f(x):\n    return (x + 1)\n" * 3
+    some = [Document(f"{i}", text) for i in range(20)]
+    others = [Document(f"other {i}", text if i else "def f(:\n    pass\n") for i in range(20)]
+    rows = {row.scorer: row for row in corruption_table(some, others, Moving(""), 1.0, 2, seed=0)
+            if row.corruption == "brackets"}  # fmt: skip
+    assert (rows["small_cluster"].up, rows["small_cluster"].sees) == (1.0, True)
+    assert rows["small_cluster"].shift == pytest.approx(19 / 20 - 1 / 20)
+    assert (rows["distance"].up, rows["distance"].sees) == (0.0, False)
 
 
 def test_files_with_anything_to_corrupt_are_compared_with_each_other() -> None:

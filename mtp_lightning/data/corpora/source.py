@@ -1,7 +1,7 @@
 """What a corpus is, as a configuration says it; `documents.py` reads it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from mtp_lightning.errors import InputError
@@ -12,6 +12,20 @@ PAIRS: tuple[SourceKind, ...] = ("pairs", "story_pairs")
 """Kinds whose documents are a question with its answer, of which the answer alone is trained on."""
 GENERATED: tuple[SourceKind, ...] = ("python_stdlib", "stories", "story_pairs")
 """Kinds that need no path."""
+LOCAL: tuple[SourceKind, ...] = ("text", "json", "parquet", "pairs")
+"""Kinds that read files of the user's."""
+_READ_BY: dict[str, tuple[SourceKind, ...]] = {
+    "path": (*LOCAL, "hub", "shards"),
+    "glob": LOCAL,
+    "separator": ("text",),
+    "text_column": ("json", "parquet", "hub"),
+    "name": ("hub",),
+    "split": ("hub",),
+    "revision": ("hub",),
+    "invented_names": ("stories", "story_pairs"),
+    "chat_template": ("pairs",),
+}
+"""Key -> the kinds that it goes with: to another kind it would say nothing."""
 _REGEX = "re:"
 
 
@@ -20,7 +34,7 @@ class SourceConfig:
     """A corpus.
 
     Raises:
-        InputError: a kind that needs a path and has none.
+        InputError: a kind that needs a path and has none; a key that the kind does not read.
     """
 
     kind: SourceKind = "python_stdlib"
@@ -66,12 +80,14 @@ class SourceConfig:
         check_ranges("data.source", SourceConfig, vars(self))
         if self.kind not in GENERATED and not self.path:
             raise InputError(f"data.source.path is missing: data.source.kind = '{self.kind}' reads from there")
-        if self.invented_names and self.kind not in ("stories", "story_pairs"):
-            raise InputError(
-                f"data.source.invented_names goes with data.source.kind = 'stories', not with '{self.kind}'"
-            )
-        if self.chat_template is not None and self.kind != "pairs":
-            raise InputError(f"data.source.chat_template goes with data.source.kind = 'pairs', not with '{self.kind}'")
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), _READ_BY.get(field.name)
+            if kinds is not None and self.kind not in kinds and value != field.default:
+                one = "one of " if len(kinds) > 1 else ""
+                raise InputError(
+                    f"data.source.{field.name} is '{value}', and data.source.kind = '{self.kind}' does not read it: it "
+                    f"goes with {one}{', '.join(kinds)}"
+                )
         if self.keep is not None and self.kind == "shards":
             raise InputError("data.source.keep is for text, and shards have no names: give it when they are prepared")
         if self.separator == "":

@@ -12,7 +12,7 @@ from mtp_lightning.data.command import CorpusKind
 from mtp_lightning.data.corpora.kept import kept_lines, read_kept
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.output import partial_folder, print_table, write_whole
-from mtp_lightning.data.pruning.options import Choice
+from mtp_lightning.data.pruning.options import ALPHA, CLUSTERS, Choice
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
 from mtp_lightning.ranges import Kept, check_value
@@ -26,8 +26,8 @@ def prune_command(
     ckpt: str | None = None,
     embedder: str | None = None,
     scores: str | None = None,
-    alpha: float = 0.8,
-    clusters: int = 100,
+    alpha: float = ALPHA,
+    clusters: int = CLUSTERS,
     first_tokens: int | None = None,
     gate_documents: int = 100,
     force: bool = False,
@@ -69,8 +69,8 @@ def prune_command(
         alpha: Of scip, the part of the fraction that small clusters give.
         clusters: Of scip and prototypes.
         first_tokens: Tokens of a document to look at; by default all.
-        gate_documents: Documents that are corrupted to see whether the model's embeddings tell (scip,
-            prototypes); as many others give the centroids for that.
+        gate_documents: Of scip, documents that are corrupted to see whether the model's embeddings tell; as many others
+            give the centroids for that.
         force: Prune by a model that does not see the corruptions, too; the list says so.
         planted: List of documents that are known to be bad, as `mtp data plant` writes it, to measure scores against.
         seed: Of random, of the clusters and of the corruptions.
@@ -107,6 +107,8 @@ def prune_command(
 
     check_value("workers", workers, PrepareWorkers)
     check_value("gate_documents", gate_documents, Kept)
+    if force and by != "scip":
+        raise InputError(f"force: --by {by} is not refused for what a model sees: leave it out")
     record = f"{out}.parquet"
     for file in (out, record):
         if Path(file).exists() and not partial_folder(Path(out)).exists():

@@ -18,7 +18,7 @@ from mtp_lightning.data.pruning.measuring import Provider
 from mtp_lightning.data.pruning.selection import auc
 from mtp_lightning.shapes import Float
 
-DISTANCE, GAP = "distance", "gap"
+DISTANCE, GAP, SMALL = "distance", "gap", "small_cluster"
 LEAST_AUC = 0.55
 LARGEST_CHANCE = 0.01
 """Of so many files going up where each goes up or down by chance."""
@@ -57,17 +57,21 @@ def corruption_table(
     seed: int,
     losses: bool = True,
 ) -> list[Seen]:
-    """Every corruption by every scorer: losses by head, their gap, and the distance to the nearest centroid.
+    """Every corruption by every scorer: losses by head, their gap, the distance to the nearest centroid, and how small
+    its cluster is, as the share of the other documents that are not in it.
 
     Args:
         documents: to corrupt.
         others: to make the centroids of.
         losses: whether to look at losses too, which not all have.
     """
-    centroids = spherical_kmeans(provider.embed(others), min(clusters, len(others)), seed)
+    places = provider.embed(others)
+    centroids = spherical_kmeans(places, min(clusters, len(others)), seed)
+    sizes = np.bincount(nearest(places, centroids).cluster, minlength=len(centroids))
 
     def scores(some: Sequence[Document]) -> Scores:
-        found = {DISTANCE: nearest(provider.embed(some), centroids).distance}
+        place = nearest(provider.embed(some), centroids)
+        found = {DISTANCE: place.distance, SMALL: 1 - sizes[place.cluster] / len(others)}
         return (loss_scores(provider, some) if losses else {}) | found
 
     clean, rows = scores(documents), []

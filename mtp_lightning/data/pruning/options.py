@@ -9,6 +9,8 @@ from mtp_lightning.ranges import Count, Fraction, Kept, Range, Seed, check_value
 
 BY = ("length", "random", "loss", "loss_head_1", "gap", "scip", "prototypes")
 CLUSTERED = ("scip", "prototypes")
+ALPHA, CLUSTERS = 0.8, 100
+"""What is taken where nothing is said."""
 Share = Annotated[float, Range(least=0, most=1)]
 
 
@@ -17,7 +19,7 @@ class Choice:
     """What is left out.
 
     Raises:
-        InputError: no such score; a number that cannot be; a checkpoint that is missing.
+        InputError: no such score; a number that cannot be, or that it does not go by; a checkpoint that is missing.
     """
 
     by: str
@@ -41,6 +43,7 @@ class Choice:
         for name, hint in {"fraction": Fraction, "alpha": Share, "clusters": Kept, "seed": Seed,
                            "first_tokens": Count | None}.items():  # fmt: skip
             check_value(name, getattr(self, name), hint)
+        self._check_unused()
         if self.embedder is not None and (self.by not in CLUSTERED or self.ckpt is not None):
             why = (
                 "--ckpt is given, too: give one of them" if self.by in CLUSTERED else f"--by {self.by} does not ask it"
@@ -52,6 +55,15 @@ class Choice:
             raise InputError(f"ckpt is missing: --by {self.by} asks a model, as --ckpt runs/small")
         if not self.measures and self.ckpt is not None:
             raise InputError(f"ckpt: --by {self.by} asks no model: leave it out")
+
+    def _check_unused(self) -> None:
+        unused = {
+            "alpha": self.alpha != ALPHA and self.by != "scip",
+            "clusters": self.clusters != CLUSTERS and self.by not in CLUSTERED,
+            "first_tokens": self.first_tokens is not None and not self.measures,
+        }
+        for name in (name for name, is_unused in unused.items() if is_unused):
+            raise InputError(f"{name} is {getattr(self, name)}, and --by {self.by} does not go by it: leave it out")
 
     def _check_scores(self) -> None:
         if not self.measures or self.by in CLUSTERED:

@@ -11,6 +11,7 @@ from mtp_lightning.data.corpora.kept import FORMAT, KeptHeader
 from mtp_lightning.data.pruning.clusters import nearest, spherical_kmeans
 from mtp_lightning.data.pruning.gate import (
     DISTANCE,
+    SMALL,
     Seen,
     corruption_table,
     named_losses,
@@ -61,8 +62,9 @@ def scores_of(
     if what == "embed":
         if choice.clusters > (most := len(corpus.training_names)):
             raise InputError(f"clusters is {choice.clusters}, and there are {most} training documents: take fewer")
-        table = gate(provider, corpus, gate_documents, choice.seed)
-        made_by["gate"] = _verdict(table, choice, force)
+        if choice.by == "scip":
+            table = gate(provider, corpus, gate_documents, choice.seed)
+            made_by["gate"] = _verdict(table, choice, force)
     else:
         _check_known(choice, score_names(provider.loss_names))
     ckpt = None if choice.ckpt is None else provider.file
@@ -103,15 +105,17 @@ def gate(
 def _verdict(table: list[Seen], choice: Choice, force: bool) -> dict[str, Any]:
     """
     Raises:
-        InputError: the distances see too little, and nobody forces it.
+        InputError: what it goes by, sizes of clusters and distances, sees too little, and nobody forces it.
     """
-    passed = passes(table, DISTANCE)
+    used = {SMALL: choice.alpha > 0, DISTANCE: choice.alpha < 1}
+    blind = [scorer for scorer, asked in used.items() if asked and not passes(table, scorer)]
+    passed = not blind
     asked = f"--ckpt {choice.ckpt}" if choice.embedder is None else f"--embedder {choice.embedder}"
     if not passed and not force:
+        missed = "; ".join(f"{scorer}: {', '.join(unseen(table, scorer))}" for scorer in blind)
         raise InputError(
-            f"by is '{choice.by}', and this model's distances to centroids do not see that a file was made worse by "
-            f"{', '.join(unseen(table, DISTANCE))} (`mtp data corruptions {asked}` shows the table): "
-            "prune by loss or by length, or give --force"
+            "by is 'scip', and the places that this model gives to documents do not see that a file was made worse "
+            f"({missed}; `mtp data corruptions {asked}` shows the table): prune by loss or by length, or give --force"
         )
     return {"passed": passed, "forced": not passed, "rows": [dict(shown(row)) for row in table]}
 
