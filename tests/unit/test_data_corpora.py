@@ -141,9 +141,7 @@ def test_bad_sources(folder: Path, tmp_path: Path) -> None:
     for key, kind in (("path", "stories"), ("glob", "hub"), ("separator", "json"), ("text_column", "pairs"),
                       ("name", "parquet"), ("split", "text"), ("revision", "shards")):  # fmt: skip
         path = None if kind == "stories" else "x"
-        with pytest.raises(
-            InputError, match=rf"data\.source\.{key} is 'y', and data\.source\.kind = '{kind}' does not"
-        ):
+        with pytest.raises(InputError, match=rf"data\.source\.{key} is 'y', and .*kind = '{kind}' does not"):
             SourceConfig(**{"kind": kind, "path": path} | {key: "y"})  # type: ignore[arg-type]
     with pytest.raises(
         InputError, match=r"data\.source\.path: there is no file or folder '.*a\.tx'; did you mean 'a\.txt'"

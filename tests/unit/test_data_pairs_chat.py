@@ -54,9 +54,7 @@ def test_templates_are_found_asked_for_and_held_in(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(conversation("a", "b")) + "\n" for _ in range(3)))
     with pytest.raises(InputError, match=r"data\.source\.chat_template is missing: .*line 1, has 'messages'"):
         module(path)
-    with pytest.raises(
-        InputError, match=r"chat_template is 'y', and data\.source\.kind = 'text' does not read it: it goes with pairs"
-    ):
+    with pytest.raises(InputError, match=r"chat_template is 'y', and .* = 'text' does not read it: it goes with pairs"):
         SourceConfig(kind="text", path="x", chat_template="y")
     for text, message in (
         ("{% if %}", "is no Jinja template"),
