@@ -57,7 +57,7 @@ def transfer_of(old: Tokenizer, new: Tokenizer, old_size: int, vocab_size: int) 
     if strange > MOST_STRANGE * len(texts):
         raise InputError(
             f"model.init.vocabulary: of {len(texts)} tokens of data.tokenizer those of model.init.path cannot write "
-            f"{strange}: these two have no alphabet in common; give model.init.unembedding: random"
+            f"{strange}: these two have no alphabet in common; give model.init.vocabulary: random"
         )
     kept, whole = sum(len(found) == 1 for found in pieces), sum(len(found) > 1 for found in pieces)
     pieces += [[]] * (vocab_size - len(pieces))

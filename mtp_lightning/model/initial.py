@@ -27,10 +27,14 @@ class InitConfig:
     unembedding: Literal["keep", "random"] = "keep"
     """`random`: drawn, and the embedding too where the vocabulary or the tokenizer is another."""
 
-    vocabulary: Literal["keep", "transfer"] = "keep"
+    vocabulary: Literal["keep", "transfer", "random"] = "keep"
     """`transfer`: the source had another tokenizer. A token that it knew keeps its row of embedding and unembeddings
     (special ones by their names, those of infilling, begin and end by what they do), another one gets the mean of those
-    that its text was written with."""
+    that its text was written with. `random`: embedding and unembedding are drawn."""
+
+    @property
+    def draws_unembedding(self) -> bool:
+        return "random" in (self.unembedding, self.vocabulary)
 
     def __post_init__(self) -> None:
         given = ("heads", self.heads), ("unembedding", self.unembedding), ("vocabulary", self.vocabulary)

@@ -164,7 +164,7 @@ def _check_heads(source: Source, heads: HeadsConfig, init: InitConfig) -> None:
 
 
 def _vocabulary(source: Source, backbone: BackboneConfig, init: InitConfig, same_tokens: bool) -> Plan:
-    there, drawn = source.backbone, init.unembedding == "random"
+    there, drawn = source.backbone, init.draws_unembedding
     same = same_tokens and there.vocab_size == backbone.vocab_size
     if not same and not drawn:
         sizes = f"{there.vocab_size} tokens there and {backbone.vocab_size} here (model.backbone.vocab_size)"
@@ -172,7 +172,7 @@ def _vocabulary(source: Source, backbone: BackboneConfig, init: InitConfig, same
         raise InputError(
             f"model.init.path: '{source.name}' was trained with another tokenizer than this run's, {what}: give its "
             "own, model.init.vocabulary: transfer, which makes rows for its tokens of the old ones, or "
-            "model.init.unembedding: random, which draws embedding and unembedding; either keeps all else"
+            "model.init.vocabulary: random, which draws embedding and unembedding; either keeps all else"
         )
     if backbone.tie_embeddings:
         if not (there.tie_embeddings or drawn):
@@ -182,7 +182,7 @@ def _vocabulary(source: Source, backbone: BackboneConfig, init: InitConfig, same
             )
         return {"embedding.weight": Fill.DRAWN if drawn else "embedding.weight"}
     return {
-        "embedding.weight": "embedding.weight" if same else Fill.DRAWN,
+        "embedding.weight": "embedding.weight" if same and init.vocabulary != "random" else Fill.DRAWN,
         "unembedding.weight": Fill.DRAWN if drawn else "unembedding.weight",
     }
 
@@ -231,11 +231,11 @@ def _further(name: str, source: Source, plan: Plan, init: InitConfig) -> str | F
         return Fill.ZEROS if name == BIGRAM[0] else Fill.DRAWN
     if name == REGISTER and (source.heads.kind != "registers" or init.heads != "keep"):
         return Fill.DRAWN
-    if name in BIGRAM and init.unembedding == "random":
+    if name in BIGRAM and init.draws_unembedding:
         return Fill.DRAWN
     if name.startswith("mixture."):  # as a mixture begins: every component is its head
         return name if init.heads == "keep" else Fill.DRAWN
-    if init.heads == "random" or (is_unembedding and init.unembedding == "random"):
+    if init.heads == "random" or (is_unembedding and init.draws_unembedding):
         return Fill.DRAWN
     if init.heads == "keep":
         return name

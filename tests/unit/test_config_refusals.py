@@ -164,6 +164,11 @@ def test_what_is_refused_in_any_folder(
         ((AUTO, "--model.optimizer.lr=0.1"), "was begun with 0.003"),
         ((AUTO, "--trainer.logger.tracking_uri=sqlite:///elsewhere/mlflow.db"), "does not hold the run of"),
         ((AUTO, NO_LOGGER, "--model.backbone.ffn_dim=48"), "was made with model.backbone.ffn_dim = 32"),
+        ((AUTO, NO_LOGGER, "--model.backbone.rope_theta=1e6"), "was made with model.backbone.rope_theta = 10000.0"),
+        (
+            (AUTO, NO_LOGGER, '--model.backbone.rope_scaling={"kind": "linear", "factor": 4}'),
+            "was made with model.backbone.rope_scaling",
+        ),
         ((AUTO, NO_LOGGER, "--data.source.path=other"), "was trained on other text"),
         ((AUTO, NO_LOGGER, "--data.batch_size=4"), "was trained with data.batch_size = 2"),
     ],

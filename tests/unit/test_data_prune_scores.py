@@ -1,5 +1,6 @@
 """Losses that were measured before: the same lists, without the model."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ def test_files_without_losses(work: Path, tmp_path: Path) -> None:
 
     prune(work, tmp_path / "by_length", "length")
     pyarrow.parquet.write_table(pyarrow.table({"loss_head_1": [1.0]}), tmp_path / "another.parquet")
-    for name, says in (("by_length", "has no losses: it is of --by length"), ("another", "is no file of scores")):
+    table = pyarrow.parquet.read_table(tmp_path / "by_length.parquet")
+    header = json.loads(table.schema.metadata[b"mtp_lightning.pruning"])
+    newer = table.replace_schema_metadata({"mtp_lightning.pruning": json.dumps(header | {"format": 9})})
+    pyarrow.parquet.write_table(newer, tmp_path / "newer.parquet")
+    for name, says in (("by_length", "has no losses: it is of --by length"), ("another", "is no file of scores"),
+                       ("newer", "it is of another version")):  # fmt: skip
         with pytest.raises(InputError, match=says):
             prune(work, tmp_path / "kept", "loss", ckpt=None, scores=str(tmp_path / f"{name}.parquet"))

@@ -58,6 +58,9 @@ def test_every_text_comes_back(scheme: PreTokenization, digits: Digits, text: st
         ("gpt2", "single", r"\d.|.\d"),
         ("gpt2", "groups", r"\d{4}|\d[^\d]|[^\d]\d"),
         ("lines", "single", r"\d.|.\d"),
+        ("none", "single", r"\d.|.\d"),
+        ("gpt4", "whole", r"\w\(|\d[^\d]|[^\d]\d"),
+        ("punct", "whole", r"\d[^\d]|[^\d]\d|[^\w\s].|.[^\w\s]|_."),
     ],
 )
 def test_no_token_crosses_what_divides_pieces(scheme: PreTokenization, digits: Digits, never: str) -> None:
@@ -70,6 +73,10 @@ def test_schemes_do_divide_differently() -> None:
     longest = {scheme: max(map(len, tokens_of(made(scheme)))) for scheme in SCHEMES}
     assert longest["lines"] > longest["gpt4"] > 3
     assert any(re.search(r"\d{4}", token) for token in tokens_of(made("gpt2")))
+    assert any(re.search(r"\d{4}", token) for token in tokens_of(made("gpt4", "whole")))
+    assert any(re.search(r"\d{2}", token) for token in tokens_of(made("punct", "whole")))
+    assert any(re.search(r"\n[^\r\n]", token) for token in tokens_of(made("none")))
+    assert MADE["llama3", "own"] == MADE["gpt4", "own"]
     assert any(re.search(r"\w\(", token) for token in tokens_of(made("lines")))
 
 
@@ -83,14 +90,16 @@ def test_the_plain_one_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_other_libraries_read_it(scheme: PreTokenization) -> None:
+def test_other_libraries_read_it(scheme: PreTokenization, tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    theirs = tokenizers.Tokenizer.from_str(MADE[scheme, "own"])
-    fast = PreTrainedTokenizerFast(tokenizer_object=theirs)
-    for text in CODE[:2]:
-        ours = made(scheme).encode(text)
-        assert ours == theirs.encode(text).ids == fast(text)["input_ids"]
+    for digits in get_args(Digits):
+        file = tmp_path / f"{digits}.json"
+        file.write_text(MADE[scheme, digits])
+        theirs, fast = tokenizers.Tokenizer.from_file(str(file)), PreTrainedTokenizerFast(tokenizer_file=str(file))
+        for text in CODE[:2]:
+            ours = made(scheme, digits).encode(text)
+            assert ours == theirs.encode(text).ids == fast(text)["input_ids"]
 
 
 def test_a_mixture_gives_bytes_in_proportion(tmp_path: Path) -> None:

@@ -129,6 +129,9 @@ def test_another_vocabulary_keeps_all_but_the_two_matrices() -> None:
     kept = begun(source, source.backbone, NEXT, unembedding="random")
     assert torch.equal(kept.embedding.weight, there.embedding.weight)
     assert not torch.equal(kept.unembedding.weight, there.unembedding.weight)
+    drawn = begun(source, source.backbone, NEXT, vocabulary="random")
+    names = [n for n, w in drawn.state_dict().items() if torch.equal(w, source.weights[n])]
+    assert set(source.weights) - set(names) == {"embedding.weight", "unembedding.weight"}
 
 
 def test_the_summary_names_what_was_made_and_what_was_left() -> None:
@@ -172,7 +175,7 @@ REFUSED = {
         "model.heads.norms is 'shared', in 'base.ckpt' 'own'",
     ),
     "norms": (NEXT, NEXT, {}, {"norm_eps": 1e-6}, "norm_eps is 1e-06, and the model in 'base.ckpt' has 1e-05"),
-    "tokens": (NEXT, NEXT, {}, {"vocab_size": 20}, "16 tokens there and 20 here .*unembedding: random"),
+    "tokens": (NEXT, NEXT, {}, {"vocab_size": 20}, "16 tokens there and 20 here .*vocabulary: random"),
     "tied": (NEXT, NEXT, {}, {"tie_embeddings": True}, "tie_embeddings is true, and 'base.ckpt' has two matrices"),
     "anticausal": (NEXT, HeadsConfig(2, "anticausal"), {"heads": "copy"}, {}, "reads heads 2 .. n"),
     "a matrix": (HeadsConfig(2, "linear"), NEXT, {"heads": "first"}, {}, "is a matrix, as only kind 'linear' has"),

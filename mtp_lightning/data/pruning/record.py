@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtp_lightning.data.corpora.kept import KeptHeader
+from mtp_lightning.data.corpora.kept import FORMAT, KeptHeader
 from mtp_lightning.data.pruning.gate import GAP
 from mtp_lightning.data.pruning.selection import auc
 from mtp_lightning.data.pruning.survey import Survey
@@ -71,11 +71,13 @@ def read_scores(path: str, corpus: Survey) -> tuple[Scores, dict[str, Any]]:
         table = pyarrow.parquet.read_table(file)
     except FileNotFoundError:
         raise InputError(f"scores: there is no file '{path}'; `mtp data prune` writes one beside its list") from None
-    except (OSError, pyarrow.ArrowInvalid) as error:
+    except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"scores: '{path}' is no Parquet file that can be read: {error}") from error
     held = (table.schema.metadata or {}).get(HEADER.encode())
     try:
         header = as_record(KeptHeader, file, {} if held is None else parse_json(file, held.decode()))
+        if header.format != FORMAT:
+            raise DamagedError(file, "it is of another version")
     except (DamagedError, UnicodeDecodeError) as error:
         raise InputError(f"scores: '{path}' is no file of scores that `mtp data prune` wrote: {error}") from error
     split = (header.validation_fraction, header.split_seed)

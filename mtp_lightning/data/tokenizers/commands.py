@@ -52,10 +52,10 @@ def train_tokenizer_command(
     Args:
         out: The tokenizer.json to make; must not exist.
         vocab_size: Tokens, the 256 bytes and the end of a document among them.
-        pre_tokenization: Pieces that merges stay inside. gpt2: words, numbers, runs of symbols; gpt4, as Llama 3: a
-            letter may have a symbol before it, numbers are of three digits; punct: symbols and digits one by one;
-            lines: all but line breaks.
-        digits: Numbers as the pre-tokenization has them, digit by digit, or in groups of up to three.
+        pre_tokenization: Pieces that merges stay inside. gpt2: words, numbers, runs of symbols; gpt4, llama3: a letter
+            may have a symbol before it, numbers are of three digits; punct: symbols and digits one by one; lines: all
+            but line breaks; none: the whole document.
+        digits: Numbers as the pre-tokenization has them, digit by digit, in groups of up to three, or whole.
         infilling: With the tokens that data.infilling needs, under these names.
         mixture: Several corpora in place of one, as `data.mixture`: '[{source: {kind: stories}, weight: 2}, ...]';
             weights are of bytes, and the first source that ends is the end.
@@ -106,6 +106,9 @@ def compare_tokenizers_command(
     glob: str | None = None,
     separator: str | None = None,
     text_column: str = "text",
+    name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
     max_documents: int | None = None,
     picture: str | None = None,
     json: str | None = None,
@@ -121,13 +124,17 @@ def compare_tokenizers_command(
         glob: Which files of a folder to read, as in "**/*.md".
         separator: Splits text files into documents; after `re:` a regular expression; by default a file is one.
         text_column: Column of json, parquet and hub data that holds the text.
+        name: Configuration of a hub data set.
+        split: Split of a hub data set.
+        revision: Commit of a hub data set.
         max_documents: Read only so many documents.
         picture: File to draw the table into, *.png.
         json: File to write the printed table to as well.
     """
     source = SourceConfig(
-        kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, max_documents=max_documents
-    )
+        kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,
+        revision=revision, max_documents=max_documents,
+    )  # fmt: skip
     if mixture is not None:
         check_mixture(mixture, source)
     read = {f"the tokenizer '{name}'": name for name in tokenizers}

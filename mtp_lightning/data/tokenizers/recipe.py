@@ -45,10 +45,10 @@ class TokenizerRecipe:
     """Tokens, the 256 bytes and the end of a document among them. The model's is
     `${data.init_args.tokenizer.train.vocab_size}`."""
     pre_tokenization: PreTokenization = "gpt2"
-    """What merges stay inside: `gpt2` words, numbers, runs of symbols; `gpt4`, as Llama 3; `punct` symbols and digits
-    one by one; `lines` all but line breaks."""
+    """What merges stay inside: `gpt2` words, numbers, runs of symbols; `gpt4` or `llama3`, the same; `punct` symbols
+    and digits one by one; `lines` all but line breaks; `none` the whole document."""
     digits: Digits = "own"
-    """Numbers as the pre-tokenization has them, digit by digit (`single`), or in `groups` of up to three."""
+    """Numbers as the pre-tokenization has them, digit by digit (`single`), in `groups` of up to three, or `whole`."""
     max_documents: Count | None = None
     """Read only so many documents."""
     infilling: SentinelNames | None = None

@@ -4,6 +4,7 @@ What pieces there are decides how much text a token holds, and what tokens mean 
 `tokenizers` is imported where one is trained.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,31 +18,35 @@ from mtp_lightning.data.transforms.infilling import NAMES, SentinelNames
 from mtp_lightning.errors import InputError
 from mtp_lightning.ranges import Range
 
-PreTokenization = Literal["gpt2", "gpt4", "punct", "lines"]
-"""`gpt2`: words with the space before them, numbers, runs of symbols. `gpt4` (Llama 3's is the same): a letter may have
-a symbol before it, numbers are of three digits, symbols take line breaks along. `punct`: symbols and digits one by one,
-apart from words. `lines`: merges cross everything but line breaks; the best compression, and worse models. (With no
-pieces at all a document would be one, and training eight times as long on a megabyte, for 3 % more bytes a token.)"""
-Digits = Literal["own", "single", "groups"]
-"""Numbers: as the pre-tokenization has them, digit by digit, or in groups of up to three from the left."""
+PreTokenization = Literal["gpt2", "gpt4", "llama3", "punct", "lines", "none"]
+"""`gpt2`: words with the space before them, numbers, runs of symbols. `gpt4`, and `llama3`, which is the same: a letter
+may have a symbol before it, numbers are of three digits, symbols take line breaks along. `punct`: symbols and digits
+one by one, apart from words. `lines`: merges cross everything but line breaks; the best compression, and worse models.
+`none`: a document is one piece, which takes eight times as long to train on a megabyte, for 3 % more bytes a token."""
+Digits = Literal["own", "single", "groups", "whole"]
+"""Numbers: as the pre-tokenization has them, digit by digit, in groups of up to three from the left, or undivided."""
 
 VocabSize = Annotated[int, Range(least=257, most=MOST_TOKENS)]
 """The 256 bytes and the end of a document are the least."""
+_GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+    r"|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+"
+    r"|\s+(?!\S)"
+    r"|\s+"
+)
 EXPRESSIONS = {
-    "gpt4": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-        r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-        r"|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+"
-        r"|\s+(?!\S)"
-        r"|\s+"
-    ),
+    "gpt4": _GPT4,
+    "llama3": _GPT4,
     "punct": r" ?\p{L}+|\p{N}|[^\s\p{L}\p{N}]|\s+(?!\S)|\s+",
     "lines": r"[^\r\n]+[\r\n]*|[\r\n]+",
 }
 """What a piece is; `gpt2`'s expression is the library's own."""
 NUMBERS = {"single": r"\p{N}", "groups": r"\p{N}{1,3}"}
+_DIVIDED = re.compile(r"\|\\p\{N\}(\{1,3\})?\|")
+"""Where an expression divides numbers."""
 
 
 def special_tokens(infilling: SentinelNames | None) -> list[str]:
@@ -88,9 +93,10 @@ def train_bpe(
 def _pre_tokenizer(pre_tokenization: PreTokenization, digits: Digits) -> Any:
     from tokenizers import Regex, pre_tokenizers
 
-    expressions = [NUMBERS[digits]] if digits != "own" else []
-    if pre_tokenization != "gpt2":
-        expressions.append(EXPRESSIONS[pre_tokenization])
+    expressions = [NUMBERS[digits]] if digits in NUMBERS else []
+    if pre_tokenization in EXPRESSIONS:
+        own = EXPRESSIONS[pre_tokenization]
+        expressions.append(_DIVIDED.sub(lambda found: r"|\p{N}+|", own) if digits == "whole" else own)
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre_tokenization == "gpt2")
     if not expressions:
         return bytes_
