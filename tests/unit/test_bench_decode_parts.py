@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtp_lightning.bench import harness
 from mtp_lightning.bench.decode import decode_llama_cpp_peer as peer
-from mtp_lightning.bench.decode import decode_parts
+from mtp_lightning.bench.decode import decode_measure, decode_parts
 from mtp_lightning.bench.decode.decode_contenders import clock_for
 from mtp_lightning.bench.decode.decode_measure import bench_decode
 from mtp_lightning.bench.decode.decode_parts import PARTS, decoding_parts, parts_table, step_parts, step_products
@@ -111,6 +111,24 @@ def test_compiled_layers_are_measured_beside_torchs(make_model: MakeModel) -> No
     assert reported == [[*arms, "llama_cpp"], arms], "rows as soon as they are there; the peer at batch 1 alone"
     assert all(row["equal"] == row["texts"] for row in rows if "texts" in row)
     assert {"over_torch", "over_llama_cpp"} <= rows[0].keys()
+
+
+@needs_compiler
+def test_a_tie_is_one_of_the_lower_precision_of_two_arms(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled layers compute in float32 with weights in bfloat16; torch's compute in bfloat16."""
+    asked: list[torch.dtype] = []
+    monkeypatch.setattr(
+        decode_measure, "exactness", lambda engine, *runs: asked.append(runs[-1]) or {"texts": 1, "equal": 1}
+    )
+    rows, _ = bench_decode(
+        "it", make_model(2), [torch.arange(6)], [1], [1, 2], 6, 1, torch.bfloat16, clock_for(CPU, 1),
+        lambda: None, lambda text: None, {}, True,
+    )  # fmt: skip
+    arms = [row["arm"] for row in rows if "texts" in row]
+    assert arms == ["plain", "k = 2", "k = auto", "torch", "huggingface"]
+    assert asked == [torch.float32] * 3 + [torch.bfloat16] * 2
 
 
 def _plain(model: MTPModel) -> Callable[..., object]:
