@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -138,14 +139,26 @@ def _plain(model: MTPModel) -> Callable[..., object]:
 
 
 def test_a_peer_that_cannot_be_measured_says_why(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
     assert "pip install llama-cpp-python" in peer.why_not(make_model(2), torch.float32)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "gguf" or None)
-    assert "pip install gguf" in peer.why_not(make_model(2), torch.float32)
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    reason = peer.why_not(make_model(2), torch.float32)
+    assert reason == "the package that writes GGUF files is not installed: pip install gguf", "no flag of export"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     assert "float32" in peer.why_not(make_model(2), torch.bfloat16)
     assert "qk_norm" in peer.why_not(make_model(2, qk_norm=True), torch.float32)
     assert peer.why_not(make_model(2), torch.float32) == ""
+
+
+def test_a_peer_whose_library_does_not_load_says_why(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llama_cpp.py").write_text("raise RuntimeError('Failed to load shared library: libgomp.so.1')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
+    reason = peer.why_not(make_model(2), torch.float32)
+    assert reason == "llama-cpp-python is installed and does not load: Failed to load shared library: libgomp.so.1"
 
 
 def test_llama_cpp_decodes_text_by_text(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
