@@ -16,7 +16,7 @@ from mtp_lightning.bench.harness import (
 )
 from mtp_lightning.bench.loader import loader_cost, seconds_a_batch
 from mtp_lightning.bench.overhead import step_overheads
-from mtp_lightning.bench.train_contenders import Workload, arms, check_contenders, missing_packages
+from mtp_lightning.bench.train_contenders import Workload, arms, check_contenders, missing_packages, without_rows
 from mtp_lightning.bench.train_measure import Row, bench_train
 from mtp_lightning.bench.train_parts import parts_table, with_extra
 from mtp_lightning.bench.train_report import train_table
@@ -89,9 +89,12 @@ def train_command(
     if not console.is_terminal:
         console.width = 160  # a file has no edge to wrap at
     machine = describe_machine(torch.device(device), threads)
+    left_out = missing_packages(named) | without_rows(named, counts)
+    if len(left_out) == len(set(named)):
+        reasons = "; ".join(f"{name}: {how}" for name, how in left_out.items())
+        raise InputError(f"contenders: there is nothing to measure. {reasons}")
     messages.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
-    missing = missing_packages(named)
-    for name, how in missing.items():
+    for name, how in left_out.items():
         messages.print(f"{name} is left out: {how}", highlight=False, markup=False)
     pin_threads(threads)
     keeps = keep_memory and keep_freed_memory()
@@ -104,7 +107,7 @@ def train_command(
     measured = f"{', '.join(f'{k} {v}' for k, v in machine.items())}; medians of {rounds} rounds by {judged_by}"
     measured += "; freed memory kept" if keeps else ""
     for size in sizes:
-        here = [name for name in named if name not in missing]
+        here = [name for name in named if name not in left_out]
         wanted = arms(here, counts, (False, True) if compile else (False,), recompute or ())
         at = replace(workload, backbone=replace(backbone, vocab_size=size))
         with shown_progress(messages) as progress:

@@ -231,6 +231,11 @@ def test_what_reading_costs_is_said_beside_our_quickest_step(monkeypatch: pytest
         (["--n_layers", "1"], "n_layers is 1: it has to be at least 2"),
         (["--vocab_size", "[16, 0]"], "vocab_size is 0"),
         (["--dim", "30"], r"model.backbone.dim is 30"),
+        (
+            ["--contenders", "[huggingface]", "--n_future", "[4]"],
+            "nothing to measure. huggingface: it predicts one token, and n_future is [4]",
+        ),
+        (["--patience", "nan"], "patience is nan"),
     ],
 )
 def test_bad_input(flags: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,6 +256,13 @@ def test_the_command_prints_a_table(
         train_command, "missing_packages", lambda names: {"litgpt": "fetch it"} if "litgpt" in names else {}
     )
     file = tmp_path / "rows.json"
+    with pytest.raises(InputError, match=r"nothing to measure\. litgpt: fetch it$"):
+        train_command.train_command(n_future=[1], contenders=["litgpt"])
+    train_command.train_command(
+        n_future=[2], vocab_size=[16], contenders=["ours", "huggingface"], dim=32, n_layers=3, n_heads=2, ffn_dim=48,
+        context=8, batch=2, rounds=1, memory=False, overhead=False,
+    )  # fmt: skip
+    assert "huggingface is left out: it predicts one token, and n_future is [2]" in capsys.readouterr().err
     train_command.train_command(
         n_future=[1, 2], vocab_size=[16], contenders=["ours", "litgpt"], dim=32, n_layers=3, n_heads=2, ffn_dim=48,
         context=8, batch=2, rounds=1, memory=False, overhead=False, json=str(file),
