@@ -276,3 +276,13 @@ def test_a_clock_that_stands_still_gives_no_speedup(make_model: MakeModel, monke
     assert found.tokens_per_forward >= 1
     metrics = DecodingProbe().decode(make_model(2), [torch.arange(3)])
     assert "decode/speedup" not in metrics
+
+
+def test_a_probes_series_of_speedups_is_of_one_engine(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether layers are compiled goes by the prompts of the end, at validations too, which have fewer."""
+    asked: list[int] = []
+    monkeypatch.setattr("callbacks.decoding.wanted", lambda how, device, forwards: asked.append(forwards) or False)
+    probe = DecodingProbe(prompts=3, validation_prompts=1, new_tokens=2)
+    for count in (1, 3):
+        probe.decode(make_model(1), [torch.arange(3)] * count)
+    assert asked == [2 * 3 * 2] * 2
