@@ -220,6 +220,10 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(
     fresh.setenv("CXX", "")
     assert not wanted(True, CPU, 1)
     assert not wanted("auto", CPU, LONG)
+    model = random_model(HeadsConfig(n_future=2), 0)
+    engine, prompt = Engine(model, compiled=True), torch.arange(3)
+    assert not engine.compiled
+    assert generate(engine, [prompt], 6)[0].tokens == decode_plainly(model, prompt, 6)
     said = capsys.readouterr().err
     assert said.count("warning: decoding goes on without compiled layers: there is no C++ compiler") == 1
 

@@ -60,9 +60,9 @@ def decoding_parts(
         return lambda: session.step(heads_used)
 
     whole = min(_seconds(begin(Chooser()), clock) for _ in range(TIMES))
-    with _idle_layers(compiled):
+    with _idle_layers(engine.compiled):
         parts = step_parts(begin, clock)
-    if compiled:
+    if engine.compiled:
         for part, own in _least(lambda: _layer_parts(begin(Chooser()), clock)).items():
             parts[part] += own
     read = engine.forward_bytes(heads_used, len(prompts), len(prompts[0]) + STEPS // 2)
