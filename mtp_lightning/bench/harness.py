@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.machine import processor_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -272,13 +273,5 @@ def _status_bytes(field: str) -> int:
 
 def describe_machine(device: torch.device, threads: int) -> dict[str, str | int]:
     """What a figure has to be quoted with."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {"device": name, "threads": threads, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from test_bench_train import CPU, tiny_workload
 
+from mtp_lightning import machine
 from mtp_lightning.bench import harness, overhead, train_measure
 from mtp_lightning.bench.harness import IdleGate, Timing, interleaved, peak_memory_bytes
 from mtp_lightning.machine import keep_freed_memory
@@ -70,6 +71,23 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.Monkey
     assert calls == [(-3, 2**31 - 1), (-1, 2**31 - 1)], "M_MMAP_THRESHOLD, M_TRIM_THRESHOLD"
     monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace())
     assert keep_freed_memory() is False
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("processor\t: 0\nmodel\t\t: 17\nmodel name\t: AMD EPYC 9B45\n\nprocessor\t: 1\n", "AMD EPYC 9B45"),
+        (
+            "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n",
+            "aarch64, CPU implementer 0x41, CPU part 0xd40",
+        ),
+        ("processor : 0\n", "aarch64"),
+    ],
+)
+def test_a_processor_is_named_as_the_system_says_it(lines: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.Path, "read_text", lambda *_, **__: lines)
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert harness.describe_machine(CPU, 1)["device"] == name
 
 
 def test_every_contender_has_its_turn_in_every_round() -> None:
