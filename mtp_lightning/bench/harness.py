@@ -3,6 +3,7 @@
 Single figures of a shared machine mean little; a ratio of two things timed alternately means a lot.
 """
 
+import math
 import multiprocessing
 import os
 import platform
@@ -83,6 +84,15 @@ def check_counts(counts: Mapping[str, int]) -> None:
     for name, value in counts.items():
         if value < 1:
             raise InputError(f"{name} is {value}: it has to be at least 1")
+
+
+def check_patience(seconds: float) -> None:
+    """
+    Raises:
+        InputError: nothing that could be waited.
+    """
+    if not 0 <= seconds < math.inf:  # nor NaN, with which a gate waits for ever
+        raise InputError(f"patience is {seconds}: it has to be a number of seconds, at least 0")
 
 
 class IdleGate:

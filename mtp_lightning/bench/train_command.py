@@ -9,8 +9,10 @@ import torch
 from mtp_lightning.bench.harness import (
     IdleGate,
     check_counts,
+    check_patience,
     describe_machine,
     judged_by_cpu,
+    not_looked_at,
     pin_threads,
     shown_progress,
 )
@@ -75,6 +77,7 @@ def train_command(
         as_recompute(text)
     counts = n_future or [n for n in (1, 2, 4, 8) if n < n_layers]
     _check(counts, n_layers, dtype, {"threads": threads, "rounds": rounds, "context": context, "batch": batch})
+    check_patience(patience)
     check_json(json)
     named, sizes = check_contenders(contenders or None), vocab_size or [4096]
     device = "cuda" if torch.cuda.is_available() else "cpu"

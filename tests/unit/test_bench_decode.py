@@ -282,6 +282,7 @@ def test_the_command_on_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         (["--rounds", "0"], "rounds is 0"),
         (["--new_tokens", "3"], "new_tokens is 3"),
+        (["--patience", ".nan"], "patience is nan: it has to be a number of seconds"),
         (["--batch", "[0]"], "batch is [0]"),
         (["--heads_used", "[5]", "--n_layers", "6", "--dim", "32"], "heads_used is 5: this model has 4"),
         (["--ckpts", "[nothing.ckpt]"], "checkpoint 'nothing.ckpt' is not a file"),

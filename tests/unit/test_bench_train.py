@@ -235,7 +235,7 @@ def test_what_reading_costs_is_said_beside_our_quickest_step(monkeypatch: pytest
             ["--contenders", "[huggingface]", "--n_future", "[4]"],
             "nothing to measure. huggingface: it predicts one token, and n_future is [4]",
         ),
-        (["--patience", "nan"], "patience is nan"),
+        (["--patience", ".nan"], "patience is nan"),
     ],
 )
 def test_bad_input(flags: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

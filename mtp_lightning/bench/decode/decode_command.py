@@ -19,6 +19,7 @@ from mtp_lightning.bench.decode.decode_report import USE_MTP, decode_table, draw
 from mtp_lightning.bench.harness import (
     IdleGate,
     check_counts,
+    check_patience,
     describe_machine,
     judged_by_cpu,
     not_looked_at,
@@ -97,6 +98,7 @@ def decode_command(
     from rich.console import Console
 
     check_counts({"prompt_tokens": prompt_tokens, "rounds": rounds, "threads": threads})
+    check_patience(patience)
     if new_tokens < 4:
         raise InputError(f"new_tokens is {new_tokens}: it has to be at least 4, or there is nothing to time")
     check_json(json, out=out, path=path, **{f"the model '{ckpt}'": ckpt for ckpt in ckpts or ()})
