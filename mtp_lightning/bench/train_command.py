@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -103,8 +104,8 @@ def train_command(
     keeps = keep_memory and keep_freed_memory()
     by_cpu = judged_by_cpu(device, threads)
     rows: list[Row] = []
-    overheads: dict[str, dict[str, float]] = {}
-    loader: dict[str, float] = {}
+    overheads: dict[str, dict[str, Any]] = {}
+    loader: dict[str, Any] = {}
     gate = IdleGate(0.0 if by_cpu else patience)
     judged_by = "CPU time" if by_cpu else "wall clock"
     measured = f"{', '.join(f'{k} {v}' for k, v in machine.items())}; medians of {rounds} rounds by {judged_by}"
@@ -123,24 +124,30 @@ def train_command(
         title = f"Training steps: V = {size}, d = {dim}, L = {n_layers}, {batch} x {context} tokens, {dtype}"
         console.print(train_table(own, title, f"{measured}; {gate.summary()}"))
         rows += own
+    most = max(counts)
     if overhead:
+        wait = gate if device == "cpu" else not_looked_at
         with shown_progress(messages) as progress:
-            overheads = step_overheads(workload, max(counts), rounds, by_cpu, progress)
+            gate.progress = progress
+            overheads = step_overheads(workload, most, rounds, by_cpu, wait, progress)
             progress("reading windows")
-            first = [row for row in rows if row["vocab_size"] == sizes[0]]
-            loader = loader_cost(seconds_a_batch(workload, max(counts), by_cpu), workload, first)
+            first, busy = [row for row in rows if row["vocab_size"] == sizes[0]], wait()
+            loader = loader_cost(seconds_a_batch(workload, most, by_cpu), workload, first) | {"busy": busy}
         for row in rows:
             if "parts" in row:
                 row["parts"] = with_extra(row["parts"], loader["ms"], overheads)
     if looked_into := [row for row in rows if "parts" in row]:
-        caption = "shares of the step, data and logging on top of it; limits in ms, in the same run"
+        caption = f"shares of the step, data and logging, of n = {most} and V = {sizes[0]}, on top of it; limits "
+        caption += "in ms, in the same run; in brackets: others used the machine"
         console.print(parts_table(looked_into, caption))
     for name, each in overheads.items():
         says = f"{each['median']:+.2f} ms a step above the bare loop, {each['mean']:+.2f} on average"
-        console.print(f"{name}: {says}", highlight=False)
+        busy_rounds = f", {each['busy']} of {rounds} rounds on a busy machine" if each["busy"] else ""
+        console.print(f"{name}: {says if each['steady'] else f'({says})'}{busy_rounds}", highlight=False)
     if loader:
         share = f", {loader['share_of_step']:.2%} of the quickest step of ours" if "share_of_step" in loader else ""
-        console.print(f"reading windows: {loader['ms']:.2f} ms a step{share}", highlight=False)
+        says = f"{loader['ms']:.2f} ms a step{share}"
+        console.print(f"reading windows: {f'({says}), on a busy machine' if loader['busy'] else says}", highlight=False)
     if json:
         content = {
             "machine": machine, "backbone": asdict(backbone) | {"vocab_size": sizes}, "context": context,

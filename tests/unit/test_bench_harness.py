@@ -140,15 +140,26 @@ def test_overheads_are_milliseconds_of_the_best_run_of_each(monkeypatch: pytest.
         "trainer_steps",
         lambda *_, mlflow=False, log_every=1, alone=False: next(in_turn if alone else logged[mlflow, log_every]),
     )
-    found = overhead.step_overheads(tiny_workload(), 2, 2, True, lambda text: None)
-    assert found == {
-        "Lightning alone, a module without records": {"median": 0.0, "mean": pytest.approx(1e3 * (6.5 / 3 - 2.0))},
-        "Lightning, steps not logged": {"median": pytest.approx(100.0), "mean": pytest.approx(100.0)},
-        "Lightning, every step logged": {"median": 500.0, "mean": 500.0},
-        "Lightning and MLflow": {"median": 2000.0, "mean": 14000.0},
+    found = overhead.step_overheads(tiny_workload(), 2, 2, True, lambda: None, lambda text: None)
+    assert {name: (each["median"], each["mean"]) for name, each in found.items()} == {
+        "Lightning alone, a module without records": (0.0, pytest.approx(1e3 * (6.5 / 3 - 2.0))),
+        "Lightning, steps not logged": (pytest.approx(100.0), pytest.approx(100.0)),
+        "Lightning, every step logged": (500.0, 500.0),
+        "Lightning and MLflow": (2000.0, 14000.0),
     }
+    assert {(each["busy"], each["steady"]) for each in found.values()} == {(None, False)}, "two rounds are few"
     starts = [float(step) for step in range(overhead.FIRST)] + [10.0, 12.0, 15.0]
     assert overhead._differences(starts) == [2.0, 3.0], "the first are not counted"
+
+
+def test_an_overhead_is_judged_by_the_rounds_in_which_nobody_used_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round begins with the bare loop; of six, one was disturbed there, another at the third way to run."""
+    ran: list[str] = []
+    monkeypatch.setattr(overhead, "bare_steps", lambda *_: ran.append("bare") or [1.0])
+    monkeypatch.setattr(overhead, "trainer_steps", lambda *_, **__: ran.append("Lightning") or [1.0])
+    found = overhead.step_overheads(tiny_workload(), 2, 6, True, lambda: len(ran) in (10, 5 + 3), lambda text: None)
+    said = {name: (each["busy"], each["steady"]) for name, each in found.items()}
+    assert said == dict.fromkeys(said, (1, True)) | {overhead.LOGGED: (2, False)}
 
 
 def test_a_measured_process_that_dies_says_how() -> None:

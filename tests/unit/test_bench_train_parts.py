@@ -47,6 +47,7 @@ def test_parts_of_ours_are_all_of_a_step(monkeypatch: pytest.MonkeyPatch) -> Non
     rows = bench_train(workload, arms, 1, 3, False, IdleGate(0.0), lambda text: None)
     assert ["parts" in row for row in rows] == [True, False, False]
     parts = rows[0]["parts"]
+    assert parts["busy"] in (True, False)
     assert all(parts[part] > 0 for part in PARTS)
     assert 0.4 < parts["sum"] == pytest.approx(sum(parts[part] for part in PARTS))
     assert parts["sum"] < 3, "the profiler's own cost, of operations on 32 numbers, and other processes"
@@ -70,6 +71,9 @@ def test_data_and_logging_come_on_top_of_a_step() -> None:
     text = console.export_text()
     assert "…" not in text
     assert "25.0%" in text
+    table = parts_table([row, row | {"parts": row["parts"] | {"busy": True}}], "here")
+    (whole,) = (list(column.cells) for column in table.columns if column.header == HEADINGS["milliseconds"])
+    assert whole[1] == f"({whole[0]})", "others used the machine"
 
 
 def test_each_vocabulary_is_shown_as_soon_as_it_is_measured(

@@ -140,8 +140,9 @@ def decode_command(
             rows += more
             for k in dict.fromkeys((1, numbers[-1])) if device.type == "cpu" else ():
                 progress(f"{label}, k = {k}: where the time goes")
+                busy = wait()
                 found = decoding_parts(model, k, DTYPES[dtype], compiled, prompts[:1], clock)
-                parts.append({"model": label, "batch": 1, "heads_used": k, **found})
+                parts.append({"model": label, "batch": 1, "heads_used": k, "busy": busy, **found})
             if missing:
                 console.print(f"{label}: no comparison with Hugging Face: {missing}", highlight=False)
     judged_by = "CPU time" if by_cpu else "wall clock"
@@ -149,13 +150,14 @@ def decode_command(
     caption += (
         f"; {dtype}, prompts of {prompt_tokens}, {new_tokens} new tokens, medians of {rounds} rounds by {judged_by}"
     )
-    how = f"compiled in {seconds_to_compile:.1f} s" if compiled else "not compiled"
+    how = f"compiled layers ready after {seconds_to_compile:.1f} s" if compiled else "not compiled"
     caption += f"; {how}; {gate.summary()}; rates of whole texts, prompts included, ms and roofline of decoding alone"
     for label in dict.fromkeys(row["model"] for row in rows):
         console.print(decode_table([row for row in rows if row["model"] == label], f"Decoding: {label}", caption))
     console.print(heads_table(rows, caption))
     if parts:
-        console.print(parts_table(parts, "each part measured for itself, in CPU time; limits in ms, in the same run"))
+        said = f"each part measured for itself, by {judged_by}; limits in ms, in the same run"
+        console.print(parts_table(parts, f"{said}; in brackets: others used the machine"))
     else:
         console.print(NOT_ON_A_GPU, highlight=False)
     content = {

@@ -227,5 +227,6 @@ def parts_table(rows: Sequence[dict[str, Any]], caption: str) -> "Table":
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for row in rows:
         shown = [f"{row[key]:.0%}" if key in SHARES else f"{row[key]:.2f}" for key in HEADINGS]
+        shown[0] = f"({shown[0]})" if row.get("busy") else shown[0]
         table.add_row(row["model"], str(row["batch"]), str(row["heads_used"]), *shown)
     return table
