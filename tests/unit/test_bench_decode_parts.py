@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiling import needs_compiler
 from rich.console import Console
 from torch import Tensor
 
@@ -22,14 +23,12 @@ from mtp_lightning.bench.decode.decode_measure import bench_decode
 from mtp_lightning.bench.decode.decode_parts import PARTS, decoding_parts, parts_table, step_parts, step_products
 from mtp_lightning.bench.harness import shown_progress
 from mtp_lightning.decoding.choosing import Chooser
-from mtp_lightning.decoding.compiled.compiler import COMPILERS, shutil
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.reference import decode_plainly
 from mtp_lightning.model.mtp import MTPModel
 
 MakeModel = Callable[..., MTPModel]
 CPU = torch.device("cpu")
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="needs a C++ compiler")
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
