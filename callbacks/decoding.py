@@ -72,8 +72,8 @@ class DecodingProbe(ProbeCallback):
         return self.decode(model, [prompt.to(device) for prompt in prompts], sizes) if prompts else {}
 
     def decode(self, model: MTPModel, prompts: list[Tensor], token_bytes: Tensor | None = None) -> dict[str, float]:
-        """The metrics over `prompts`."""
-        forwards = 2 * len(prompts) * self.new_tokens
+        """The metrics over `prompts`, of the same engine however many: a series has one kind of seconds."""
+        forwards = 2 * max(self.prompts, self.validation_prompts) * self.new_tokens
         compiled = wanted("auto", model.embedding.weight.device, forwards)
         found = compare(
             Engine(model, dtype=torch.float32, compiled=compiled), prompts, self.new_tokens, token_bytes=token_bytes

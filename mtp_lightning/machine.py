@@ -1,9 +1,10 @@
-"""The machine: what its processor computes natively, how a process's C library treats freed memory, which processes
-live."""
+"""The machine: its processor's name and what that computes natively, how a process's C library treats freed memory,
+which processes live."""
 
 import ctypes
 import functools
 import os
+import platform
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,19 @@ def cpu_has_bfloat16() -> bool:
     except OSError:
         return False  # not Linux: oneDNN's fast paths are unknown there
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def processor_name() -> str:
+    """As the system says it. Of an Arm processor Linux says numbers: who made it, and which of theirs it is."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if name := said.get("model name"):
+        return name
+    numbers = [f"{key} {said[key]}" for key in ("CPU implementer", "CPU part") if key in said]
+    return ", ".join([platform.machine(), *numbers])
 
 
 def keep_freed_memory() -> bool:

@@ -3,6 +3,7 @@
 Single figures of a shared machine mean little; a ratio of two things timed alternately means a lot.
 """
 
+import math
 import multiprocessing
 import os
 import platform
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.machine import processor_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,6 +84,15 @@ def check_counts(counts: Mapping[str, int]) -> None:
     for name, value in counts.items():
         if value < 1:
             raise InputError(f"{name} is {value}: it has to be at least 1")
+
+
+def check_patience(seconds: float) -> None:
+    """
+    Raises:
+        InputError: nothing that could be waited.
+    """
+    if not 0 <= seconds < math.inf:  # nor NaN, with which a gate waits for ever
+        raise InputError(f"patience is {seconds}: it has to be a number of seconds, at least 0")
 
 
 class IdleGate:
@@ -272,13 +283,5 @@ def _status_bytes(field: str) -> int:
 
 def describe_machine(device: torch.device, threads: int) -> dict[str, str | int]:
     """What a figure has to be quoted with."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {"device": name, "threads": threads, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -10,6 +10,7 @@ import torch
 from mtp_lightning.bench.harness import (
     IdleGate,
     check_counts,
+    check_patience,
     describe_machine,
     interleaved,
     judged_by_cpu,
@@ -130,6 +131,7 @@ def loss_command(
     counts = n_future or [1, 2, 4, 8]
     sizes = {"vocab_size": vocab_size, "dim": dim, "positions": positions, "threads": threads, "rounds": rounds}
     check_counts({"n_future": min(counts)} | sizes)
+    check_patience(patience)
     check_json(json)
     from rich.console import Console
 

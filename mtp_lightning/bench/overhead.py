@@ -1,5 +1,5 @@
 """What Lightning and logging add to a step: `MTPModule` under the Trainer against a bare loop of the same steps, and
-beside it what Lightning takes for itself, with a module that has a loss and an optimizer and nothing else.
+beside it what Lightning takes for itself, with a module that has a loss, an optimizer, its schedule and nothing else.
 
 The model has as many parameter tensors as the measured one, for what is done once for each (the gradient's norm,
 clipping, AdamW), and hardly any numbers in them, so that a millisecond is not lost in the noise of products.
@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
-from mtp_lightning.bench.harness import synchronize
+from mtp_lightning.bench.harness import count_busy, is_steady, synchronize
 from mtp_lightning.bench.train_contenders import Workload
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.objective.heads import model_loss
 from mtp_lightning.objective.targets import make_targets
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
+from mtp_lightning.optimization.schedule import ScheduleConfig, learning_rate_factor
 
 STEPS = 150
 """Of one run; the first FIRST are not counted."""
@@ -34,13 +35,22 @@ NOT_LOGGED, LOGGED, MLFLOW = "Lightning, steps not logged", "Lightning, every st
 
 
 def step_overheads(
-    workload: Workload, n_future: int, rounds: int, by_cpu: bool, progress: Callable[[str], None]
-) -> dict[str, dict[str, float]]:
+    workload: Workload,
+    n_future: int,
+    rounds: int,
+    by_cpu: bool,
+    wait: Callable[[], bool | None],
+    progress: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
     """Name of a way to run -> milliseconds a step above the bare loop: `median`, and `mean`, in which stands what only
-    some steps do, as writing to MLflow what many have logged.
+    some steps do, as writing to MLflow what many have logged; `busy`, rounds in which it or the bare loop began while
+    others used the machine; `steady`, whether enough others are left to judge it.
 
-    Each is run `rounds` times in turn, and the best run counts: what other processes do to caches and memory only ever
-    adds.
+    Each is run `rounds` times in turn, and the least median and the least mean count: what other processes do to
+    caches and memory only ever adds.
+
+    Args:
+        wait: called before each run; says whether the machine is busy.
     """
     few = replace(workload.backbone, vocab_size=64, dim=4 * workload.backbone.n_heads, head_dim=None, ffn_dim=32)
     small = replace(workload, backbone=few, context=8, batch=1)
@@ -53,16 +63,21 @@ def step_overheads(
         MLFLOW: lambda: trainer_steps(small, n_future, clock, mlflow=True),
     }
     found: dict[str, list[list[float]]] = {name: [] for name in runs}
+    said: dict[str, list[bool | None]] = {name: [] for name in runs}
     for number in range(rounds):
         for name, run in runs.items():
             progress(f"overhead, {name}: round {number + 1} of {rounds}")
+            said[name].append(wait())
             found[name].append(run())
     best = {name: (min(map(median, each)), min(map(mean, each))) for name, each in found.items()}
-    bare = best.pop("bare")
-    return {
-        name: {"median": 1e3 * (middle - bare[0]), "mean": 1e3 * (average - bare[1])}
-        for name, (middle, average) in best.items()
-    }
+    bare, overheads = best.pop("bare"), dict[str, dict[str, Any]]()
+    for name, (middle, average) in best.items():
+        busy = count_busy([either or own for either, own in zip(said["bare"], said[name])])
+        overheads[name] = {
+            "median": 1e3 * (middle - bare[0]), "mean": 1e3 * (average - bare[1]), "busy": busy,
+            "steady": is_steady(rounds, busy, 1.0),
+        }  # fmt: skip
+    return overheads
 
 
 def bare_steps(workload: Workload, n_future: int, clock: Callable[[], float]) -> list[float]:
@@ -127,8 +142,12 @@ def trainer_steps(
         def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
             return model_loss(self.model, make_targets(heads, batch["tokens"])).total
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return make_adamw(list(self.parameters()), OptimizerConfig())
+        def configure_optimizers(self) -> Any:
+            optimizer, schedule = make_adamw(list(self.parameters()), OptimizerConfig()), ScheduleConfig()
+            factors = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: learning_rate_factor(step, STEPS, schedule)
+            )
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factors, "interval": "step"}}
 
     module = Alone() if alone else MTPModule(workload.backbone, heads)
     batches: Any = ResumableLoader([{"tokens": workload.window(n_future).cpu()}] * STEPS, STEPS)

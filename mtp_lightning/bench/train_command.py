@@ -3,20 +3,23 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mtp_lightning.bench.harness import (
     IdleGate,
     check_counts,
+    check_patience,
     describe_machine,
     judged_by_cpu,
+    not_looked_at,
     pin_threads,
     shown_progress,
 )
 from mtp_lightning.bench.loader import loader_cost, seconds_a_batch
 from mtp_lightning.bench.overhead import step_overheads
-from mtp_lightning.bench.train_contenders import Workload, arms, check_contenders, missing_packages
+from mtp_lightning.bench.train_contenders import Workload, arms, check_contenders, missing_packages, without_rows
 from mtp_lightning.bench.train_measure import Row, bench_train
 from mtp_lightning.bench.train_parts import parts_table, with_extra
 from mtp_lightning.bench.train_report import train_table
@@ -75,6 +78,7 @@ def train_command(
         as_recompute(text)
     counts = n_future or [n for n in (1, 2, 4, 8) if n < n_layers]
     _check(counts, n_layers, dtype, {"threads": threads, "rounds": rounds, "context": context, "batch": batch})
+    check_patience(patience)
     check_json(json)
     named, sizes = check_contenders(contenders or None), vocab_size or [4096]
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -89,22 +93,25 @@ def train_command(
     if not console.is_terminal:
         console.width = 160  # a file has no edge to wrap at
     machine = describe_machine(torch.device(device), threads)
+    left_out = missing_packages(named) | without_rows(named, counts)
+    if len(left_out) == len(set(named)):
+        reasons = "; ".join(f"{name}: {how}" for name, how in left_out.items())
+        raise InputError(f"contenders: there is nothing to measure. {reasons}")
     messages.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
-    missing = missing_packages(named)
-    for name, how in missing.items():
+    for name, how in left_out.items():
         messages.print(f"{name} is left out: {how}", highlight=False, markup=False)
     pin_threads(threads)
     keeps = keep_memory and keep_freed_memory()
     by_cpu = judged_by_cpu(device, threads)
     rows: list[Row] = []
-    overheads: dict[str, dict[str, float]] = {}
-    loader: dict[str, float] = {}
+    overheads: dict[str, dict[str, Any]] = {}
+    loader: dict[str, Any] = {}
     gate = IdleGate(0.0 if by_cpu else patience)
     judged_by = "CPU time" if by_cpu else "wall clock"
     measured = f"{', '.join(f'{k} {v}' for k, v in machine.items())}; medians of {rounds} rounds by {judged_by}"
     measured += "; freed memory kept" if keeps else ""
     for size in sizes:
-        here = [name for name in named if name not in missing]
+        here = [name for name in named if name not in left_out]
         wanted = arms(here, counts, (False, True) if compile else (False,), recompute or ())
         at = replace(workload, backbone=replace(backbone, vocab_size=size))
         with shown_progress(messages) as progress:
@@ -117,24 +124,30 @@ def train_command(
         title = f"Training steps: V = {size}, d = {dim}, L = {n_layers}, {batch} x {context} tokens, {dtype}"
         console.print(train_table(own, title, f"{measured}; {gate.summary()}"))
         rows += own
+    most = max(counts)
     if overhead:
+        wait = gate if device == "cpu" else not_looked_at
         with shown_progress(messages) as progress:
-            overheads = step_overheads(workload, max(counts), rounds, by_cpu, progress)
+            gate.progress = progress
+            overheads = step_overheads(workload, most, rounds, by_cpu, wait, progress)
             progress("reading windows")
-            first = [row for row in rows if row["vocab_size"] == sizes[0]]
-            loader = loader_cost(seconds_a_batch(workload, max(counts), by_cpu), workload, first)
+            first, busy = [row for row in rows if row["vocab_size"] == sizes[0]], wait()
+            loader = loader_cost(seconds_a_batch(workload, most, by_cpu), workload, first) | {"busy": busy}
         for row in rows:
             if "parts" in row:
                 row["parts"] = with_extra(row["parts"], loader["ms"], overheads)
     if looked_into := [row for row in rows if "parts" in row]:
-        caption = "shares of the step, data and logging on top of it; limits in ms, in the same run"
+        caption = f"shares of the step, data and logging, of n = {most} and V = {sizes[0]}, on top of it; limits "
+        caption += "in ms, in the same run; in brackets: others used the machine"
         console.print(parts_table(looked_into, caption))
     for name, each in overheads.items():
         says = f"{each['median']:+.2f} ms a step above the bare loop, {each['mean']:+.2f} on average"
-        console.print(f"{name}: {says}", highlight=False)
+        busy_rounds = f", {each['busy']} of {rounds} rounds on a busy machine" if each["busy"] else ""
+        console.print(f"{name}: {says if each['steady'] else f'({says})'}{busy_rounds}", highlight=False)
     if loader:
         share = f", {loader['share_of_step']:.2%} of the quickest step of ours" if "share_of_step" in loader else ""
-        console.print(f"reading windows: {loader['ms']:.2f} ms a step{share}", highlight=False)
+        says = f"{loader['ms']:.2f} ms a step{share}"
+        console.print(f"reading windows: {f'({says}), on a busy machine' if loader['busy'] else says}", highlight=False)
     if json:
         content = {
             "machine": machine, "backbone": asdict(backbone) | {"vocab_size": sizes}, "context": context,

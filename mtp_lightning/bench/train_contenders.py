@@ -207,6 +207,13 @@ def missing_packages(names: list[str]) -> dict[str, str]:
     return {name: HOW_TO_INSTALL[p] for name, p in lacking.items() if importlib.util.find_spec(p) is None}
 
 
+def without_rows(names: list[str], n_future: list[int]) -> dict[str, str]:
+    """Contender -> why `arms` has no row of it."""
+    if 1 in n_future:
+        return {}
+    return {name: f"it predicts one token, and n_future is {n_future}" for name in names if name in NEXT_TOKEN_ONLY}
+
+
 def arms(
     contenders: list[str], n_future: list[int], modes: Sequence[bool], recomputes: Sequence[str] = ()
 ) -> list[Arm]:

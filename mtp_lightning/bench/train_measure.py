@@ -48,7 +48,8 @@ def bench_train(
     for arm in rows_wanted if workload.device == "cpu" else ():
         if arm.contender == "ours" and arm.recompute == "none":
             progress(f"{label(arm)}: where the time goes")
-            parts[arm] = training_parts(steps[label(arm)], timings[label(arm)].median)
+            busy = wait()
+            parts[arm] = training_parts(steps[label(arm)], timings[label(arm)].median) | {"busy": busy}
     del steps
     rows = []
     for arm in rows_wanted:

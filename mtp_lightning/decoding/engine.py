@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtp_lightning.decoding.adaptive import Experience
+from mtp_lightning.decoding.compiled.compiler import wanted
 from mtp_lightning.decoding.compiled.layers import Compiled
 from mtp_lightning.decoding.drafts import Drafter, make_drafter
 from mtp_lightning.decoding.layers import FinalNorm, Norm, Plain
@@ -34,8 +35,8 @@ class Engine:
         dtype: precision of weights and activations; by default the model's own.
         exact_drafts: draft as the heads were trained. By default parallel heads look back DRAFT_REACH positions, and on
             a CPU that computes in bfloat16 their SwiGLUs do: a draft is only a guess, and this makes it sooner.
-        compiled: run the layers of `compiled/`, where `compiler.wanted` says so. They compute in float32, with weights
-            in `dtype`, and round no drafts' activations but their weights.
+        compiled: run the layers of `compiled/`, on a CPU and where there is a compiler; else torch's, and `compiled` is
+            false. They compute in float32, with weights in `dtype`, and round no drafts' activations but their weights.
 
     Raises:
         InputError: more heads than the model has, or than can draft.
@@ -53,9 +54,10 @@ class Engine:
         self.heads_used = model.heads_config.max_heads_used if heads_used is None else heads_used
         self.config, self.heads = model.config, model.heads_config
         dtype = dtype or model.embedding.weight.dtype
-        made = Compiled(dtype) if compiled else Plain(dtype)
-        self.dtype, self.compiled = made.activations, compiled
         self.device = model.embedding.weight.device
+        self.compiled = compiled = wanted(compiled, self.device, 0)
+        made = Compiled(dtype) if compiled else Plain(dtype)
+        self.dtype = made.activations
         cpu = self.device.type == "cpu"
         rounded = not exact_drafts and cpu and (compiled or (can_pack(torch.bfloat16) and cpu_has_bfloat16()))
         reach = sys.maxsize if exact_drafts else DRAFT_REACH

@@ -109,8 +109,15 @@ def acceptance_counts(generations: Sequence[Generation], offsets: Sequence[int])
 
 
 @torch.inference_mode()
-def first_difference(engine: Engine, prompt: Tensor, plain: Sequence[int], other: Sequence[int]) -> Difference | None:
-    """Where `other` first differs from `plain`, and how near a tie was there; None where they are equal."""
+def first_difference(
+    engine: Engine, prompt: Tensor, plain: Sequence[int], other: Sequence[int], precision: torch.dtype | None = None
+) -> Difference | None:
+    """Where `other` first differs from `plain`, which is the engine's, and how near a tie was there; None where they
+    are equal.
+
+    Args:
+        precision: in which `other` was computed, if not in the engine's: the lower of both says what is a tie.
+    """
     if list(plain) == list(other):
         return None
     pairs = enumerate(zip(plain, other))
@@ -118,7 +125,8 @@ def first_difference(engine: Engine, prompt: Tensor, plain: Sequence[int], other
     text = torch.cat([prompt, prompt.new_tensor(list(plain[:position]))]).to(engine.device)
     logits_V = next_logits(engine, text)
     best, second = logits_V.topk(2).values.tolist()
-    bound = TIE.get(engine.dtype, TIE[torch.bfloat16]) * float(logits_V.abs().max())
+    share = max(TIE.get(dtype, TIE[torch.bfloat16]) for dtype in (engine.dtype, precision or engine.dtype))
+    bound = share * float(logits_V.abs().max())
     return Difference(position, best - second, best - second <= bound)
 
 

@@ -60,23 +60,31 @@ class Proof(NamedTuple):
     """What was found of texts, in sentences."""
 
 
+def why_no_transformers() -> str:
+    """What keeps it from loading an export: not installed, or too old; empty where nothing does."""
+    try:
+        import transformers
+    except ImportError:
+        return "transformers is not installed: pip install 'mtp-lightning[interop]'"
+    version = str(transformers.__version__)
+    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_VERSION:
+        return f"transformers {version} is installed, and 5.14 is needed: pip install 'mtp-lightning[interop]'"
+    return ""
+
+
 def check_transformers() -> str:
     """Its version.
 
     Raises:
         InputError: it is not installed, or too old.
     """
-    try:
-        import transformers
-    except ImportError as error:
+    if reason := why_no_transformers():
         raise InputError(
-            "verify: transformers is not installed, and what is exported is compared with its classes: "
-            "pip install 'mtp-lightning[interop]', or --verify false"
-        ) from error
-    version = str(transformers.__version__)
-    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_VERSION:
-        raise InputError(f"verify: transformers {version} is installed, and 5.14 is needed, or --verify false")
-    return version
+            f"verify: what is exported is compared with transformers' classes, and {reason}, or --verify false"
+        )
+    import transformers
+
+    return str(transformers.__version__)
 
 
 @torch.no_grad()

@@ -64,13 +64,20 @@ class Vocabulary(NamedTuple):
     end: int
 
 
+def why_not() -> str:
+    """What keeps such a file from being written; empty where nothing does."""
+    if importlib.util.find_spec("gguf") is None:
+        return f"the package that writes GGUF files is not installed: {HOW_TO_INSTALL}"
+    return ""
+
+
 def check_gguf() -> None:
     """
     Raises:
         InputError: the package is not installed.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"to is 'gguf', and the package that writes it is not installed: {HOW_TO_INSTALL}")
+    if reason := why_not():
+        raise InputError(f"to is 'gguf': {reason}")
 
 
 @torch.no_grad()
@@ -227,9 +234,8 @@ def prove(file: Path, model: MTPModel, exported: Exported) -> str:
             raise UnprovenError(f"the tensor '{read.name}' is not what was written: nothing was exported")
     if missing:
         raise UnprovenError(f"the tensor '{next(iter(missing))}' is not in the file: nothing was exported")
-    if not llama_cpp_model.is_installed():
-        how = llama_cpp_model.HOW_TO_INSTALL
-        return f"All tensors are read back to the last bit. No text was compared: llama.cpp is missing ({how})."
+    if reason := llama_cpp_model.why_not():
+        return f"All tensors are read back to the last bit. No text was compared: {reason}"
     prompt = torch.randint(0, model.config.vocab_size, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
     with llama_cpp_model.LlamaCpp(file, PROMPT + NEW, torch.get_num_threads()) as theirs:
         text = torch.tensor([prompt + theirs.continued(prompt, NEW)])

@@ -2,7 +2,6 @@
 attention, so that its texts can be compared with ours."""
 
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,15 @@ from typing import Any
 HOW_TO_INSTALL = "pip install llama-cpp-python"
 
 
-def is_installed() -> bool:
-    return importlib.util.find_spec("llama_cpp") is not None
+def why_not() -> str:
+    """What keeps it from running a file: not installed, or its library does not load; empty where nothing does."""
+    try:
+        importlib.import_module("llama_cpp")
+    except ModuleNotFoundError:
+        return f"llama-cpp-python is not installed: {HOW_TO_INSTALL}"
+    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError is its own, of a library
+        return f"llama-cpp-python is installed and does not load: {error}"
+    return ""
 
 
 class LlamaCpp:

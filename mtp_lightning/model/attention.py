@@ -75,7 +75,8 @@ def block_causal_attention(
 
 def _hiding(hidden: Bool[Tensor, "*any"], dtype: torch.dtype) -> Float[Tensor, "*any"]:
     """What is added to scores. A product that begins with it scales and masks at once: passes over all scores, forward
-    and backward, took a third of the attention's time."""
+    and backward, took a third of the attention's time. It does not hide a score of +inf or NaN (-inf + inf is NaN, in
+    the whole row), which a mask would: only a run that has diverged has such."""
     return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 

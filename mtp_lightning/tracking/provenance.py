@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mtp_lightning.files import read_json
+from mtp_lightning.machine import processor_name
 
 SNAPSHOT_FILE = "git.json"
 """In a copy of a checkout: the git tags of what was copied."""
@@ -51,7 +52,7 @@ def machine_tags() -> dict[str, str]:
     """Host, processor or GPU, and the number of threads torch uses."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
     return {
         "mtp.host": socket.gethostname(),
         "mtp.device": device,
@@ -66,11 +67,3 @@ def slurm_tags(environment: Mapping[str, str]) -> dict[str, str]:
     array, index = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{index}" if array and index else environment.get("SLURM_JOB_ID")
     return {"mtp.slurm_job": job} if job else {}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -81,6 +81,39 @@ def test_one_rank_is_told_to_stop_and_all_save(mtp: Mtp, folder: Path, strategy:
     assert [step for step, _ in losses(folder, "fit")] == list(range(1, 31))
 
 
+POISONER = """
+import math, os, time
+import lightning.pytorch as pl
+
+class PoisonRank(pl.Callback):
+    def on_train_batch_start(self, trainer, module, *_):
+        if trainer.global_step == 4 and trainer.global_rank == 1:
+            module.model.norm.weight.data.fill_(math.nan)
+
+    def on_exception(self, trainer, module, error):
+        with open(f"ended-{trainer.global_rank}", "w") as file:
+            file.write(f"after {trainer.global_step}: {error}")
+        for _ in range(600):  # rank 0 ends the others when it ends
+            if os.path.exists("ended-1"):
+                break
+            time.sleep(0.1)
+"""
+
+
+@pytest.mark.slow
+def test_the_loss_of_one_rank_is_not_finite_and_all_stop_at_that_step(mtp: Mtp, folder: Path) -> None:
+    """Step 5, that of rank 1 alone: averaged gradients spoil the other's loss at step 6. Both ask at step 7."""
+    (folder / "poisoner.py").write_text(POISONER)
+    fresh_store(folder / "runs")
+    run = (*FIT, "-c", "conf/strategy/ddp.yaml", *TWO, "--trainer.log_every_n_steps", "7")
+    run += ("--trainer.val_check_interval", "30", "--trainer.callbacks+=poisoner.PoisonRank")
+    done = mtp(*run, check=False, fresh=True)
+    assert done.returncode == 1, done.stderr[-3000:]
+    said = {(folder / f"ended-{rank}").read_text() for rank in range(2)}
+    assert len(said) == 1
+    assert "diverged at step 5: its loss is not finite" in said.pop()
+
+
 PROBE = """
 trainer:
   callbacks+:

@@ -152,13 +152,13 @@ def test_every_run_is_asked_whether_the_machine_is_busy(make_model: MakeModel) -
 
 
 def test_texts_that_differ_are_ties_or_are_not(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def parts(engine: Any, prompt: torch.Tensor, plain: list[int], text: list[int]) -> Difference | None:
+    def parts(engine: Any, prompt: torch.Tensor, plain: list[int], text: list[int], _: Any) -> Difference | None:
         return None if plain == text else Difference(0, 0.0, tie=text == [2])
 
     monkeypatch.setattr("mtp_lightning.bench.decode.decode_measure.first_difference", parts)
     prompts = [[torch.arange(3)] * 2] * 2
     plain, mine = [Run([[1], [1]], 1.0)] * 2, [Run([[1], [2]], 1.0), Run([[3], [1]], 1.0)]
-    counts = exactness(Engine(make_model(1)), prompts, plain, mine)
+    counts = exactness(Engine(make_model(1)), prompts, plain, mine, torch.float32)
     assert counts == {"texts": 4, "equal": 2, "ties": 1, "different": 1}
 
 
@@ -282,6 +282,7 @@ def test_the_command_on_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         (["--rounds", "0"], "rounds is 0"),
         (["--new_tokens", "3"], "new_tokens is 3"),
+        (["--patience", ".nan"], "patience is nan: it has to be a number of seconds"),
         (["--batch", "[0]"], "batch is [0]"),
         (["--heads_used", "[5]", "--n_layers", "6", "--dim", "32"], "heads_used is 5: this model has 4"),
         (["--ckpts", "[nothing.ckpt]"], "checkpoint 'nothing.ckpt' is not a file"),

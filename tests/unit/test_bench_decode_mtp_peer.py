@@ -1,20 +1,24 @@
 """`mtp bench decode --peer transformers_mtp`: the same text from the exported model, in as many forwards."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_checkpoints import save
 from test_interop_export import teach, trained
+from tiny import tiny_backbone
 
+from mtp_lightning.bench.decode import decode_command
 from mtp_lightning.bench.decode.decode_contenders import clock_for, ours
 from mtp_lightning.bench.decode.decode_measure import bench_decode
-from mtp_lightning.bench.decode.decode_mtp_peer import transformers_mtp
+from mtp_lightning.bench.decode.decode_mtp_peer import transformers_mtp, why_not
 from mtp_lightning.bench.decode.decode_report import USE_MTP
 from mtp_lightning.cli import main
 from mtp_lightning.decoding.engine import Engine
-from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
+from mtp_lightning.model.mtp import MTPModel
 
 pytest.importorskip("transformers")
 
@@ -57,13 +61,57 @@ def test_the_peer_decodes_our_text_in_as_many_forwards(monkeypatch: pytest.Monke
     assert all(("over_use_mtp" in row) == (row["batch"] == 1) for row in rows if row["arm"].startswith("k"))
 
 
-def test_other_heads_have_no_such_peer() -> None:
-    model = trained(HeadsConfig(n_future=2))
-    with (
-        pytest.raises(InputError, match="'sequential' and 'recurrent' heads, and this model has 2 of kind 'parallel'"),
-        transformers_mtp(model, torch.float32, 4, clock_for(torch.device("cpu"), 1)),
-    ):
-        pass
+def test_what_has_no_such_peer_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_not(trained(HeadsConfig(n_future=2, kind="sequential"))) == ""
+    assert "'sequential' and 'recurrent' heads, and this model has 2 of kind 'parallel'" in why_not(
+        trained(HeadsConfig(n_future=2))
+    )
+    monkeypatch.setattr("transformers.__version__", "5.13.0")
+    assert why_not(trained(HeadsConfig(n_future=2))).startswith("transformers 5.13.0 is installed, and 5.14 is needed")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    reason = why_not(trained(HeadsConfig(n_future=2)))
+    assert reason.startswith("transformers is not installed: pip install")
+    assert "verify" not in reason, "a flag of export"
+
+
+def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command over two checkpoints, of three sequential heads and of two parallel ones."""
+    monkeypatch.chdir(folder)
+    for kind, n in (("sequential", 3), ("parallel", 2)):
+        heads = HeadsConfig(n_future=n, kind=kind)  # type: ignore[arg-type]
+        save(folder / f"{kind}.ckpt", MTPModel(tiny_backbone(vocab_size=256, n_layers=4), heads))
+    (folder / "corpus").mkdir()
+    for i in range(40):
+        (folder / "corpus" / f"{i}.txt").write_text(f"text number {i} of a small corpus, and some more of it\n" * 4)
+    flags = ["--kind=text", "--path=corpus", "--prompt_tokens=9", "--new_tokens=4", "--rounds=1", "--batch=[1]"]
+    return ["bench", "decode", "--ckpts", "[sequential.ckpt, parallel.ckpt]", *flags]
+
+
+def test_a_model_without_the_peer_costs_no_other_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = small(tmp_path, monkeypatch)
+    assert main([*command, "--peer", "transformers_mtp", "--json", "rows.json"]) == 0
+    said = capsys.readouterr().err
+    assert "n = 2, L = 4: no comparison with generate(use_mtp=True): it decodes 'sequential'" in said
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["model"] for row in rows if row["arm"] == USE_MTP] == ["n = 3, L = 4, sequential"]
+    assert {row["model"] for row in rows} == {"n = 3, L = 4, sequential", "n = 2, L = 4"}
+
+
+def test_what_one_model_cannot_do_is_refused_before_another_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = small(tmp_path, monkeypatch)
+    monkeypatch.setattr(decode_command, "bench_decode", lambda *_: pytest.fail("measured"))
+    assert main([*command, "--heads_used", "[3]"]) == 2
+    assert "heads_used is 3: this model has 2 prediction heads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("peer", ["transformers_mtp", "llama_cpp"])
+def test_a_peer_that_would_never_decode_is_refused(peer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "decode", "--peer", peer, "--batch", "[2, 4]"]) == 2
+    assert f"peer is '{peer}', which decodes one text at a time, and batch is [2, 4]" in capsys.readouterr().err
 
 
 def test_the_command_takes_the_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,25 +11,24 @@ from typing import Any
 
 import pytest
 import torch
+from compiling import needs_compiler
 from rich.console import Console
 from torch import Tensor
 
 from mtp_lightning.bench import harness
 from mtp_lightning.bench.decode import decode_llama_cpp_peer as peer
-from mtp_lightning.bench.decode import decode_parts
+from mtp_lightning.bench.decode import decode_measure, decode_parts
 from mtp_lightning.bench.decode.decode_contenders import clock_for
 from mtp_lightning.bench.decode.decode_measure import bench_decode
 from mtp_lightning.bench.decode.decode_parts import PARTS, decoding_parts, parts_table, step_parts, step_products
 from mtp_lightning.bench.harness import shown_progress
 from mtp_lightning.decoding.choosing import Chooser
-from mtp_lightning.decoding.compiled.compiler import COMPILERS, shutil
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.reference import decode_plainly
 from mtp_lightning.model.mtp import MTPModel
 
 MakeModel = Callable[..., MTPModel]
 CPU = torch.device("cpu")
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="needs a C++ compiler")
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
@@ -113,6 +113,24 @@ def test_compiled_layers_are_measured_beside_torchs(make_model: MakeModel) -> No
     assert {"over_torch", "over_llama_cpp"} <= rows[0].keys()
 
 
+@needs_compiler
+def test_a_tie_is_one_of_the_lower_precision_of_two_arms(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled layers compute in float32 with weights in bfloat16; torch's compute in bfloat16."""
+    asked: list[torch.dtype] = []
+    monkeypatch.setattr(
+        decode_measure, "exactness", lambda engine, *runs: asked.append(runs[-1]) or {"texts": 1, "equal": 1}
+    )
+    rows, _ = bench_decode(
+        "it", make_model(2), [torch.arange(6)], [1], [1, 2], 6, 1, torch.bfloat16, clock_for(CPU, 1),
+        lambda: None, lambda text: None, {}, True,
+    )  # fmt: skip
+    arms = [row["arm"] for row in rows if "texts" in row]
+    assert arms == ["plain", "k = 2", "k = auto", "torch", "huggingface"]
+    assert asked == [torch.float32] * 3 + [torch.bfloat16] * 2
+
+
 def _plain(model: MTPModel) -> Callable[..., object]:
     from mtp_lightning.bench.decode.decode_contenders import Run
 
@@ -120,14 +138,26 @@ def _plain(model: MTPModel) -> Callable[..., object]:
 
 
 def test_a_peer_that_cannot_be_measured_says_why(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
     assert "pip install llama-cpp-python" in peer.why_not(make_model(2), torch.float32)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "gguf" or None)
-    assert "pip install gguf" in peer.why_not(make_model(2), torch.float32)
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    reason = peer.why_not(make_model(2), torch.float32)
+    assert reason == "the package that writes GGUF files is not installed: pip install gguf", "no flag of export"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     assert "float32" in peer.why_not(make_model(2), torch.bfloat16)
     assert "qk_norm" in peer.why_not(make_model(2, qk_norm=True), torch.float32)
     assert peer.why_not(make_model(2), torch.float32) == ""
+
+
+def test_a_peer_whose_library_does_not_load_says_why(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llama_cpp.py").write_text("raise RuntimeError('Failed to load shared library: libgomp.so.1')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
+    reason = peer.why_not(make_model(2), torch.float32)
+    assert reason == "llama-cpp-python is installed and does not load: Failed to load shared library: libgomp.so.1"
 
 
 def test_llama_cpp_decodes_text_by_text(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from test_bench_train import CPU, tiny_workload
 
+from mtp_lightning import machine
 from mtp_lightning.bench import harness, overhead, train_measure
 from mtp_lightning.bench.harness import IdleGate, Timing, interleaved, peak_memory_bytes
 from mtp_lightning.machine import keep_freed_memory
@@ -72,6 +73,23 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.Monkey
     assert keep_freed_memory() is False
 
 
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("processor\t: 0\nmodel\t\t: 17\nmodel name\t: AMD EPYC 9B45\n\nprocessor\t: 1\n", "AMD EPYC 9B45"),
+        (
+            "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n",
+            "aarch64, CPU implementer 0x41, CPU part 0xd40",
+        ),
+        ("processor : 0\n", "aarch64"),
+    ],
+)
+def test_a_processor_is_named_as_the_system_says_it(lines: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.Path, "read_text", lambda *_, **__: lines)
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert harness.describe_machine(CPU, 1)["device"] == name
+
+
 def test_every_contender_has_its_turn_in_every_round() -> None:
     calls: list[str] = []
     steps: dict[str, Callable[[], object]] = {name: (lambda name=name: calls.append(name)) for name in "ab"}  # type: ignore[misc]
@@ -122,15 +140,26 @@ def test_overheads_are_milliseconds_of_the_best_run_of_each(monkeypatch: pytest.
         "trainer_steps",
         lambda *_, mlflow=False, log_every=1, alone=False: next(in_turn if alone else logged[mlflow, log_every]),
     )
-    found = overhead.step_overheads(tiny_workload(), 2, 2, True, lambda text: None)
-    assert found == {
-        "Lightning alone, a module without records": {"median": 0.0, "mean": pytest.approx(1e3 * (6.5 / 3 - 2.0))},
-        "Lightning, steps not logged": {"median": pytest.approx(100.0), "mean": pytest.approx(100.0)},
-        "Lightning, every step logged": {"median": 500.0, "mean": 500.0},
-        "Lightning and MLflow": {"median": 2000.0, "mean": 14000.0},
+    found = overhead.step_overheads(tiny_workload(), 2, 2, True, lambda: None, lambda text: None)
+    assert {name: (each["median"], each["mean"]) for name, each in found.items()} == {
+        "Lightning alone, a module without records": (0.0, pytest.approx(1e3 * (6.5 / 3 - 2.0))),
+        "Lightning, steps not logged": (pytest.approx(100.0), pytest.approx(100.0)),
+        "Lightning, every step logged": (500.0, 500.0),
+        "Lightning and MLflow": (2000.0, 14000.0),
     }
+    assert {(each["busy"], each["steady"]) for each in found.values()} == {(None, False)}, "two rounds are few"
     starts = [float(step) for step in range(overhead.FIRST)] + [10.0, 12.0, 15.0]
     assert overhead._differences(starts) == [2.0, 3.0], "the first are not counted"
+
+
+def test_an_overhead_is_judged_by_the_rounds_in_which_nobody_used_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round begins with the bare loop; of six, one was disturbed there, another at the third way to run."""
+    ran: list[str] = []
+    monkeypatch.setattr(overhead, "bare_steps", lambda *_: ran.append("bare") or [1.0])
+    monkeypatch.setattr(overhead, "trainer_steps", lambda *_, **__: ran.append("Lightning") or [1.0])
+    found = overhead.step_overheads(tiny_workload(), 2, 6, True, lambda: len(ran) in (10, 5 + 3), lambda text: None)
+    said = {name: (each["busy"], each["steady"]) for name, each in found.items()}
+    assert said == dict.fromkeys(said, (1, True)) | {overhead.LOGGED: (2, False)}
 
 
 def test_a_measured_process_that_dies_says_how() -> None:

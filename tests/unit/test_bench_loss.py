@@ -63,6 +63,8 @@ def test_several_threads_are_judged_by_the_clock(monkeypatch: pytest.MonkeyPatch
         (["--positions", "0"], "positions is 0"),
         (["--vocab_size", "-1"], "vocab_size is -1"),
         (["--dim", "0"], "dim is 0"),
+        (["--patience", ".nan"], "patience is nan: it has to be a number of seconds, at least 0"),
+        (["--patience", "-1"], "patience is -1"),
         (["--n_future", "[2, 0]"], "n_future is 0"),
         (["--json", "nowhere/rows.json"], "json: nowhere/rows.json cannot be written"),
     ],

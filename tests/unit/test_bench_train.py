@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from tiny import tiny_backbone
@@ -31,6 +32,7 @@ from mtp_lightning.data.loader import ResumableLoader, read_windows
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_names import to_llama_state_dict
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.module import MTPModule
 
 CPU = torch.device("cpu")
 
@@ -176,7 +178,16 @@ def test_the_overhead_runs_make_the_same_steps_and_log_each(monkeypatch: pytest.
     loaded: list[int] = []
     real = ResumableLoader.__iter__
     monkeypatch.setattr(ResumableLoader, "__iter__", lambda own: loaded.append(1) or real(own))
-    found = overhead.step_overheads(tiny_workload(), 2, 1, True, lambda text: None)
+    fitted: list[tuple[bool, list[str]]] = []
+    fit = pl.Trainer.fit
+
+    def watched(own: pl.Trainer, module: Any, *given: Any) -> None:
+        fit(own, module, *given)
+        fitted.append((isinstance(module, MTPModule), [each.interval for each in own.lr_scheduler_configs]))
+
+    monkeypatch.setattr(pl.Trainer, "fit", watched)
+    found = overhead.step_overheads(tiny_workload(), 2, 1, True, lambda: None, lambda text: None)
+    assert fitted == [(False, ["step"]), *[(True, ["step"])] * 3], "Lightning alone, with the schedule that ours has"
     assert list(found) == [overhead.ALONE, overhead.NOT_LOGGED, overhead.LOGGED, overhead.MLFLOW]
     assert loaded, "by the loader of `mtp fit`"
     steps = [[step for step, metrics in own.points if "train/gradient_norm" in metrics] for own in loggers]
@@ -196,7 +207,7 @@ def test_the_overhead_model_has_as_many_tensors_and_few_numbers(monkeypatch: pyt
     for name in ("bare_steps", "trainer_steps"):
         monkeypatch.setattr(overhead, name, looked)
     workload = replace(tiny_workload(), backbone=tiny_backbone(n_layers=5, vocab_size=999, dim=64))
-    overhead.step_overheads(workload, 2, 1, True, lambda text: None)
+    overhead.step_overheads(workload, 2, 1, True, lambda: None, lambda text: None)
     tensors = len(list(make_step(Arm("ours", 2, False), workload)[0].model.parameters()))
     assert {count for count, _ in seen} == {tensors}
     assert all(numbers < 30_000 for _, numbers in seen)
@@ -231,6 +242,11 @@ def test_what_reading_costs_is_said_beside_our_quickest_step(monkeypatch: pytest
         (["--n_layers", "1"], "n_layers is 1: it has to be at least 2"),
         (["--vocab_size", "[16, 0]"], "vocab_size is 0"),
         (["--dim", "30"], r"model.backbone.dim is 30"),
+        (
+            ["--contenders", "[huggingface]", "--n_future", "[4]"],
+            "nothing to measure. huggingface: it predicts one token, and n_future is [4]",
+        ),
+        (["--patience", ".nan"], "patience is nan"),
     ],
 )
 def test_bad_input(flags: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,6 +267,13 @@ def test_the_command_prints_a_table(
         train_command, "missing_packages", lambda names: {"litgpt": "fetch it"} if "litgpt" in names else {}
     )
     file = tmp_path / "rows.json"
+    with pytest.raises(InputError, match=r"nothing to measure\. litgpt: fetch it$"):
+        train_command.train_command(n_future=[1], contenders=["litgpt"])
+    train_command.train_command(
+        n_future=[2], vocab_size=[16], contenders=["ours", "huggingface"], dim=32, n_layers=3, n_heads=2, ffn_dim=48,
+        context=8, batch=2, rounds=1, memory=False, overhead=False,
+    )  # fmt: skip
+    assert "huggingface is left out: it predicts one token, and n_future is [2]" in capsys.readouterr().err
     train_command.train_command(
         n_future=[1, 2], vocab_size=[16], contenders=["ours", "litgpt"], dim=32, n_layers=3, n_heads=2, ffn_dim=48,
         context=8, batch=2, rounds=1, memory=False, overhead=False, json=str(file),

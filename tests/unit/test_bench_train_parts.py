@@ -47,6 +47,7 @@ def test_parts_of_ours_are_all_of_a_step(monkeypatch: pytest.MonkeyPatch) -> Non
     rows = bench_train(workload, arms, 1, 3, False, IdleGate(0.0), lambda text: None)
     assert ["parts" in row for row in rows] == [True, False, False]
     parts = rows[0]["parts"]
+    assert parts["busy"] in (True, False)
     assert all(parts[part] > 0 for part in PARTS)
     assert 0.4 < parts["sum"] == pytest.approx(sum(parts[part] for part in PARTS))
     assert parts["sum"] < 3, "the profiler's own cost, of operations on 32 numbers, and other processes"
@@ -70,6 +71,9 @@ def test_data_and_logging_come_on_top_of_a_step() -> None:
     text = console.export_text()
     assert "…" not in text
     assert "25.0%" in text
+    table = parts_table([row, row | {"parts": row["parts"] | {"busy": True}}], "here")
+    (whole,) = (list(column.cells) for column in table.columns if column.header == HEADINGS["milliseconds"])
+    assert whole[1] == f"({whole[0]})", "others used the machine"
 
 
 def test_each_vocabulary_is_shown_as_soon_as_it_is_measured(
@@ -91,3 +95,24 @@ def test_each_vocabulary_is_shown_as_soon_as_it_is_measured(
     after = capsys.readouterr().out
     assert "V = 24" in after
     assert "Where the time of a step of ours goes" in after
+
+
+def test_what_was_measured_on_a_busy_machine_stands_in_brackets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = {"median": 1.0, "mean": 2.0, "busy": 0, "steady": True}
+    overheads = {NOT_LOGGED: quiet, LOGGED: quiet, MLFLOW: quiet | {"busy": 1, "steady": False}}
+    monkeypatch.setattr(train_command, "step_overheads", lambda *_: overheads)
+    monkeypatch.setattr(train_command, "seconds_a_batch", lambda *_: 0.001)
+    monkeypatch.setattr("mtp_lightning.bench.harness.idle_share", lambda seconds: 0.2)
+    train_command.train_command(
+        n_future=[1], vocab_size=[16], contenders=["ours"], dim=32, n_layers=3, n_heads=2, ffn_dim=48, context=8,
+        batch=2, rounds=1, memory=False,
+    )  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{NOT_LOGGED}: +1.00 ms a step above the bare loop, +2.00 on average" in lines
+    says = "(+1.00 ms a step above the bare loop, +2.00 on average), 1 of 1 rounds on a busy machine"
+    assert f"{MLFLOW}: {says}" in lines
+    assert lines[-1].startswith("reading windows: (1.00 ms a step")
+    assert lines[-1].endswith("of ours), on a busy machine")
+    assert "data and logging, of n = 1 and V = 16, on top of it" in " ".join(" ".join(lines).split())

@@ -210,6 +210,17 @@ def test_a_difference_is_found_and_its_gap_measured(trained: dict[int, MTPModel]
     torch.testing.assert_close(next_logits(engine, text), model.logits(text[None])[0, 0, -1])
 
 
+def test_what_is_a_tie_is_said_by_the_lower_precision_of_both(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtp_lightning.decoding.measure.next_logits", lambda *_: torch.tensor([-5.0, 10.0, 9.8]))
+    high, low = (Engine(make_model(1), dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    for engine, precision, tie in ((high, None, False), (high, torch.bfloat16, True), (low, torch.float32, True)):
+        difference = first_difference(engine, torch.arange(3), [1], [2], precision)
+        assert difference is not None
+        assert difference.tie is tie
+
+
 def test_bfloat16_differs_from_itself_only_at_ties(trained: dict[int, MTPModel]) -> None:
     engine = Engine(trained[4], dtype=torch.bfloat16)
     prompts = [(torch.arange(s, s + 20) ** 2 // 7) % 16 for s in range(0, 160, 20)]
@@ -265,3 +276,13 @@ def test_a_clock_that_stands_still_gives_no_speedup(make_model: MakeModel, monke
     assert found.tokens_per_forward >= 1
     metrics = DecodingProbe().decode(make_model(2), [torch.arange(3)])
     assert "decode/speedup" not in metrics
+
+
+def test_a_probes_series_of_speedups_is_of_one_engine(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether layers are compiled goes by the prompts of the end, at validations too, which have fewer."""
+    asked: list[int] = []
+    monkeypatch.setattr("callbacks.decoding.wanted", lambda how, device, forwards: asked.append(forwards) or False)
+    probe = DecodingProbe(prompts=3, validation_prompts=1, new_tokens=2)
+    for count in (1, 3):
+        probe.decode(make_model(1), [torch.arange(3)] * count)
+    assert asked == [2 * 3 * 2] * 2

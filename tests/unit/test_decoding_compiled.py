@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiling import needs_compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decoding import DRAFTING, random_model, steps_of
@@ -39,7 +40,6 @@ BACKBONES = {
 }
 QUICK = ("parallel", "linear", "anticausal", "sequential", "leap", "replicated", "two layers a head", "none")
 """Every drafter, and every way to the logits."""
-needs_compiler = pytest.mark.skipif(compiler.shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 def slow(name: str) -> Any:
@@ -157,6 +157,23 @@ def test_samples_and_trees_are_those_of_torchs_layers(sampling: Sampling) -> Non
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    "name", [name if name == "parallel" else slow(name) for name in ("parallel", "sequential", "leap")]
+)
+def test_so_are_samples_accepted_by_ratio(name: str) -> None:
+    """Of the same drafts, with the same noise; those texts depend on the drafts."""
+    model = random_model(VARIANTS[name], seed=6)
+    prompts = [torch.randint(0, 16, (length,)) for length in (4, 9)]
+    eager, compiled = (Engine(model, exact_drafts=True, compiled=how) for how in (False, True))
+    for sampling in (Sampling(0.9, seed=3, accept="ratio"), Sampling(1.2, top_p=0.8, seed=4, accept="ratio")):
+        for k in (1, 3):
+            outs = generate(compiled, prompts, 16, k, sampling=sampling)
+            assert [steps_of(out) for out in outs] == [
+                steps_of(out) for out in generate(eager, prompts, 16, k, sampling=sampling)
+            ]
+
+
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.usefixtures("shapes_unchecked")
 @settings(max_examples=60, deadline=None)
@@ -220,6 +237,10 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(
     fresh.setenv("CXX", "")
     assert not wanted(True, CPU, 1)
     assert not wanted("auto", CPU, LONG)
+    model = random_model(HeadsConfig(n_future=2), 0)
+    engine, prompt = Engine(model, compiled=True), torch.arange(3)
+    assert not engine.compiled
+    assert generate(engine, [prompt], 6)[0].tokens == decode_plainly(model, prompt, 6)
     said = capsys.readouterr().err
     assert said.count("warning: decoding goes on without compiled layers: there is no C++ compiler") == 1
 
@@ -240,7 +261,7 @@ def test_a_compiler_that_fails_is_reported_with_its_message(
 def test_a_compiler_without_openmp_is_asked_again_without(tmp_path: Path) -> None:
     """As Apple's, which knows no `-fopenmp`."""
     apples = tmp_path / "clang++"
-    apples.write_text('#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec g++ "$@"\n')
+    apples.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec "{compiler._compiler()}" "$@"\n')
     apples.chmod(0o700)
     file = compiler._build(str(apples), tmp_path / "decoding.so")
     assert compiler.ctypes.CDLL(str(file)).mtp_panel() > 0

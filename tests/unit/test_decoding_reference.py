@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from compiling import EITHER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decoding import DRAFTING, random_model
@@ -12,6 +13,7 @@ from mtp_lightning.decoding.generate import generate
 from mtp_lightning.decoding.reference import count_right, decode_plainly, decode_speculatively
 
 
+@pytest.mark.parametrize("compiled", EITHER)
 @pytest.mark.usefixtures("shapes_unchecked")
 @settings(max_examples=30, deadline=None)
 @given(
@@ -22,7 +24,7 @@ from mtp_lightning.decoding.reference import count_right, decode_plainly, decode
     stop=st.integers(0, 15),
 )
 def test_drafts_change_no_text_and_the_engine_takes_the_same_forwards(
-    name: str, seed: int, length: int, new: int, stop: int
+    compiled: bool, name: str, seed: int, length: int, new: int, stop: int
 ) -> None:
     model = random_model(DRAFTING[name], seed)
     prompt = torch.randint(0, 16, (length,))
@@ -30,7 +32,7 @@ def test_drafts_change_no_text_and_the_engine_takes_the_same_forwards(
     for k in range(1, DRAFTING[name].n_future + 1):
         decoded = decode_speculatively(model, prompt, new, k, {stop})
         assert decoded.tokens == plain
-        (out,) = generate(Engine(model, k, exact_drafts=True), [prompt], new, stop_ids={stop})
+        (out,) = generate(Engine(model, k, exact_drafts=True, compiled=compiled), [prompt], new, stop_ids={stop})
         assert [(step.tokens, step.block) for step in out.steps] == decoded.forwards
         if decoded.forwards:
             assert out.tokens_per_forward == decoded.tokens_per_forward

@@ -4,6 +4,7 @@ from itertools import combinations, product
 
 import pytest
 import torch
+from compiling import EITHER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampled import one_in
@@ -135,6 +136,7 @@ def test_every_tree_holds_the_likeliest_and_a_walk_down_it_is_what_is_accepted(n
     assert steps_of(alone) == steps_of(together[1])
 
 
+@pytest.mark.parametrize("compiled", EITHER)
 @pytest.mark.usefixtures("shapes_unchecked")
 @settings(max_examples=15, deadline=None)
 @given(
@@ -146,11 +148,11 @@ def test_every_tree_holds_the_likeliest_and_a_walk_down_it_is_what_is_accepted(n
     stops=st.sets(st.integers(0, 5), max_size=2),
 )
 def test_any_batch_with_any_tree_continues_as_the_definition_says(
-    name: str, seed: int, lengths: list[int], tree: list[int], new: int, stops: set[int]
+    compiled: bool, name: str, seed: int, lengths: list[int], tree: list[int], new: int, stops: set[int]
 ) -> None:
     model = random_model(HEADS[name], seed, vocab_size=6)
     prompts = [torch.randint(0, 6, (length,)) for length in lengths]
-    outs = generate(Engine(model), prompts, new, stop_ids=stops, tree=tree)
+    outs = generate(Engine(model, compiled=compiled), prompts, new, stop_ids=stops, tree=tree)
     assert [out.tokens for out in outs] == [decode_plainly(model, prompt, new, stops) for prompt in prompts]
 
 

@@ -12,18 +12,17 @@ from test_bench_train import row
 from mtp_lightning.bench import overhead
 
 
-def verdicts(
-    rows: list[dict[str, Any]], overheads: dict[str, dict[str, float]] | None = None, busy_steps: int | None = 0
-) -> dict[str, bool | None]:
-    return {goal.text: goal.reached for goal in judge_training(rows, overheads or {}, busy_steps)}
+def verdicts(rows: list[dict[str, Any]], overheads: dict[str, dict[str, Any]] | None = None) -> dict[str, bool | None]:
+    return {goal.text: goal.reached for goal in judge_training(rows, overheads or {})}
 
 
-def logging(logged: float, others: float) -> dict[str, dict[str, float]]:
-    """Medians are far better: what only some steps do is not in them."""
+def logging(logged: float, others: float, **changes: Any) -> dict[str, dict[str, Any]]:
+    """Medians are far better: what only some steps do is not in them. `changes` of the logged steps alone."""
+    base = {"median": 0.0, "busy": 0, "steady": True}
     return {
-        overhead.MLFLOW: {"mean": logged, "median": 0.0},
-        overhead.NOT_LOGGED: {"mean": others, "median": 0.0},
-        overhead.LOGGED: {"mean": 9.0, "median": 9.0},
+        overhead.MLFLOW: base | {"mean": logged} | changes,
+        overhead.NOT_LOGGED: base | {"mean": others},
+        overhead.LOGGED: base | {"mean": 9.0, "median": 9.0},
     }
 
 
@@ -42,9 +41,10 @@ def test_goals_are_judged_at_their_bounds() -> None:
     assert found["n = 4 over n = 1, tokens/s over FLOPs, V = 32000"] is None
     assert found["Lightning and MLflow, ms a step"] is True
     assert found["Lightning, steps not logged, ms a step"] is False
-    for busy_steps in (None, 3):
-        found = verdicts(rows, logging(1.5, 0.31), busy_steps)
-        assert {found[text] for text in found if text.endswith("ms a step")} == {None}
+    for changes in ({"busy": None}, {"busy": 3, "steady": False}, {"steady": False}):
+        found = verdicts(rows, logging(1.5, 0.31, **changes))
+        assert found["Lightning and MLflow, ms a step"] is None
+        assert found["Lightning, steps not logged, ms a step"] is False, "that was measured in quiet"
 
 
 def test_memory_goals_are_upper_bounds_and_need_no_steady_rates() -> None:
@@ -92,14 +92,18 @@ def test_goals_of_decoding_are_judged_at_their_bounds() -> None:
 
 
 def test_the_table_says_what_was_not_measured() -> None:
-    shown = goals_table(judge_training([], {overhead.MLFLOW: {"mean": 2.0}}), "title")
+    overheads = logging(2.0, 0.1, busy=0)
+    del overheads[overhead.NOT_LOGGED]
+    shown = goals_table(judge_training([], overheads), "title")
     assert list(shown.columns[3].cells)[-2:] == ["not reached", "not measured"]
+    shown = goals_table(judge_training([], {overhead.MLFLOW: {"mean": 2.0, "median": 0.0}}), "title")
+    assert list(shown.columns[3].cells)[-2] == "nobody looked whether the machine was busy", "an older file"
 
 
 def test_the_script_reads_what_either_command_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train, decode = tmp_path / "train.json", tmp_path / "decode.json"
     machine = {"device": "AMD EPYC 9B45", "threads": 2}
-    content = {"machine": machine, "rows": [row("ours", 1, 1.0)], "overhead_ms": logging(1.0, 0.1), "busy_steps": 0}
+    content = {"machine": machine, "rows": [row("ours", 1, 1.0)], "overhead_ms": logging(1.0, 0.1)}
     train.write_text(json.dumps(content))
     decode.write_text(json.dumps({"machine": machine, "rows": decoded_rows()}))
     assert main([str(train)]) == 0, "nothing that was measured is missed"

@@ -170,8 +170,8 @@ def test_a_text_that_llama_cpp_continues_otherwise_is_no_export(monkeypatch: pyt
         SimpleNamespace(name=name, data=tensor.numpy()) for name, tensor in tensors_of(exported, model.config).items()
     ]
     monkeypatch.setitem(sys.modules, "gguf", SimpleNamespace(GGUFReader=lambda file: SimpleNamespace(tensors=read)))
-    monkeypatch.setattr(llama_cpp_model, "is_installed", lambda: False)
-    assert "No text was compared" in prove(Path("m.gguf"), model, exported)
+    monkeypatch.setattr(llama_cpp_model, "why_not", lambda: "it is not there")
+    assert "No text was compared: it is not there" in prove(Path("m.gguf"), model, exported)
 
     class Other:
         def __init__(self, *args: object) -> None: ...
@@ -182,7 +182,7 @@ def test_a_text_that_llama_cpp_continues_otherwise_is_no_export(monkeypatch: pyt
         def continued(self, prompt: list[int], new_tokens: int) -> list[int]:
             return [0] * new_tokens
 
-    monkeypatch.setattr(llama_cpp_model, "is_installed", lambda: True)
+    monkeypatch.setattr(llama_cpp_model, "why_not", lambda: "")
     monkeypatch.setattr(llama_cpp_model, "LlamaCpp", Other)
     with pytest.raises(UnprovenError, match="continues a text otherwise"):
         prove(Path("m.gguf"), model, exported)

@@ -3,8 +3,9 @@
 import csv
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,7 @@ from mtp_lightning.bench.decode.decode_report import USE_MTP, decode_table, draw
 from mtp_lightning.bench.harness import (
     IdleGate,
     check_counts,
+    check_patience,
     describe_machine,
     judged_by_cpu,
     not_looked_at,
@@ -96,16 +98,22 @@ def decode_command(
     from rich.console import Console
 
     check_counts({"prompt_tokens": prompt_tokens, "rounds": rounds, "threads": threads})
+    check_patience(patience)
     if new_tokens < 4:
         raise InputError(f"new_tokens is {new_tokens}: it has to be at least 4, or there is nothing to time")
     check_json(json, out=out, path=path, **{f"the model '{ckpt}'": ckpt for ckpt in ckpts or ()})
     batches = batch or [1, 2, 4, 8]
     if min(batches) < 1:
         raise InputError(f"batch is {batches}: every size has to be at least 1")
+    if peer != "transformers" and 1 not in batches:
+        raise InputError(f"peer is '{peer}', which decodes one text at a time, and batch is {batches}: add 1 to it")
     backbone = BackboneConfig(vocab_size, dim, n_layers, n_heads, ffn_dim=ffn_dim)
     count = max(batches) * rounds
     heads = HeadsConfig(n_future=n_future, kind="sequential" if peer == "transformers_mtp" else "parallel")
-    models = _models(ckpts, backbone, heads, count, prompt_tokens, kind, path, Path(directory))
+    models = [
+        (label, model, prompts, _heads_used(heads_used, model))
+        for label, model, prompts in _models(ckpts, backbone, heads, count, prompt_tokens, kind, path, Path(directory))
+    ]  # all of them before the first is measured, which takes minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pin_threads(threads)
     by_cpu = judged_by_cpu(device.type, threads)
@@ -119,12 +127,12 @@ def decode_command(
     with shown_progress(messages) as progress:
         gate = IdleGate(0.0 if by_cpu else patience, progress)
         wait = gate if device.type == "cpu" else not_looked_at
-        for label, model, prompts in models:
-            numbers = _heads_used(heads_used, model)
+        for label, model, prompts, numbers in models:
             clock = clock_for(device, threads)
             prompts = [prompt.to(device) for prompt in prompts]
             room = max(len(prompt) for prompt in prompts) + new_tokens
-            with _peers(peer, model.to(device), DTYPES[dtype], new_tokens, room, threads, clock, messages) as peers:
+            left_out = partial(_left_out, messages, label)
+            with _peers(peer, model.to(device), DTYPES[dtype], new_tokens, room, threads, clock, left_out) as peers:
                 more, missing = bench_decode(
                     label, model, prompts, batches, numbers, new_tokens, rounds, DTYPES[dtype], clock, wait,
                     progress, peers, compiled, lambda own: _report(messages, own),
@@ -132,8 +140,9 @@ def decode_command(
             rows += more
             for k in dict.fromkeys((1, numbers[-1])) if device.type == "cpu" else ():
                 progress(f"{label}, k = {k}: where the time goes")
+                busy = wait()
                 found = decoding_parts(model, k, DTYPES[dtype], compiled, prompts[:1], clock)
-                parts.append({"model": label, "batch": 1, "heads_used": k, **found})
+                parts.append({"model": label, "batch": 1, "heads_used": k, "busy": busy, **found})
             if missing:
                 console.print(f"{label}: no comparison with Hugging Face: {missing}", highlight=False)
     judged_by = "CPU time" if by_cpu else "wall clock"
@@ -141,13 +150,14 @@ def decode_command(
     caption += (
         f"; {dtype}, prompts of {prompt_tokens}, {new_tokens} new tokens, medians of {rounds} rounds by {judged_by}"
     )
-    how = f"compiled in {seconds_to_compile:.1f} s" if compiled else "not compiled"
+    how = f"compiled layers ready after {seconds_to_compile:.1f} s" if compiled else "not compiled"
     caption += f"; {how}; {gate.summary()}; rates of whole texts, prompts included, ms and roofline of decoding alone"
     for label in dict.fromkeys(row["model"] for row in rows):
         console.print(decode_table([row for row in rows if row["model"] == label], f"Decoding: {label}", caption))
     console.print(heads_table(rows, caption))
     if parts:
-        console.print(parts_table(parts, "each part measured for itself, in CPU time; limits in ms, in the same run"))
+        said = f"each part measured for itself, by {judged_by}; limits in ms, in the same run"
+        console.print(parts_table(parts, f"{said}; in brackets: others used the machine"))
     else:
         console.print(NOT_ON_A_GPU, highlight=False)
     content = {
@@ -207,26 +217,33 @@ def _models(
 @contextmanager
 def _peers(
     name: str, model: MTPModel, dtype: torch.dtype, new_tokens: int, room: int, threads: int, clock: Clock,
-    messages: "Console",
+    left_out: Callable[[str, str], None],
 ) -> Iterator[dict[str, Decode]]:  # fmt: skip
-    """Those that decode one text at a time, by the names of their arms; llama.cpp is left out, with the reason, where
-    it cannot be measured."""
+    """Those that decode one text at a time, by the names of their arms. One that cannot be measured is left out, which
+    `left_out` says: its name, the reason."""
     if name == "transformers_mtp":
-        from mtp_lightning.bench.decode.decode_mtp_peer import transformers_mtp
+        from mtp_lightning.bench.decode import decode_mtp_peer as mtp
 
-        with transformers_mtp(model, dtype, new_tokens, clock) as decode:
-            yield {USE_MTP: decode}
-        return
-    if name == "llama_cpp":
-        from mtp_lightning.bench.decode import decode_llama_cpp_peer as peer
-
-        if reason := peer.why_not(model, dtype):
-            messages.print(f"no comparison with llama.cpp: {reason}", highlight=False)
+        if reason := mtp.why_not(model):
+            left_out("generate(use_mtp=True)", reason)
         else:
-            with peer.llama_cpp(model, new_tokens, room, threads, clock) as decode:
-                yield {peer.NAME: decode}
+            with mtp.transformers_mtp(model, dtype, new_tokens, clock) as decode:
+                yield {USE_MTP: decode}
+            return
+    if name == "llama_cpp":
+        from mtp_lightning.bench.decode import decode_llama_cpp_peer as cpp
+
+        if reason := cpp.why_not(model, dtype):
+            left_out("llama.cpp", reason)
+        else:
+            with cpp.llama_cpp(model, new_tokens, room, threads, clock) as decode:
+                yield {cpp.NAME: decode}
             return
     yield {}
+
+
+def _left_out(messages: "Console", label: str, name: str, reason: str) -> None:
+    messages.print(f"{label}: no comparison with {name}: {reason}", highlight=False, markup=False)
 
 
 def _report(messages: "Console", rows: Sequence[Row]) -> None:

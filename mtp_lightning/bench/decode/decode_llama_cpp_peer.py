@@ -18,12 +18,11 @@ NAME = "llama_cpp"
 
 def why_not(model: MTPModel, dtype: torch.dtype) -> str:
     """What keeps it from being measured; empty where nothing does."""
-    if not llama_cpp_model.is_installed():
-        return f"llama-cpp-python is not installed: {llama_cpp_model.HOW_TO_INSTALL}"
     if dtype != torch.float32:
         return "it is measured in float32 alone"
+    if reason := llama_cpp_model.why_not() or export_gguf.why_not():
+        return reason
     try:
-        export_gguf.check_gguf()
         export_gguf.export_llama(model, 1)
     except InputError as error:
         return str(error)

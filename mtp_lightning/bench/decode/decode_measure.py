@@ -75,7 +75,8 @@ def bench_decode(
             row |= {"arm": arm.label, "heads_used": arm.heads_used}
             row |= summarize(arm, runs, batch, new_tokens)
             if arm.name != "huggingface n=1":  # that is another model
-                row |= exactness(engines[1], chosen_rounds, runs[Arm("ours", 1)], runs[arm])
+                precision = engines[1].dtype if arm.name == "ours" else dtype  # compiled layers compute in float32
+                row |= exactness(engines[1], chosen_rounds, runs[Arm("ours", 1)], runs[arm], precision)
             if arm.name == "ours" and arm.heads_used != "auto":
                 read = engines[arm.heads_used].forward_bytes(arm.heads_used, batch, length)
                 reading = read / bandwidth[arm.heads_used]
@@ -123,13 +124,21 @@ def summarize(arm: Arm, runs: Mapping[Arm, Sequence[Run]], batch: int, new_token
 
 
 def exactness(
-    engine: Engine, prompts: Sequence[Sequence[Tensor]], plain: Sequence[Run], mine: Sequence[Run]
+    engine: Engine,
+    prompts: Sequence[Sequence[Tensor]],
+    plain: Sequence[Run],
+    mine: Sequence[Run],
+    precision: torch.dtype,
 ) -> dict[str, int]:
-    """Texts equal to plain decoding's; and the others, by whether the two best logits were tied where they part."""
+    """Texts equal to plain decoding's; and the others, by whether the two best logits were tied where they part.
+
+    Args:
+        precision: in which `mine` were computed.
+    """
     counts = {"texts": 0, "equal": 0, "ties": 0, "different": 0}
     for batch, a, b in zip(prompts, plain, mine):
         for prompt, theirs, text in zip(batch, a.texts, b.texts):
-            difference = first_difference(engine, prompt, theirs, text)
+            difference = first_difference(engine, prompt, theirs, text, precision)
             kind = "equal" if difference is None else "ties" if difference.tie else "different"
             counts[kind] += 1
             counts["texts"] += 1

@@ -14,28 +14,34 @@ from mtp_lightning.bench.decode.decode_contenders import Clock, Decode, Run
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.mtp import MTPModel
 
-NAME = "transformers_mtp"
+
+def why_not(model: MTPModel) -> str:
+    """What keeps it from being measured; empty where nothing does."""
+    from mtp_lightning.interop.export_gate import why_no_transformers
+    from mtp_lightning.interop.export_hf import export_model
+
+    if reason := why_no_transformers():
+        return reason
+    try:
+        if export_model(model).layout == "standard":
+            return ""
+    except InputError as error:
+        return str(error)
+    heads = f"{model.n_future} of kind '{model.heads_config.kind}'"
+    return f"it decodes 'sequential' and 'recurrent' heads, and this model has {heads}"
 
 
 @contextmanager
 def transformers_mtp(model: MTPModel, dtype: torch.dtype, new_tokens: int, clock: Clock) -> Iterator[Decode]:
     """Its drafts are of all further heads, its batches of one text. It reads the heads from disk in every call of
-    `generate`; here they are read once, before the clock runs, since decoding is what is measured.
-
-    Raises:
-        InputError: heads that the MTP standard does not hold; transformers is not installed.
+    `generate`; here they are read once, before the clock runs, since decoding is what is measured. Of a model of which
+    `why_not` says nothing.
     """
     from mtp_lightning.interop.export_folder import write_code, write_config, write_tensors
-    from mtp_lightning.interop.export_gate import check_transformers, loaded
+    from mtp_lightning.interop.export_gate import loaded
     from mtp_lightning.interop.export_hf import code_files, export_model
 
-    check_transformers()
     exported = export_model(model)
-    if exported.layout != "standard":
-        raise InputError(
-            f"peer is '{NAME}': it decodes 'sequential' and 'recurrent' heads, and this model has "
-            f"{model.n_future} of kind '{model.heads_config.kind}'"
-        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "exported"
         folder.mkdir()

@@ -60,9 +60,9 @@ def decoding_parts(
         return lambda: session.step(heads_used)
 
     whole = min(_seconds(begin(Chooser()), clock) for _ in range(TIMES))
-    with _idle_layers(compiled):
+    with _idle_layers(engine.compiled):
         parts = step_parts(begin, clock)
-    if compiled:
+    if engine.compiled:
         for part, own in _least(lambda: _layer_parts(begin(Chooser()), clock)).items():
             parts[part] += own
     read = engine.forward_bytes(heads_used, len(prompts), len(prompts[0]) + STEPS // 2)
@@ -227,5 +227,6 @@ def parts_table(rows: Sequence[dict[str, Any]], caption: str) -> "Table":
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for row in rows:
         shown = [f"{row[key]:.0%}" if key in SHARES else f"{row[key]:.2f}" for key in HEADINGS]
+        shown[0] = f"({shown[0]})" if row.get("busy") else shown[0]
         table.add_row(row["model"], str(row["batch"]), str(row["heads_used"]), *shown)
     return table
