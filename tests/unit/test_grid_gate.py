@@ -30,11 +30,10 @@ from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.report.comparison import build_report
 from mtp_lightning.grid.report.html_page import html_page
 from mtp_lightning.grid.report.tables import notices, report_json
-from mtp_lightning.grid.report.tuning import DIVERGED
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run import gate
 from mtp_lightning.grid.run.gate import Gating, gated
-from mtp_lightning.grid.run.state import AtGate, Failure, Progress, Result, State, Status
+from mtp_lightning.grid.run.state import DIVERGED, AtGate, Failure, Progress, Result, State, Status
 from mtp_lightning.grid.slurm import submit
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import GridSpec

@@ -18,9 +18,9 @@ from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.html_page import html_page
 from mtp_lightning.grid.report.tables import markdown, notices, report_json
-from mtp_lightning.grid.report.tuning import DIVERGED, Tuning, tuned
+from mtp_lightning.grid.report.tuning import Tuning, tuned
 from mtp_lightning.grid.report.verdict import verdict
-from mtp_lightning.grid.run.state import Failure, Result, State, Status
+from mtp_lightning.grid.run.state import DIVERGED, Failure, Result, State, Status
 from mtp_lightning.grid.slurm import submit
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import GridSpec

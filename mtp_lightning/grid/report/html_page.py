@@ -106,8 +106,9 @@ def html_page(report: Report, figure: bytes | None) -> str:
 
 
 def _summary(report: Report) -> str:
-    total, missing, unfinished = report.expected, len(report.missing), len(report.unfinished)
-    finished = f"{total - missing - unfinished} of {total} cells finished"
+    total, diverged = report.expected, len(report.diverged)
+    finished = f"{total - len(report.missing) - len(report.unfinished) - diverged} of {total} cells finished"
+    finished += f", {diverged} diverged" if diverged else ""
     return f"{counted(len(report.groups), 'setting')}, {counted(len(report.spec.seeds), 'seed')}; {finished}"
 
 
@@ -139,6 +140,8 @@ def _seeds_table(report: Report, metric: str) -> str:
     seeds = sorted({seed for group in report.groups for seed in group.seeds})
 
     def cell(group: Group, seed: int) -> str:
+        if seed in group.diverged:
+            return "<td>diverged</td>"
         value = group.by_seed(metric).get(seed)
         missing = "missing" if seed in group.seeds and seed not in group.results else "–"
         return f"<td>{missing if value is None else escape(format_value(metric, value))}</td>"

@@ -23,10 +23,6 @@ from mtp_lightning.grid.spec.labels import Labels
 from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.units import counted
 
-DIVERGED = "DivergedError"
-"""What a run fails with whose loss is no longer finite: for tuning that is a result, the worst. Other failures are
-accidents, and the choice waits for them."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -73,7 +69,8 @@ class Tuning:
     def diverged(self) -> set[str]:
         """Signatures of the tuning cells that ended so, for whose value that is the answer."""
         compared = {cell.signature for cell in self.compared}
-        return {cell.signature for cell in self.cells if cell.signature not in compared and _diverged(cell)}
+        trials = [cell for cell in self.cells if cell.signature not in compared]
+        return {cell.signature for cell in trials if CellFiles.read(cell.directory).diverged}
 
     @property
     def later(self) -> list[Cell]:
@@ -152,14 +149,10 @@ def _finite(value: float | None) -> bool:
 
 
 def _result(cell: Cell, metric: str) -> tuple[float | None, str]:
-    """The value, and the state for whose end the choice has to wait; empty for a cell that is over."""
+    """The value, and the state for whose end the choice has to wait; empty for a cell that is over, one that diverged
+    too: no other value is worse."""
     files = CellFiles.read(cell.directory)
     if files.result is not None and files.state is State.FINISHED:
         found = files.result.metrics.get(metric)
         return found, "" if found is not None else f"finished without {metric}"
-    return None, "" if _diverged(cell) else files.state.value
-
-
-def _diverged(cell: Cell) -> bool:
-    files = CellFiles.read(cell.directory)
-    return files.state is State.FAILED and files.failure is not None and files.failure.error == DIVERGED
+    return None, "" if files.diverged else files.state.value
