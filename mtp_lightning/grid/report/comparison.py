@@ -81,6 +81,8 @@ class Report:
     """Of each arm, where an axis is tuned."""
     gate: Gating = field(default_factory=lambda: Gating(()))
     """Settings that it stopped are in none of the above."""
+    stopped: Sequence[Group] = ()
+    """Those, without results."""
     ladders: "Sequence[Ladder]" = ()
     """Where the grid file says which axis is the size."""
 
@@ -156,10 +158,11 @@ def build_report(
     missing = [_label_and_state(cell, files[cell.signature]) for cell in cells if cell.signature not in values]
     for choice in tuning.choices:
         missing += [f"{choice.arm} seed={cell.seed} (its {choice.axis} is not chosen yet)" for cell in choice.later]
+    groups = _groups(spec, gate.cells, values, [cell.signature for cell in diverged])
     report = Report(
         spec,
         cells,
-        _groups(spec, cells, values, [cell.signature for cell in diverged]),
+        [group for group in groups if group.signature not in gate.stopped],
         rows,
         missing=missing,
         warnings=_warnings(spec, cells, finished, lengths=not set(spec.compare) <= set(equal.at)),
@@ -172,6 +175,7 @@ def build_report(
         equal_training=equal,
         choices=tuning.choices,
         gate=gate,
+        stopped=[group for group in groups if group.signature in gate.stopped],
     )
     return report if spec.ladder is None else replace(report, ladders=_ladders(report, finished))
 

@@ -188,8 +188,8 @@ def verdict(report: Report) -> Verdict:
             assert gap is not None, "ranked settings all have the metric"
             outcome, spread = _judge(_summary(best, metric), _summary(other, metric), gap)
             if other.signature == best.baseline:
-                rivals = sum(group.baseline == best.baseline and group is not other for group, _ in measured)
-                rivals += len(report.gate.stopped)
+                compared = [group for group, _ in measured if group is not other]
+                rivals = sum(group.baseline == best.baseline for group in (*compared, *report.stopped))
     baseline = None if best is None else report.group(best.baseline)
     worth, ladders = _ladders(report, best)
     return Verdict(
