@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mtp_lightning.grid.report.comparison import Group, Report
-from mtp_lightning.grid.report.ladder.tables import ladder_blocks, pipe_table
+from mtp_lightning.grid.report.ladder.tables import headed_table, ladder_blocks, pipe_table
 from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value, strict_json
 from mtp_lightning.grid.report.statistics import LEVEL, Difference, Interval, Summary
+from mtp_lightning.grid.report.tuning import tuning_rows
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.spec.values import shown
 from mtp_lightning.units import counted
@@ -92,11 +93,19 @@ def terminal_table(report: Report) -> Table:
 
 
 def markdown(report: Report) -> str:
-    """Title, verdict, notices, and the table with every metric."""
+    """Title, verdict, notices, and the table with every metric; ladders, what was tuned, and the gate."""
     parts = [f"# {report.spec.name}", verdict(report).sentence]
     parts += [f"**{line[0].upper()}{line[1:]}**" for line in notices(report)]
     parts += [markdown_table(report, report.metrics), legend(report)]
-    return "\n\n".join([*parts, *ladder_blocks(report.ladders)]) + "\n"
+    parts += ladder_blocks(report.ladders)
+    parts += [f"## {title}\n\n{headed_table(rows)}" for title, rows in stage_tables(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+def stage_tables(report: Report) -> list[tuple[str, list[list[str]]]]:
+    """What was tuned, and what the gate made of the settings: title and rows, the head first."""
+    tuned = [(f"Tuned: {report.choices[0].axis}", tuning_rows(report.choices))] if report.choices else []
+    return tuned + ([(f"The gate at step {report.gate.step}", report.gate.rows)] if report.gate.judged else [])
 
 
 def markdown_table(report: Report, metrics: Sequence[str]) -> str:

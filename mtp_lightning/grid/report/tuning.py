@@ -57,6 +57,20 @@ class Choice:
         return f"{self.arm}: {self.axis} not chosen yet"
 
 
+def tuning_rows(choices: Sequence[Choice]) -> list[list[str]]:
+    """A table of what each arm was tuned to, beside what was tried; its head first."""
+    values = sorted({value for choice in choices for value in choice.means})
+
+    def cell(choice: Choice, value: float) -> str:
+        mean = choice.means.get(value)
+        text = "–" if mean is None else f"{mean:.4f}"
+        edge = ", at the edge" if choice.at_edge else ""
+        return f"{text}, chosen{edge}" if value == choice.value else text
+
+    head = ["mean over the tuning seeds", *(f"{choices[0].axis}={value:g}" for value in values)]
+    return [head, *([choice.arm, *(cell(choice, value) for value in values)] for choice in choices)]
+
+
 @dataclass(frozen=True)
 class Tuning:
     cells: Sequence[Cell]

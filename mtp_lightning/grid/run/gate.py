@@ -99,6 +99,20 @@ class Gating:
             found.append(row)
         return found
 
+    @property
+    def rows(self) -> list[list[str]]:
+        """A table of every setting as it was judged, in the order of the grid; its head first."""
+
+        def number(value: float | None) -> str:
+            return "–" if value is None else format_value(self.metric, value)
+
+        def row(one: Judged) -> list[str]:
+            end = "stopped" if one.is_stopped else "baseline" if one.is_baseline else "went on"
+            return [one.label, number(one.value), number(one.distance), end]
+
+        head = [f"at step {self.step}", self.metric, f"from the best, {self.within:g} at most", ""]
+        return [head, *map(row, self.judged)]
+
     def why(self, one: Judged) -> str:
         """`0.4200 from the best at step 500`"""
         assert one.distance is not None, "what has no value is not stopped"
