@@ -73,7 +73,8 @@ class TeacherSums(NamedTuple):
     divergence: Float[Tensor, "N"]
     """What `model.loss.target` says, in nats where it is a logarithm."""
     overlap: Float[Tensor, "N"]
-    """sum_v min(p_v, q_v) of teacher and head: the probability that a draft is accepted."""
+    """sum_v min(p_v, q_v) of teacher and head: the probability that a sampled draft is accepted by ratio. With
+    `teacher.top` p is of the teacher's top alone, and no draft is accepted by that."""
     n_taught: Int[Tensor, "N"]
     distance: Float[Tensor, "N"]
     """Of the states, d_i before its mean; 0 where `model.loss.teacher.latent` is."""

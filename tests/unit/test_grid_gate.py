@@ -29,12 +29,11 @@ from mtp_lightning.files import write_json
 from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.report.comparison import build_report
 from mtp_lightning.grid.report.html_page import html_page
-from mtp_lightning.grid.report.tables import notices, report_json
-from mtp_lightning.grid.report.tuning import DIVERGED
+from mtp_lightning.grid.report.tables import markdown, notices, report_json
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run import gate
 from mtp_lightning.grid.run.gate import Gating, gated
-from mtp_lightning.grid.run.state import AtGate, Failure, Progress, Result, State, Status
+from mtp_lightning.grid.run.state import DIVERGED, AtGate, Failure, Progress, Result, State, Status
 from mtp_lightning.grid.slurm import submit
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import GridSpec
@@ -198,6 +197,7 @@ def test_every_form_of_the_report_names_what_was_stopped_and_averages_none_of_it
     ]
     page = Page(html_page(report, None)).texts
     assert {"The gate at step 3", "stopped", "went on", "0.3000"} <= set(page)
+    assert "\n| n_future=4 | 2.3000 | 0.3000 | stopped |\n" in markdown(report)
     plain = build_report(replace(spec, gate=None), cells)
     assert (verdict(plain).json()["gate"], len(plain.groups)) == (None, 3)
 

@@ -14,13 +14,12 @@ from mtp_lightning.config.run.starting import check_replaceable
 from mtp_lightning.errors import InputError, UnavailableError
 from mtp_lightning.files import write_json
 from mtp_lightning.grid import commands
-from mtp_lightning.grid.report.tuning import DIVERGED
 from mtp_lightning.grid.run import gate, rounds
 from mtp_lightning.grid.run.attempts import is_at_gate, log_attempt
 from mtp_lightning.grid.run.gate import Gating, gated
 from mtp_lightning.grid.run.launch import LaunchResult, LocalLauncher
 from mtp_lightning.grid.run.plan import is_to_run
-from mtp_lightning.grid.run.state import CHECKPOINTS, AtGate, CellFiles, Failure, Progress, State, Status
+from mtp_lightning.grid.run.state import CHECKPOINTS, DIVERGED, AtGate, CellFiles, Failure, Progress, State, Status
 from mtp_lightning.grid.run.status import CellStatus
 from mtp_lightning.grid.slurm.job import _Leader
 from mtp_lightning.grid.slurm.submissions import Submissions

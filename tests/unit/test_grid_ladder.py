@@ -87,6 +87,9 @@ def test_every_form_of_the_report_has_it(tmp_path: Path) -> None:
     text = markdown(report)
     assert "## What the arms are worth\n\n| arm | width=8 | width=16 |" in text
     assert "- n_future=1: loss = 1.5" in text
+    assert (
+        "too high where arms differ by half of the seeds' spread (of those with 85%, 70% held in simulations)" in text
+    )
     assert "\n## What the arms are worth\n" in note(report)
     (written,) = json.loads(json.dumps(found.json(), allow_nan=False))["ladders"]
     assert written["curve"]["exponent"] == pytest.approx(0.3, abs=0.01)

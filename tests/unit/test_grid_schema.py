@@ -1,4 +1,5 @@
-"""The schema for editors says what the reader says."""
+"""The schema for editors says what the reader says; the experiments' grids hold by it, and all their settings have keys
+that there are."""
 
 import json
 from dataclasses import fields
@@ -10,15 +11,24 @@ import pytest
 from test_grid_fakes import grid_file, load_grid
 
 from mtp_lightning.config.config_files import CONF_DIR
+from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.spec.grid_spec import GridSpec
+from mtp_lightning.grid.spec.cell_maker import CellMaker
+from mtp_lightning.grid.spec.grid_spec import GridSpec, read_grid
 from mtp_lightning.grid.spec.reader import DIRECTIONS, KEYS, REQUIRED, UNITS
 from mtp_lightning.grid.spec.resources import BUDGET, Resources
+from mtp_lightning.grid.spec.settings import find_settings
 from mtp_lightning.grid.spec.stages import COMMON, OWN
 from mtp_lightning.yaml_lines import read_yaml
 
 SCHEMA: dict[str, Any] = json.loads((CONF_DIR / "grid.schema.json").read_text())
-GRIDS = sorted((Path(__file__).parents[2] / "experiments").glob("*/grid.yaml"))
+REPOSITORY = Path(__file__).parents[2]
+GRIDS = [
+    path
+    for path in sorted((REPOSITORY / "experiments").glob("**/*.yaml"))
+    if {"axes", "stages"} & read_yaml(path)[0].keys()
+]
+"""Whatever they are called: other YAML files there are parts of configurations."""
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 FULL = """\
@@ -99,12 +109,42 @@ def test_its_defaults_are_the_readers() -> None:
         assert SCHEMA["$defs"]["resources"]["properties"][field.name].get("default") == field.default
 
 
-@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.parent.name)
+def name(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=name)
 def test_the_experiments_grids_pass_and_name_it(path: Path) -> None:
     assert not list(VALIDATOR.iter_errors(read_yaml(path)[0]))
     comment, _, schema = path.read_text().splitlines()[0].partition("$schema=")
     assert comment == "# yaml-language-server: "
     assert (path.parent / schema).resolve() == CONF_DIR / "grid.schema.json"
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=name)
+def test_every_setting_of_the_experiments_has_keys_that_there_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as is known without Lightning: a key that was renamed, a number out of its range, an `exclude` that is
+    true for nothing."""
+    monkeypatch.chdir(REPOSITORY)
+    assert wrong(path) == []
+
+
+def wrong(path: Path) -> list[str]:
+    spec, problems = read_grid(path)
+    assert spec is not None, problems
+    for part in spec.parts:
+        settings, more = find_settings(part)
+        problems += [*more, *CellMaker(part, Resolver(None), Path("runs")).unknown_keys(settings)]
+    return problems
+
+
+def test_a_key_of_an_experiment_that_is_no_more_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    star = next(path for path in GRIDS if name(path) == "016_objectives/star_graph")
+    copy = tmp_path / "grid.yaml"
+    copy.write_text(star.read_text().replace("model.optimizer.lr", "model.optimizer.rate"))
+    (problem,) = wrong(copy)
+    assert "there is no key 'model.optimizer.rate'; did you mean 'model.optimizer.lr'?" in problem
 
 
 def test_a_grid_with_everything_passes_both(tmp_path: Path) -> None:

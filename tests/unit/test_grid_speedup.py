@@ -108,16 +108,23 @@ class Coverage:
     trend: float
 
 
-def coverage(simulated: int, draws: int, seeds: int = 3, sd: float = 0.01, common: float = 0.5) -> Coverage:
-    """How often the interval has the true factor, 1.2, of each size."""
-    rng, truth = np.random.default_rng(7), 1.2
-    hits, counts, trends = np.zeros(5), np.zeros(5), []
+def coverage(
+    simulated: int, draws: int, seeds: int = 3, sizes: int = 5, falls: float = 1.0, common: float = 0.5
+) -> Coverage:
+    """How often the interval has the true factor, 1.2, of each size.
+
+    Args:
+        falls: the seeds' spread at the smallest size over that at the largest; 0.01 in the middle.
+    """
+    rng, truth, compute = np.random.default_rng(7), 1.2, np.geomspace(1e15, 1e17, sizes)
+    sd = 0.01 * np.geomspace(falls**0.5, falls**-0.5, sizes)[:, None]
+    hits, counts, trends = np.zeros(sizes), np.zeros(sizes), []
     for _ in range(simulated):
-        shared = common * rng.standard_normal((5, seeds))
-        own = sd * np.sqrt(1 - common**2) * rng.standard_normal((2, 5, seeds))
-        baseline = curve(COMPUTE)[:, None] + sd * shared + own[0]
-        arm = curve(COMPUTE * truth)[:, None] + sd * shared + own[1]
-        found = worth(COMPUTE, baseline, COMPUTE, arm, fit_power_laws(COMPUTE, baseline.mean(axis=1)), draws)
+        shared = common * rng.standard_normal((sizes, seeds))
+        own = np.sqrt(1 - common**2) * rng.standard_normal((2, sizes, seeds))
+        baseline = curve(compute)[:, None] + sd * (shared + own[0])
+        arm = curve(compute * truth)[:, None] + sd * (shared + own[1])
+        found = worth(compute, baseline, compute, arm, fit_power_laws(compute, baseline.mean(axis=1)), draws)
         for index, one in enumerate(found.speedups):
             if one.estimate is not None:
                 counts[index] += 1
@@ -127,10 +134,10 @@ def coverage(simulated: int, draws: int, seeds: int = 3, sd: float = 0.01, commo
 
 
 def test_the_interval_covers_about_as_often_as_it_says() -> None:
-    """A rough look; the slow test is the exact one."""
-    found = coverage(simulated=40, draws=100)
+    """Of all sizes together; the slow test is the exact one."""
+    found = coverage(simulated=300, draws=200)
     assert LEVEL == 0.90
-    assert 0.82 <= found.hits.sum() / found.counts.sum() <= 0.97
+    assert 0.87 <= found.hits.sum() / found.counts.sum() <= 0.93
 
 
 @pytest.mark.slow
@@ -143,6 +150,19 @@ def test_the_interval_covers_as_often_as_it_says(seeds: int) -> None:
     assert share.min() >= 0.87, share
     assert share.max() <= 0.93, share
     assert 0.87 <= found.trend <= 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("falls", "least", "most"), [(1.0, 0.87, 0.95), (2.0, 0.79, 0.985), (4.0, 0.68, 1.0)])
+def test_what_it_covers_with_few_seeds_and_a_spread_that_falls(falls: float, least: float, most: float) -> None:
+    """As 017's ladder: four sizes, two seeds. Residuals of all sizes are drawn together, so a spread that falls costs
+    the small sizes what it gives the large ones; of all together it is nearly 90 % still."""
+    found = coverage(simulated=1_000, draws=500, seeds=2, sizes=4, falls=falls)
+    share = found.hits / found.counts
+    assert found.counts.min() > 950
+    assert (least <= share.min(), share.max() <= most) == (True, True), share
+    assert 0.87 <= found.hits.sum() / found.counts.sum() <= 0.93
+    assert falls == 1.0 or (np.diff(share) > 0).all(), share
 
 
 def arms(ratios: Array) -> tuple[Array, Array]:

@@ -18,9 +18,9 @@ from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.html_page import html_page
 from mtp_lightning.grid.report.tables import markdown, notices, report_json
-from mtp_lightning.grid.report.tuning import DIVERGED, Tuning, tuned
+from mtp_lightning.grid.report.tuning import Tuning, tuned
 from mtp_lightning.grid.report.verdict import verdict
-from mtp_lightning.grid.run.state import Failure, Result, State, Status
+from mtp_lightning.grid.run.state import DIVERGED, Failure, Result, State, Status
 from mtp_lightning.grid.slurm import submit
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import GridSpec
@@ -176,7 +176,11 @@ def test_the_verdict_flags_the_edge_and_every_form_has_the_choices(tmp_path: Pat
     assert line in notices(report)
     assert line[1:] in markdown(report)
     page = Page(html_page(report, None)).texts
-    assert {"Tuned: lr", "lr=0.4", "at the edge", "1.8505", "1.6005"} <= set(page)
+    assert {"Tuned: lr", "lr=0.4", "1.8505, chosen", "1.6005, chosen, at the edge"} <= set(page)
+    rows = (
+        "| n_future=1 | 1.9505 | 1.8505, chosen | 1.9505 | 2.0505 |\n| n_future=2 | 1.9005 | 1.8005 | 1.7005 | 1.6005, "
+    )
+    assert f"lr=0.4 |\n| --- | ---: | ---: | ---: | ---: |\n{rows}" in markdown(report)
 
 
 def test_what_is_not_chosen_yet_is_missing_and_not_guessed(tmp_path: Path) -> None:

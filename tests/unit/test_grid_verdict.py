@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from test_grid_fakes import GRID, cells_of, finish, grid_file, load_grid
+from test_grid_gate import GATED, made, pause
 from test_grid_report import HIGH, LOSSES, LOW, filled, three_seeds, value
 
 from mtp_lightning.grid.report.comparison import build_report
 from mtp_lightning.grid.report.tables import markdown
 from mtp_lightning.grid.report.verdict import Outcome, verdict
-from mtp_lightning.grid.run.gate import Gating, Judged
 
 VERDICTS = {
     "better": (
@@ -98,13 +98,26 @@ def test_the_verdict_rests_on_the_interval_where_there_is_one(tmp_path: Path) ->
     )
 
 
-def test_what_the_gate_stopped_was_compared_too(tmp_path: Path) -> None:
-    stopped = Judged("n_future=8", "s", "", 3.0, 1.0, is_baseline=False, is_stopped=True)
-    report = three_seeds(tmp_path)
-    found = verdict(replace(report, gate=Gating((), "val/loss/head_1", 5, 0.1, (stopped,))))
-    assert found.json()["best_of"] == 3
+def test_what_the_gate_stopped_was_compared_too_with_its_own_baseline(tmp_path: Path) -> None:
+    """Of two widths, each with a baseline: what was stopped of the other is no rival of the best."""
+    text = GATED.replace("axes:\n", "axes:\n  model.width: [8, 16]\n").replace("[1, 2, 4]", "[1, 2, 4, 5]")
+    spec, cells = made(tmp_path, text.replace("[0, 1]", "[0, 1, 2]"))
+    for cell in cells:
+        n, width = cell.values["model.heads.n_future"], cell.values["model.width"]
+        pause(cell, {1: 2.0, 2: 2.0, 4: 3.0, 5: 2.0 if width == 8 else 3.0}[n])
+        if n < 4:
+            finish(cell, loss_1=2.0 - 0.3 * (n == 2) - 0.001 * (width == 16) + 0.01 * cell.seed * n)
+    report = build_report(spec, cells)
+    assert [group.label for group in report.stopped] == [
+        *("width=8 n_future=4", "width=16 n_future=4", "width=16 n_future=5"),
+    ]
+    found = verdict(report)
+    assert found.best is not None
+    assert (found.best.label, found.json()["best_of"]) == ("width=16 n_future=2", 3)
     assert found.among is not None
-    assert found.among.high > 0.0728, "wider than for the best of 2"
+    assert found.difference is not None
+    assert found.difference.interval is not None
+    assert found.among.low < found.difference.interval.low
 
 
 def test_the_file_may_say_what_is_better(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from uneven import fit
 from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.heartbeat import Heartbeat
 from mtp_lightning.errors import DivergedError
+from mtp_lightning.grid.run.state import DIVERGED, Failure
 from mtp_lightning.optimization.divergence import Divergence
 
 
@@ -57,7 +58,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(tmp_path: Path, log_
     with pytest.raises(DivergedError, match=r"diverged at step 3: its loss is not finite.*model\.on_divergence: go_on"):
         fit(tmp_path, 6, callbacks=callbacks, enable_checkpointing=True, log_every_n_steps=log_every_n_steps)
     assert saved(tmp_path) == ["step-00000001.ckpt", "step-00000002.ckpt"]
-    assert "diverged at step 3" in (tmp_path / "failure.json").read_text()
+    failure = Failure.read(tmp_path)
+    assert failure is not None
+    assert (failure.error, failure.message[:18]) == (DIVERGED, "diverged at step 3"), "by which grids know it"
     assert not (tmp_path / "result.json").exists()
 
 

@@ -1,10 +1,13 @@
 """The comparison: per setting the mean, spread and number of seeds of every metric, and the difference to the baseline.
 
 Differences are paired by seed: seeds share their data order and much of their luck, so the difference of two runs with
-one seed varies less than that of two runs with different ones. Cells that are missing are named, never guessed.
+one seed varies less than that of two runs with different ones. Cells that are missing are named, never guessed. One
+that diverged is not missing: what was validated of it is not a number, and so is its setting's mean, for the mean of
+the seeds that held would flatter settings that seldom hold.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +49,8 @@ class Group:
     """Of all cells, there or missing."""
     baseline: str | None
     """The signature of the group it is compared with; its own for a baseline."""
+    diverged: Sequence[int] = ()
+    """The seeds whose run failed since it diverged; of `results` too, with nan."""
 
     @property
     def is_baseline(self) -> bool:
@@ -69,11 +74,15 @@ class Report:
     warnings: Sequence[str]
     unfinished: Sequence[str] = ()
     """`n_future=4 seed=1 (running)`: cells that take part where the budget allows it."""
+    diverged: Sequence[str] = ()
+    """`n_future=4 seed=1 (at step 40: its loss is not finite)`: they failed by that, and take part."""
     equal_training: EqualTraining = field(default_factory=EqualTraining)
     choices: Sequence[Choice] = ()
     """Of each arm, where an axis is tuned."""
     gate: Gating = field(default_factory=lambda: Gating(()))
     """Settings that it stopped are in none of the above."""
+    stopped: Sequence[Group] = ()
+    """Those, without results."""
     ladders: "Sequence[Ladder]" = ()
     """Where the grid file says which axis is the size."""
 
@@ -144,24 +153,29 @@ def build_report(
         equal = values_at(cells, budgets, read_history, flops_of=spec.compare[0] if spec.ladder else None)
         at_end = {name: {m: v for m, v in metrics.items() if m not in equal.at} for name, metrics in values.items()}
         values = {name: {**at_end.get(name, {}), **equal.values.get(name, {})} for name in {**at_end, **equal.values}}
+    diverged = [cell for cell in cells if files[cell.signature].diverged]
+    values |= _of_diverged(diverged, cells, values, spec.compare)
     missing = [_label_and_state(cell, files[cell.signature]) for cell in cells if cell.signature not in values]
     for choice in tuning.choices:
         missing += [f"{choice.arm} seed={cell.seed} (its {choice.axis} is not chosen yet)" for cell in choice.later]
+    groups = _groups(spec, gate.cells, values, [cell.signature for cell in diverged])
     report = Report(
         spec,
         cells,
-        _groups(spec, cells, values),
+        [group for group in groups if group.signature not in gate.stopped],
         rows,
         missing=missing,
         warnings=_warnings(spec, cells, finished, lengths=not set(spec.compare) <= set(equal.at)),
         unfinished=[
             _label_and_state(c, files[c.signature])
             for c in cells
-            if c.signature in values and c.signature not in finished
+            if c.signature in values and c.signature not in finished and c not in diverged
         ],
+        diverged=[f"{cell.label} ({_how_it_diverged(files[cell.signature])})" for cell in diverged],
         equal_training=equal,
         choices=tuning.choices,
         gate=gate,
+        stopped=[group for group in groups if group.signature in gate.stopped],
     )
     return report if spec.ladder is None else replace(report, ladders=_ladders(report, finished))
 
@@ -196,7 +210,34 @@ def _metrics(
     return metrics
 
 
-def _groups(spec: GridSpec, cells: Sequence[Cell], values: Mapping[str, Mapping[str, float]]) -> list[Group]:
+def _of_diverged(
+    diverged: Sequence[Cell], cells: Sequence[Cell], values: Mapping[str, Mapping[str, float]], compare: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Nan for what is compared or validated, as far as another seed of the setting has it (head 2 of one head has no
+    loss), and for the first metric of `compare` in any case; of a setting that no seed held for all of `compare`. So
+    at a budget that the run passed before it diverged, too."""
+    known: dict[str, set[str]] = {}
+    for cell in cells:
+        known.setdefault(cell.group, set()).update(values.get(cell.signature, ()))
+    return {
+        cell.signature: {
+            name: math.nan
+            for name in {compare[0], *(known[cell.group] or compare)}
+            if name in compare or name.startswith("val/")
+        }
+        for cell in diverged
+    }
+
+
+def _how_it_diverged(files: CellFiles) -> str:
+    """`at step 40: its loss is not finite`: without the advice that follows in the message."""
+    assert files.failure is not None, "what diverged left it"
+    return " ".join(files.failure.message.partition(". ")[0].removeprefix("diverged ").split())
+
+
+def _groups(
+    spec: GridSpec, cells: Sequence[Cell], values: Mapping[str, Mapping[str, float]], diverged: Collection[str]
+) -> list[Group]:
     def arm(values: Mapping[str, Any] | None) -> str:
         """Of a tuned axis each setting has its own value, its baseline another."""
         return canonical(values and {key: value for key, value in values.items() if key not in spec.tuned_keys})
@@ -216,6 +257,7 @@ def _groups(spec: GridSpec, cells: Sequence[Cell], values: Mapping[str, Mapping[
             results={cell.seed: values[cell.signature] for cell in members if cell.signature in values},
             seeds=[cell.seed for cell in members],
             baseline=group_of.get(arm(baseline_values(spec, members[0].values))),
+            diverged=[cell.seed for cell in members if cell.signature in diverged],
         )
         for name, members in by_group.items()
     ]

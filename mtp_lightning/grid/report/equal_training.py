@@ -73,7 +73,8 @@ def at_text(at: At) -> str:
 @dataclass(frozen=True)
 class CellHistory:
     """A cell that is finished, running or interrupted, and what it logged. A failed one takes no part: what it was on
-    the way to its failure is not its setting's result."""
+    the way to its failure is not its setting's result. Nor does one that diverged, whose values are nan (`comparison`).
+    """
 
     cell: Cell
     run_id: str | None

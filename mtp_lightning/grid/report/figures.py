@@ -74,7 +74,7 @@ def make_figure(report: Report, curves: Curves) -> Figure:
 
         for axes, ladder in zip(figure.axes[-ladders:], report.ladders):
             draw_ladder(axes, ladder, report.with_budget(curve_metric(report)))
-    lacking = {"missing": report.missing, "not finished": report.unfinished}
+    lacking = {"missing": report.missing, "not finished": report.unfinished, "diverged": report.diverged}
     clauses = [f"{len(cells)} of {report.expected} cells {what}" for what, cells in lacking.items() if cells]
     figure.suptitle(report.spec.name + (f"  ({', '.join(clauses)})" if clauses else ""), fontsize=13, fontweight="bold")
     return figure

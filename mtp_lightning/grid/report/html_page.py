@@ -7,10 +7,8 @@ from html import escape
 
 from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.metric_names import format_value
-from mtp_lightning.grid.report.tables import Heading, Layout, Numbers, intervals, legend, notices
-from mtp_lightning.grid.report.tuning import Choice
+from mtp_lightning.grid.report.tables import Heading, Layout, Numbers, intervals, legend, notices, stage_tables
 from mtp_lightning.grid.report.verdict import Verdict, verdict
-from mtp_lightning.grid.run.gate import Gating, Judged
 from mtp_lightning.units import counted
 
 _BADGES = {True: "difference", False: "no difference", None: "no verdict"}
@@ -86,8 +84,7 @@ def html_page(report: Report, figure: bytes | None) -> str:
         _table(Layout.of(report, report.spec.compare)),
         f'<p class="legend">{escape(legend(report, "below"))}{coloured}</p>',
         *_ladders(report),
-        _choices(report.choices),
-        _gate(report.gate),
+        *(f"<h2>{escape(title)}</h2>{_plain_table(rows)}" for title, rows in stage_tables(report)),
         _figure(figure, found.title),
         f"<h2>Other metrics</h2>{_table(Layout.of(report, others))}" if others else "",
         f"<h2>Every seed: {escape(found.title)}</h2>",
@@ -106,8 +103,9 @@ def html_page(report: Report, figure: bytes | None) -> str:
 
 
 def _summary(report: Report) -> str:
-    total, missing, unfinished = report.expected, len(report.missing), len(report.unfinished)
-    finished = f"{total - missing - unfinished} of {total} cells finished"
+    total, diverged = report.expected, len(report.diverged)
+    finished = f"{total - len(report.missing) - len(report.unfinished) - diverged} of {total} cells finished"
+    finished += f", {diverged} diverged" if diverged else ""
     return f"{counted(len(report.groups), 'setting')}, {counted(len(report.spec.seeds), 'seed')}; {finished}"
 
 
@@ -139,6 +137,8 @@ def _seeds_table(report: Report, metric: str) -> str:
     seeds = sorted({seed for group in report.groups for seed in group.seeds})
 
     def cell(group: Group, seed: int) -> str:
+        if seed in group.diverged:
+            return "<td>diverged</td>"
         value = group.by_seed(metric).get(seed)
         missing = "missing" if seed in group.seeds and seed not in group.results else "–"
         return f"<td>{missing if value is None else escape(format_value(metric, value))}</td>"
@@ -155,47 +155,16 @@ def _ladders(report: Report) -> list[str]:
 
     parts = [f"<h2>{texts.HEADING}</h2>"]
     for ladder in report.ladders:
-        head, *rows = texts.rows(ladder)
-        cells = [[_heading(Heading(row[0])), *(f"<td>{escape(text)}</td>" for text in row[1:])] for row in rows]
-        parts.append(_html_table([_heading(Heading(name)) for name in head], cells))
+        parts.append(_plain_table(texts.rows(ladder)))
         parts.append("".join(f'<p class="legend">{escape(line)}</p>' for line in texts.lines(ladder)))
     return [*parts, f'<p class="legend">{escape(texts.LEGEND)}</p>']
 
 
-def _choices(choices: Sequence[Choice]) -> str:
-    """What each arm was tuned to, beside what was tried."""
-    if not choices:
-        return ""
-    values = sorted({value for choice in choices for value in choice.means})
-
-    def cell(choice: Choice, value: float) -> str:
-        mean = choice.means.get(value)
-        text = "–" if mean is None else f"{mean:.4f}"
-        return f"<td>{f'<b>{text}</b> chosen' if value == choice.value else text}</td>"
-
-    def remark(choice: Choice) -> str:
-        return "not chosen yet" if choice.value is None else "at the edge" if choice.at_edge else ""
-
-    rows = [[_heading(Heading(c.arm, remark(c))), *(cell(c, value) for value in values)] for c in choices]
-    head = ["<th>tuning seeds, mean</th>", *(f"<th>{escape(choices[0].axis)}={value:g}</th>" for value in values)]
-    return f"<h2>Tuned: {escape(choices[0].axis)}</h2>{_html_table(head, rows)}"
-
-
-def _gate(gate: Gating) -> str:
-    """Every setting as it was judged, in the order of the grid."""
-    if not gate.judged:
-        return ""
-
-    def number(value: float | None) -> str:
-        return f"<td>{'–' if value is None else escape(format_value(gate.metric, value))}</td>"
-
-    def row(one: Judged) -> list[str]:
-        end = "stopped" if one.is_stopped else "baseline" if one.is_baseline else "went on"
-        return [_heading(Heading(one.label, one.size)), number(one.value), number(one.distance), f"<td>{end}</td>"]
-
-    head = ["<th>setting</th>", _heading(Heading(gate.metric)), f"<th>from the best, {gate.within:g} at most</th>"]
-    table = _html_table([*head, "<th></th>"], [row(one) for one in gate.judged])
-    return f"<h2>The gate at step {gate.step}</h2>{table}"
+def _plain_table(rows: Sequence[Sequence[str]]) -> str:
+    """Of texts; the head is the first row."""
+    head, *rest = rows
+    cells = [[_heading(Heading(row[0])), *(f"<td>{escape(text)}</td>" for text in row[1:])] for row in rest]
+    return _html_table([_heading(Heading(name)) for name in head], cells)
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mtp_lightning.grid.report.comparison import Group, Report
-from mtp_lightning.grid.report.ladder.tables import ladder_blocks, pipe_table
+from mtp_lightning.grid.report.ladder.tables import headed_table, ladder_blocks, pipe_table
 from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value, strict_json
 from mtp_lightning.grid.report.statistics import LEVEL, Difference, Interval, Summary
+from mtp_lightning.grid.report.tuning import tuning_rows
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.spec.values import shown
 from mtp_lightning.units import counted
@@ -92,11 +93,19 @@ def terminal_table(report: Report) -> Table:
 
 
 def markdown(report: Report) -> str:
-    """Title, verdict, notices, and the table with every metric."""
+    """Title, verdict, notices, and the table with every metric; ladders, what was tuned, and the gate."""
     parts = [f"# {report.spec.name}", verdict(report).sentence]
     parts += [f"**{line[0].upper()}{line[1:]}**" for line in notices(report)]
     parts += [markdown_table(report, report.metrics), legend(report)]
-    return "\n\n".join([*parts, *ladder_blocks(report.ladders)]) + "\n"
+    parts += ladder_blocks(report.ladders)
+    parts += [f"## {title}\n\n{headed_table(rows)}" for title, rows in stage_tables(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+def stage_tables(report: Report) -> list[tuple[str, list[list[str]]]]:
+    """What was tuned, and what the gate made of the settings: title and rows, the head first."""
+    tuned = [(f"Tuned: {report.choices[0].axis}", tuning_rows(report.choices))] if report.choices else []
+    return tuned + ([(f"The gate at step {report.gate.step}", report.gate.rows)] if report.gate.judged else [])
 
 
 def markdown_table(report: Report, metrics: Sequence[str]) -> str:
@@ -163,6 +172,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "cells": report.expected,
         "missing": report.missing,
         "unfinished": report.unfinished,
+        "diverged": report.diverged,
         "warnings": report.warnings,
         "notices": notices(report),
         "at": {name: {"unit": at.unit, "amount": at.amount} for name, at in report.equal_training.at.items()},
@@ -214,12 +224,15 @@ def notices(report: Report) -> list[str]:
         lines.append(f"incomplete: {count} of {total} cells missing: {', '.join(report.missing)}")
     if report.unfinished:
         lines.append(f"not finished, and compared as far as they are: {', '.join(report.unfinished)}")
+    if report.diverged:
+        count, total = len(report.diverged), report.expected
+        lines.append(f"{count} of {total} cells diverged, so their settings have no mean: {', '.join(report.diverged)}")
     lines += report.equal_training.notes
     absent = [m for m in report.spec.compare if not any(group.by_seed(m) for group in report.groups)]
     if absent and len(report.missing) < report.expected:
         lines.append(f"no finished cell has {', '.join(absent)}")
     for metric in report.metrics:
-        seeds = [(group, seed) for group in report.groups for seed in _diverged(group, metric)]
+        seeds = [(g, seed) for g in report.groups for seed in _not_finite(g, metric) if seed not in g.diverged]
         if seeds:
             lines.append(f"not finite: {metric} of {', '.join(f'{group.label} seed={seed}' for group, seed in seeds)}")
     return lines + [f"warning: {text}" for text in report.warnings]
@@ -236,12 +249,14 @@ def _with_arrow(report: Report, metric: str) -> str:
 
 def _mean_text(group: Group, metric: str) -> str:
     """Beside the mean, in brackets: of how many seeds it is, where that is fewer than have results, and how many of
-    them are not finite."""
-    found, diverged = group.summary(metric), len(_diverged(group, metric))
+    them diverged or are not finite."""
+    found, bad = group.summary(metric), set(_not_finite(group, metric))
     if found is None:
         return "–"
     remarks = [counted(found.seeds, "seed", of=len(group.seeds))] if found.seeds != len(group.results) else []
-    remarks += [f"{diverged} of {found.seeds} not finite"] if diverged else []
+    diverged = bad & set(group.diverged)
+    for seeds, what in ((diverged, "diverged"), (bad - diverged, "not finite")):
+        remarks += [f"{len(seeds)} of {found.seeds} {what}"] if seeds else []
     text = format_value(metric, found.mean) + _spread_text(metric, found, found.mean)
     return text + (f" ({', '.join(remarks)})" if remarks else "")
 
@@ -270,7 +285,7 @@ def _two_lines(numbers: Numbers) -> Text:
     return text
 
 
-def _diverged(group: Group, metric: str) -> list[int]:
+def _not_finite(group: Group, metric: str) -> list[int]:
     return [seed for seed, value in group.by_seed(metric).items() if not math.isfinite(value)]
 
 

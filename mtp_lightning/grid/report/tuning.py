@@ -23,10 +23,6 @@ from mtp_lightning.grid.spec.labels import Labels
 from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.units import counted
 
-DIVERGED = "DivergedError"
-"""What a run fails with whose loss is no longer finite: for tuning that is a result, the worst. Other failures are
-accidents, and the choice waits for them."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -61,6 +57,20 @@ class Choice:
         return f"{self.arm}: {self.axis} not chosen yet"
 
 
+def tuning_rows(choices: Sequence[Choice]) -> list[list[str]]:
+    """A table of what each arm was tuned to, beside what was tried; its head first."""
+    values = sorted({value for choice in choices for value in choice.means})
+
+    def cell(choice: Choice, value: float) -> str:
+        mean = choice.means.get(value)
+        text = "–" if mean is None else f"{mean:.4f}"
+        edge = ", at the edge" if choice.at_edge else ""
+        return f"{text}, chosen{edge}" if value == choice.value else text
+
+    head = ["mean over the tuning seeds", *(f"{choices[0].axis}={value:g}" for value in values)]
+    return [head, *([choice.arm, *(cell(choice, value) for value in values)] for choice in choices)]
+
+
 @dataclass(frozen=True)
 class Tuning:
     cells: Sequence[Cell]
@@ -73,7 +83,8 @@ class Tuning:
     def diverged(self) -> set[str]:
         """Signatures of the tuning cells that ended so, for whose value that is the answer."""
         compared = {cell.signature for cell in self.compared}
-        return {cell.signature for cell in self.cells if cell.signature not in compared and _diverged(cell)}
+        trials = [cell for cell in self.cells if cell.signature not in compared]
+        return {cell.signature for cell in trials if CellFiles.read(cell.directory).diverged}
 
     @property
     def later(self) -> list[Cell]:
@@ -152,14 +163,10 @@ def _finite(value: float | None) -> bool:
 
 
 def _result(cell: Cell, metric: str) -> tuple[float | None, str]:
-    """The value, and the state for whose end the choice has to wait; empty for a cell that is over."""
+    """The value, and the state for whose end the choice has to wait; empty for a cell that is over, one that diverged
+    too: no other value is worse."""
     files = CellFiles.read(cell.directory)
     if files.result is not None and files.state is State.FINISHED:
         found = files.result.metrics.get(metric)
         return found, "" if found is not None else f"finished without {metric}"
-    return None, "" if _diverged(cell) else files.state.value
-
-
-def _diverged(cell: Cell) -> bool:
-    files = CellFiles.read(cell.directory)
-    return files.state is State.FAILED and files.failure is not None and files.failure.error == DIVERGED
+    return None, "" if files.diverged else files.state.value

@@ -75,6 +75,8 @@ class Verdict:
     """What the difference has to exceed, where it has no interval."""
     not_finite: Sequence[str]
     """Labels of settings."""
+    diverged: Mapping[str, Sequence[int]]
+    """Label of a setting -> its seeds that did, where some did."""
     without_value: Sequence[str]
     """Labels of settings that have results, and none of this metric."""
     cells: int
@@ -108,8 +110,12 @@ class Verdict:
     @property
     def sentence(self) -> str:
         sentence = _main_sentence(self)
+        if self.diverged:
+            settings = [f"{label} ({counted(len(seeds), 'seed')})" for label, seeds in self.diverged.items()]
+            sentence += f" Diverged: {', '.join(settings)}."
         if self.best is not None and self.outcome is not Outcome.ONE_SETTING:
-            sentence += f" Not finite: {', '.join(self.not_finite)}." if self.not_finite else ""
+            others = [label for label in self.not_finite if label not in self.diverged]
+            sentence += f" Not finite: {', '.join(others)}." if others else ""
             sentence += f" Without a value: {', '.join(self.without_value)}." if self.without_value else ""
         sentence += f" {self.worth}" if self.worth else ""
         if edge := [f"{choice.arm} ({choice.axis}={choice.value:g})" for choice in self.choices if choice.at_edge]:
@@ -143,6 +149,7 @@ class Verdict:
             "interval_best_of": self.among and self.among.json(),
             "spread": self.spread,
             "not_finite": list(self.not_finite),
+            "diverged": dict(self.diverged),
             "without_value": list(self.without_value),
             "cells": self.cells,
             "missing": list(self.missing),
@@ -181,8 +188,8 @@ def verdict(report: Report) -> Verdict:
             assert gap is not None, "ranked settings all have the metric"
             outcome, spread = _judge(_summary(best, metric), _summary(other, metric), gap)
             if other.signature == best.baseline:
-                rivals = sum(group.baseline == best.baseline and group is not other for group, _ in measured)
-                rivals += len(report.gate.stopped)
+                compared = [group for group, _ in measured if group is not other]
+                rivals = sum(group.baseline == best.baseline for group in (*compared, *report.stopped))
     baseline = None if best is None else report.group(best.baseline)
     worth, ladders = _ladders(report, best)
     return Verdict(
@@ -199,6 +206,7 @@ def verdict(report: Report) -> Verdict:
         rivals=rivals,
         spread=spread,
         not_finite=[group.label for group, found in measured if not math.isfinite(found.mean)],
+        diverged={group.label: group.diverged for group in report.groups if group.diverged},
         without_value=[group.label for group in report.groups if group.results and not group.by_seed(metric)],
         cells=report.expected,
         missing=report.missing,

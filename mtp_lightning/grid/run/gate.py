@@ -20,9 +20,8 @@ from mtp_lightning.config.cell import is_saving
 from mtp_lightning.errors import InputError, UnavailableError
 from mtp_lightning.files import DamagedError
 from mtp_lightning.grid.report.metric_names import LOWER, better_direction, format_value
-from mtp_lightning.grid.report.tuning import DIVERGED
 from mtp_lightning.grid.run.attempts import read_attempts, saved_step
-from mtp_lightning.grid.run.state import CellFiles, State
+from mtp_lightning.grid.run.state import DIVERGED, CellFiles, State
 from mtp_lightning.grid.run.status import CellStatus
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import GridSpec
@@ -99,6 +98,20 @@ class Gating:
                 row = replace(row, gate=(State.AT_GATE, f"waits for {more} more"))
             found.append(row)
         return found
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """A table of every setting as it was judged, in the order of the grid; its head first."""
+
+        def number(value: float | None) -> str:
+            return "–" if value is None else format_value(self.metric, value)
+
+        def row(one: Judged) -> list[str]:
+            end = "stopped" if one.is_stopped else "baseline" if one.is_baseline else "went on"
+            return [one.label, number(one.value), number(one.distance), end]
+
+        head = [f"at step {self.step}", self.metric, f"from the best, {self.within:g} at most", ""]
+        return [head, *map(row, self.judged)]
 
     def why(self, one: Judged) -> str:
         """`0.4200 from the best at step 500`"""
@@ -191,7 +204,7 @@ def _diverged(cell: Cell, files: CellFiles) -> bool:
     again. Other failures are accidents, for which the others wait."""
     if files.result is not None:
         return False
-    if files.state is State.FAILED and files.failure is not None and files.failure.error == DIVERGED:
+    if files.diverged:
         return True
     try:
         ended = [(attempt["state"], str(attempt["reason"])) for attempt in read_attempts(cell.directory)]

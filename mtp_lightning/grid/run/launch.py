@@ -174,7 +174,8 @@ class LocalLauncher:
                 continue
             del self.active[name]
             self._ended(attempt.cell, outcome)
-            if outcome.state is State.FAILED and self.retried[name] < attempt.cell.retry and not self.signals:
+            again = outcome.state is State.FAILED and not CellFiles.read(attempt.cell.directory).diverged
+            if again and self.retried[name] < attempt.cell.retry and not self.signals:
                 self.retried[name] += 1
                 self.display.note(f"{attempt.cell.label}: again, {self.retried[name]} of {attempt.cell.retry}")
                 self.waiting[name] = attempt.cell

@@ -23,6 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from mtp_lightning.errors import DivergedError
 from mtp_lightning.files import DamagedError, read_record, write_json
 from mtp_lightning.machine import process_token
 from mtp_lightning.secrets import masked
@@ -34,6 +35,7 @@ DIFF = "code.diff"
 
 HEARTBEAT_SECONDS = 300.0
 """A run on another machine that was silent for longer counts as dead."""
+DIVERGED = DivergedError.__name__
 INSTEAD = "repair it or move it away; until then the cell is neither run nor counted"
 
 
@@ -212,6 +214,12 @@ class CellFiles:
             return State.FAILED  # the launcher was killed before it could note it
         ended = State(self.status.state)
         return ended if ended in (State.FAILED, State.AT_GATE) else State.INTERRUPTED
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its last attempt failed since its loss or weights were no longer finite: a result, the worst of its
+        setting. Other failures are accidents."""
+        return self.state is State.FAILED and self.failure is not None and self.failure.error == DIVERGED
 
     def paused_at(self, step: int | None) -> bool:
         return step is not None and self.gate is not None and self.gate.step == step

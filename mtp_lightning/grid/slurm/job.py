@@ -98,6 +98,8 @@ class _Leader:
         for _ in range(self.cell.retry):
             if outcome.state is not State.FAILED or self.warned_at is not None or self.terminated:
                 break
+            if CellFiles.read(self.cell.directory).diverged:
+                break  # a result: where it once held on another try, that would be luck
             _say(f"{self.cell.label}: failed: {outcome.reason}; again")
             outcome = self._one()
         return outcome

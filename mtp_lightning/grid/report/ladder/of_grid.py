@@ -112,7 +112,7 @@ def find_ladders(
     for base in [name for name in arms if base_of[name] == name]:
         cost = {size: _mean(list(flops.get(group.signature, {}).values())) for size, group in arms[base].items()}
         measured = [size for size, group in arms[base].items() if group.by_seed(metric)]
-        sizes = sorted(measured, key=lambda size: cost[size])
+        sizes = sorted(measured, key=lambda size: (np.isnan(cost[size]), cost[size]))
         names = [size_name(arms[base][size]) for size in sizes]
         others = [name for name in arms if base_of[name] == base and name != base]
         ladders.append(_ladder(names, arm_of(base, sizes), [arm_of(name, sizes) for name in others], direction))
@@ -134,10 +134,10 @@ def _ladder(sizes: Sequence[str], baseline: Arm, arms: Sequence[Arm], direction:
 def _fit(sizes: Sequence[str], baseline: Arm, direction: str | None) -> Fit:
     if direction != LOWER:
         return Fit(None, "the metric is not one of which less is better: a power law falls with compute")
-    if unknown := [name for name, cost in zip(sizes, baseline.compute) if not np.isfinite(cost)]:
-        return Fit(None, f"unknown compute: {', '.join(unknown)} recorded no tokens or no model/flops_per_token")
     if diverged := [name for name, row in zip(sizes, baseline.losses) if np.isinf(row).any()]:
         return Fit(None, f"not finite: the baseline diverged at {', '.join(diverged)}")
+    if unknown := [name for name, cost in zip(sizes, baseline.compute) if not np.isfinite(cost)]:
+        return Fit(None, f"unknown compute: {', '.join(unknown)} recorded no tokens or no model/flops_per_token")
     return fit_ladder(baseline.compute, baseline.losses, list(sizes))
 
 

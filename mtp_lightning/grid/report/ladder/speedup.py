@@ -8,7 +8,9 @@ measured ones of the same seeds, whose common luck cancels; the curve says only 
 The interval: residuals of the seeds, of all sizes together and of both arms jointly, are drawn again, widened by
 sqrt(k / (k - 1)) for k seeds and by the uncertainty of their own spread (sqrt(freedom / chi-squared), as in Student's
 t), and everything is computed again, the curve too. Percentiles of three seeds would cover 75 % at most
-(`statistics.py`); these cover 90 % (measured: see the tests). They take the seeds' spread to be alike at all sizes.
+(`statistics.py`); these cover 90 % (measured: see the tests). They take the seeds' spread to be alike at all sizes:
+where it falls to a half (a quarter) over four sizes of two seeds, they cover 80 % (70 %) at the smallest, 97 % (99 %)
+at the largest, and 90 % (88 %) of all together.
 """
 
 from dataclasses import dataclass

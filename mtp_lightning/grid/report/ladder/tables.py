@@ -18,8 +18,7 @@ def ladder_blocks(ladders: "Sequence[Ladder]") -> list[str]:
 
     blocks = [f"## {texts.HEADING}"]
     for ladder in ladders:
-        head, *rest = texts.rows(ladder)
-        blocks.append(pipe_table([head, ["---"] + ["---:"] * (len(head) - 1), *rest]))
+        blocks.append(headed_table(texts.rows(ladder)))
         blocks.append("\n".join(f"- {line}" for line in texts.lines(ladder)))
     return [*blocks, texts.LEGEND]
 
@@ -41,6 +40,12 @@ def ladder_tables(ladders: "Sequence[Ladder]") -> list[Table]:
             table.add_row(*map(Text, row))
         tables.append(table)
     return tables
+
+
+def headed_table(rows: Sequence[Sequence[str]]) -> str:
+    """Numbers to the right; the head is the first row."""
+    head, *rest = rows
+    return pipe_table([head, ["---"] + ["---:"] * (len(head) - 1), *rest])
 
 
 def pipe_table(lines: Sequence[Sequence[str]]) -> str:
