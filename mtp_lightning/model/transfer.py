@@ -143,7 +143,7 @@ def _check_heads(source: Source, heads: HeadsConfig, init: InitConfig) -> None:
         if kept and mine != theirs:
             raise InputError(f"{what}, and model.heads.{key} is {mine}, in '{source.name}' {theirs}: set the same")
     replicates = there.replicate_unembedding, heads.replicate_unembedding
-    if init.heads == init.unembedding == "keep" and heads.n_future > 1 and replicates[0] != replicates[1]:
+    if init.heads == "keep" and not init.draws_unembedding and heads.n_future > 1 and replicates[0] != replicates[1]:
         raise InputError(
             f"{what}, and model.heads.replicate_unembedding is {replicates[1]}, in '{source.name}' {replicates[0]}: "
             "set the same"

@@ -134,6 +134,13 @@ def test_another_vocabulary_keeps_all_but_the_two_matrices() -> None:
     assert set(source.weights) - set(names) == {"embedding.weight", "unembedding.weight"}
 
 
+@pytest.mark.parametrize("drawn", ["unembedding", "vocabulary"])
+def test_unembeddings_that_are_drawn_need_not_be_as_many(drawn: str) -> None:
+    _, source = source_of(HeadsConfig(2, replicate_unembedding=True, match="none"))
+    ours = begun(source, source.backbone, HeadsConfig(2, match="none"), **{drawn: "random"})
+    assert torch.equal(ours.heads[1][0].ffn.gate.weight, source.weights["heads.1.0.ffn.gate.weight"])
+
+
 def test_the_summary_names_what_was_made_and_what_was_left() -> None:
     _, source = source_of(HeadsConfig(n_future=2, match="none"))
     model = MTPModel(source.backbone, HeadsConfig(n_future=3, kind="sequential", match="none"))
