@@ -487,6 +487,27 @@ def test_planted_files_and_what_finds_them(work: Path, tmp_path: Path, capsys: p
         main_raising(["data", "plant", str(tmp_path / "q"), "--kind", "stories", "--max_documents", "6"])
 
 
+def test_fractions_of_planted_documents_contain_each_other(work: Path, tmp_path: Path) -> None:
+    """So that several corpora are a ladder: the same documents, more of them made worse, in the same way."""
+    flags = ["--kind", "text", "--path", str(work / "corpus"), "--glob", "**/*.py", "--validation_fraction", "0.25"]
+    sound = [document.text for document in documents(source_of(work))]
+    texts, names = [sound], [set[str]()]
+    for fraction in ("0", "0.2", "0.5"):
+        out = tmp_path / fraction
+        assert main(["data", "plant", str(out), "--fraction", fraction, *flags]) == 0
+        texts.append([json.loads(line)["text"] for line in (out / "corpus.jsonl").read_text().splitlines()])
+        names.append({json.loads(line)["name"] for line in (out / "planted.txt").read_text().splitlines()})
+    assert texts[1] == sound
+    assert not names[1]
+    assert names[1] < names[2] < names[3]
+    kept = [i for i in range(len(sound)) if f"corpus.jsonl#{i}" in names[2]]
+    assert [texts[2][i] for i in kept] == [texts[3][i] for i in kept]
+    for fraction in ("-0.1", "1.1"):
+        with pytest.raises(InputError, match="fraction"):
+            main_raising(["data", "plant", str(tmp_path / "q"), "--fraction", fraction, *flags])
+    assert not (tmp_path / "q").exists()
+
+
 def main_raising(words: list[str]) -> None:
     main([*words, "--debug"])
 

@@ -10,9 +10,10 @@ from mtp_lightning.data.command import CorpusKind
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.output import print_table, write_whole
 from mtp_lightning.data.pruning.corruptions import Rate
+from mtp_lightning.data.pruning.options import Share
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
-from mtp_lightning.ranges import Count, Fraction, Kept, Seed, check_value
+from mtp_lightning.ranges import Count, Kept, Seed, check_value
 
 
 def corruptions_command(
@@ -116,7 +117,8 @@ def plant_command(
 
     Args:
         out: Folder to make: corpus.jsonl, and planted.txt with the names of what was made worse. Must not exist.
-        fraction: Of the training documents, the part that is made worse; validation documents stay as they are.
+        fraction: Of the training documents, the part that is made worse, 0 for the sound twin; validation documents
+            stay as they are.
         rate: Share of the places in a file that are edited (of names: of the variables), one of them at least.
         seed: Of the choice and of the corruptions.
         kind: Where the corpus comes from.
@@ -132,7 +134,7 @@ def plant_command(
         split_seed: As of the data that are split so.
         json: File to write the printed table to as well.
     """
-    for key, value, hint in (("fraction", fraction, Fraction), ("rate", rate, Rate), ("seed", seed, Seed)):
+    for key, value, hint in (("fraction", fraction, Share), ("rate", rate, Rate), ("seed", seed, Seed)):
         check_value(key, value, hint)
     source = SourceConfig(
         kind=kind, path=path, glob=glob, separator=separator, text_column=text_column, name=name, split=split,

@@ -22,8 +22,8 @@ _WRITES = "out: cannot write"
 def plant(
     out: Path, source: SourceConfig, settings: ShardSettings, fraction: float, rate: float, seed: int
 ) -> list[dict[str, Any]]:
-    """Makes the folder `out`; the corruptions take turns, and one that finds nothing to edit leaves it to the next. All
-    documents are in memory.
+    """Makes the folder `out`; the corruptions take turns, and one that finds nothing to edit leaves it to the next. A
+    smaller fraction's documents are among a larger one's, and 0 is the sound twin. All documents are in memory.
 
     Returns:
         A row for each corruption.
@@ -36,19 +36,19 @@ def plant(
     positions = [split_position(name, settings.split_seed) for name in names]
     threshold = split_threshold(settings.validation_fraction, min(positions), max(positions))
     training = np.flatnonzero(np.array(positions) >= threshold)
-    wanted = max(1, round(fraction * len(training)))
+    wanted = max(1, round(fraction * len(training))) if fraction else 0
     chance = random_scores(names, seed, "planted")
     planted: dict[int, dict[str, Any]] = {}
     for i in sorted(training.tolist(), key=lambda i: (chance[i], i)):
+        if len(planted) == wanted:
+            break
         turn = len(planted) % len(CORRUPTIONS)
         kinds = [*CORRUPTIONS][turn:] + [*CORRUPTIONS][:turn]
         tried = ((kind, corrupt(kind, texts[i], names[i], seed, rate)) for kind in kinds)
         kind, made = next(((kind, made) for kind, made in tried if made.edits), ("", None))
         if made is not None:
             texts[i], planted[i] = made.text, {"name": names[i], "corruption": kind, "edits": made.edits}
-        if len(planted) == wanted:
-            break
-    else:
+    if len(planted) < wanted:
         raise InputError(
             f"fraction is {fraction}: {wanted} of {len(training)} training documents, and {len(planted)} of them have "
             "anything to corrupt: the corruptions are of Python"
