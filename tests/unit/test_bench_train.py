@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from compiling import needs_compiler
 from tiny import tiny_backbone
 from torch import Tensor, nn
 
@@ -52,6 +53,18 @@ def learned(
     weights(model)
     loss = learn(workload.window(n)).item()
     return model, loss, {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_contender_never_falls_back_to_uncompiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's loop compiles every head for itself: nine are more than torch compiles one function by default."""
+    for name in ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit"):
+        monkeypatch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))  # as it was, afterwards
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    workload = replace(tiny_workload(), backbone=tiny_backbone(n_layers=10))
+    for step in (make_step(Arm("paper", 9, compiled), workload)[1] for compiled in (False, True)):
+        assert torch.isfinite(step())
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
