@@ -65,7 +65,7 @@ class MTPModule(pl.LightningModule):
             trunk and heads; `{every: k}`, one layer in k; `attention`, of every layer the attention; `heads`, each head
             with its loss, so that one head's states and gradient exist at a time; `layers_and_heads`, these and the
             trunk's layers. The gradients are the same, a step takes longer.
-        compile: compile every transformer layer (they share their code, so once) with torch.compile.
+        compile: compile every transformer layer (they share their code, so once) and the final norm with torch.compile.
         on_divergence: what becomes of a run whose loss or weights are no longer finite: `stop` ends it as failed, its
             last good checkpoint kept; `go_on` trains to the end.
 
@@ -116,8 +116,7 @@ class MTPModule(pl.LightningModule):
         recompute_model(model, self.recompute)
         self.model = model
         if self._compiles:
-            for block in model.blocks():
-                block.compile()
+            model.compile_layers()
 
     @property
     def heads_config(self) -> HeadsConfig:

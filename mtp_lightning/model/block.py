@@ -30,6 +30,14 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))  # type: ignore[no-any-return]
 
 
+class FinalNorm(nn.RMSNorm):
+    """RMSNorm before an unembedding. It stands in no layer, so that it is compiled for itself, which torch does not do
+    to the `forward` of a class of its own."""
+
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        return super().forward(x)
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + swiglu(norm(x)).
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mtp_lightning.model.attention import Projection
-from mtp_lightning.model.block import Block
+from mtp_lightning.model.block import Block, FinalNorm
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.documents import Mask
 from mtp_lightning.model.networks.fetch import Fetch
@@ -77,7 +77,7 @@ class Join(nn.Module):
         self.embedding_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.projection = Projection(2 * config.dim, config.dim, config.init_std)
         self.stack = Stack(config, layers)
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps) if normed else None
+        self.norm = FinalNorm(config.dim, eps=config.norm_eps) if normed else None
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtp_lightning.model.attention import Projection, draw
-from mtp_lightning.model.block import Block
+from mtp_lightning.model.block import Block, FinalNorm
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.counts import count_heads, trunk_widths
 from mtp_lightning.model.documents import Documents, Mask, WithRegisters
@@ -136,7 +136,7 @@ class MTPModel(nn.Module):
         self.rotary = Rotary(backbone)
         self.trunk = nn.ModuleList(Block(backbone, ffn) for ffn in trunk_widths(backbone, heads))
         self.heads = make_heads(backbone, heads)
-        self.norm = nn.RMSNorm(backbone.dim, eps=backbone.norm_eps)
+        self.norm = FinalNorm(backbone.dim, eps=backbone.norm_eps)
         self.unembedding, *further = (
             Unembedding(backbone.vocab_size, backbone.dim, backbone.init_std, heads.bigram_rank)
             for _ in range(1 + count_heads(heads).further_unembeddings)
@@ -295,7 +295,7 @@ class MTPModel(nn.Module):
             heads.append(mixed(weights_BTR, part_BTRV))
         return torch.stack(heads)
 
-    def final_norms(self) -> list[nn.RMSNorm | None]:
+    def final_norms(self) -> list[FinalNorm | None]:
         """Of every head, the norm before its unembedding; None where that reads the head's state as it is."""
         if self.heads_config.kind == "next_latent":
             return [self.norm, *[None] * (self.n_future - 1)]
@@ -306,3 +306,9 @@ class MTPModel(nn.Module):
     def blocks(self) -> list[Block]:
         """Every transformer layer, the trunk's first."""
         return [part for part in self.modules() if isinstance(part, Block)]
+
+    def compile_layers(self) -> None:
+        """With torch.compile, every layer for itself, which share their code, and the norms before unembeddings."""
+        for part in self.modules():
+            if isinstance(part, (Block, FinalNorm)):
+                part.compile()

@@ -26,6 +26,9 @@ CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**30}
 CHUNK_ROWS = {"cpu": 512, "cuda": 8192}
 """At most so many rows: more are no quicker to multiply."""
 
+ADDED_ELEMENTS = 2**19
+"""Of an unembedding's gradient, added at once on a CPU."""
+
 
 def default_chunk_rows(vocab_size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> int:
     """Rows per chunk: on a CPU measured best at 512 for V = 32000 and at 512-1024 for V = 4096.
@@ -105,7 +108,7 @@ class _ChunkedNLL(torch.autograd.Function):
             if dh_RD is not None:
                 torch.mul(residual @ weight, scale_of_h_R[rows, None], out=dh_RD[rows])
             if dw_VD is not None:
-                buffers.accumulate_outer(dw_VD, residual, (h * relative_R[rows, None]).to(dtype))
+                add_outer(dw_VD, residual, (h * relative_R[rows, None]).to(dtype), buffers.outer_VD)
         if finished:
             dw_VD = None if dw_VD is None else dw_VD.mul_(largest)
             largest = torch.ones_like(largest)
@@ -188,12 +191,27 @@ class _Buffers:
             return nll, lse, p
         return nll, lse, logits.copy_(p)
 
-    def accumulate_outer(self, dw_VD: Tensor, residual: Tensor, h: Tensor) -> None:
-        """dW += residual^T h, summed over chunks in the accumulator's dtype."""
-        if self.outer_VD is None:
-            dw_VD.addmm_(residual.t(), h)
-        else:
-            dw_VD.add_(torch.mm(residual.t(), h, out=self.outer_VD))
+
+def add_outer(
+    dw_VD: Float[Tensor, "V D"],
+    residual_CV: Float[Tensor, "C V"],
+    h_CD: Float[Tensor, "C D"],
+    out_VD: Float[Tensor, "V D"] | None = None,
+) -> None:
+    """dW += residual^T h, summed over chunks in the accumulator's dtype.
+
+    On a CPU torch copies what it adds into that dtype, all of it: a few rows at a time the copy stays in the caches.
+
+    Args:
+        out_VD: where to put the product, of the residual's dtype.
+    """
+    if residual_CV.dtype == dw_VD.dtype:
+        dw_VD.addmm_(residual_CV.t(), h_CD)
+        return
+    product_VD = torch.mm(residual_CV.t(), h_CD, out=out_VD)
+    rows = max(1, ADDED_ELEMENTS // dw_VD.shape[1]) if dw_VD.device.type == "cpu" else len(dw_VD)
+    for some, added in zip(torch.split(dw_VD, rows), torch.split(product_VD, rows)):
+        some.add_(added)
 
 
 class RowScores(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mtp_lightning.objective.chunked import compute_dtype, default_chunk_rows, formed_gradients
+from mtp_lightning.objective.chunked import add_outer, compute_dtype, default_chunk_rows, formed_gradients
 from mtp_lightning.shapes import Float, Int
 
 
@@ -121,7 +121,7 @@ class _ChunkedTaught(torch.autograd.Function):
             if dh_NRD is not None:
                 dh_NRD[i, at] = (residual @ chunks.weight_VD).to(dh_NRD.dtype)
             if dw_VD is not None and (further_move_weight or i == 0):
-                chunks.add_outer(dw_VD, residual, h_NRD[i, at])
+                add_outer(dw_VD, residual, h_NRD[i, at].to(residual.dtype))
         ctx.save_for_backward(dh_NRD, dw_VD, largest)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(*sums)
@@ -168,13 +168,6 @@ class _Chunks:
         """In the dtype of the products."""
         logits = self._logits_CV[: len(residual)]
         return residual if logits.dtype == residual.dtype else logits.copy_(residual)
-
-    def add_outer(self, dw_VD: Tensor, residual: Tensor, h: Tensor) -> None:
-        """dW += residual^T h, summed over chunks in the accumulator's dtype."""
-        if residual.dtype == dw_VD.dtype:
-            dw_VD.addmm_(residual.t(), h.to(residual.dtype))
-        else:
-            dw_VD.add_(residual.t() @ h.to(residual.dtype))
 
 
 def keep_top(p_RV: Tensor, top: int | None) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mtp_lightning.objective.chunked import compute_dtype, default_chunk_rows, formed_gradients
+from mtp_lightning.objective.chunked import add_outer, compute_dtype, default_chunk_rows, formed_gradients
 from mtp_lightning.objective.loss import HeadScores, LossOptions, LossOutput, divisor, wide_dtype
 from mtp_lightning.shapes import Bool, Float, Int
 
@@ -111,7 +111,7 @@ class _ChunkedSummary(torch.autograd.Function):
             if dh_RD is not None:
                 dh_RD[rows] = (residual @ weight).to(h_RD.dtype)
             if dw_VD is not None:
-                dw_VD.addmm_(residual.t(), h) if dtype == accumulate else dw_VD.add_(residual.t() @ h)
+                add_outer(dw_VD, residual, h)
             del logits, a, residual  # or the next chunk would be made beside this one
         ctx.save_for_backward(dh_RD, dw_VD, largest)
         ctx.weight_dtype = weight_VD.dtype

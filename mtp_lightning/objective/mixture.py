@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mtp_lightning.model.mtp import mixed
-from mtp_lightning.objective.chunked import chunked_scores, compute_dtype, default_chunk_rows
+from mtp_lightning.objective.chunked import add_outer, chunked_scores, compute_dtype, default_chunk_rows
 from mtp_lightning.objective.loss import (
     HeadScores,
     LossOptions,
@@ -158,7 +158,7 @@ class _ChunkedMixture(torch.autograd.Function):
             if dh_KPD is not None:
                 dh_KPD[:, at] = (residual @ weight).view(K, C, -1).to(h_KPD.dtype)
             if dw_VD is not None:
-                dw_VD.addmm_(residual.t(), h_XD) if dtype == accumulate else dw_VD.add_(residual.t() @ h_XD)
+                add_outer(dw_VD, residual, h_XD)
             del logits_XV, residual  # or the next chunk would be made beside this one
         ctx.save_for_backward(dh_KPD, dgate_RP, dw_VD, largest)
         ctx.weight_dtype = weight_VD.dtype

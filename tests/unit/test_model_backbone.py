@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_decoding import random_model
 from tiny import VARIANTS, tiny_backbone
+from torch import Tensor
 
 from mtp_lightning.decoding.choosing import Chooser
 from mtp_lightning.decoding.engine import Engine
@@ -16,7 +17,8 @@ from mtp_lightning.decoding.session import Session
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.signature import signature
 from mtp_lightning.model.attention import Attention, rotate
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig, RopeScaling
+from mtp_lightning.model.block import FinalNorm
+from mtp_lightning.model.config import BackboneConfig, HeadKind, HeadsConfig, RopeScaling
 from mtp_lightning.model.counts import count_parameters, flops_per_token
 from mtp_lightning.model.memory import training_memory
 from mtp_lightning.model.mtp import MTPModel
@@ -186,3 +188,35 @@ def test_what_cannot_be_is_refused(change: dict[str, Any], says: str) -> None:
 
 def test_the_context_that_a_model_was_made_for_is_no_limit() -> None:
     assert replace(YARN, factor=1.0).attention == 1
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler
+def test_final_norms_are_compiled_and_say_what_rms_norm_says() -> None:
+    """torch leaves a class of its own as it is, without a word, whatever its `compile` is asked for."""
+    traced: list[object] = []
+
+    def backend(graph: Any, inputs: list[Tensor]) -> Any:
+        traced.append(graph)
+        return graph.forward
+
+    x = torch.randn(3, 2, 32)
+    own, final = torch.nn.RMSNorm(32, eps=1e-5), FinalNorm(32, eps=1e-5)
+    own.compile(backend=backend)
+    plain = own(x)
+    assert torch.equal(plain, final(x))
+    assert not traced
+    final.compile(backend=backend)
+    assert torch.equal(plain, final(x))
+    assert len(traced) == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler
+@pytest.mark.parametrize("kind", ["parallel", "sequential", "fetch"])
+def test_every_norm_before_an_unembedding_is_one_that_is_compiled(kind: HeadKind) -> None:
+    heads = HeadsConfig(n_future=3, kind=kind, norms="own" if kind == "sequential" else "shared")
+    model = MTPModel(tiny_backbone(n_layers=4), heads)
+    assert all(isinstance(norm, FinalNorm) for norm in model.final_norms())
+    model.compile_layers()
+    compiled = {part for part in model.modules() if part._compiled_call_impl is not None}
+    assert compiled == {*model.blocks(), *model.final_norms()}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtp_lightning.model.mtp import MTPModel, Unembedding
-from mtp_lightning.objective.chunked import _Buffers, chunked_scores
+from mtp_lightning.objective.chunked import chunked_scores
 from mtp_lightning.objective.loss import LossOptions, multi_token_loss, score_heads
 
 IMPLEMENTATIONS = ["chunked", "checkpointed", "naive"]
@@ -147,11 +147,12 @@ def test_bfloat16_chunks_err_no_more_than_plain_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_how_many_probabilities_are_made_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+def test_how_much_is_made_and_added_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
     h, weight, targets, valid = random_problem(2, 30, V=50, D=32, seed=3)
     found = []
-    for elements in (2**20, 3 * 50, 1):  # all rows, three of them, less than one
-        monkeypatch.setattr("mtp_lightning.objective.chunked.PASS_ELEMENTS", elements)
+    for rows in (2**10, 3, 0):  # all rows of logits and of the unembedding, three of them, less than one
+        monkeypatch.setattr("mtp_lightning.objective.chunked.PASS_ELEMENTS", rows * 50)
+        monkeypatch.setattr("mtp_lightning.objective.chunked.ADDED_ELEMENTS", rows * 32)
         x, w = (y.float().requires_grad_() for y in (h, weight))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             out = multi_token_loss(x, w, targets, valid, options=LossOptions(chunk_rows=17, z_loss=0.1))
@@ -178,7 +179,7 @@ def test_no_gradient_is_formed_under_no_grad(monkeypatch: pytest.MonkeyPatch) ->
     h, weight, targets, valid = random_problem(2, 4)
     h.requires_grad_(), weight.requires_grad_()
     formed: list[object] = []
-    monkeypatch.setattr(_Buffers, "accumulate_outer", lambda *args: formed.append(args))
+    monkeypatch.setattr("mtp_lightning.objective.chunked.add_outer", lambda *args: formed.append(args))
     with torch.no_grad():
         assert not multi_token_loss(h, weight, targets, valid).total.requires_grad
     assert not formed

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mtp_lightning.model.attention import Projection
+from mtp_lightning.model.block import FinalNorm
 from mtp_lightning.model.config import BackboneConfig
 from mtp_lightning.model.documents import causal_mask
 from mtp_lightning.shapes import Float
@@ -30,7 +31,7 @@ class Fetch(nn.Module):
         self.wq, self.wk, self.wv, self.wo = (Projection(d, d, std) for _ in range(4))
         self.pair_bias = nn.Parameter(torch.zeros(self.n_heads * (n_future - 1) * n_future))
         """Of (attention heads, further heads, slots), in one dimension: biases do not decay."""
-        self.norm = nn.RMSNorm(d, eps=config.norm_eps)
+        self.norm = FinalNorm(d, eps=config.norm_eps)
 
     def forward(self, h_BTD: Float[Tensor, "B T D"], e_NBTD: Float[Tensor, "N B T D"]) -> Float[Tensor, "M B T D"]:
         """Normed states of heads 2 .. N, M = N - 1.
