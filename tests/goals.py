@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from mtp_lightning.bench.harness import over
+
 Row = Mapping[str, Any]
 UNSTEADY = "too few rounds, or median far below best"
 BUSY, NOT_LOOKED_AT = "on a busy machine", "nobody looked whether the machine was busy"
@@ -47,14 +49,14 @@ def why_not(*rows: Row) -> str:
 
 
 def judge_training(rows: Sequence[Row], overheads: Mapping[str, Row]) -> list[Goal]:
-    """Ratios are of median rates, compiled code against compiled code, memory likewise."""
+    """Ratios are medians of the rounds' own, compiled code against compiled code, memory likewise."""
 
     def at(contender: str, n: int, vocab_size: int) -> Row | None:
         key = (contender, n, vocab_size, True)
         return next((r for r in rows if (r["contender"], r["n_future"], r["vocab_size"], r["compiled"]) == key), None)
 
     def rate(a: Row, b: Row) -> float:
-        return float(a["tokens_per_second"] / b["tokens_per_second"])
+        return over(b["seconds"], a["seconds"])
 
     def scaling(a: Row, b: Row) -> float:
         return rate(a, b) * float(a["flops_per_token"] / b["flops_per_token"])

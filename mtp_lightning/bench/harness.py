@@ -40,23 +40,34 @@ LEAST_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one contender. `cpu` counts every thread of the process and is robust against a busy machine."""
+    """Seconds of one contender, of each round."""
 
-    median: float
-    best: float
-    cpu: float
-    cpu_best: float
-    rounds: int = 0
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]
+    """Of every thread of the process: robust against a busy machine."""
     busy: int | None = None
     """Rounds that began while others used the machine; None where that was not looked at."""
 
-    def judged(self, by_cpu: bool) -> tuple[float, float]:
-        """(median, best)."""
-        return (self.cpu, self.cpu_best) if by_cpu else (self.median, self.best)
+    def judged(self, by_cpu: bool) -> tuple[float, ...]:
+        return self.cpu if by_cpu else self.wall
+
+    def figures(self, by_cpu: bool) -> dict[str, Any]:
+        """For a row of a table; `seconds` are what its ratios are made of (`over`)."""
+        return {
+            "median": median(self.wall), "best": min(self.wall), "cpu": median(self.cpu), "cpu_best": min(self.cpu),
+            "rounds": len(self.wall), "busy": self.busy, "steady": self.is_steady(by_cpu),
+            "seconds": list(self.judged(by_cpu)),
+        }  # fmt: skip
 
     def is_steady(self, by_cpu: bool) -> bool:
-        middle, best = self.judged(by_cpu)
-        return is_steady(self.rounds, self.busy, best / middle)
+        seconds = self.judged(by_cpu)
+        return is_steady(len(seconds), self.busy, min(seconds) / median(seconds))
+
+
+def over(seconds: Sequence[float], base: Sequence[float]) -> float:
+    """How many times as long as another's: the median of the rounds' ratios, since a machine whose pace drifts from
+    round to round has the same for both within one."""
+    return median(mine / its for mine, its in zip(seconds, base, strict=True))
 
 
 def is_steady(rounds: int, busy: int | None, best_over_median: float) -> bool:
@@ -217,10 +228,7 @@ def interleaved(
             if counted >= 0:
                 wall[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - started_cpu)
-    return {
-        n: Timing(median(wall[n]), min(wall[n]), median(cpu[n]), min(cpu[n]), rounds, count_busy(busy[n]))
-        for n in contenders
-    }
+    return {name: Timing(tuple(wall[name]), tuple(cpu[name]), count_busy(busy[name])) for name in contenders}
 
 
 def peak_memory_bytes(prepare: Callable[..., Callable[[], object]], threads: int, *args: Any) -> int:

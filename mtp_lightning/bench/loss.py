@@ -1,7 +1,6 @@
 """`mtp bench loss`: time and peak memory of the multi-head loss, ours against naive and checkpointed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from mtp_lightning.bench.harness import (
     interleaved,
     judged_by_cpu,
     not_looked_at,
+    over,
     peak_memory_bytes,
     pin_threads,
     shown_progress,
@@ -61,8 +61,8 @@ def bench_loss(
         for name in IMPLEMENTATIONS:
             progress(f"n = {n}: memory of {name}")
             peak = peak_memory_bytes(loss_step, threads, name, *shape)
-            row = {"n_future": n, "implementation": name, "peak_bytes": peak} | asdict(timings[name])
-            rows.append(row | {"judged": timings[name].judged(by_cpu)[0], "steady": timings[name].is_steady(by_cpu)})
+            row = {"n_future": n, "implementation": name, "peak_bytes": peak} | timings[name].figures(by_cpu)
+            rows.append(row | {"judged": row["cpu" if by_cpu else "median"]})
         report(ratios(rows)[-len(IMPLEMENTATIONS) :])
     return rows
 
@@ -96,7 +96,7 @@ def ratios(rows: list[Row]) -> list[Row]:
     for row in rows:
         first.setdefault(row["implementation"], row["peak_bytes"])
         base = naive[row["n_future"]]
-        row["time_over_naive"] = row["judged"] / base["judged"]
+        row["time_over_naive"] = over(row["seconds"], base["seconds"])
         row["memory_over_naive"] = row["peak_bytes"] / base["peak_bytes"]
         row["memory_over_first_n"] = row["peak_bytes"] / first[row["implementation"]]
     return rows

@@ -1,13 +1,14 @@
 """The measurements of `mtp bench train`: every contender's step in turn, memory, and ratios between rows."""
 
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
 
 from mtp_lightning.bench.decode.decode_contenders import clock_for
 from mtp_lightning.bench.decode.decode_measure import read_bandwidth
-from mtp_lightning.bench.harness import IdleGate, interleaved, judged_by_cpu, not_looked_at, peak_memory_bytes
+from mtp_lightning.bench.harness import IdleGate, interleaved, judged_by_cpu, not_looked_at, over, peak_memory_bytes
 from mtp_lightning.bench.train_contenders import Arm, Workload, flops_of, make_step, prepared_step
 from mtp_lightning.bench.train_parts import training_parts
 
@@ -43,24 +44,25 @@ def bench_train(
     steps["matrix products"] = products
     wait = gate if workload.device == "cpu" else not_looked_at
     timings = interleaved(steps, rounds, device, warmup=2, before_step=wait, progress=progress)
-    peak = product_flops / timings["matrix products"].judged(by_cpu)[1]
+    peak = product_flops / min(timings["matrix products"].judged(by_cpu))
     parts = {}
     for arm in rows_wanted if workload.device == "cpu" else ():
         if arm.contender == "ours" and arm.recompute == "none":
             progress(f"{label(arm)}: where the time goes")
             busy = wait()
-            parts[arm] = training_parts(steps[label(arm)], timings[label(arm)].median) | {"busy": busy}
+            parts[arm] = training_parts(steps[label(arm)], median(timings[label(arm)].wall)) | {"busy": busy}
     del steps
     rows = []
     for arm in rows_wanted:
-        timing = timings[label(arm)]
-        median, best = timing.judged(by_cpu)
+        figures = timings[label(arm)].figures(by_cpu)
+        seconds = figures["seconds"]
         row: Row = arm._asdict() | {
             "vocab_size": workload.backbone.vocab_size,
-            "tokens_per_second": workload.tokens / median,
-            "best_tokens_per_second": workload.tokens / best,
-            "steady": timing.is_steady(by_cpu),
-            "busy": timing.busy,
+            "tokens_per_second": workload.tokens / median(seconds),
+            "best_tokens_per_second": workload.tokens / min(seconds),
+            "seconds": seconds,
+            "steady": figures["steady"],
+            "busy": figures["busy"],
             "flops_per_token": flops_of(arm, workload),
             "peak_flops_per_second": peak,
         }
@@ -68,7 +70,7 @@ def bench_train(
         if arm in parts:
             read = state_bytes[arm] * 4 // 3  # and the gradient
             row["parts"] = parts[arm] | {
-                "milliseconds": 1e3 * median,
+                "milliseconds": 1e3 * median(seconds),
                 "limit_products": 1e3 * workload.tokens * row["flops_per_token"] / peak,
                 "limit_reading": 1e3 * read / read_bandwidth(read, clock_for(device, threads)),
             }
@@ -101,7 +103,8 @@ def matrix_products(workload: Workload) -> tuple[Callable[[], object], int]:
 
 def ratios(rows: list[Row]) -> list[Row]:
     """Each row beside those of the same mode and vocabulary: Hugging Face, naive of its n, its own n = 1; and, where
-    layers are recomputed, itself without: `time_over_kept`, `memory_over_kept`.
+    layers are recomputed, itself without: `time_over_kept`, `memory_over_kept`. Ratios of rates are medians of the
+    rounds' own (`harness.over`).
 
     `tokens_over_n1` is tokens/s over n = 1's, `flops_n1_over` what the FLOPs alone would make of it (below 1, as
     the unembedding is run n times), `efficiency` their quotient.
@@ -119,13 +122,13 @@ def ratios(rows: list[Row]) -> list[Row]:
             "tokens_over_n1": find(row, row["contender"], 1),
         }
         for key, base in bases.items():
-            row[key] = row["tokens_per_second"] / base["tokens_per_second"] if base else None
+            row[key] = over(base["seconds"], row["seconds"]) if base else None
         first = bases["tokens_over_n1"]
         row["flops_n1_over"] = first["flops_per_token"] / row["flops_per_token"] if first else None
         row["efficiency"] = row["tokens_over_n1"] / row["flops_n1_over"] if first else None
         for key, base in (("memory_over_naive", bases["over_naive"]), ("memory_over_naive_n1", find(row, "naive", 1))):
             row[key] = row["peak_bytes"] / base["peak_bytes"] if base and "peak_bytes" in row else None
         if row["recompute"] != "none" and (kept := find(row, row["contender"], row["n_future"])):
-            row["time_over_kept"] = kept["tokens_per_second"] / row["tokens_per_second"]
+            row["time_over_kept"] = over(row["seconds"], kept["seconds"])
             row["memory_over_kept"] = row["peak_bytes"] / kept["peak_bytes"] if "peak_bytes" in row else None
     return rows

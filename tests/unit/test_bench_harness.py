@@ -11,7 +11,7 @@ from test_bench_train import CPU, tiny_workload
 
 from mtp_lightning import machine
 from mtp_lightning.bench import harness, overhead, train_measure
-from mtp_lightning.bench.harness import IdleGate, Timing, interleaved, peak_memory_bytes
+from mtp_lightning.bench.harness import IdleGate, Timing, interleaved, over, peak_memory_bytes
 from mtp_lightning.machine import keep_freed_memory
 
 
@@ -40,15 +40,15 @@ def test_rounds_on_a_busy_machine_are_counted_and_few_others_are_not_judged() ->
     def timed(*busy: bool | None) -> Timing:
         said = iter(busy)
         timing = interleaved({"a": lambda: None}, len(busy), CPU, before_step=lambda: next(said))["a"]
-        return replace(timing, median=1.0, best=1.0)
+        return replace(timing, wall=(1.0,) * len(busy))
 
-    assert (timed(*[False] * 5).rounds, timed(*[False] * 5).busy) == (5, 0)
+    assert (len(timed(*[False] * 5).cpu), timed(*[False] * 5).busy) == (5, 0)
     assert timed(*[False] * 5).is_steady(by_cpu=False)
     assert not timed(*[False] * 4, True).is_steady(by_cpu=False)
     assert timed(*[False] * 5, True).is_steady(by_cpu=False), "five rounds were quiet"
     assert timed(*[None] * 5).busy is None
     assert timed(*[None] * 5).is_steady(by_cpu=False)
-    assert not replace(timed(*[False] * 5), median=1.3).is_steady(by_cpu=False)
+    assert not replace(timed(*[False] * 5), wall=(1.0, 1.3, 1.3, 1.3, 1.0)).is_steady(by_cpu=False)
 
 
 def test_the_machine_is_as_idle_as_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,10 +94,9 @@ def test_every_contender_has_its_turn_in_every_round() -> None:
     calls: list[str] = []
     steps: dict[str, Callable[[], object]] = {name: (lambda name=name: calls.append(name)) for name in "ab"}  # type: ignore[misc]
     waits: list[int] = []
-    timings = interleaved(steps, 3, CPU, warmup=2, before_step=lambda: waits.append(len(calls)))
+    interleaved(steps, 3, CPU, warmup=2, before_step=lambda: waits.append(len(calls)))
     assert calls == list("ababababab")
     assert waits == [4, 5, 6, 7, 8, 9], "before each counted step"
-    assert all(timing.cpu_best <= timing.cpu for timing in timings.values())
 
 
 def test_the_median_is_reported_and_the_best_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,12 +110,21 @@ def test_the_median_is_reported_and_the_best_beside_it(monkeypatch: pytest.Monke
 
     clocks = SimpleNamespace(perf_counter=lambda: now.wall, process_time=lambda: now.cpu)
     monkeypatch.setattr(harness, "time", clocks)
-    assert interleaved({"a": step}, 3, CPU) == {"a": Timing(median=4.0, best=2.0, cpu=3.0, cpu_best=1.0, rounds=3)}
+    timing = interleaved({"a": step}, 3, CPU)["a"]
+    assert timing == Timing(wall=(2.0, 9.0, 4.0), cpu=(1.0, 3.0, 8.0))
+    figures = {"median": 4.0, "best": 2.0, "cpu": 3.0, "cpu_best": 1.0, "rounds": 3, "busy": None, "steady": False}
+    assert timing.figures(by_cpu=False) == figures | {"seconds": [2.0, 9.0, 4.0]}
 
 
 def test_one_thread_is_judged_by_its_processor_time_and_several_by_the_clock() -> None:
-    timing = Timing(median=4.0, best=3.0, cpu=2.0, cpu_best=1.0)
+    timing = Timing(wall=(4.0, 3.0), cpu=(2.0, 1.0))
     assert (timing.judged(by_cpu=True), timing.judged(by_cpu=False)) == ((2.0, 1.0), (4.0, 3.0))
+
+
+def test_a_ratio_is_of_rounds_so_that_a_machine_that_slows_down_takes_no_side() -> None:
+    """Half as long in every round, though the median of all its rounds is the other's."""
+    assert over([1.0, 2.0, 4.0], [2.0, 4.0, 8.0]) == 0.5
+    assert over([1.0, 9.0, 4.0], [1.0, 3.0, 8.0]) == 1.0
 
 
 def test_products_count_two_operations_for_each_weight_and_row() -> None:
