@@ -46,8 +46,8 @@ def step_overheads(
     some steps do, as writing to MLflow what many have logged; `busy`, rounds in which it or the bare loop began while
     others used the machine; `steady`, whether enough others are left to judge it.
 
-    Each is run `rounds` times in turn, and the least median and the least mean count: what other processes do to
-    caches and memory only ever adds.
+    Each is run `rounds` times in turn, and stands beside the bare loop of the same round, since a machine's pace drifts
+    by more than this is from one to the next; of the rounds' differences the medians count.
 
     Args:
         wait: called before each run; says whether the machine is busy.
@@ -69,13 +69,15 @@ def step_overheads(
             progress(f"overhead, {name}: round {number + 1} of {rounds}")
             said[name].append(wait())
             found[name].append(run())
-    best = {name: (min(map(median, each)), min(map(mean, each))) for name, each in found.items()}
-    bare, overheads = best.pop("bare"), dict[str, dict[str, Any]]()
-    for name, (middle, average) in best.items():
+    overheads: dict[str, dict[str, Any]] = {}
+    for name in (name for name in runs if name != "bare"):
         busy = count_busy([either or own for either, own in zip(said["bare"], said[name])])
-        overheads[name] = {
-            "median": 1e3 * (middle - bare[0]), "mean": 1e3 * (average - bare[1]), "busy": busy,
-            "steady": is_steady(rounds, busy, 1.0),
+        above = {
+            of.__name__: [1e3 * (of(run) - of(bare)) for bare, run in zip(found["bare"], found[name])]
+            for of in (median, mean)
+        }
+        overheads[name] = {key: median(each) for key, each in above.items()} | {
+            "rounds": above["median"], "busy": busy, "steady": is_steady(rounds, busy, 1.0),
         }  # fmt: skip
     return overheads
 
