@@ -47,10 +47,10 @@ def check(attention: Callable[..., Tensor], mask: Tensor, dtype: torch.dtype, kv
     assert_near(*found, share=ROUNDING[dtype])
 
 
-def assert_near(mine: list[Tensor], theirs: list[Tensor], share: float) -> None:
+def assert_near(mine: list[Tensor], theirs: list[Tensor], share: float, least: float = 0.0) -> None:
     assert len(mine) == len(theirs)
     for i, (a, b) in enumerate(zip(mine, theirs)):
-        assert (a.double() - b.double()).norm() <= share * b.double().norm(), i
+        assert (a.double() - b.double()).norm() <= share * b.double().norm() + least, i
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
@@ -101,4 +101,4 @@ def test_compiled_layers_have_the_loss_and_the_gradients_of_eager_ones(kind: Hea
         total.backward()
         found.append([total.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     assert len(found[0]) > 10
-    assert_near(*found, share=0.03)
+    assert_near(*found, share=0.03, least=1e-6)  # the gradient of a fetch's first biases is all but 0
