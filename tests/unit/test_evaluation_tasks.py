@@ -14,7 +14,7 @@ from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokeni
 from mtp_lightning.data.transforms.infilling import infilling_prompt, needed_sentinels
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.code_benchmark import Running, common_beginning
-from mtp_lightning.evaluation.samples import Sample
+from mtp_lightning.evaluation.samples import Ended, Sample
 from mtp_lightning.evaluation.tasks.infilling import Infilling, Mode, Spans, gaps, read_gaps, sentinels
 from mtp_lightning.evaluation.tasks.rouge import Rouge
 from mtp_lightning.evaluation.write_samples import _Text
@@ -140,6 +140,18 @@ def test_middles_are_run_in_their_place(data: Path) -> None:
     assert judged.scores["pass_at_1"] == pytest.approx([2 / 3, 2 / 3, 1])
     assert judged.scores["exact_match"] == pytest.approx([1 / 3, 1 / 3, 1])
     assert judged.verdicts["passed"] == 7
+    assert "joined" not in judged.scores, "a text that goes on after a prefix alone has nothing to join"
+
+
+def test_middles_that_came_to_their_end(data: Path) -> None:
+    benchmark = Infilling(data, "multi-line", "psm", Running(workers=1))
+    ends: list[Ended] = ["end", "length", "stop", "length"]
+    samples = [
+        Sample(f"MultiLineInfilling/HumanEval/0/{number}", i, "?", ends[(i + shift) % 4])
+        for shift, number in enumerate(("L0_L0", "L0_L2", "L2_L2"))
+        for i in range(3)
+    ]
+    assert benchmark.judge(samples, [1]).scores["joined"] == pytest.approx([2 / 3, 1 / 3, 2 / 3])
 
 
 def test_rouge_is_the_packages(tmp_path: Path) -> None:

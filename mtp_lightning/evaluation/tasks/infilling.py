@@ -91,11 +91,17 @@ class Infilling(CodeBenchmark):
 
     @override
     def judge(self, samples: Sequence[Sample], ks: Sequence[int]) -> Judged:
+        """Also `exact_match`; and where the suffix is seen `joined`: of middles those that came to their end."""
         judged = super().judge(samples, ks)
+        problems = by_problem(self.prompts, samples)
         judged.scores["exact_match"] = [
             sum(sample.completion == self.gaps[task_id].middle for sample in found) / len(found)
-            for task_id, found in by_problem(self.prompts, samples).items()
+            for task_id, found in problems.items()
         ]
+        if self.mode != "prefix":
+            judged.scores["joined"] = [
+                sum(sample.ended != "length" for sample in found) / len(found) for found in problems.values()
+            ]
         return judged
 
 
