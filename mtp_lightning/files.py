@@ -296,6 +296,20 @@ def try_writing(folder: Path) -> None:
         pass
 
 
+def check_out(out: Path) -> None:
+    """Found out before hours of work, not after: the folder that `--out` names.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"out: '{out}' is a file, and has to be a folder, or a new name")
+        try_writing(out)
+    except OSError as error:
+        raise InputError(f"out: '{out}' cannot be written to: {error.strerror}") from error
+
+
 def to_disk(path: Path) -> None:
     """Write through what the system still holds of a file, or of a folder's names: a name is only given to what would
     outlive a loss of power."""

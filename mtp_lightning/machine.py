@@ -9,6 +9,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from mtp_lightning.errors import InputError
+
 
 @functools.cache
 def cpu_has_bfloat16() -> bool:
@@ -47,6 +49,21 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(mmap_threshold, most) and mallopt(trim_threshold, most))
+
+
+def check_device(name: str) -> None:
+    """
+    Args:
+        name: cpu or cuda, of a flag `--device`.
+
+    Raises:
+        InputError: a GPU that torch does not see.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        why = "this torch is built for CPUs" if torch.version.cuda is None else "torch sees no GPU here"
+        raise InputError(f"device is cuda, and {why}: leave it out, or give cpu")
 
 
 def machine_memory() -> int | None:

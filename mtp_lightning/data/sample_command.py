@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_text
+from mtp_lightning.machine import check_device
 
 if TYPE_CHECKING:
     from mtp_lightning.data.tokens.samples import Ids
@@ -28,6 +29,7 @@ def sample_command(
     seed: int = 0,
     heads_used: int | None = None,
     batch_size: int = 16,
+    device: Literal["cpu", "cuda"] = "cpu",
     validation_fraction: float = 0.05,
     split_seed: int = 0,
     json: str | None = None,
@@ -52,6 +54,7 @@ def sample_command(
         seed: Of the samples, together with prompt and number: more samples leave earlier ones as they are.
         heads_used: Heads that draft; by default all that can. The text is the same.
         batch_size: Prompts that are continued together.
+        device: Where the model runs.
         validation_fraction: Part of the prompts, in expectation, whose samples are for validation.
         split_seed: Another seed, another choice of validation prompts.
         json: File to write the printed figures to as well.
@@ -66,6 +69,7 @@ def sample_command(
     if directory.exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another folder")
     check_json(json, out=out, prompts=prompts, ckpt=ckpt)
+    check_device(device)
 
     import torch
 
@@ -95,12 +99,12 @@ def sample_command(
         )
     if len(kept) == 1:
         raise InputError("prompts: there is one prompt only, and its samples are all on one side of a split: give two")
-    engine = Engine(loaded.model, heads_used, torch.float32)
+    engine = Engine(loaded.model.to(device), heads_used, torch.float32)
     asked = batches(kept, samples, batch_size)
     made_with = {
         "model": content_hash(loaded.model), "prompts": _hash(map(prompt_name, kept)), "samples": samples,
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-        "batch_size": batch_size, "heads_used": engine.heads_used,
+        "batch_size": batch_size, "heads_used": engine.heads_used, **({} if device == "cpu" else {"device": device}),
     }  # fmt: skip
     log = SampleLog(directory, made_with, asked, loaded.model.config.vocab_size)
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json, write_text
+from mtp_lightning.machine import check_device
 
 if TYPE_CHECKING:
     from mtp_lightning.data.tokens.tokenizer import Tokenizer
@@ -34,6 +35,7 @@ def generate_command(
     seed: int = 0,
     accept: Literal["match", "ratio"] = "match",
     dtype: Literal["fp32", "bf16"] = "fp32",
+    device: Literal["cpu", "cuda"] = "cpu",
     compile: bool | Literal["auto"] = "auto",
     show_drafts: bool = False,
     beyond_context: bool = False,
@@ -56,8 +58,10 @@ def generate_command(
         top_k: Sample among that many most probable tokens.
         top_p: Sample among the fewest most probable tokens of this probability together (nucleus).
         seed: Of the samples; with accept: match a seed gives one text, with drafts and without.
-        accept: Sampling: match takes drafts while they are what head 1 samples; ratio by ratio of probabilities.
+        accept: Sampling: match takes drafts while they are what head 1 samples; ratio by ratio of probabilities, with
+            heads_used auto by all heads, as a text depends on their number.
         dtype: Precision; in fp32 drafting changes no text, in bf16 near ties may fall otherwise.
+        device: Where the model runs.
         compile: Decode by layers compiled for this processor, some seconds the first time; auto does for long texts.
         show_drafts: Colour accepted drafts green, and show rejected ones struck through in red.
         beyond_context: Take a prompt longer than the windows that the model was trained on.
@@ -77,8 +81,9 @@ def generate_command(
         raise InputError(f"{given}, and decoding is greedy, which drafts nothing: leave one of them out")
     if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
         raise InputError(f"max_new_tokens is {max_new_tokens}: it has to be at least 1 and at most {MOST_NEW_TOKENS}")
+    check_device(device)
     loaded = load_model(find_checkpoint(Path(ckpt)))
-    model, tokenizer = loaded.model, loaded.tokenizer
+    model, tokenizer = loaded.model.to(device), loaded.tokenizer
 
     import torch
 
@@ -97,10 +102,11 @@ def generate_command(
     else:
         before = _standard_input() if prompt == "-" else _typed(prompt or "", "--prompt")
         asked = tokenizer.encode(before)
-    ids = torch.tensor([*loaded.begin_ids, *asked], dtype=torch.long)
+    ids = torch.tensor([*loaded.begin_ids, *asked], dtype=torch.long, device=device)
     _check_length(len(ids), max_new_tokens, loaded.context, beyond_context)
     most = model.heads_config.max_heads_used
-    k = 1 if decoding == "greedy" else most if tree and heads_used == "auto" else heads_used
+    by_ratio = accept == "ratio" and temperature > 0  # where a text depends on how many heads draft
+    k = 1 if decoding == "greedy" else most if heads_used == "auto" and (tree or by_ratio) else heads_used
     sampling = Sampling(temperature, top_k, top_p, seed, accept)
     compiled = wanted(compile, model.embedding.weight.device, max_new_tokens)
     precision = torch.float32 if dtype == "fp32" else torch.bfloat16

@@ -116,6 +116,7 @@ class Engine:
         layers = self.path.layers
         weights = sum(layer.nbytes for layer in layers) + sum(u.nbytes for u in self.unembeddings[:heads_used])
         per_position = sum(layer.position_bytes for layer in layers)
+        weights += 0 if self.matrix is None else self.matrix.nbytes
         if self.drafter is not None and heads_used > 1:
             more_weights, more_per_position = self.drafter.nbytes(heads_used)
             more_weights += 0 if self.before is None else self.bigram.nbytes

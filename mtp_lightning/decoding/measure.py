@@ -13,8 +13,9 @@ from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, HeadsUsed, Step, count_bytes, generate
 from mtp_lightning.decoding.positions import PositionTables, Tree
 
-TIE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
-"""Gap of the two best logits, over the largest of all, that rounding alone may turn around; by precision."""
+TIE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+"""Gap of the two best logits, over the largest of all, that rounding alone may turn around; by precision. In bfloat16
+two ways to compute models of 8 and 12 layers differed by 1e-3 (median) to 8e-3 (the most, of gaps below 5e-2)."""
 
 
 class Difference(NamedTuple):

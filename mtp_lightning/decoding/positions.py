@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.machine import machine_memory
 from mtp_lightning.model.config import BackboneConfig
 from mtp_lightning.model.rope import rope_frequencies
 from mtp_lightning.shapes import Float
@@ -126,9 +127,20 @@ class NewPositions(NamedTuple):
 
 class KeyValues:
     """Keys and values of `layers` layers for B rows of S slots each, written in place. Rolling back needs nothing:
-    slots after a row's accepted tokens are hidden by the mask, and written again."""
+    slots after a row's accepted tokens are hidden by the mask, and written again.
+
+    Raises:
+        InputError: more than the machine's memory.
+    """
 
     def __init__(self, layers: int, batch: int, size: int, kv_heads: int, like: Tensor, head_dim: int) -> None:
+        nbytes = layers * 2 * batch * kv_heads * size * head_dim * like.element_size()
+        memory = machine_memory() if like.device.type == "cpu" else None
+        if memory is not None and nbytes > memory:
+            raise InputError(
+                f"keys and values of {size:,} tokens in {batch} texts take {nbytes / 2**30:,.1f} GiB, and this machine "
+                f"has {memory / 2**30:,.1f}: ask for fewer new tokens, or fewer texts at a time"
+            )
         self.data = like.new_zeros(layers, 2, batch, kv_heads, size, head_dim)  # a NaN would spread, masked or not
         self._views: dict[tuple[int, int], list[LayerCache]] = {}
 

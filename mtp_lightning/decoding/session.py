@@ -51,13 +51,13 @@ class Session:
         B = len(prompts)
         most = max(engine.most_tokens, 0 if tree is None else tree.size)
         size = max(prompt.numel() for prompt in prompts) + room + most
+        self.path_cache = engine.key_values(B, size)
         self.tables = PositionTables(size, config, engine.dtype, device)
         self.text_BS = torch.zeros(B, size + most, dtype=torch.long, device=device)
         for row, prompt in enumerate(prompts):
             self.text_BS[row, : prompt.numel()] = prompt
         self.prompt_lengths = [prompt.numel() for prompt in prompts]
         self.lengths = [0] * B
-        self.path_cache = engine.key_values(B, size)
         self.draft_cache: KeyValues | None = None
         self.heads_kept = 1
         self.inputs_BSX: Tensor | None = None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import check_json
+from mtp_lightning.machine import check_device
 from mtp_lightning.ranges import Kept, Range, check_value
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Evaluate:
         from mtp_lightning.evaluation.sandbox import Limits
 
         check_json(json, ckpt=ckpt, data=data, out=out)
+        check_device(device)
         check_value("workers", workers, Kept)
         check_value("turns", turns, Annotated[int, Range(least=1, most=3)])
         self.ckpt, self.json, self.device = Path(ckpt), json, device

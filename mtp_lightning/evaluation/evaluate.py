@@ -26,7 +26,7 @@ from mtp_lightning.evaluation.results.results import AtTemperature, Results, cho
 from mtp_lightning.evaluation.samples import Prompt, SampleFile
 from mtp_lightning.evaluation.turns import in_turns
 from mtp_lightning.evaluation.write_samples import Write, Writing, prompt_room, write_batch, write_samples
-from mtp_lightning.files import try_writing
+from mtp_lightning.files import check_out
 from mtp_lightning.model.mtp import MTPModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -184,19 +184,6 @@ def described(writing: Writing, engine: Engine, plan: Plan, subject: Subject) ->
 
 def file_hash(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
-def check_out(out: Path) -> None:
-    """
-    Raises:
-        InputError: nothing can be written there.
-    """
-    try:
-        if out.exists() and not out.is_dir():
-            raise InputError(f"out: '{out}' is a file, and has to be a folder, or a new name")
-        try_writing(out)
-    except OSError as error:
-        raise InputError(f"out: '{out}' cannot be written to: {error.strerror}") from error
 
 
 class _Reporter:

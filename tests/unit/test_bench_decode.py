@@ -15,12 +15,14 @@ from tiny import tiny_backbone
 from mtp_lightning.bench.decode import decode_command
 from mtp_lightning.bench.decode.decode_contenders import Arm, Run, contenders, ours
 from mtp_lightning.bench.decode.decode_measure import bench_decode, exactness, read_bandwidth, summarize
+from mtp_lightning.bench.decode.decode_models import labels, measured_models
 from mtp_lightning.bench.decode.decode_report import FIGURES, decode_table, heads_used_rows, markdown
 from mtp_lightning.cli import main
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import Generation, Step
 from mtp_lightning.decoding.measure import Difference
 from mtp_lightning.decoding.reference import decode_plainly
+from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
@@ -181,6 +183,16 @@ def test_bandwidth_is_the_best_of_five() -> None:
     assert read_bandwidth(2**20, lambda: next(times)) == 2**20 * 2**8 / 2.0
 
 
+@pytest.mark.parametrize("kind", ["linear", "anticausal", "sequential"])
+def test_bytes_of_a_forward_without_drafts_are_those_of_the_path(kind: str) -> None:
+    """Head 1's own matrix with linear heads, and with anticausal ones every head."""
+    model = MTPModel(tiny_backbone(n_layers=6), HeadsConfig(n_future=2, kind=kind))  # type: ignore[arg-type]
+    path = [*model.trunk, *(model.heads if kind == "anticausal" else list(model.heads)[:1]), model.unembedding]
+    weights = sum(p.numel() for part in path for p in part.parameters() if p.ndim == 2)
+    engine = Engine(model, 1)
+    assert engine.forward_bytes(1, 1, 0) == 4 * weights
+
+
 def test_bytes_of_a_forward_are_those_of_the_weights_and_the_keys(make_model: MakeModel) -> None:
     model = make_model(3, n_layers=6, n_kv_heads=1)
     engine = Engine(model, exact_drafts=True)
@@ -288,6 +300,7 @@ def test_the_command_on_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--ckpts", "[nothing.ckpt]"], "checkpoint 'nothing.ckpt' is not a file"),
         (["--n_future", "12"], "model.heads.n_future is 12"),
         (["--json", "nowhere/rows.json"], "json: nowhere/rows.json cannot be written"),
+        (["--out", __file__], "test_bench_decode.py' is a file, and has to be a folder, or a new name"),
     ],
 )
 def test_bad_flags_are_refused(
@@ -297,6 +310,28 @@ def test_bad_flags_are_refused(
     assert main(["bench", "decode", *flags]) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_models_have_names_of_their_own(make_model: MakeModel) -> None:
+    wide, narrow, two = make_model(3, n_layers=5, dim=64), make_model(3, n_layers=5), make_model(2, n_layers=5)
+    assert labels(["a", "runs/b.ckpt", "c"], [wide, narrow, two]) == [
+        "n = 3, L = 5, a",
+        "n = 3, L = 5, b",
+        "n = 2, L = 5",
+    ]
+    paths = ["x/last.ckpt", "y/last.ckpt"]
+    assert labels(paths, [wide, narrow]) == [f"n = 3, L = 5, {path}" for path in paths]
+    with pytest.raises(InputError, match="ckpts: 'a' is there twice"):
+        labels(["a", "a"], [wide, wide])
+
+
+def test_shards_of_pairs_are_no_prompts_of_one_length(tmp_path: Path) -> None:
+    prepare = ["data", "prepare", str(tmp_path / "shards"), "--kind", "story_pairs", "--max_documents", "100"]
+    assert main(prepare) == 0
+    model = tmp_path / "a.ckpt"
+    save(model, MTPModel(tiny_backbone(vocab_size=256, n_layers=4), HeadsConfig(n_future=1)))
+    with pytest.raises(InputError, match="hold pairs, whose questions differ in length: give shards of text"):
+        measured_models([str(model)], None, 3, 4, "shards", str(tmp_path / "shards"), tmp_path)
 
 
 def test_what_is_not_a_number_is_null_in_json() -> None:

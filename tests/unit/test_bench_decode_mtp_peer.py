@@ -106,6 +106,7 @@ def test_what_one_model_cannot_do_is_refused_before_another_is_measured(
     monkeypatch.setattr(decode_command, "bench_decode", lambda *_: pytest.fail("measured"))
     assert main([*command, "--heads_used", "[3]"]) == 2
     assert "heads_used is 3: this model has 2 prediction heads" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists(), "no corpus is prepared for a command that is refused"
 
 
 @pytest.mark.parametrize("peer", ["transformers_mtp", "llama_cpp"])

@@ -213,7 +213,7 @@ def test_a_difference_is_found_and_its_gap_measured(trained: dict[int, MTPModel]
 def test_what_is_a_tie_is_said_by_the_lower_precision_of_both(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtp_lightning.decoding.measure.next_logits", lambda *_: torch.tensor([-5.0, 10.0, 9.8]))
+    monkeypatch.setattr("mtp_lightning.decoding.measure.next_logits", lambda *_: torch.tensor([-5.0, 10.0, 9.92]))
     high, low = (Engine(make_model(1), dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
     for engine, precision, tie in ((high, None, False), (high, torch.bfloat16, True), (low, torch.float32, True)):
         difference = first_difference(engine, torch.arange(3), [1], [2], precision)
@@ -227,6 +227,11 @@ def test_bfloat16_differs_from_itself_only_at_ties(trained: dict[int, MTPModel])
     found = compare(engine, prompts, 40)
     assert all(difference.tie for difference in found.differences)
     assert found.tokens_per_forward > 1.2
+
+
+def test_a_text_that_memory_cannot_hold_is_refused_before_it_is_taken(trained: dict[int, MTPModel]) -> None:
+    with pytest.raises(InputError, match=r"keys and values of 10,000,000,00\d tokens in 1 texts take .* GiB, and this"):
+        generate(Engine(trained[4]), [torch.arange(3)], 10**10)
 
 
 @pytest.mark.parametrize("kind", ONE_STREAM)

@@ -341,6 +341,23 @@ def test_a_library_in_a_folder_that_can_only_be_read_is_used(
     assert not capsys.readouterr().err
 
 
+def test_a_damaged_library_is_made_again(
+    fresh: pytest.MonkeyPatch, built: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler._library()
+    loads = iter([OSError("file too short"), None])
+
+    def load(name: str) -> Loaded:
+        if error := next(loads):
+            raise error
+        return Loaded(name)
+
+    fresh.setattr(compiler.ctypes, "CDLL", load)
+    assert compiler._library().file == built[0]  # type: ignore[attr-defined]
+    assert built == [built[0]] * 2
+    assert not capsys.readouterr().err
+
+
 def test_another_processor_or_source_has_a_library_of_its_own(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fresh.setattr(compiler.subprocess, "run", lambda *args, **kwargs: type("Done", (), {"stdout": b"13.0"}))
     first = compiler._identity("c++")

@@ -68,6 +68,14 @@ def test_another_seed_is_another_text(ckpt: str, capsys: Capture) -> None:
     assert len(texts) == 3
 
 
+def test_by_ratio_as_many_heads_draft_each_time(ckpt: str, capsys: Capture) -> None:
+    """What is accepted by ratio depends on how many do, and how many pay is a matter of the clock."""
+    arguments = [ckpt, "--prompt", "def", "--max_new_tokens", "9", "--accept", "ratio", "--json", "out.json"]
+    for temperature, heads in (("1", 3), ("0", "auto")):
+        generate(capsys, *arguments, "--temperature", temperature)
+        assert json.loads(Path("out.json").read_text())["heads_used"] == heads
+
+
 def test_half_precision_decodes(ckpt: str, capsys: Capture) -> None:
     text, _ = generate(capsys, ckpt, "--prompt", "def", "--max_new_tokens", "9", "--dtype", "bf16")
     assert text.startswith("def")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from mtp_lightning.bench.decode.decode_contenders import Clock, Decode, clock_for
 from mtp_lightning.bench.decode.decode_measure import Row, bench_decode
+from mtp_lightning.bench.decode.decode_models import measured_models, random_model
 from mtp_lightning.bench.decode.decode_parts import decoding_parts, parts_table
 from mtp_lightning.bench.decode.decode_report import USE_MTP, decode_table, draw, heads_table, markdown
 from mtp_lightning.bench.harness import (
@@ -28,7 +28,7 @@ from mtp_lightning.bench.harness import (
 )
 from mtp_lightning.decoding.compiled.compiler import LONG, wanted
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import check_json, write_json
+from mtp_lightning.files import check_json, check_out, write_json
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 
@@ -102,6 +102,8 @@ def decode_command(
     if new_tokens < 4:
         raise InputError(f"new_tokens is {new_tokens}: it has to be at least 4, or there is nothing to time")
     check_json(json, out=out, path=path, **{f"the model '{ckpt}'": ckpt for ckpt in ckpts or ()})
+    if out is not None:
+        check_out(Path(out))
     batches = batch or [1, 2, 4, 8]
     if min(batches) < 1:
         raise InputError(f"batch is {batches}: every size has to be at least 1")
@@ -110,10 +112,11 @@ def decode_command(
     backbone = BackboneConfig(vocab_size, dim, n_layers, n_heads, ffn_dim=ffn_dim)
     count = max(batches) * rounds
     heads = HeadsConfig(n_future=n_future, kind="sequential" if peer == "transformers_mtp" else "parallel")
-    models = [
-        (label, model, prompts, _heads_used(heads_used, model))
-        for label, model, prompts in _models(ckpts, backbone, heads, count, prompt_tokens, kind, path, Path(directory))
-    ]  # all of them before the first is measured, which takes minutes
+    models = (
+        measured_models(ckpts, heads_used, count, prompt_tokens, kind, path, Path(directory))
+        if ckpts
+        else [random_model(backbone, heads, heads_used, count, prompt_tokens)]
+    )  # all of them before the first is measured, which takes minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pin_threads(threads)
     by_cpu = judged_by_cpu(device.type, threads)
@@ -127,9 +130,9 @@ def decode_command(
     with shown_progress(messages) as progress:
         gate = IdleGate(0.0 if by_cpu else patience, progress)
         wait = gate if device.type == "cpu" else not_looked_at
-        for label, model, prompts, numbers in models:
+        for label, model, held_out, numbers in models:
             clock = clock_for(device, threads)
-            prompts = [prompt.to(device) for prompt in prompts]
+            prompts = [prompt.to(device) for prompt in held_out]
             room = max(len(prompt) for prompt in prompts) + new_tokens
             left_out = partial(_left_out, messages, label)
             with _peers(peer, model.to(device), DTYPES[dtype], new_tokens, room, threads, clock, left_out) as peers:
@@ -171,49 +174,6 @@ def decode_command(
         _write(Path(out), content, rows, caption)
 
 
-def _models(
-    ckpts: Sequence[str] | None, backbone: BackboneConfig, heads: HeadsConfig, count: int, length: int, kind: str,
-    path: str | None, directory: Path,
-) -> Iterator[tuple[str, MTPModel, list[Tensor]]]:  # fmt: skip
-    """(label, model, held-out prompts) of every checkpoint, or of one random model."""
-    if not ckpts:
-        torch.manual_seed(0)
-        model = MTPModel(backbone, heads).eval()
-        yield f"random, n = {heads.n_future}", model, list(torch.randint(0, backbone.vocab_size, (count, length)))
-        return
-    from mtp_lightning.checkpoints.files import load_model
-    from mtp_lightning.checkpoints.select import find_checkpoint
-    from mtp_lightning.data.corpora.source import SourceConfig
-    from mtp_lightning.data.tokens.heldout import heldout_prompts
-    from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name, prepare_source
-    from mtp_lightning.data.tokens.verify import open_store
-    from mtp_lightning.data.tokens.vocabulary import can_read, of_text
-
-    source, settings = SourceConfig(kind=kind, path=path), ShardSettings()  # type: ignore[arg-type]
-    loaded = [load_model(find_checkpoint(Path(ckpt))) for ckpt in ckpts]
-    for one, ckpt in zip(loaded, ckpts):
-        model, tokenizer = one.model, one.tokenizer
-        if kind == "shards":
-            shards = Path(str(path))
-        else:
-            shards = directory / cache_name(source, of_text(tokenizer), settings)
-            prepare_source(shards, source, of_text(tokenizer), settings)
-        store = open_store(shards, "validation")
-        if not can_read(tokenizer, store.meta.tokenizer_fingerprint):
-            raise InputError(f"path: the shards in '{shards}' were made with another tokenizer than '{ckpt}'")
-        label = f"n = {model.n_future}, L = {model.config.n_layers}"
-        if model.heads_config.kind != "parallel":
-            label += f", {model.heads_config.kind}"
-        same = [
-            m
-            for m in (other.model for other in loaded)
-            if (m.config, m.heads_config) == (model.config, model.heads_config)
-        ]
-        if len(same) > 1:
-            label += f", {Path(ckpt).stem}"
-        yield label, model, heldout_prompts(store, count, length)
-
-
 @contextmanager
 def _peers(
     name: str, model: MTPModel, dtype: torch.dtype, new_tokens: int, room: int, threads: int, clock: Clock,
@@ -251,20 +211,6 @@ def _report(messages: "Console", rows: Sequence[Row]) -> None:
     for row in rows:
         speed = f"{row['tokens_per_second']:.0f} tokens/s, {row['speedup']:.2f} of plain"
         messages.print(f"{row['model']}, batch {row['batch']}, {row['arm']}: {speed}", highlight=False)
-
-
-def _heads_used(asked: Sequence[int] | None, model: MTPModel) -> list[int]:
-    """Numbers of drafting heads to measure; plain decoding is always one of them.
-
-    Raises:
-        InputError: more than the model has.
-    """
-    most = model.heads_config.max_heads_used
-    for k in asked or ():
-        if not 1 <= k <= model.n_future:
-            raise InputError(f"heads_used is {k}: this model has {model.n_future} prediction heads")
-    wanted = asked or [*range(1, 5), *(2**i for i in range(3, 8)), most]
-    return sorted({1, *(k for k in wanted if k <= most)})
 
 
 def _without_nan(row: Row) -> Row:

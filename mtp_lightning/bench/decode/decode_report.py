@@ -1,5 +1,6 @@
 """How `mtp bench decode` shows its rows: tables, the table of the paper's S2 and S3, a figure."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     mine = [row for row in rows if _drafts(row)]
     models = list(dict.fromkeys(row["model"] for row in mine if row["n_future"] > 1))
     batch = min(row["batch"] for row in rows)
-    for colour, model in zip(COLOURS, models):
+    for colour, model in zip(itertools.cycle(COLOURS), models):
         own = [row for row in mine if row["model"] == model]
         used = [row for row in own if row["batch"] == batch and row["heads_used"] != "auto"]
         x = [row["heads_used"] for row in used]

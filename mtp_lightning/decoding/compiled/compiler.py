@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from mtp_lightning.files import cache_folder
+from mtp_lightning.files import cache_folder, to_disk
 
 Compile = Literal["auto"] | bool
 """auto: for long work. true: wherever there is a compiler. Decoding goes on without where there is none."""
@@ -64,7 +65,8 @@ def _library() -> ctypes.CDLL:
     else:
         file = folder / "kernels" / f"decoding-{_identity(compiler)}.so"
         if _is_ours(file):
-            return ctypes.CDLL(str(file))
+            with suppress(OSError):  # a damaged one is made again
+                return ctypes.CDLL(str(file))
         if _can_be_written(file.parent):
             return ctypes.CDLL(str(_build(compiler, file)))
     with tempfile.TemporaryDirectory(prefix="mtp_kernels_") as name:  # what is loaded needs its file no more
@@ -129,5 +131,6 @@ def _build(compiler: str, file: Path) -> Path:
         else:
             raise OSError(f"{compiler} fails: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
         made.chmod(0o700)
+        to_disk(made)
         made.replace(file)
     return file

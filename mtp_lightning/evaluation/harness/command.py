@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.files import check_json, write_text
+from mtp_lightning.machine import check_device
 from mtp_lightning.ranges import Kept, check_value
 
 OURS = {
@@ -52,6 +53,7 @@ def lm_eval_command(
     from mtp_lightning.evaluation.results.results import rates
 
     check_json(json, ckpt=ckpt)
+    check_device(device)
     check_value("batch_size", batch_size, Kept)
     check_value("limit", limit, Kept | None)
     names = check_tasks(tasks)
