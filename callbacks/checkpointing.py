@@ -1,7 +1,6 @@
 """Checkpoints that a killed or preempted run continues from without a gap or a repeat."""
 
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from typing_extensions import override
 
 from mtp_lightning.checkpoints.lightning_files import CheckpointFiles
 from mtp_lightning.checkpoints.select import is_good
-from mtp_lightning.checkpoints.sharded import write_sharded
+from mtp_lightning.checkpoints.sharded import remove, write_sharded
 from mtp_lightning.errors import PREEMPTED, Paused, Preempted
 from mtp_lightning.files import to_disk
 from mtp_lightning.ranges import Count, Seconds, check_ranges
@@ -182,12 +181,15 @@ class PeriodicCheckpoint(Checkpoint):
         path = Path(trainer.default_root_dir) / "checkpoints" / f"step-{step:08d}.ckpt"
         if self.kind == "single" and not self.background:
             with _named(path):
+                if zero:
+                    remove(_partial(path))  # a folder, if a killed run was saving in shards
                 trainer.save_checkpoint(_partial(path), weights_only=False)
             if zero:
                 put_in_place(path, step, self.keep)
         else:
             content = checkpoint_content(trainer, pieces=self.kind == "sharded")
-            content = snapshot(content) if self.background else content
+            if self.background:  # of a single file the other processes write nothing
+                content = snapshot(content) if zero or self.kind == "sharded" else {}
             if self.background:
                 writer = ThreadPoolExecutor(1, "checkpoint")
                 self._writing = writer.submit(self._write, content, path, step, zero)
@@ -202,6 +204,7 @@ class PeriodicCheckpoint(Checkpoint):
             if self.kind == "sharded":
                 write_sharded(content, _partial(path), self._group)
             elif zero:
+                remove(_partial(path))
                 CheckpointFiles().save_checkpoint(content, _partial(path))
         if zero:
             put_in_place(path, step, self.keep)
@@ -225,7 +228,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        _remove(_partial(path))
+        remove(_partial(path))
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -238,18 +241,11 @@ def put_in_place(path: Path, step: int, keep: int) -> None:
     """Give a whole checkpoint its name, and delete those that it supersedes."""
     partial, folder = _partial(path), path.parent
     to_disk(partial)
-    if path.is_dir():
-        _remove(path)  # one that was passed over when the run was resumed: no folder takes its name
+    if path.is_dir() or partial.is_dir():
+        remove(path)  # one that was passed over when the run was resumed: a folder neither replaces nor is replaced
     partial.replace(path)
     for old in (*folder.glob("step-*.partial"), *superseded(folder, step, keep)):
-        _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        remove(old)
 
 
 def superseded(folder: Path, step: int, keep: int) -> list[Path]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from mtp_lightning.checkpoints.description import check_same_run, describe
+from mtp_lightning.checkpoints.description import check_same_run, describe, settings
 from mtp_lightning.checkpoints.initial import Parent, load_initial
 from mtp_lightning.checkpoints.lightning_files import CheckpointFiles
 from mtp_lightning.errors import DivergedError, InputError
@@ -371,7 +371,12 @@ class MTPModule(pl.LightningModule):
             **describe(self.model, self._datamodule, self.frozen, self.parent),
             "schedule": asdict(self.schedule_config),
             "max_steps": self.trainer.max_steps,
+            "settings": self.settings(self.trainer),
         }
+
+    def settings(self, trainer: Any) -> dict[str, Any]:
+        """What a run goes on with."""
+        return settings(self.optimizer_config, self.loss_config, self._weights, trainer)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -37,6 +37,37 @@ def begin_ids(datamodule: Any, parent: Parent | None) -> list[int]:
     return list((parent.begin_ids if parent else ()) or getattr(datamodule, "begin_ids", ()))
 
 
+def settings(optimizer: Any, loss: Any, weights: Any, trainer: Any) -> dict[str, Any]:
+    """What a step of a run does, by keys of its configuration: all of it but the schedule, and how a loss is computed.
+
+    Args:
+        weights: of the losses, with nothing left out.
+    """
+    parts = {"model.optimizer": asdict(optimizer), "model.loss": asdict(loss), "model.loss.weights": asdict(weights)}
+    for key in ("implementation", "chunk_rows", "weights"):
+        del parts["model.loss"][key]
+    found = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+    return found | {f"trainer.{key}": getattr(trainer, key) for key in ("accumulate_grad_batches", "gradient_clip_val")}
+
+
+def check_settings(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """
+    Args:
+        saved: what a checkpoint says of its run.
+        mine: `settings` now.
+
+    Raises:
+        InputError: a run would go on under other settings than its checkpoint's; names the key.
+    """
+    before = saved.get("settings", {})  # none in checkpoints of earlier versions
+    for key in sorted(before.keys() & mine.keys()):
+        if before[key] != mine[key]:
+            raise InputError(
+                f"ckpt_path: the checkpoint was trained with {key} = {before[key]!r}, and this configuration says "
+                f"{mine[key]!r}; {NO_RESUME}"
+            )
+
+
 def check_same_run(saved: Mapping[str, Any], model: MTPModel, freeze: str, init: InitConfig) -> Parent | None:
     """What the run of a checkpoint was begun from.
 

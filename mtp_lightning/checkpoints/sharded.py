@@ -89,6 +89,14 @@ def put_together(rest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict
     return content
 
 
+def remove(path: Path) -> None:
+    """A checkpoint of either kind, or what is left of one; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_sharded(content: Mapping[str, Any], folder: Path, group: Any = None) -> None:
     """Write a checkpoint; `folder` is complete when this returns on rank zero. Every rank calls it.
 
@@ -103,7 +111,7 @@ def write_sharded(content: Mapping[str, Any], folder: Path, group: Any = None) -
     rank = 0 if group is None else dist.get_rank(group)
     rest, tensors = take_apart(content)
     if rank == 0:  # what a killed run left; no rank writes before rank zero has planned with it
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is one process, which is known

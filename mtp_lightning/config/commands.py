@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 
 from mtp_lightning.checkpoints.files import read_checkpoint, reading, verify_checkpoint
 from mtp_lightning.checkpoints.select import CHECKPOINTS, find_checkpoint, find_checkpoints, latest_checkpoint
 from mtp_lightning.checkpoints.sharded import is_sharded
 from mtp_lightning.config.cross_checks import check_writable, lightning_refusals
 from mtp_lightning.config.lightning_cli import MTPCLI, naming_the_place
-from mtp_lightning.config.run.continuing import check_length, check_weights
+from mtp_lightning.config.run.continuing import check_continues
 from mtp_lightning.config.run.ending import after_fit
 from mtp_lightning.config.run.quiet import without_advertisements
 from mtp_lightning.config.run.starting import CONFIG, check_replaceable, without_traces
@@ -45,7 +46,7 @@ def fit(args: Sequence[str]) -> int:
 def _fit(cli: MTPCLI, root: Path) -> None:
     check_writable(root)
     check_replaceable(root)
-    start_from = checkpoint_to_start_from(cli.config.ckpt_path, root, cli.model, cli.trainer.max_steps)
+    start_from = checkpoint_to_start_from(cli.config.ckpt_path, root, cli.model, cli.trainer)
     for logger in cli.trainer.loggers:
         if isinstance(logger, MLflowRunLogger):
             logger.check(cli.start.parameters)
@@ -130,7 +131,7 @@ def of_run(run: Path) -> list[str]:
     return ["-c", str(config), "--ckpt_path", str(find_checkpoint(run))]
 
 
-def checkpoint_to_start_from(ckpt_path: str | None, directory: Path, module: MTPModule, max_steps: int) -> str | None:
+def checkpoint_to_start_from(ckpt_path: str | None, directory: Path, module: MTPModule, trainer: Trainer) -> str | None:
     """The checkpoint `fit` starts from, checked before anything is written.
 
     Raises:
@@ -144,8 +145,7 @@ def checkpoint_to_start_from(ckpt_path: str | None, directory: Path, module: MTP
     if path is not None:
         with reading(path):
             content = read_checkpoint(path, lazy=path == newest)  # the newest was just read
-            check_weights(path, content, module)
-            check_length(path, content, module, max_steps)
+            check_continues(path, content, module, trainer)
     same = newest is not None and path is not None and newest.resolve() == path.resolve()
     if newest is not None and not same and os.environ.get("LOCAL_RANK", "0") == "0":
         raise InputError(

@@ -64,7 +64,7 @@ def check_memory(config: Mapping[str, Any], memory: int | None = None, gpus: int
     memory = machine_memory() if memory is None else memory
     if memory is None:
         return
-    processes = _number(trainer["devices"])
+    processes = _number(trainer["devices"], on_gpu)
     world = gpus or processes * trainer["num_nodes"]
     import_kind(heads)  # the user's own configuration names it
     model = config["model"]
@@ -95,8 +95,13 @@ def check_memory(config: Mapping[str, Any], memory: int | None = None, gpus: int
     )
 
 
-def _number(devices: Any) -> int:
-    """Processes on a node, as far as the configuration says."""
+def _number(devices: Any, on_gpu: bool) -> int:
+    """Processes on a node: a number, GPUs by their numbers (a list, or `0,1,2`), or all of them (`auto`, -1)."""
     if isinstance(devices, list):
         return max(1, len(devices))
-    return max(1, int(devices)) if str(devices).isdigit() else 1
+    text = str(devices).strip()
+    if "," in text:
+        return len([number for number in text.split(",") if number.strip()])
+    if text in ("auto", "-1"):
+        return torch.cuda.device_count() if on_gpu else 1
+    return max(1, int(text)) if text.isdigit() else 1

@@ -44,7 +44,7 @@ _WHOLE: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 """Key -> whether a run can have a value, and what to say where it cannot."""
-_COUNTS_OTHERWISE = ("GradientAccumulationScheduler", "Timer", "BatchSizeFinder")
+_COUNTS_OTHERWISE = ("GradientAccumulationScheduler", "Timer", "BatchSizeFinder", "EarlyStopping")
 """Callbacks of Lightning's that end a run before its last step."""
 MOST_PROCESSES_A_CORE = 4
 

@@ -27,7 +27,8 @@ Schedule = Literal["constant", "anneal", "forward", "reverse"]
 
 @dataclass(frozen=True)
 class WeightsConfig:
-    """Weights of the heads' losses. What is left out is the head kind's default:
+    """Weights of the heads' losses. Where none of `values`, `ratio` and `lam` is given, the head kind's default (one
+    that is given replaces all of it: `lam: 1` is equal weights whose sum is 1, `ratio: 0.5` a constant schedule):
 
     - `sequential`: lam 0.3 (DeepSeek-V3: lambda / D each);
     - `recurrent`: ratio 0.6, lam 1 (FastMTP: beta^(k-1) / sum over the further heads);

@@ -231,7 +231,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         step = next(iter(states.values()))["step"]
         for flat in self._flat_partitions():
             inner.state[flat] = {
-                "step": torch.as_tensor(step, dtype=torch.float32).clone(),
+                "step": torch.as_tensor(step, dtype=torch.float32).clone().to(flat.device),
                 "exp_avg": torch.zeros_like(flat.data),
                 "exp_avg_sq": torch.zeros_like(flat.data),
             }

@@ -25,15 +25,20 @@ from mtp_lightning.optimization.schedule import ScheduleConfig
 
 
 def strategies(scale: Scale) -> Figures:
-    """`mtp fit` under each strategy, in float32, has the losses of one plain process."""
+    """`mtp fit` under each strategy, in float32, has the losses of one plain process; so has one that goes on, under
+    each, from the plain one's checkpoint of half the steps."""
     losses: dict[str, float | str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("single", "fsdp2", "zero1", "zero2", "zero3"):
             if name.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
                 continue
             strategy = ["-c", f"conf/strategy/{name}.yaml", "--data.val_windows", "8"]
-            metrics = _fitted(scale, Path(folder) / name, "python_stdlib", *strategy)
-            losses[name] = metrics if isinstance(metrics, str) else metrics["val/loss"]
+            if name == "single":
+                strategy += ["--trainer.callbacks.every_n_steps", str(half := max(1, scale.steps // 2))]
+                start = Path(folder) / name / "checkpoints" / f"step-{half:08d}.ckpt"
+            for how, more in (("", []), ("_resumed", ["--ckpt_path", str(start)])):
+                metrics = _fitted(scale, Path(folder) / f"{name}{how}", "python_stdlib", *strategy, *more)
+                losses[f"{name}{how}"] = metrics if isinstance(metrics, str) else metrics["val/loss"]
     single = losses["single"]
     for loss in losses.values():
         assert isinstance(loss, float), losses

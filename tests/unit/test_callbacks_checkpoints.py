@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from test_callbacks_training import Fit, fit
 
 from callbacks import checkpointing
 from callbacks.checkpointing import PeriodicCheckpoint
+from mtp_lightning.checkpoints.lightning_files import CheckpointFiles
 
 __all__ = ["fit"]
 
@@ -20,6 +22,20 @@ def test_a_newer_file_that_is_torn_does_not_push_out_a_good_one(fit: Fit, tmp_pa
     fit([PeriodicCheckpoint(every_n_steps=2, keep=2)], steps=6)
     left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert left == ["step-00000004.ckpt", "step-00000006.ckpt"]
+
+
+def test_a_folder_may_have_a_name_that_looks_like_an_address(fit: Fit, tmp_path: Path) -> None:
+    folder = tmp_path / "a::b"
+    fit([PeriodicCheckpoint()], steps=4, default_root_dir=folder)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000004.ckpt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a::b"]
+
+
+def test_what_a_gpu_wrote_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save({"weight": torch.ones(3)}, tmp_path / "a.ckpt")
+    assert CheckpointFiles().load_checkpoint(tmp_path / "a.ckpt")["weight"].tolist() == [1, 1, 1]
 
 
 def test_clocks_do_not_choose_which_checkpoint_goes(tmp_path: Path) -> None:

@@ -157,6 +157,26 @@ def test_old_folders_go(tmp_path: Path) -> None:
     verify_checkpoint(tmp_path / "checkpoints" / "step-00000004.ckpt")
 
 
+@pytest.mark.parametrize(("kind", "background"), [*KINDS, ("single", False)])
+@pytest.mark.parametrize("left", ["partial", "ckpt"])
+@pytest.mark.parametrize("was", ["file", "folder"])
+def test_what_a_run_of_the_other_kind_left_is_in_no_ones_way(
+    kind: Any, background: bool, left: str, was: str, tmp_path: Path
+) -> None:
+    """Torn while it was written, or passed over as damaged, before the same step is saved again."""
+    stale = tmp_path / "checkpoints" / f"step-00000004.{left}"
+    if was == "folder":
+        stale.mkdir(parents=True)
+        (stale / "shard-00007-model-00001-of-00001.safetensors").touch()
+    else:
+        stale.parent.mkdir()
+        stale.write_bytes(b"torn")
+    fit(tmp_path, PeriodicCheckpoint(every_n_steps=1, keep=1, kind=kind, background=background))
+    (found,) = (tmp_path / "checkpoints").iterdir()
+    assert (found.name, found.is_dir()) == ("step-00000004.ckpt", kind == "sharded")
+    verify_checkpoint(found)
+
+
 def test_training_goes_on_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer waits until two more steps are made; what it then writes is the step that was asked for."""
     later = threading.Event()

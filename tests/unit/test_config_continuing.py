@@ -90,6 +90,28 @@ def test_a_run_for_more_steps_equals_the_longer_run(
     assert (record.params["trainer.max_steps"], record.tags["mtp.max_steps"]) == (str(first), str(total))
 
 
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--model.optimizer.lr=0.5", "trained with model.optimizer.lr = 0.003, and this configuration says 0.5"),
+        ("--model.loss.z_loss=0.1", "model.loss.z_loss = 0.0, and this configuration says 0.1"),
+        ("--model.loss.weights.lam=0.5", "model.loss.weights.lam = None, and this configuration says 0.5"),
+        ("--trainer.accumulate_grad_batches=3", "trainer.accumulate_grad_batches = 1, and this configuration says 3"),
+        ("--trainer.gradient_clip_val=0.1", "trainer.gradient_clip_val = 1.0, and this configuration says 0.1"),
+    ],
+)
+def test_a_run_goes_on_under_its_settings_in_whatever_folder(
+    folder: Path, flag: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit_until("runs/mine", 2)
+    found = max(Path("runs/mine/checkpoints").glob("*.ckpt"))
+    start = f"--ckpt_path={found}"
+    assert fit("runs/other", flag, start) == 2
+    assert says in capsys.readouterr().err
+    assert not Path("runs/other").exists()
+    assert fit("runs/other", "--model.loss.chunk_rows=16", start) == 0, "how a loss is computed is nobody's matter"
+
+
 def content(step: int, total: int, schedule: ScheduleConfig, finished: bool = False) -> dict[str, Any]:
     progress = {"epoch_progress": {"current": {"completed": int(finished)}}}
     described = {"schedule": vars(schedule), "max_steps": total}

@@ -72,6 +72,20 @@ def test_a_grid_plans_no_cell_that_its_gpus_cannot_hold(
     assert ("each GPU (resources.gpu_memory_gb) has 10.2 MiB" in capsys.readouterr().err) is not fits
 
 
+def test_gpus_are_counted_as_lightning_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Card:
+        total_memory = 12 * GIB
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: Card)
+    for devices in (4, "4", "auto", -1, "-1", "0,1,2,3", [0, 1, 2, 3]):
+        check_memory(config(devices=devices, accelerator="gpu"))
+    for devices in (1, "0,1", [2]):
+        with pytest.raises(InputError, match=r"and the GPU has 12\.0 GiB"):
+            check_memory(config(devices=devices, accelerator="gpu"))
+
+
 def test_offloaded_states_are_not_judged() -> None:
     zero = {"class_path": "mtp_lightning.strategies.zero.ZeroStrategy", "init_args": {"offload": "optimizer"}}
     check_memory(config(strategy=zero), GIB)

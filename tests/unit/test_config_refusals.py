@@ -120,7 +120,12 @@ def check(folder: Path, run: str, flags: tuple[str, ...], says: str, capsys: pyt
             ("--trainer.logger.experiment=mtp/../../x", "trainer.logger.init_args.experiment is 'mtp/../../x'"),
             (f"--trainer.callbacks=[{{class_path: {STOPPING}}}]", "callbacks.monitor is missing"),
             (
-                f"--trainer.callbacks=[{{class_path: {STOPPING}, init_args: {{monitor: a, mode: b}}}}]",
+                f"--trainer.callbacks=[{{class_path: {STOPPING}, init_args: {{monitor: a}}}}]",
+                "trainer.callbacks has lightning.pytorch.callbacks.EarlyStopping: it would end the run before its last",
+            ),
+            (
+                "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {monitor: a,"
+                " mode: b}}]",
                 "`mode` can be min, max",
             ),
             ("--trainer.limit_val_batches=1.0e-9", "trainer.limit_val_batches is 1e-09"),
@@ -161,7 +166,8 @@ def test_what_is_refused_in_any_folder(
         ((), "already holds a run"),
         ((AUTO, "--trainer.max_steps=12"), "learning rates depend on its length"),
         ((AUTO, "--trainer.max_steps=3"), "steps already: give"),
-        ((AUTO, "--model.optimizer.lr=0.1"), "was begun with 0.003"),
+        ((AUTO, "--model.optimizer.lr=0.1"), "was trained with model.optimizer.lr = 0.003"),
+        ((AUTO, "--data.val_windows=2"), "was begun with 4"),
         ((AUTO, "--trainer.logger.tracking_uri=sqlite:///elsewhere/mlflow.db"), "does not hold the run of"),
         ((AUTO, NO_LOGGER, "--model.backbone.ffn_dim=48"), "was made with model.backbone.ffn_dim = 32"),
         ((AUTO, NO_LOGGER, "--model.backbone.rope_theta=1e6"), "was made with model.backbone.rope_theta = 10000.0"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ VERDICTS = {
     "better": (
         {**LOSSES, (2, 0): 1.0, (2, 1): 1.2},
         "n_future=2 has the lowest val/loss/head_1, 1.1000: 1.0000 lower than the baseline n_future=1, more than the "
-        "spread over 2 seeds (0.1414), which the best of 2 settings may be by chance.",
+        "spread over 2 seeds (0.1414), which chance makes of equal settings in one grid of four or more: an interval "
+        "needs 3 seeds.",
     ),
     "within": (
         LOSSES,
@@ -29,7 +31,8 @@ VERDICTS = {
     "baseline": (
         {**LOSSES, (1, 0): 1.0, (1, 1): 1.0},
         "n_future=1, the baseline, has the lowest val/loss/head_1, 1.0000: 1.0500 lower than the next, n_future=2, "
-        "more than the spread over 2 seeds (0.2121).",
+        "more than the spread over 2 seeds (0.2121), which chance makes of equal settings in one grid of four: an "
+        "interval needs 3 seeds.",
     ),
     "tie": (
         dict.fromkeys(LOSSES, 1.0),
@@ -88,9 +91,12 @@ def test_verdicts_know_which_way_is_better(tmp_path: Path) -> None:
 
 def test_the_verdict_rests_on_the_interval_where_there_is_one(tmp_path: Path) -> None:
     assert verdict(three_seeds(tmp_path)).sentence == (
-        "n_future=2 has the lowest val/loss/head_1, 1.7500: 0.3750 lower than the baseline n_future=1, 95% interval "
-        f"[{LOW}, {HIGH}] over 3 seeds leaves out 0, but not that for the best of 2 settings, [-0.8228, +0.0728]."
+        f"No difference beyond chance (95% interval [{LOW}, {HIGH}] over 3 seeds leaves out 0, but not that for the "
+        "best of 2 settings, [-0.8228, +0.0728]): n_future=2 has the lowest val/loss/head_1, 1.7500, but only 0.3750 "
+        "lower than the baseline n_future=1."
     )
+    sentence = verdict(three_seeds(tmp_path, (-0.37, -0.38, -0.39))).sentence
+    assert "over 3 seeds leaves out 0, so does that for the best of 2 settings, [" in sentence
     # Larger than every spread, and yet such three differences are no evidence.
     assert verdict(three_seeds(tmp_path, (-0.1, -0.3, -0.5))).sentence == (
         "No difference beyond chance (95% interval [-0.7968, +0.1968] over 3 seeds): n_future=2 has the lowest "
@@ -148,7 +154,7 @@ def test_cells_without_a_value_make_it_provisional(tmp_path: Path) -> None:
 def test_the_json_is_the_sentence_in_numbers(tmp_path: Path) -> None:
     found = verdict(three_seeds(tmp_path))
     value = json.loads(json.dumps(found.json(), allow_nan=False))
-    start = {"grid": "head-count", "sentence": found.sentence, "outcome": "difference", "is_difference": True}
+    start = {"grid": "head-count", "sentence": found.sentence, "outcome": "no difference", "is_difference": False}
     start |= {"provisional": False, "metric": "val/loss/head_1", "direction": "lower", "at": None}
     assert {key: value[key] for key in start} == start
     best = {key: value["best"][key] for key in ("setting", "is_baseline", "mean", "seeds")}
@@ -169,6 +175,22 @@ def test_the_json_of_two_seeds_has_a_spread_and_no_interval(tmp_path: Path) -> N
     assert value["spread"] == pytest.approx(math.sqrt(0.045))
 
 
+@pytest.mark.parametrize(("settings", "seeds"), [(2, 2), (3, 2), (3, 3), (6, 3), (3, 5)])
+def test_equal_settings_are_seldom_told_apart(settings: int, seeds: int, tmp_path: Path) -> None:
+    """What is called a difference although there is none: in no more than one grid of twenty."""
+    numbers, run = [*range(1, settings + 1)], [*range(seeds)]
+    text = GRID.replace("[1, 2, 4]", str(numbers)).replace("[0, 1]", str(run))
+    losses, chance, told = {(n, seed): 1.0 for n in numbers for seed in run}, random.Random(0), 0
+    report = filled(tmp_path, losses, text)
+    for _ in range(400):
+        drawn = [
+            replace(group, results={seed: {"val/loss/head_1": chance.gauss(1, 0.1)} for seed in run})
+            for group in report.groups
+        ]
+        told += verdict(replace(report, groups=drawn)).is_difference is True
+    assert told <= 0.07 * 400, "three standard errors of one in twenty"
+
+
 def test_the_json_of_a_baseline_that_is_the_best_compares_it_with_the_next(tmp_path: Path) -> None:
     value = verdict(filled(tmp_path, VERDICTS["baseline"][0])).json()
     assert (value["baseline"], value["best"]["is_baseline"]) == (value["best"], True)
@@ -185,7 +207,7 @@ def test_the_json_names_what_is_missing_and_has_null_for_what_is_not_finite(tmp_
 
 
 OUTCOMES = {
-    "better": Outcome.DIFFERENCE,
+    "better": Outcome.BEYOND_SPREAD,
     "within": Outcome.NO_DIFFERENCE,
     "tie": Outcome.NO_DIFFERENCE,
     "one seed": Outcome.UNKNOWN_SPREAD,

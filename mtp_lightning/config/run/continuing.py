@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
+
+from mtp_lightning.checkpoints.description import check_settings
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import CHECKPOINT_KEY
 from mtp_lightning.module import MTPModule
@@ -45,6 +48,17 @@ def check_length(path: Path, content: Mapping[str, Any], module: MTPModule, max_
                 f"losses (model.loss.weights) move with its length: those of step {step + 1} would have been others. "
                 f"{_instead(before)}"
             )
+
+
+def check_continues(path: Path, content: Mapping[str, Any], module: MTPModule, trainer: Trainer) -> None:
+    """Refuse to go on from a checkpoint as another run than its own.
+
+    Raises:
+        InputError: another model, other settings of a step, or another length; names the key.
+    """
+    check_weights(path, content, module)
+    check_settings(content[CHECKPOINT_KEY], module.settings(trainer))
+    check_length(path, content, module, trainer.max_steps)
 
 
 def check_weights(path: Path, content: Mapping[str, Any], module: MTPModule) -> None:

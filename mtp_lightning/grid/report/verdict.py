@@ -1,10 +1,11 @@
 """What the numbers say about the first metric of a grid's `compare`, and no more: computed once, written as a sentence
 for people and as JSON for programs.
 
-A difference counts as one when its confidence interval leaves out zero. With too few seeds for an interval, when it
+A difference counts as one when its confidence interval leaves out zero; where the best of several settings is compared
+with their baseline, the interval for the best of so many. Too few seeds for an interval say no more than whether it
 exceeds the spread: the largest of the standard deviations over seeds of the two settings and of their paired
-difference. That is a rule of thumb, not a test. Where the best of several settings is compared with their baseline,
-the interval for the best of so many stands beside the plain one.
+difference. Of two seeds that is no test: of settings that are all equal, the best exceeds it in 28 of 100 grids with
+two or three settings, and in 46 with sixteen. With intervals it is 6 in 100 at most.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import Any
 
 from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value, strict_json
-from mtp_lightning.grid.report.statistics import LEVEL, Difference, Interval, Summary, difference_of
+from mtp_lightning.grid.report.statistics import FEWEST, LEVEL, Difference, Interval, Summary, difference_of
 from mtp_lightning.grid.report.tuning import Choice
 from mtp_lightning.grid.run.gate import Gating
 from mtp_lightning.grid.spec.grid_spec import At
@@ -25,6 +26,8 @@ from mtp_lightning.units import counted
 class Outcome(StrEnum):
     DIFFERENCE = "difference"
     NO_DIFFERENCE = "no difference"
+    BEYOND_SPREAD = "beyond the spread"
+    """Of two seeds, which say no more."""
     UNKNOWN_SPREAD = "unknown spread"
     """One seed, or one common seed."""
     DIFFERENT_SEEDS = "different seeds"
@@ -186,10 +189,11 @@ def verdict(report: Report) -> Verdict:
         if other is not None:
             gap = difference_of(best.by_seed(metric), other.by_seed(metric))
             assert gap is not None, "ranked settings all have the metric"
-            outcome, spread = _judge(_summary(best, metric), _summary(other, metric), gap)
             if other.signature == best.baseline:
                 compared = [group for group, _ in measured if group is not other]
                 rivals = sum(group.baseline == best.baseline for group in (*compared, *report.stopped))
+            among = gap.among(rivals) or gap.interval
+            outcome, spread = _judge(_summary(best, metric), _summary(other, metric), gap, among)
     baseline = None if best is None else report.group(best.baseline)
     worth, ladders = _ladders(report, best)
     return Verdict(
@@ -229,16 +233,20 @@ def _ladders(report: Report, best: Group | None) -> tuple[str, list[dict[str, An
     return texts.sentence(report.ladders, arm), texts.json(report.ladders)
 
 
-def _judge(best: Summary, other: Summary, gap: Difference) -> tuple[Outcome, float | None]:
-    """What the difference amounts to, and the spread that it was held against if there is no interval."""
+def _judge(best: Summary, other: Summary, gap: Difference, interval: Interval | None) -> tuple[Outcome, float | None]:
+    """What the difference amounts to, and the spread that it was held against if there is no interval.
+
+    Args:
+        interval: of the difference, for the best of so many settings as there were.
+    """
     if gap.mean and (gap.mean < 0) != (best.mean < other.mean):
         return Outcome.DIFFERENT_SEEDS, None
     if best.seeds < 2 or other.seeds < 2 or gap.seeds == 1:
         return Outcome.UNKNOWN_SPREAD, None
-    if gap.interval is not None:
-        return Outcome.DIFFERENCE if gap.interval.excludes_zero else Outcome.NO_DIFFERENCE, None
+    if interval is not None:
+        return Outcome.DIFFERENCE if interval.excludes_zero else Outcome.NO_DIFFERENCE, None
     spread = max(summary.sd or 0.0 for summary in (best, other, gap))
-    return Outcome.DIFFERENCE if abs(gap.mean) > spread else Outcome.NO_DIFFERENCE, spread
+    return Outcome.BEYOND_SPREAD if abs(gap.mean) > spread else Outcome.NO_DIFFERENCE, spread
 
 
 def _rank(group: Group, metric: str, direction: str) -> float:
@@ -282,7 +290,7 @@ def _main_sentence(v: Verdict) -> str:
     if v.outcome is Outcome.UNKNOWN_SPREAD:
         one = "one common seed" if min(mine.seeds, v.other.summary.seeds) > 1 else "one seed"
         return f"{_capital(name)} {has}: {apart}; with {one} nothing is known about the spread."
-    if v.outcome is Outcome.DIFFERENCE:
+    if v.outcome in (Outcome.DIFFERENCE, Outcome.BEYOND_SPREAD):
         return f"{_capital(name)} {has}: {apart}, {_evidence(v, mine, v.other.summary, v.difference)}."
     evidence = _evidence(v, mine, v.other.summary, v.difference)
     return f"No difference beyond {evidence}: {name} {has}, but {'only ' if gap else 'is '}{apart}."
@@ -293,19 +301,21 @@ def _evidence(v: Verdict, mine: Summary, theirs: Summary, gap: Difference) -> st
     if gap.interval is None:
         seeds = counted(min(mine.seeds, theirs.seeds), "seed")
         spread = f"the spread over {seeds} ({format_value(v.metric, v.spread or 0.0, like=mine.mean)})"
-        chosen = f", which the best of {v.rivals} settings may be by chance" if v.rivals > 1 else ""
-        return f"more than {spread}{chosen}" if v.is_difference else spread
+        often = "one grid of four or more" if v.rivals > 1 else "one grid of four"
+        chance = f", which chance makes of equal settings in {often}: an interval needs {FEWEST} seeds"
+        return f"more than {spread}{chance}" if v.outcome is Outcome.BEYOND_SPREAD else spread
     seeds = counted(gap.seeds, "seed") if gap.seeds else f"{mine.seeds} and {theirs.seeds} seeds, unpaired"
     interval = f"{LEVEL:.0%} interval {format_interval(v.metric, gap.interval, mine.mean)} over {seeds}"
-    if not v.is_difference:
+    if not gap.interval.excludes_zero:
         return f"chance ({interval})"
     if (among := v.among) is None:
         return f"{interval} leaves out 0" + (
             f", without one for the best of {v.rivals} settings" if v.rivals > 1 else ""
         )
-    both = "so does" if among.excludes_zero else "but not"
     best = f"that for the best of {v.rivals} settings, {format_interval(v.metric, among, mine.mean)}"
-    return f"{interval} leaves out 0, {both} {best}"
+    if v.is_difference:
+        return f"{interval} leaves out 0, so does {best}"
+    return f"chance ({interval} leaves out 0, but not {best})"
 
 
 def _signature(setting: Setting | None) -> str | None:
