@@ -9,6 +9,7 @@ from test_grid_fakes import GRID, FakeResolver, cells_of, grid_file, load_grid
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.cells import baseline_values, expand
+from mtp_lightning.grid.spec.values import value_names
 
 
 def test_settings_in_file_order_with_seeds_innermost(tmp_path: Path) -> None:
@@ -44,6 +45,14 @@ def test_labels_name_what_varies_by_the_shortest_unambiguous_ending(tmp_path: Pa
         "model.width: [8]", "optimizer.lr: [0.1, 1e-3]"
     )
     assert cells_of(tmp_path, clash)[1].label == "max_steps=1 corpus=a lr=0.001"
+
+
+def test_names_of_values_are_short_and_their_own() -> None:
+    files = ["conf/a.yaml", "conf/b.yaml", "other/b.yaml"]
+    assert list(value_names([*files, "x", 3]).values()) == ["a", "conf/b.yaml", "other/b.yaml", "x", "3"]
+    values = [{}, {"n": 4, "kind": "markov"}, {"weights": {"lam": 1.0}, "offsets": [1, 3], "z": {}}]
+    assert list(value_names(values).values()) == ["{}", "kind:markov,n:4", "offsets:[1,3],weights.lam:1,z:{}"]
+    assert list(value_names([{"a.b": 1}, {"a": {"b": 1}}]).values()) == ['{"a.b":1}', '{"a":{"b":1}}']
 
 
 def test_an_ending_shared_by_two_axes_is_lengthened(tmp_path: Path) -> None:

@@ -245,6 +245,16 @@ def test_few_settings_are_columns_and_many_are_rows(tmp_path: Path) -> None:
     assert "model/parameters" in markdown(report)
 
 
+def test_long_names_of_settings_leave_room_for_the_numbers(tmp_path: Path) -> None:
+    text = GRID.replace("[1, 2, 4]", "[1, 2, 3, 4, 5, 6]")
+    report = filled(tmp_path, {(n, s): 1.0 + n + s / 10 for n in range(1, 7) for s in (0, 1)}, text)
+    groups = [replace(group, label=f"{'a_long_name=1 ' * 15}{group.label}") for group in report.groups]
+    shown = rendered(replace(report, groups=groups), tmp_path)
+    assert "…" not in shown
+    assert "2.0500 ± 0.0707" in shown
+    assert "+5.0000 ± 0.0000" in shown
+
+
 def test_metrics_come_in_the_order_of_the_report_with_heads_by_number() -> None:
     present = ["model/parameters", "val/loss/head_10", "val/loss/head_2", "train/loss", "val/accuracy/head_1", "zzz"]
     assert report_order(["zzz", "absent"], present) == [

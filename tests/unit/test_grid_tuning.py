@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.html_page import html_page
 from mtp_lightning.grid.report.tables import markdown, notices, report_json
-from mtp_lightning.grid.report.tuning import Tuning, tuned
+from mtp_lightning.grid.report.tuning import Choice, Tuning, tuned, tuned_text
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import DIVERGED, Failure, Result, State, Status
 from mtp_lightning.grid.slurm import submit
@@ -159,6 +160,14 @@ def test_each_arm_is_compared_with_the_baseline_at_its_own_best(tmp_path: Path) 
     assert gap is not None
     assert gap.mean == pytest.approx(-0.25)
     assert (report.missing, report.warnings, report.expected) == ([], [], 4)
+
+
+def test_of_many_arms_a_line_counts_those_with_nothing_to_say() -> None:
+    arms = [Choice(f"n={n}", "lr", {0.1: 1.0, 0.2: 0.9, 0.4: 1.0}, 0.2, ()) for n in range(8)]
+    edge, none = replace(arms[0], arm="at", value=0.4), replace(arms[0], arm="no", value=None)
+    assert tuned_text(arms) == "; ".join(f"n={n}: lr=0.2" for n in range(8))
+    text = "lr=0.2 of 8 arms; at: lr=0.4, at the edge of the axis; no: lr not chosen yet"
+    assert tuned_text([edge, *arms, none]) == text
 
 
 def test_the_verdict_flags_the_edge_and_every_form_has_the_choices(tmp_path: Path) -> None:

@@ -99,12 +99,11 @@ def count_lines(report: Report, line: int = LINE) -> int:
 
 
 def readable(name: str, line: int = LINE) -> str:
-    """A setting's name in a picture: parts of a configuration without the signs of JSON, in lines that fit beside."""
-    if "{" not in name:
+    """A setting's name in a picture, in lines that fit beside."""
+    if len(name) <= line:
         return name
-    plain = re.sub(r'"(\w+)":', r"\1 ", name.replace("={", ": ")).translate({ord(sign): None for sign in '{}"'})
-    plain = re.sub(r"\((\d+) seed", "(\\1\u00a0seed", plain)  # stays in one line
-    return textwrap.fill(plain.replace(",", ", "), line, break_on_hyphens=False)
+    together = re.sub(r"\((\d+) seed", "(\\1\u00a0seed", name)  # stays in one line
+    return textwrap.fill(together.replace(",", ", "), line, break_on_hyphens=False)
 
 
 def colour_and_dashes(index: int) -> tuple[str, str]:

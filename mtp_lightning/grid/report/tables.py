@@ -14,7 +14,7 @@ from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.ladder.tables import headed_table, ladder_blocks, pipe_table
 from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value, strict_json
 from mtp_lightning.grid.report.statistics import LEVEL, Difference, Interval, Summary
-from mtp_lightning.grid.report.tuning import tuning_rows
+from mtp_lightning.grid.report.tuning import SOME, tuned_text, tuning_rows
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.spec.values import shown
 from mtp_lightning.units import counted
@@ -84,9 +84,9 @@ def terminal_table(report: Report) -> Table:
     table = Table(title=title + (f" [{LEVEL:.0%} interval]" if intervals(report) else ""), title_justify="left")
     wide = len(report.groups) <= WIDE
     layout = Layout.of(report, report.metrics if wide else report.spec.compare)
-    table.add_column(layout.corner, no_wrap=True)
-    for column in layout.columns:
-        table.add_column(Text("\n".join(filter(None, column))), justify="right")
+    table.add_column(layout.corner, no_wrap=wide, overflow="fold")
+    for column in layout.columns:  # numbers are never cut: long names of settings are broken
+        table.add_column(Text("\n".join(filter(None, column))), justify="right", no_wrap=not wide)
     for name, row in layout.rows:
         table.add_row(Text(str(name)), *map(_two_lines, row))
     return table
@@ -208,22 +208,22 @@ def notices(report: Report) -> list[str]:
         by = ", by seed" if any(cell.follows for cell in report.cells) else ""
         lines.append(f"begun with the weights of {', '.join(map(str, parents))}{by}")
     if report.choices:
-        lines.append(f"tuned on other seeds: {'; '.join(map(str, report.choices))}")
+        lines.append(f"tuned on other seeds: {tuned_text(report.choices)}")
     if waits := [name for choice in report.choices for name in choice.waits_for]:
-        lines.append(f"the choice waits for {', '.join(waits)}")
+        lines.append(f"the choice waits for {_some(waits)}")
     if report.gate.stopped:
         stopped = [f"{one.label} ({report.gate.why(one)})" for one in report.gate.stopped.values()]
         lines.append(f"stopped by the gate, and not compared: {'; '.join(stopped)}")
     if report.gate.waits_for:
-        lines.append(f"the gate waits for {', '.join(report.gate.waits_for)}")
+        lines.append(f"the gate waits for {_some(report.gate.waits_for)}")
     if unjudged := [one.label for one in report.gate.judged if one.value is None]:
         what = f"without {report.gate.metric} at step {report.gate.step}, so let through the gate"
         lines.append(f"{what}: {', '.join(unjudged)}")
     if report.missing:
         count, total = len(report.missing), report.expected
-        lines.append(f"incomplete: {count} of {total} cells missing: {', '.join(report.missing)}")
+        lines.append(f"incomplete: {count} of {total} cells missing: {_some(report.missing)}")
     if report.unfinished:
-        lines.append(f"not finished, and compared as far as they are: {', '.join(report.unfinished)}")
+        lines.append(f"not finished, and compared as far as they are: {_some(report.unfinished)}")
     if report.diverged:
         count, total = len(report.diverged), report.expected
         lines.append(f"{count} of {total} cells diverged, so their settings have no mean: {', '.join(report.diverged)}")
@@ -236,6 +236,12 @@ def notices(report: Report) -> list[str]:
         if seeds:
             lines.append(f"not finite: {metric} of {', '.join(f'{group.label} seed={seed}' for group, seed in seeds)}")
     return lines + [f"warning: {text}" for text in report.warnings]
+
+
+def _some(cells: Sequence[str]) -> str:
+    """`mtp grid status` and `report.json` have all."""
+    more = f" and {len(cells) - SOME} more" if len(cells) > SOME else ""
+    return ", ".join(cells[:SOME]) + more
 
 
 def _details(group: Group) -> str:

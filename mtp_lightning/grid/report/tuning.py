@@ -9,6 +9,7 @@ cells are over, `grid submit` and `grid resume` take up the rest when they are c
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -22,6 +23,9 @@ from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.spec.labels import Labels
 from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.units import counted
+
+SOME = 8
+"""Names that a line has, at most."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,17 @@ class Choice:
         if self.value is not None:
             return f"{self.arm}: {self.axis}={self.value:g}" + (", at the edge of the axis" if self.at_edge else "")
         return f"{self.arm}: {self.axis} not chosen yet"
+
+
+def tuned_text(choices: Sequence[Choice]) -> str:
+    """What each arm was tuned to; of many arms how many have each value, and by name those at an edge, or without."""
+    if len(choices) <= SOME:
+        return "; ".join(map(str, choices))
+    named = [choice for choice in choices if choice.at_edge or choice.value is None]
+    inside = Counter(choice.value for choice in choices if choice not in named)
+    counts = [f"{choices[0].axis}={value:g} of {counted(count, 'arm')}" for value, count in sorted(inside.items())]
+    more = [f"{len(named) - SOME} more"] if len(named) > SOME else []
+    return "; ".join([*counts, *map(str, named[:SOME]), *more])
 
 
 def tuning_rows(choices: Sequence[Choice]) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """Keys and values of a grid file: their kinds, and what they are called in labels, expressions and messages."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -60,13 +61,28 @@ def short_names(keys: Iterable[str], stages: Sequence[str] = ()) -> dict[str, st
 
 
 def value_names(values: Iterable[object]) -> dict[str, str]:
-    """Canonical text of a value -> its name: the stem of a configuration file where no other has the same, else its
-    text."""
+    """Canonical text of a value -> its name: the stem of a configuration file where no other has the same, the keys of
+    a mapping with their values (`kind:markov,n_future:4`), else its text."""
     texts = {canonical(value): value for value in values}
     files = [value for value in texts.values() if is_file(value)]
     stems = [Path(file).stem for file in files]
     unique = {file: stem for file, stem in zip(files, stems) if stems.count(stem) == 1}
-    return {text: unique.get(name := shown(value), name) for text, value in texts.items()}
+    names = {text: unique.get(name := _name(value), name) for text, value in texts.items()}
+    once = Counter(names.values())
+    return {text: name if once[name] == 1 else shown(texts[text]) for text, name in names.items()}
+
+
+def _name(value: object) -> str:
+    return ",".join(_pairs(value)) if isinstance(value, Mapping) and value else shown(value)
+
+
+def _pairs(value: Mapping[Any, Any], before: str = "") -> Iterator[str]:
+    """`weights.lam:1` of {weights: {lam: 1}}."""
+    for key, inner in sorted(value.items(), key=lambda item: str(item[0])):
+        if isinstance(inner, Mapping) and inner:
+            yield from _pairs(inner, f"{before}{key}.")
+        else:
+            yield f"{printable(before + str(key))}:{shown(inner)}"
 
 
 def endings(keys: Iterable[str], stages: Sequence[str] = ()) -> dict[str, list[str]]:
