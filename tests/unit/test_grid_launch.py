@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from test_grid_fakes import DONE, ONE, Silent, cells_of, command, finish, launch, starts, states, until
 
-from mtp_lightning.files import FileLock
+from mtp_lightning.files import FileLock, read_json
 from mtp_lightning.grid.run import launch as launching
 from mtp_lightning.grid.run.display import Line, PlainDisplay
 from mtp_lightning.grid.run.launch import LocalLauncher, Pace
@@ -162,6 +162,18 @@ def test_the_environment_divides_the_cores_and_keeps_what_the_user_set(monkeypat
     assert child_environment(2, {})["OMP_WAIT_POLICY"] == "PASSIVE"
     assert "OMP_WAIT_POLICY" not in child_environment(1, {})
     assert child_environment(1, {})["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_a_run_is_no_task_of_the_slurm_job_that_it_is_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would make its world of the job's tasks: 1 where the run has 2 devices, an error where they are 4."""
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "1"}
+    for key, value in {**kept, "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_NTASKS_PER_NODE": "4"}.items():
+        monkeypatch.setenv(key, value)
+    (cell,) = cells_of(tmp_path, ONE)
+    launch([cell], "write('seen.json', **{k: v for k, v in os.environ.items() if k.startswith('SLURM')}); finish()")
+    assert read_json(cell.directory / "seen.json") == kept
 
 
 def test_time_left_counts_from_where_the_attempt_began() -> None:

@@ -24,6 +24,7 @@ from mtp_lightning.grid.run.process import (
     failed_to_start,
     fit_command,
     fit_config,
+    without_slurm,
 )
 from mtp_lightning.grid.run.state import LOCK, LOG, CellFiles, Progress, State, cell_state
 from mtp_lightning.grid.run.status import blocked_by
@@ -70,7 +71,7 @@ class LocalLauncher:
 
     def __init__(self, display: Display, workers: int = 1, grace: float = 30.0, interval: float = 0.2) -> None:
         self.display, self.workers, self.grace, self.interval = display, workers, grace, interval
-        self.environment = child_environment(workers, os.environ)
+        self.environment = child_environment(workers, without_slurm(os.environ))
 
     def launch(self, cells: Sequence[Cell]) -> LaunchResult:
         self.cells, self.began = list(cells), time.time()
