@@ -4,6 +4,7 @@ One class, so that help and arguments of all commands are its methods', and long
 is an InputError, raised before anything is written; a Slurm that fails is an UnavailableError.
 """
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 from mtp_lightning.config.cell import command
 from mtp_lightning.config.keys.missing_files import said_of_missing
 from mtp_lightning.config.many_configs import Resolver
-from mtp_lightning.errors import InputError, UnavailableError
+from mtp_lightning.errors import PREEMPTED, InputError, UnavailableError
 from mtp_lightning.files import cache_folder, check_json
 from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.equal_training import parse_at
@@ -102,10 +103,10 @@ class Grid:
         if self._to_run():
             self._prepare_charts()
         launched = run_rounds(self._to_run, len(self.cells), workers)
-        if launched.interrupted:
+        if launched.stopped_by is not None:
             ended = summary([outcome.state.value for outcome in launched.outcomes.values()])
             say(f"stopped ({ended}); the same command continues where this one ended", error=True)
-            return INTERRUPTED
+            return INTERRUPTED if launched.stopped_by == signal.SIGINT else PREEMPTED
         if not launched.outcomes:
             ended = f"{len(self.gating.compared)} cells are finished"
             stopped = len(self.cells) - len(self.gating.compared)

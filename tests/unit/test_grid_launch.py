@@ -23,7 +23,7 @@ def test_every_cell_runs_once_and_leaves_its_files(tmp_path: Path) -> None:
     cells = cells_of(tmp_path)
     launched, display = launch(cells)
     assert {outcome.state for outcome in launched.outcomes.values()} == {State.FINISHED}
-    assert not launched.interrupted
+    assert launched.stopped_by is None
     assert states(cells) == ["finished"] * 6
     assert [starts(cell) for cell in cells] == [1] * 6
     assert [line.state for line in display.lines] == ["finished"] * 6

@@ -30,6 +30,8 @@ from mtp_lightning.grid.run.state import LOCK, LOG, CellFiles, Progress, State, 
 from mtp_lightning.grid.run.status import blocked_by
 from mtp_lightning.grid.spec.cells import Cell
 
+ASKED_TO_STOP = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""The last two are the warnings of Slurm and others before the end."""
 _ELSEWHERE_SECONDS = 1.0
 _SAME_SIGNAL_SECONDS = 0.5
 
@@ -38,7 +40,8 @@ _SAME_SIGNAL_SECONDS = 0.5
 class LaunchResult:
     outcomes: dict[str, Outcome]
     """By signature; cells that were not started have none."""
-    interrupted: bool
+    stopped_by: int | None = None
+    """The signal that asked the launcher to stop."""
 
 
 class Pace:
@@ -66,8 +69,8 @@ class Pace:
 
 class LocalLauncher:
     """Two launchers may work on one grid at the same time: each cell is locked while it runs, and a launcher waits for
-    a cell that the other has locked, and does not run it again. SIGINT, SIGTERM and SIGHUP are handed on to the runs,
-    which get `grace` seconds to save before they are killed; a second signal kills them at once."""
+    a cell that the other has locked, and does not run it again. SIGINT is handed on to the runs, as SIGTERM are those
+    of `ASKED_TO_STOP`; they get `grace` seconds to save before they are killed; a second signal kills them at once."""
 
     def __init__(self, display: Display, workers: int = 1, grace: float = 30.0, interval: float = 0.2) -> None:
         self.display, self.workers, self.grace, self.interval = display, workers, grace, interval
@@ -97,7 +100,7 @@ class LocalLauncher:
                 for attempt in self.active.values():
                     attempt.kill()
                 raise
-        return LaunchResult(self.outcomes, bool(self.signals))
+        return LaunchResult(self.outcomes, self.signals[0][0] if self.signals else None)
 
     def _start(self) -> None:
         for name, cell in list(self.waiting.items()):
@@ -282,8 +285,7 @@ def _caught(signals: list[tuple[int, float]]) -> Iterator[None]:
     def note(signum: int, _frame: FrameType | None) -> None:
         signals.append((signum, time.monotonic()))
 
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {signum: signal.signal(signum, note) for signum in wanted}
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, *ASKED_TO_STOP)}
     try:
         yield
     finally:
