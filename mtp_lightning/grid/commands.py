@@ -89,7 +89,8 @@ class Grid:
         """Run the cells of a grid that are not finished, then report. Ctrl-C leaves everything resumable.
 
         Args:
-            workers: Cells at a time. Default: one a core, four at most; one where there is an NVIDIA GPU.
+            workers: Cells at a time. Default: as many as the GPUs are enough for; without GPUs one a core, four at
+                most.
             json: Write the report's table to this file too.
         """
         if workers is not None and workers < 1:

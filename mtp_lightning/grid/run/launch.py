@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
@@ -16,11 +15,11 @@ from rich.console import Console
 from mtp_lightning.files import DamagedError, FileLock
 from mtp_lightning.grid.run.attempts import is_at_gate
 from mtp_lightning.grid.run.display import Display, Line, open_display, say
+from mtp_lightning.grid.run.gpus import VISIBLE, default_workers, gpus_of, least_used, visible_gpus
 from mtp_lightning.grid.run.process import (
     Attempt,
     Outcome,
     child_environment,
-    cores,
     failed_to_start,
     fit_command,
     fit_config,
@@ -75,6 +74,7 @@ class LocalLauncher:
     def __init__(self, display: Display, workers: int = 1, grace: float = 30.0, interval: float = 0.2) -> None:
         self.display, self.workers, self.grace, self.interval = display, workers, grace, interval
         self.environment = child_environment(workers, without_slurm(os.environ))
+        self.gpus = visible_gpus(os.environ)
 
     def launch(self, cells: Sequence[Cell]) -> LaunchResult:
         self.cells, self.began = list(cells), time.time()
@@ -83,6 +83,7 @@ class LocalLauncher:
         self.retried: Counter[str] = Counter()
         self.active: dict[str, Attempt] = {}
         self.paces: dict[str, Pace] = {}
+        self.on: dict[str, list[str]] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.signals: list[tuple[int, float]] = []
         self.noted: set[str] = set()
@@ -120,12 +121,19 @@ class LocalLauncher:
                     self._ended(cell, outcome)
                 else:
                     config, command = fit_config(cell), fit_command(cell)
-                    attempt = Attempt.start(cell, lock, config, command, self.environment, self.display.note)
+                    environment = self.environment | self._place(cell)
+                    attempt = Attempt.start(cell, lock, config, command, environment, self.display.note)
                     self.active[name], self.paces[name] = attempt, Pace(attempt.status.started_at)
                     del self.waiting[name]
             except OSError as error:
                 lock.release()
                 self._ended(cell, failed_to_start(cell, error, self.display.note))
+
+    def _place(self, cell: Cell) -> dict[str, str]:
+        """On the GPUs with the fewest of our runs."""
+        used = [gpu for name in self.active for gpu in self.on[name]]
+        self.on[cell.signature] = chosen = least_used(self.gpus, used, gpus_of(cell, len(self.gpus)))
+        return {VISIBLE: ",".join(chosen)} if chosen else {}
 
     def _waits_for_parent(self, cell: Cell) -> bool:
         """Whether a cell cannot begin now: the one whose weights it begins with is not finished. If that one ended
@@ -259,7 +267,7 @@ def run_here(todo: Sequence[Cell], of: int, workers: int | None) -> LaunchResult
     Args:
         workers: cells at a time; None: `default_workers`.
     """
-    workers = workers or default_workers(len(todo))
+    workers = workers or default_workers(todo, len(visible_gpus(os.environ)))
     threads = child_environment(workers, os.environ)["OMP_NUM_THREADS"]
     each = f"{threads} thread{'s' if threads != '1' else ''} each"
     say(f"{len(todo)} of {of} cells to run, {workers} at a time with {each}", error=True)
@@ -268,11 +276,6 @@ def run_here(todo: Sequence[Cell], of: int, workers: int | None) -> LaunchResult
         return LocalLauncher(display, workers).launch(todo)
     finally:
         display.close()
-
-
-def default_workers(cells: int) -> int:
-    """One a core, four at most; with an NVIDIA GPU one."""
-    return 1 if Path("/dev/nvidia0").exists() else max(1, min(cells, cores(), 4))
 
 
 @contextmanager
