@@ -35,7 +35,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.model.training.later import made_later
 from mtp_lightning.module import MTPModule
 from mtp_lightning.strategies.check import shards_as_made
-from mtp_lightning.strategies.slurm import without_requeueing
+from mtp_lightning.strategies.slurm import check_tasks, without_requeueing
 from mtp_lightning.tracking.keep_record import KeepRecord
 
 # Lightning 2.6 with torch 2.13; nothing a user could do about it.
@@ -188,6 +188,7 @@ class MTPCLI(LightningCLI):
             raise
         except Exception as error:  # Lightning and what it imports raise what they like of a setting
             raise refused_by_trainer(error, self.config.trainer.as_dict()) from error
+        check_tasks(trainer)
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.sort(key=lambda callback: not isinstance(callback, StartRun))  # which comes first; the rest stays
         return trainer

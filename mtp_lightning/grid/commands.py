@@ -4,6 +4,7 @@ One class, so that help and arguments of all commands are its methods', and long
 is an InputError, raised before anything is written; a Slurm that fails is an UnavailableError.
 """
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 from mtp_lightning.config.cell import command
 from mtp_lightning.config.keys.missing_files import said_of_missing
 from mtp_lightning.config.many_configs import Resolver
-from mtp_lightning.errors import InputError, UnavailableError
+from mtp_lightning.errors import PREEMPTED, InputError, UnavailableError
 from mtp_lightning.files import cache_folder, check_json
 from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.equal_training import parse_at
@@ -37,7 +38,7 @@ from mtp_lightning.grid.run.status import (
 from mtp_lightning.grid.slurm import client as slurm
 from mtp_lightning.grid.slurm.submissions import Submissions
 from mtp_lightning.grid.slurm.submit import fill_in, submit_cells, submitted_text, to_submit
-from mtp_lightning.grid.spec.cells import Cell, find_cell, load_cells
+from mtp_lightning.grid.spec.cells import Cell, check_precision, find_cell, load_cells
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
 from mtp_lightning.tracking.store import default_tracking_uri
 
@@ -64,6 +65,7 @@ class Grid:
             json: Write the table to this file too.
         """
         check_json(json, grid=self.file)
+        check_precision(self.spec, self._loaded[1])
         self._without_record()
         rows, slurm_problem, _ = read_status(self.cells, self.folder, update=False)
         rows = self.gating.show(rows)
@@ -87,12 +89,14 @@ class Grid:
         """Run the cells of a grid that are not finished, then report. Ctrl-C leaves everything resumable.
 
         Args:
-            workers: Cells at a time. Default: one a core, four at most; one where there is an NVIDIA GPU.
+            workers: Cells at a time. Default: as many as the GPUs are enough for; without GPUs one a core, four at
+                most.
             json: Write the report's table to this file too.
         """
         if workers is not None and workers < 1:
             raise InputError(f"workers: {workers} is not a number of processes; give 1 or more")
         check_json(json, grid=self.file)
+        check_precision(self.spec, self._loaded[1])
         check_budget(self.spec, Total.of(self.all_costs))
         if missing := said_of_missing(cell.config for cell in self._to_run()):
             raise InputError(missing)
@@ -100,10 +104,10 @@ class Grid:
         if self._to_run():
             self._prepare_charts()
         launched = run_rounds(self._to_run, len(self.cells), workers)
-        if launched.interrupted:
+        if launched.stopped_by is not None:
             ended = summary([outcome.state.value for outcome in launched.outcomes.values()])
             say(f"stopped ({ended}); the same command continues where this one ended", error=True)
-            return INTERRUPTED
+            return INTERRUPTED if launched.stopped_by == signal.SIGINT else PREEMPTED
         if not launched.outcomes:
             ended = f"{len(self.gating.compared)} cells are finished"
             stopped = len(self.cells) - len(self.gating.compared)
@@ -286,6 +290,7 @@ class Grid:
     def _submit(self, parallel: int | None, defaults: Mapping[str, str | None], wanted: Sequence[State]) -> int:
         if parallel is not None and parallel < 1:
             raise InputError(f"max_parallel: {parallel} is not a number of cells; give 1 or more")
+        check_precision(self.spec, self._loaded[1])
         total = Total.of(self.all_costs)
         slurm.need_slurm(f"`{self._command('run')}` runs the cells on this machine")
         check_budget(self.spec, total)
@@ -303,6 +308,9 @@ class Grid:
                 self._prepare_charts()
             queued = {row.cell.signature: row.queued.id for row in rows if row.queued is not None}
             made = submit_cells(self.spec.name, self.submissions, todo, parallel, queued)
+        if native := [cell.config["trainer"]["precision"] for cell in todo if cell.native_precision]:
+            said = f"trainer.precision is {native[0]}, as this machine computes it natively"
+            say(f"warning: {said}: where the nodes are of another kind, set it in the grid", error=True)
         say("\n".join(submitted_text(rows, ready, made, self._command("resume"))))
         self._say_what_follows("the same command submits them")
         for row in rows:

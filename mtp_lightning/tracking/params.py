@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,33 @@ NAME_LIMIT = 250
 LENGTH = "trainer.max_steps"
 """The parameter that may change when a run is continued. MLflow keeps the one that the run was begun with; the tag
 `mtp.max_steps` holds the new one."""
+RECOMPUTE = "model.recompute"
+NON_SEMANTIC: tuple[tuple[str, str], ...] = (
+    ("config", "where the configuration was read from"),
+    ("ckpt_path", "where an interrupted run continues; the run is the same"),
+    ("model.on_divergence", "a run that diverges has no result, or the same numbers to its end"),
+    ("model.recompute", "the same operations once more; of heads (`rounds_heads`) the same sums in another order"),
+    ("trainer.logger", "where numbers are recorded"),
+    ("trainer.log_every_n_steps", "how often numbers are recorded"),
+    ("trainer.default_root_dir", "a folder"),
+    ("trainer.enable_*", "progress bar, summary and checkpoints observe"),
+    ("trainer.profiler", "observes"),
+    ("trainer.accelerator", "hardware"),
+    ("trainer.devices", "hardware"),
+    ("trainer.num_nodes", "hardware"),
+    ("data.directory", "a folder; what it holds is checked by the data fingerprint of the results"),
+    ("data.init_args.directory", "a folder; what it holds is checked by the data fingerprint of the results"),
+    ("data.source.strict", "the same text, or a refusal"),
+    ("data.init_args.source.strict", "the same text, or a refusal"),
+    ("data.prepare_workers", "the same bytes, sooner"),
+    ("data.init_args.prepare_workers", "the same bytes, sooner"),
+    ("data.num_workers", "sample order is a pure function of seed, epoch and index"),
+    ("data.init_args.num_workers", "sample order is a pure function of seed, epoch and index"),
+    ("data.pin_memory", "hardware"),
+    ("data.init_args.pin_memory", "hardware"),
+)
+"""What cannot change a result: it is no part of a cell's identity, and may change when a run is continued. (dotted
+pattern, reason): `*` matches within one component; a match is the key and everything under it."""
 _NAME = re.compile(r"[\w\-. :/]+")
 
 
@@ -53,14 +81,34 @@ def as_parameters(params: object) -> dict[str, str]:
 def refuse_changes(params: Mapping[str, str], begun_with: Mapping[str, str], directory: Path | None) -> None:
     """
     Raises:
-        InputError: a value other than the one that the run was begun with.
+        InputError: a value other than the one that the run was begun with, of a key that its result depends on.
     """
+    now, before = (rounds_heads(one.get(RECOMPUTE), params.get("trainer.precision")) for one in (params, begun_with))
     for key, value in params.items():
-        if key != LENGTH and begun_with.get(key, value) != value:
+        may_change = key == LENGTH or (non_semantic(key) and (key != RECOMPUTE or now == before))
+        if not may_change and begun_with.get(key, value) != value:
             raise InputError(
                 f"{key} is {value}, but the run in '{directory}' was begun with {begun_with[key]}: continue it as it "
                 "was, or give a new folder"
             )
+
+
+@cache  # of the same few hundred keys for every cell of a grid
+def non_semantic(key: str | tuple[str, ...]) -> str | None:
+    """Why a dotted key, or its components, cannot change a result; None where it can."""
+    path = tuple(key.split(".")) if isinstance(key, str) else key
+    for pattern, reason in NON_SEMANTIC:
+        parts = pattern.split(".")
+        if len(path) >= len(parts) and all(map(fnmatchcase, path, parts)):
+            return reason
+    return None
+
+
+def rounds_heads(recompute: object, precision: object) -> bool:
+    """Whether heads that run again are rounded to 16 bits one by one, where kept heads are rounded together: their
+    losses' weights, and with weights of 16 bits also the gradients that they add to. In float32 only the order of sums
+    is another, which hardware changes too."""
+    return "16" in str(precision) and recompute in ("heads", "layers_and_heads")
 
 
 def flatten(params: object, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -177,3 +177,13 @@ def test_a_checkpoint_that_does_not_say_its_length_is_continued_as_it_was() -> N
     check_length(Path("x.ckpt"), old, module(COSINE), 10)
     with pytest.raises(InputError, match="of a run of 10 steps"):
         check_length(Path("x.ckpt"), old, module(COSINE), 20)
+
+
+def test_a_run_goes_on_under_another_setting_of_what_cannot_change_it(folder: Path) -> None:
+    """As a cell has to, whose signature is the same; `tracking.params.NON_SEMANTIC` has all such keys."""
+    assert fit("runs/whole") == 0
+    fit_until("runs/parts", 4)
+    more = ("--model.recompute=layers", "--model.on_divergence=go_on", "--trainer.log_every_n_steps=2")
+    data = ("--data.init_args.prepare_workers=2", "--data.init_args.num_workers=1", "--data.init_args.directory=other")
+    assert fit("runs/parts", *more, *data, "--ckpt_path=auto") == 0
+    assert_equal(last_checkpoint("runs/whole")["state_dict"], last_checkpoint("runs/parts")["state_dict"])

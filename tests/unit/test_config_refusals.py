@@ -206,6 +206,15 @@ def test_a_loader_that_knows_no_steps(folder: Path, run: str, capsys: pytest.Cap
     check(folder, run, flags, "has to return what its training_loader makes", capsys)
 
 
+def test_slurm_did_not_start_a_task_for_each_process(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a batch script without srun: Lightning would train in one process."""
+    for key, value in {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_NAME": "mine"}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    check(folder, ABSENT, ("--trainer.devices=2",), "make 2 processes, and this Slurm job has SLURM_NTASKS=1", capsys)
+
+
 @pytest.mark.parametrize("run", ["/proc/runs", "file", "file/run"])
 def test_folders_that_cannot_be_made(folder: Path, run: str, capsys: pytest.CaptureFixture[str]) -> None:
     check(folder, run, (), f"trainer.default_root_dir: '{run}' cannot be written to", capsys)

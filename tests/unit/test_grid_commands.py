@@ -66,13 +66,13 @@ def test_overrides_on_the_command_line_are_on_top_of_the_files(tmp_path: Path) -
         signatures({"model.heads.n_future": 3})
 
 
-def test_a_report_under_overrides_says_so_and_does_not_replace_the_files_own(tmp_path: Path) -> None:
+def test_a_report_under_overrides_says_so_and_does_not_replace_the_files_own(tmp_path: Path, house: FakeHouse) -> None:
     grid_file(tmp_path)
     for overrides in (None, {"trainer.max_steps": 6}):
         assert grid_in(tmp_path, overrides).run(workers=2) == 0
     plain, other = sorted((tmp_path / "runs/reports").iterdir(), key=lambda folder: len(folder.name))
     assert plain.name == "head-count"
-    assert other.name.startswith("head-count-")
+    assert house.tracking.folders == [None, other.name.removeprefix("head-count-")], "nor in MLflow"
     assert "On top of the grid file: trainer.max_steps = 6" in (other / "report.md").read_text()
     assert "On top of" not in (plain / "report.md").read_text()
 

@@ -183,12 +183,13 @@ def command(script: str, folder: Path) -> list[str]:
 
 
 class FakeTracking:
-    """In the place of MLflow: it holds one curve for every run; `recorded` has the files of each report, `uris` where
-    it was recorded, `charts` the grids whose charts were prepared."""
+    """In the place of MLflow: it holds one curve for every run; `recorded` has the files of each report, `uris` and
+    `folders` where it was recorded, `charts` the grids whose charts were prepared."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.recorded: list[list[str]] = []
         self.uris: list[str] = []
+        self.folders: list[str | None] = []
         self.charts: list[str] = []
 
         def read_run(uri: str, run_id: str) -> Any:
@@ -197,8 +198,9 @@ class FakeTracking:
         def history(uri: str, run_id: str, keys: Sequence[str]) -> Mapping[str, Sequence[tuple[int, float]]]:
             return {key: self.history(run_id, key) for key in keys}
 
-        def record_report(uri: str, report: Report, files: Sequence[Path]) -> None:
+        def record_report(uri: str, report: Report, files: Sequence[Path], folder: str | None = None) -> None:
             self.uris.append(uri)
+            self.folders.append(folder)
             self.record(report, files)
 
         monkeypatch.setattr(tracking, "read_run", read_run)

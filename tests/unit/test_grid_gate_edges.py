@@ -104,7 +104,7 @@ def test_what_diverged_is_run_once_and_never_waited_for(
                 pause(cell, 2.0)
             else:
                 finish(cell, loss_1=1.0)
-        return LaunchResult({}, False)
+        return LaunchResult({})
 
     def to_run() -> list[Cell]:
         found = gated(spec, cells)

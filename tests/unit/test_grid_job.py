@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_grid_fakes import DONE, ONE, cells_of, command, environment, launch, starts, states, until
+from test_grid_fakes import DONE, ONE, cells_of, command, environment, finish, launch, starts, states, until
 
 from mtp_lightning.files import FileLock
 from mtp_lightning.grid.run.attempts import read_attempts
@@ -200,14 +200,29 @@ def test_a_cell_that_runs_elsewhere_is_left_alone(slurm: Slurm, cell: Cell) -> N
     cell.directory.mkdir(parents=True)
     lock = FileLock(cell.directory / LOCK)
     assert lock.acquire()
-    assert slurm.run(cell, DONE) == (0, False)
+    assert slurm.run(cell, DONE) == (1, False), "what waits for this job must not begin"
     lock.release()
     Status("running", 1, "node1", time.time(), job="6_0").write(cell.directory)
-    assert slurm.run(cell, DONE) == (0, False)
+    assert slurm.run(cell, DONE) == (1, False)
     assert starts(cell) == 0
     Status("running", 1, "node1", time.time(), job="7_0").write(cell.directory)
     slurm.run(cell, DONE)
     assert states([cell]) == ["finished"], "that was this very job, before its node went down"
+
+
+def test_a_cell_does_not_begin_with_the_weights_of_one_that_is_not_finished(slurm: Slurm, cell: Cell) -> None:
+    parent = replace(cell, directory=cell.directory.with_name("parent"))
+    child = replace(cell, parent="parent", parent_label="pretrain", follows=True)
+    parent.directory.mkdir(parents=True)
+    Status("interrupted", 1, "node1", 1.0, ended_at=2.0).write(parent.directory)
+    process = slurm.start(child, DONE)
+    assert process.communicate(timeout=60)[0].splitlines()[-1] == (
+        f"{cell.label}: blocked: begins with the weights of pretrain seed=0 (parent), which is interrupted"
+    )
+    assert process.returncode == 1
+    assert (starts(cell), attempts(cell)) == (0, [])
+    finish(parent)
+    assert slurm.run(child, DONE) == (0, False)
 
 
 def test_a_cell_whose_run_died_elsewhere_is_run_once_that_is_known(slurm: Slurm, cell: Cell) -> None:

@@ -2,28 +2,32 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
-from test_grid_fakes import DONE, ONE, Silent, cells_of, command, finish, launch, starts, states, until
+from test_grid_fakes import CONFIG, DONE, ONE, Silent, cells_of, command, finish, launch, starts, states, until
 
-from mtp_lightning.files import FileLock
+from mtp_lightning.files import FileLock, read_json
 from mtp_lightning.grid.run import launch as launching
 from mtp_lightning.grid.run.display import Line, PlainDisplay
+from mtp_lightning.grid.run.gpus import default_workers, gpus_of, least_used, visible_gpus
 from mtp_lightning.grid.run.launch import LocalLauncher, Pace
 from mtp_lightning.grid.run.logs import log_tail
 from mtp_lightning.grid.run.process import Outcome, child_environment
 from mtp_lightning.grid.run.state import LOCK, Progress, State, Status, cell_state
 from mtp_lightning.grid.spec.cells import Cell
+from mtp_lightning.grid.spec.resources import Resources
 
 
 def test_every_cell_runs_once_and_leaves_its_files(tmp_path: Path) -> None:
     cells = cells_of(tmp_path)
     launched, display = launch(cells)
     assert {outcome.state for outcome in launched.outcomes.values()} == {State.FINISHED}
-    assert not launched.interrupted
+    assert launched.stopped_by is None
     assert states(cells) == ["finished"] * 6
     assert [starts(cell) for cell in cells] == [1] * 6
     assert [line.state for line in display.lines] == ["finished"] * 6
@@ -162,6 +166,72 @@ def test_the_environment_divides_the_cores_and_keeps_what_the_user_set(monkeypat
     assert child_environment(2, {})["OMP_WAIT_POLICY"] == "PASSIVE"
     assert "OMP_WAIT_POLICY" not in child_environment(1, {})
     assert child_environment(1, {})["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_a_run_is_no_task_of_the_slurm_job_that_it_is_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would make its world of the job's tasks: 1 where the run has 2 devices, an error where they are 4."""
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "1"}
+    for key, value in {**kept, "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_NTASKS_PER_NODE": "4"}.items():
+        monkeypatch.setenv(key, value)
+    (cell,) = cells_of(tmp_path, ONE)
+    launch([cell], "write('seen.json', **{k: v for k, v in os.environ.items() if k.startswith('SLURM')}); finish()")
+    assert read_json(cell.directory / "seen.json") == kept
+
+
+def test_runs_are_on_gpus_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONFIG["trainer"], "accelerator", "auto")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,5,GPU-c,3")
+    cells = cells_of(tmp_path)
+    seen = "write('gpus.json', gpus=os.environ['CUDA_VISIBLE_DEVICES']); "
+    together = "while len(list(cell.parent.glob('*/gpus.json'))) < 4: time.sleep(0.02)\n"
+
+    def shown(cell: Cell) -> str:
+        return str((read_json(cell.directory / "gpus.json") or {})["gpus"])
+
+    launch(cells[:4], seen + "\n" + together + "finish()", workers=4)
+    assert [shown(cell) for cell in cells[:4]] == ["GPU-a", "5", "GPU-c", "3"]
+    wide = replace(cells[4], resources=Resources(gpus=2))
+    launch([wide], seen + "finish()")
+    assert shown(wide) == "GPU-a,5"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "resources", "gpus", "workers"),
+    [
+        ({"devices": 1}, {}, 1, 8),
+        ({"devices": 1}, {"gpus": 3}, 3, 2),
+        ({"devices": "auto"}, {}, 8, 1),
+        ({"devices": -1}, {"gpus": 1}, 1, 8),
+        ({"devices": [5]}, {}, 8, 1),
+        ({"devices": 99}, {}, 8, 1),
+        ({"accelerator": "cpu", "devices": 2}, {}, 0, 3),
+    ],
+)
+def test_as_many_runs_as_the_gpus_are_enough_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trainer: dict[str, Any],
+    resources: dict[str, int],
+    gpus: int,
+    workers: int,
+) -> None:
+    monkeypatch.setattr("mtp_lightning.grid.run.gpus.cores", lambda: 3)
+    (cell,) = cells_of(tmp_path, ONE)
+    config = {**cell.config, "trainer": {**cell.config["trainer"], "accelerator": "auto", **trainer}}
+    cell = replace(cell, config=config, resources=Resources(**resources))
+    assert gpus_of(cell, 8) == gpus
+    assert (default_workers([cell] * 9, 8), default_workers([cell] * 9, 0)) == (workers, 3)
+
+
+def test_gpus_are_counted_as_cuda_counts_them(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia5", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert visible_gpus({}, tmp_path) == ["0", "1"]
+    for text, gpus in (("2, GPU-a", ["2", "GPU-a"]), ("", []), ("-1", []), ("1,-1,2", ["1"])):
+        assert visible_gpus({"CUDA_VISIBLE_DEVICES": text}, tmp_path) == gpus
+    assert least_used(["a", "b", "c"], ["a", "a", "c"], 2) == ["b", "c"]
 
 
 def test_time_left_counts_from_where_the_attempt_began() -> None:

@@ -1,6 +1,7 @@
 """The report in a real MLflow store: one run, reused; artifacts; the note on the experiment."""
 
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 from test_grid_fakes import GRID, cells_of, finish, load_grid
 
 from mtp_lightning.grid.report.comparison import Report, build_report
-from mtp_lightning.grid.report.mlflow_page import NOTE_LIMIT, note, record_report, write_report
+from mtp_lightning.grid.report.equal_training import COMMON, parse_at
+from mtp_lightning.grid.report.mlflow_page import NOTE, NOTE_LIMIT, note, record_report, write_report
+from mtp_lightning.grid.report.publish import variant
 
 
 def report_of(folder: Path, text: str = GRID) -> Report:
@@ -39,8 +42,8 @@ class FakeClient:
         self.runs.append({"name": run_name, **tags})
         return self._run(len(self.runs) - 1)
 
-    def log_artifact(self, run_id: str, path: str) -> None:
-        self.artifacts.append((run_id, Path(path).name))
+    def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
+        self.artifacts.append((run_id, "/".join([*([folder] if folder else []), Path(path).name])))
 
     def set_tag(self, run_id: str, key: str, value: str) -> None:
         self.runs[int(run_id)][key] = value
@@ -66,6 +69,30 @@ def test_the_second_report_reuses_the_run(tmp_path: Path) -> None:
     assert client.artifacts == [("0", "report.md"), ("0", "figure.png")] * 2
     assert client.filters[0] == "tags.`mtp.kind` = 'grid' and tags.`mtp.grid` = 'head-count'"
     assert client.experiment_tags["mlflow.note.content"] == note(report)
+
+
+def test_a_report_at_a_budget_or_under_overrides_does_not_replace_the_file_s_own(tmp_path: Path) -> None:
+    client, report = FakeClient(), report_of(tmp_path)
+    write_report(client, "7", report, [tmp_path / "report.md"])
+    noted = client.experiment_tags[NOTE], dict(client.runs[0])
+    finish(report.cells[0], loss_1=9.0)
+    other = build_report(report.spec, report.cells)
+    assert note(other) != note(report)
+    write_report(client, "7", other, [tmp_path / "report.md"], "step-100")
+    assert client.artifacts == [("0", "report.md"), ("0", "step-100/report.md")]
+    assert (client.experiment_tags[NOTE], client.runs[0]) == noted
+
+
+def test_every_budget_and_every_override_has_a_name_of_its_own(tmp_path: Path) -> None:
+    spec = report_of(tmp_path).spec
+    budgets = ["step=300", "tokens=1e6", "flops=1.5e12", "step=1234567", "step=1234568", "tokens=0.1", "common"]
+    assert [variant(spec, parse_at(text)) for text in budgets] == [
+        *("step-300", "tokens-1e+06", "flops-1.5e+12", "step-1234567", "step-1234568", "tokens-0.1", "common")
+    ]
+    assert variant(spec, None) == ""
+    name = variant(replace(spec, overridden={"trainer.max_steps": 6}), None)
+    assert len(name) == 8
+    assert variant(replace(spec, overridden={"trainer.max_steps": 6}), COMMON) == f"{name}-common"
 
 
 def test_the_note_begins_with_one_line_and_fits_a_tag(tmp_path: Path) -> None:

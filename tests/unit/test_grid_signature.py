@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from mtp_lightning.config.config_files import CONF_DIR
 from mtp_lightning.config.one_config import resolve_config
-from mtp_lightning.grid.spec.signature import LATER, NON_SEMANTIC, canonical, non_semantic, signature
+from mtp_lightning.grid.spec.signature import LATER, canonical, signature
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 from mtp_lightning.model.training.recompute import HEADS
+from mtp_lightning.tracking.params import NON_SEMANTIC, non_semantic
 
 KEYS = st.text("abcdefgh_", min_size=1, max_size=5)
 LEAVES = st.none() | st.booleans() | st.integers(-100, 100) | st.floats(allow_nan=False) | st.text(max_size=5)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_grid_fakes import GRID, ONE, cells_of, finish, grid_file, house, starts, states
+from test_grid_fakes import CONFIG, GRID, ONE, cells_of, finish, grid_file, house, starts, states
 from test_grid_slurm_fakes import FakeSlurm, slurm
 
 from mtp_lightning.config.cell import command
@@ -178,6 +178,28 @@ def test_what_slurm_refuses_leaves_nothing_behind(slurm: FakeSlurm, tmp_path: Pa
         call(Grid.submit)
     assert not records()
     assert [path.name for path in (tmp_path / "runs/submissions").iterdir()] == ["lock"]
+
+
+def test_cells_on_gpus_do_not_take_the_precision_of_the_machine_that_submits_them(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A login node without bfloat16 would have them train in float32, and other machines look for other cells."""
+    monkeypatch.setitem(CONFIG["trainer"], "precision", None)
+    native = {"base": "trainer: {precision: '${native_precision:}'}\n"}
+    gpus = GRID + "resources: {rules: [{when: n_future == 4, gpus: 8}]}\n"
+    grid_file(tmp_path, gpus, **native)
+    before = sorted(tmp_path.rglob("*"))
+    for method in (Grid.plan, Grid.run, Grid.submit, Grid.resume):
+        with pytest.raises(InputError, match=r"grid\.yaml: n_future=4 seed=0 and 1 more: .*Set it in the grid, as in"):
+            call(method)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert call(Grid.status) == 0, "what is there can be looked at"
+    grid_file(tmp_path, gpus.replace("overrides: {", "overrides: {trainer.precision: bf16-mixed, "), **native)
+    assert (call(Grid.plan), call(Grid.submit)) == (0, 0)
+    assert "precision" not in capsys.readouterr().err
+    grid_file(tmp_path, ONE, **native)
+    call(Grid.submit)
+    assert "warning: trainer.precision is ${native_precision:}, as this machine" in capsys.readouterr().err
 
 
 _LOOK = """

@@ -212,5 +212,15 @@ def test_links_and_files_are_there(manual: Path) -> None:
     assert not missing
 
 
+def test_the_table_of_metrics_has_what_runs_log() -> None:
+    table = (ROOT / "mtp_lightning/tracking/README.md").read_text(encoding="utf-8")
+    package = ROOT / "mtp_lightning"
+    sources = [*(ROOT / "callbacks").glob("*.py"), package / "module.py", package / "metrics.py"]
+    name = re.compile(r'"((?:train|val|data|perf|decode|model|probe)/\w[\w/]*)')
+    named = {found for path in sources for found in name.findall(path.read_text(encoding="utf-8"))}
+    assert {"perf/step_seconds", "val/bits_per_byte", "probe/pairs/exact"} <= named
+    assert not [found for found in named if f"`{found}" not in table]
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, MAX_PARAM_VAL_LENGTH, _validate_metric_name
 
-from mtp_lightning.tracking.params import NAME_LIMIT, VALUE_LIMIT, as_parameters, checked_name, shorten
+from mtp_lightning.errors import InputError
+from mtp_lightning.tracking.params import (
+    NAME_LIMIT,
+    NON_SEMANTIC,
+    RECOMPUTE,
+    VALUE_LIMIT,
+    as_parameters,
+    checked_name,
+    refuse_changes,
+    shorten,
+)
 
 
 class Match(Enum):
@@ -79,3 +89,34 @@ def test_a_name_is_taken_only_if_mlflow_takes_it(name: str) -> None:
     except ValueError:
         return
     _validate_metric_name(name)
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern, _ in NON_SEMANTIC])
+def test_a_run_goes_on_under_other_values_of_what_cannot_change_its_result(pattern: str) -> None:
+    """Such a cell keeps its signature, so it has to go on in its folder."""
+    key, fixed = pattern.replace("*", "anything"), {"trainer.precision": "32-true", "model.heads.n_future": "4"}
+    for below in ("", ".below"):
+        refuse_changes({**fixed, key + below: "new"}, {**fixed, key + below: "old"}, None)
+    with pytest.raises(InputError, match=r"model\.heads\.n_future is 4, .* begun with 2"):
+        refuse_changes({**fixed, key: "new"}, {**fixed, key: "old", "model.heads.n_future": "2"}, None)
+
+
+@pytest.mark.parametrize(
+    ("precision", "before", "now", "refused"),
+    [
+        ("bf16-mixed", "none", "layers", False),
+        ("bf16-mixed", "heads", "layers_and_heads", False),
+        ("bf16-mixed", "none", "heads", True),
+        ("bf16-mixed", "layers_and_heads", "none", True),
+        ("32-true", "none", "heads", False),
+    ],
+)
+def test_a_run_of_16_bits_does_not_begin_to_recompute_its_heads(
+    precision: str, before: str, now: str, refused: bool
+) -> None:
+    params = {"trainer.precision": precision, RECOMPUTE: now}
+    if not refused:
+        refuse_changes(params, params | {RECOMPUTE: before}, None)
+        return
+    with pytest.raises(InputError, match=rf"model\.recompute is {now}, .* begun with {before}"):
+        refuse_changes(params, params | {RECOMPUTE: before}, None)

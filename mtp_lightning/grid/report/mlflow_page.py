@@ -31,17 +31,23 @@ def record_charts(uri: str, spec: GridSpec) -> None:
     _write_charts(connect(uri), experiment, spec)
 
 
-def record_report(uri: str, report: Report, files: Sequence[Path]) -> str:
+def record_report(uri: str, report: Report, files: Sequence[Path], folder: str | None = None) -> str:
     """Put `files` into the grid's experiment and refresh its note; the id of the experiment. Repeating it replaces
-    the artifacts of the same run: a second report is not a second row among the cells."""
+    the artifacts of the same run: a second report is not a second row among the cells.
+
+    Args:
+        folder: of a report that is not the grid file's own: among the artifacts of that one, whose note stays.
+    """
     from mtp_lightning.tracking.store import connect, ensure_experiment
 
     experiment: str = ensure_experiment(uri, experiment_name(report.spec.name))
-    write_report(connect(uri), experiment, report, files)
+    write_report(connect(uri), experiment, report, files, folder)
     return experiment
 
 
-def write_report(client: Any, experiment: str, report: Report, files: Sequence[Path]) -> None:
+def write_report(
+    client: Any, experiment: str, report: Report, files: Sequence[Path], folder: str | None = None
+) -> None:
     """`client` is an `mlflow.MlflowClient`."""
     name = report.spec.name
     found = client.search_runs([experiment], f"tags.`mtp.kind` = 'grid' and tags.`mtp.grid` = '{name}'", max_results=1)
@@ -51,10 +57,11 @@ def write_report(client: Any, experiment: str, report: Report, files: Sequence[P
         tags = {"mtp.kind": "grid", "mtp.grid": name}
         run_id = client.create_run(experiment, run_name="report", tags=tags).info.run_id
     for path in files:
-        client.log_artifact(run_id, str(path))
-    client.set_tag(run_id, NOTE, mask(note(report)))  # the whole is among the artifacts
+        client.log_artifact(run_id, str(path), folder)
     client.set_terminated(run_id, "FINISHED")
-    client.set_experiment_tag(experiment, NOTE, mask(note(report)))
+    if folder is None:
+        client.set_tag(run_id, NOTE, mask(note(report)))  # the whole is among the artifacts
+        client.set_experiment_tag(experiment, NOTE, mask(note(report)))
     _write_charts(client, experiment, report.spec)
 
 

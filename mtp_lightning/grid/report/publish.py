@@ -1,5 +1,6 @@
 """A report in all its forms: shown, in files, in MLflow. What cannot be written is reported, and costs only itself."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_json, write_bytes, write_json, write_text
 from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.comparison import Report, build_report
-from mtp_lightning.grid.report.equal_training import Points, ReadHistory
+from mtp_lightning.grid.report.equal_training import COMMON, Points, ReadHistory
 from mtp_lightning.grid.report.html_page import html_page
 from mtp_lightning.grid.report.tables import csv_text, markdown, report_json
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import CellFiles, State, cell_state
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
+from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.secrets import mask
 from mtp_lightning.tracking import read as tracking
 
@@ -92,10 +94,20 @@ def publish(
     write(VERDICT, lambda: _json_text(verdict(report).json()))
     write(FIGURE, lambda: _figure(report, history))
     write(PAGE, lambda: html_page(report, (out / FIGURE).read_bytes() if out / FIGURE in written else None))
-    attempt("MLflow", lambda: mlflow_page.record_report(uri, report, written))
+    attempt("MLflow", lambda: mlflow_page.record_report(uri, report, written, variant(spec, at) or None))
     if not problems:
         attempt(RECORD, lambda: write_json(out / RECORD, record))
     return Published(report, tuple(problems))
+
+
+def variant(spec: GridSpec, at: At | None) -> str:
+    """A name for a report under other overrides, or at a budget, which does not replace that of the file as it is;
+    empty for that one."""
+    parts = [hashlib.sha256(canonical(spec.overridden).encode()).hexdigest()[:8]] if spec.overridden else []
+    if at is not None:
+        amount = next(text for text in (f"{at.amount:g}", f"{at.amount:.17g}") if float(text) == at.amount)
+        parts.append(at.unit if at == COMMON else f"{at.unit}-{amount}")
+    return "-".join(parts)
 
 
 def _check_started(spec: GridSpec, cells: Sequence[Cell]) -> None:

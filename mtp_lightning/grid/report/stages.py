@@ -1,22 +1,19 @@
 """The reports of a grid file: of a chain one for each stage, for what is compared is the cells of one stage."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mtp_lightning.grid.report.comparison import Report
-from mtp_lightning.grid.report.equal_training import COMMON
 from mtp_lightning.grid.report.ladder.tables import ladder_tables
-from mtp_lightning.grid.report.publish import publish
+from mtp_lightning.grid.report.publish import publish, variant
 from mtp_lightning.grid.report.tables import notices, report_json, terminal_table
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.display import say, ui_command
 from mtp_lightning.grid.run.state import State, cell_state
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
-from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.tracking.store import default_tracking_uri
 
 
@@ -39,7 +36,8 @@ def report_stages(
         if tables and all(cell_state(cell.directory) is State.MISSING for cell in own):
             say(f"{part.name}: no cell has run yet")
             continue
-        place = folder / "reports" / _report_name(part, at) if out is None else Path(out) / part.stage
+        name = "-".join(filter(None, [part.name, variant(part, at)]))
+        place = folder / "reports" / name if out is None else Path(out) / part.stage
         published = publish(default_tracking_uri(folder), part, own, place, again, _show, at)
         for problem in published.problems:
             say(f"warning: {problem}", error=True)
@@ -48,13 +46,6 @@ def report_stages(
         say(f"files: {os.path.relpath(place)}")
         say(f"MLflow: {ui_command(runs, part.name)}")
     return tables, well
-
-
-def _report_name(spec: GridSpec, at: At | None) -> str:
-    """Reports under other overrides or at a budget do not replace the report of the file as it is."""
-    changed = f"-{hashlib.sha256(canonical(spec.overridden).encode()).hexdigest()[:8]}" if spec.overridden else ""
-    where = "" if at is None else "-common" if at == COMMON else f"-{at.unit}-{at.amount:g}"
-    return f"{spec.name}{changed}{where}"
 
 
 def _show(report: Report) -> None:

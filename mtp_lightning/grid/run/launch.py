@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
@@ -16,19 +15,22 @@ from rich.console import Console
 from mtp_lightning.files import DamagedError, FileLock
 from mtp_lightning.grid.run.attempts import is_at_gate
 from mtp_lightning.grid.run.display import Display, Line, open_display, say
+from mtp_lightning.grid.run.gpus import VISIBLE, default_workers, gpus_of, least_used, visible_gpus
 from mtp_lightning.grid.run.process import (
     Attempt,
     Outcome,
     child_environment,
-    cores,
     failed_to_start,
     fit_command,
     fit_config,
+    without_slurm,
 )
 from mtp_lightning.grid.run.state import LOCK, LOG, CellFiles, Progress, State, cell_state
 from mtp_lightning.grid.run.status import blocked_by
 from mtp_lightning.grid.spec.cells import Cell
 
+ASKED_TO_STOP = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""The last two are the warnings of Slurm and others before the end."""
 _ELSEWHERE_SECONDS = 1.0
 _SAME_SIGNAL_SECONDS = 0.5
 
@@ -37,7 +39,8 @@ _SAME_SIGNAL_SECONDS = 0.5
 class LaunchResult:
     outcomes: dict[str, Outcome]
     """By signature; cells that were not started have none."""
-    interrupted: bool
+    stopped_by: int | None = None
+    """The signal that asked the launcher to stop."""
 
 
 class Pace:
@@ -65,12 +68,13 @@ class Pace:
 
 class LocalLauncher:
     """Two launchers may work on one grid at the same time: each cell is locked while it runs, and a launcher waits for
-    a cell that the other has locked, and does not run it again. SIGINT, SIGTERM and SIGHUP are handed on to the runs,
-    which get `grace` seconds to save before they are killed; a second signal kills them at once."""
+    a cell that the other has locked, and does not run it again. SIGINT is handed on to the runs, as SIGTERM are those
+    of `ASKED_TO_STOP`; they get `grace` seconds to save before they are killed; a second signal kills them at once."""
 
     def __init__(self, display: Display, workers: int = 1, grace: float = 30.0, interval: float = 0.2) -> None:
         self.display, self.workers, self.grace, self.interval = display, workers, grace, interval
-        self.environment = child_environment(workers, os.environ)
+        self.environment = child_environment(workers, without_slurm(os.environ))
+        self.gpus = visible_gpus(os.environ)
 
     def launch(self, cells: Sequence[Cell]) -> LaunchResult:
         self.cells, self.began = list(cells), time.time()
@@ -79,6 +83,7 @@ class LocalLauncher:
         self.retried: Counter[str] = Counter()
         self.active: dict[str, Attempt] = {}
         self.paces: dict[str, Pace] = {}
+        self.on: dict[str, list[str]] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.signals: list[tuple[int, float]] = []
         self.noted: set[str] = set()
@@ -96,7 +101,7 @@ class LocalLauncher:
                 for attempt in self.active.values():
                     attempt.kill()
                 raise
-        return LaunchResult(self.outcomes, bool(self.signals))
+        return LaunchResult(self.outcomes, self.signals[0][0] if self.signals else None)
 
     def _start(self) -> None:
         for name, cell in list(self.waiting.items()):
@@ -116,12 +121,19 @@ class LocalLauncher:
                     self._ended(cell, outcome)
                 else:
                     config, command = fit_config(cell), fit_command(cell)
-                    attempt = Attempt.start(cell, lock, config, command, self.environment, self.display.note)
+                    environment = self.environment | self._place(cell)
+                    attempt = Attempt.start(cell, lock, config, command, environment, self.display.note)
                     self.active[name], self.paces[name] = attempt, Pace(attempt.status.started_at)
                     del self.waiting[name]
             except OSError as error:
                 lock.release()
                 self._ended(cell, failed_to_start(cell, error, self.display.note))
+
+    def _place(self, cell: Cell) -> dict[str, str]:
+        """On the GPUs with the fewest of our runs."""
+        used = [gpu for name in self.active for gpu in self.on[name]]
+        self.on[cell.signature] = chosen = least_used(self.gpus, used, gpus_of(cell, len(self.gpus)))
+        return {VISIBLE: ",".join(chosen)} if chosen else {}
 
     def _waits_for_parent(self, cell: Cell) -> bool:
         """Whether a cell cannot begin now: the one whose weights it begins with is not finished. If that one ended
@@ -255,7 +267,7 @@ def run_here(todo: Sequence[Cell], of: int, workers: int | None) -> LaunchResult
     Args:
         workers: cells at a time; None: `default_workers`.
     """
-    workers = workers or default_workers(len(todo))
+    workers = workers or default_workers(todo, len(visible_gpus(os.environ)))
     threads = child_environment(workers, os.environ)["OMP_NUM_THREADS"]
     each = f"{threads} thread{'s' if threads != '1' else ''} each"
     say(f"{len(todo)} of {of} cells to run, {workers} at a time with {each}", error=True)
@@ -264,11 +276,6 @@ def run_here(todo: Sequence[Cell], of: int, workers: int | None) -> LaunchResult
         return LocalLauncher(display, workers).launch(todo)
     finally:
         display.close()
-
-
-def default_workers(cells: int) -> int:
-    """One a core, four at most; with an NVIDIA GPU one."""
-    return 1 if Path("/dev/nvidia0").exists() else max(1, min(cells, cores(), 4))
 
 
 @contextmanager
@@ -281,8 +288,7 @@ def _caught(signals: list[tuple[int, float]]) -> Iterator[None]:
     def note(signum: int, _frame: FrameType | None) -> None:
         signals.append((signum, time.monotonic()))
 
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {signum: signal.signal(signum, note) for signum in wanted}
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, *ASKED_TO_STOP)}
     try:
         yield
     finally:

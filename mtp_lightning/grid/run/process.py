@@ -73,6 +73,13 @@ def child_environment(workers: int, base: Mapping[str, str]) -> dict[str, str]:
     return {**defaults, **base}
 
 
+def without_slurm(base: Mapping[str, str]) -> dict[str, str]:
+    """A run that is started here is no task of the Slurm job that we may be in, whose number of tasks Lightning would
+    take for the run's. What names the job stays, for the tag `mtp.slurm_job`."""
+    kept = ("SLURM_CONF", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+    return {key: value for key, value in base.items() if key in kept or not key.startswith("SLURM_")}
+
+
 def cores() -> int:
     """Cores this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,6 +20,6 @@ def run_rounds(to_run: Callable[[], Sequence[Cell]], of: int, workers: int | Non
         begun |= {(cell.signature, cell.pause_at) for cell in todo}
         launched = run_here(todo, max(of, len({*outcomes, *(cell.signature for cell in todo)})), workers)
         outcomes |= launched.outcomes
-        if launched.interrupted:
-            return LaunchResult(outcomes, True)
-    return LaunchResult(outcomes, False)
+        if launched.stopped_by is not None:
+            return LaunchResult(outcomes, launched.stopped_by)
+    return LaunchResult(outcomes)

@@ -31,7 +31,9 @@ from mtp_lightning.grid.run.state import (
     LOCK,
     CellFiles,
     State,
+    cell_state,
 )
+from mtp_lightning.grid.run.status import blocked_by
 from mtp_lightning.grid.slurm.task import BEAT_SECONDS, POLL_SECONDS, Task
 from mtp_lightning.secrets import mask
 
@@ -44,6 +46,8 @@ WITHOUT_PROGRESS = 3
 """How many times more than the cell's `retry` a job is queued again although its attempts leave no new checkpoint."""
 ELSEWHERE_SECONDS = HEARTBEAT_SECONDS + 30.0
 """How long to wait for a run that seems to be at work elsewhere: after this, a dead one counts as dead."""
+NOT_YET = (State.RUNNING, State.BLOCKED)
+"""What is waited for, so long."""
 OTHERS_SECONDS = 15.0
 """How long the processes of a run may take to end by themselves after one of them has ended."""
 
@@ -89,8 +93,8 @@ class _Leader:
         _say(f"{self.cell.label}: {outcome.state.value}{f': {outcome.reason}' if outcome.reason else ''}")
         if outcome.state is State.INTERRUPTED:
             self._interrupted()
-        if outcome.state in (State.FAILED, State.DAMAGED):
-            sys.exit(1)
+        if outcome.state in (State.FAILED, State.DAMAGED, *NOT_YET):
+            sys.exit(1)  # or the jobs that wait for this one (afterok) would begin with weights that are not there
         return str(outcome.state.value)
 
     def _attempts(self) -> Outcome:
@@ -125,18 +129,20 @@ class _Leader:
 
     def _take_lock(self, lock: FileLock) -> Outcome | None:
         """Take the lock, and return an outcome if the cell need not or must not be run. Helpers of an attempt that just
-        died may hold the lock for a moment, and a run on another node counts as dead only after a long silence."""
+        died may hold the lock for a moment, a run on another node counts as dead only after a long silence, and a disk
+        that nodes share may show the parent's result late."""
         deadline = time.monotonic() + ELSEWHERE_SECONDS
         while True:
+            instead: Outcome | None = Outcome(State.RUNNING, "another process runs it")
             if lock.acquire():
                 instead = self._instead()
-                if instead is None or instead.state is not State.RUNNING:
+                if instead is None or instead.state not in NOT_YET:
                     return instead
                 lock.release()
             if self.warned_at is not None or self.terminated:
                 return Outcome(State.INTERRUPTED, "stopped before it began")
             if time.monotonic() > deadline:
-                return Outcome(State.RUNNING, "another process runs it")
+                return instead
             time.sleep(POLL_SECONDS)
 
     def _instead(self) -> Outcome | None:
@@ -147,6 +153,10 @@ class _Leader:
         state = files.state_if_over if ours and files.state is State.RUNNING else files.state
         if state in (State.FINISHED, State.RUNNING, State.DAMAGED):
             return Outcome(state, "another process runs it" if state is State.RUNNING else files.damaged)
+        if self.cell.follows:
+            parent = cell_state(self.cell.directory.parent / str(self.cell.parent))
+            if parent is not State.FINISHED:
+                return Outcome(State.BLOCKED, blocked_by(self.cell, parent))
         close_attempt(self.cell.directory)
         if is_at_gate(self.cell, files):
             return Outcome(State.AT_GATE)

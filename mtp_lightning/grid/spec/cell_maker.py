@@ -8,6 +8,7 @@ from typing import Any
 
 from mtp_lightning.config.initial_weights import cell_path, check_chained, weights_identity
 from mtp_lightning.config.keys.kept_documents import kept_by_content
+from mtp_lightning.config.keys.key_origins import KeyOrigins, arguments
 from mtp_lightning.config.keys.linked_keys import SEED_KEY
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import InputError
@@ -19,6 +20,7 @@ from mtp_lightning.grid.spec.signature import canonical, signature
 from mtp_lightning.grid.spec.stages import parents_values, taken_over, without_stage
 from mtp_lightning.grid.spec.values import is_file, look_up, shown
 
+PRECISION, NATIVE = "trainer.precision", "${native_precision:"
 MOST_TRIED = 20
 """Values that are each tried alone when a grid is refused: some tenths of a second each."""
 
@@ -51,6 +53,8 @@ class Cell:
     """`pretrain n_future=4`: the parent without its seed, which is the cell's; or the path."""
     pause_at: int | None = None
     """The step of a gate, before which it is; set by `run.gate`, from its files."""
+    native_precision: bool = False
+    """Whether its `trainer.precision` is that of the machine that made the cell: `${native_precision:}`."""
     aliases: tuple["Cell", ...] = ()
     """Other combinations of the grid with the same configuration."""
 
@@ -63,6 +67,7 @@ class CellMaker:
         self.parents = {(canonical(one.values), one.seed): one for cell in parents for one in (cell, *cell.aliases)}
         """Cells of the stage before, by values and seed."""
         self.resolved: dict[str, dict[str, Any] | InputError] = {}
+        self.native: dict[str, bool] = {}
         self.blamed: set[tuple[str, str]] = set()
         """Key and value of the parts of the grid that alone make a configuration wrong."""
         self.rules = ResourceRules(spec.resources, spec.keys, spec.where, spec.ancestors)
@@ -128,6 +133,7 @@ class CellMaker:
                     parent=path if parent is None else parent.signature,
                     follows=parent is not None,
                     parent_label=path if parent is None else parent.label.removesuffix(f" seed={seed}"),
+                    native_precision=self.has_native_precision(values),
                 )
             )
         return cells
@@ -165,6 +171,14 @@ class CellMaker:
         if isinstance(found, InputError):
             raise found
         return found
+
+    def has_native_precision(self, values: Mapping[str, Any]) -> bool:
+        configs, overrides = self.parts(values, 0)
+        args = arguments(configs, {key: value for key, value in overrides.items() if PRECISION.startswith(key)})
+        if (name := canonical(args)) not in self.native:
+            origin = KeyOrigins(args).find(PRECISION)
+            self.native[name] = origin is not None and NATIVE in str(origin.value)
+        return self.native[name]
 
     def unknown_keys(self, settings: Sequence[Setting]) -> list[str]:
         """Keys that no configuration has, each once and with its place; found without Lightning."""

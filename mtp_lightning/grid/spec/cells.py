@@ -12,7 +12,7 @@ from mtp_lightning.grid.spec.grid_spec import GridSpec, read_grid
 from mtp_lightning.grid.spec.labels import axis_names
 from mtp_lightning.grid.spec.settings import find_settings
 
-__all__ = ["Cell", "axis_names", "baseline_values", "expand", "find_cell", "load_cells"]
+__all__ = ["Cell", "axis_names", "baseline_values", "check_precision", "expand", "find_cell", "load_cells"]
 
 
 def load_cells(
@@ -89,6 +89,22 @@ def _expand(spec: GridSpec, resolver: Resolver, runs: Path, parents: Sequence[Ce
     if found := dict.fromkeys([*problems, *errors, *maker.rules.problems]):
         raise InputError("\n".join(found))
     return list(cells.values())
+
+
+def check_precision(spec: GridSpec, cells: Sequence[Cell]) -> None:
+    """
+    Raises:
+        InputError: cells ask for GPUs, and their precision, part of their identity, is that of this machine.
+    """
+    found = [cell for cell in cells if cell.native_precision and cell.resources.gpus]
+    if found:
+        here = found[0].config["trainer"]["precision"]
+        labels = f"{found[0].label}{f' and {len(found) - 1} more' if found[1:] else ''}"
+        raise InputError(
+            f"{spec.path}: {labels}: resources.gpus asks for GPUs, and trainer.precision follows this machine, not "
+            f"those: it is '{here}' here. Set it in the grid, as in `overrides: {{trainer.precision: bf16-mixed}}`; "
+            "cells that have run in the same keep their names"
+        )
 
 
 def find_cell(cells: Sequence[Cell], name: str) -> Cell:

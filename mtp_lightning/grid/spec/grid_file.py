@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from mtp_lightning.config.keys.linked_keys import SEED_KEY
 from mtp_lightning.errors import InputError
-from mtp_lightning.grid.spec.signature import canonical, non_semantic
+from mtp_lightning.grid.spec.signature import canonical
 from mtp_lightning.grid.spec.values import kind
+from mtp_lightning.tracking.params import non_semantic
 from mtp_lightning.yaml_lines import Lines, place
 
 _T = TypeVar("_T")

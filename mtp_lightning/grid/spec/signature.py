@@ -1,46 +1,21 @@
 """A cell's identity: a hash of everything that can change its result, and of nothing else.
 
 The FULL resolved configuration is hashed, never its difference to the defaults: were it the difference, a changed
-default would silently pass old results off as new ones. What cannot change a result is declared below, with reasons.
+default would silently pass old results off as new ones. What cannot change a result is declared, with reasons, below
+and in `tracking.params.NON_SEMANTIC`.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from functools import cache
 from typing import Any
 
 from mtp_lightning.config.keys.linked_keys import SEED_KEY
+from mtp_lightning.tracking.params import non_semantic, rounds_heads
 
 SCHEMA = 1
 """Part of every hash. Raise it when the meaning of a configuration changes without its text changing."""
-
-NON_SEMANTIC: tuple[tuple[str, str], ...] = (
-    ("config", "where the configuration was read from"),
-    ("ckpt_path", "where an interrupted run continues; the run is the same"),
-    ("model.on_divergence", "a run that diverges has no result, or the same numbers to its end"),
-    ("model.recompute", "the same operations once more; of heads (`_rounds_heads`) the same sums in another order"),
-    ("trainer.logger", "where numbers are recorded"),
-    ("trainer.log_every_n_steps", "how often numbers are recorded"),
-    ("trainer.default_root_dir", "a folder"),
-    ("trainer.enable_*", "progress bar, summary and checkpoints observe"),
-    ("trainer.profiler", "observes"),
-    ("trainer.accelerator", "hardware"),
-    ("trainer.devices", "hardware"),
-    ("trainer.num_nodes", "hardware"),
-    ("data.directory", "a folder; what it holds is checked by the data fingerprint of the results"),
-    ("data.init_args.directory", "a folder; what it holds is checked by the data fingerprint of the results"),
-    ("data.source.strict", "the same text, or a refusal"),
-    ("data.init_args.source.strict", "the same text, or a refusal"),
-    ("data.prepare_workers", "the same bytes, sooner"),
-    ("data.init_args.prepare_workers", "the same bytes, sooner"),
-    ("data.num_workers", "sample order is a pure function of seed, epoch and index"),
-    ("data.init_args.num_workers", "sample order is a pure function of seed, epoch and index"),
-    ("data.pin_memory", "hardware"),
-    ("data.init_args.pin_memory", "hardware"),
-)
-"""(dotted pattern, reason): `*` matches within one component; a match drops the key and everything under it."""
 
 OBSERVERS: tuple[tuple[str, str], ...] = (
     ("*.ModelCheckpoint", "saves, changes nothing"),
@@ -139,17 +114,17 @@ def same(left: object, right: object) -> bool:
 def signature(config: Mapping[str, Any], *, without_seed: bool = False) -> str:
     """12 hexadecimal digits; `without_seed` gives the group, shared by the seeds of one setting."""
     semantic = _semantic(config, ())
-    if _rounds_heads(config):
+    model, trainer = config.get("model"), config.get("trainer")
+    if (
+        isinstance(model, Mapping)
+        and isinstance(trainer, Mapping)
+        and rounds_heads(model.get("recompute"), trainer.get("precision"))
+    ):
         semantic["model"]["recompute"] = "heads"
     if without_seed:
         semantic.pop(SEED_KEY, None)
     text = canonical({"schema": SCHEMA, "config": semantic})
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def non_semantic(key: str) -> str | None:
-    """Why a dotted key is no part of the identity, or None when it is part of it."""
-    return _reason(tuple(key.split(".")))
 
 
 def canonical(value: object) -> str:
@@ -158,21 +133,11 @@ def canonical(value: object) -> str:
     return json.dumps(_plain(value, ""), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _rounds_heads(config: Mapping[str, Any]) -> bool:
-    """Whether heads that run again are rounded to 16 bits one by one, where kept heads are rounded together: their
-    losses' weights, and with weights of 16 bits also the gradients that they add to. In float32 only the order of sums
-    is another, which hardware changes too."""
-    model, trainer = config.get("model"), config.get("trainer")
-    if not isinstance(model, Mapping) or not isinstance(trainer, Mapping):
-        return False
-    return "16" in str(trainer.get("precision")) and model.get("recompute") in ("heads", "layers_and_heads")
-
-
 def _semantic(node: Mapping[str, Any], at: tuple[str, ...]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, value in node.items():
         here = (*at, str(key))
-        if _reason(here) or (".".join(here), value) in LATER:
+        if non_semantic(here) or (".".join(here), value) in LATER:
             continue
         if isinstance(value, Mapping):
             kept[str(key)] = _semantic(value, here)
@@ -194,15 +159,6 @@ def _without_later(value: Any, at: tuple[str, ...]) -> Any:
         return value
     left = {key: item for key, item in value.items() if (".".join((*at, str(key))), item) not in LATER}
     return {key: _without_later(item, (*at, str(key))) for key, item in left.items()}
-
-
-@cache  # of the same few hundred keys for every cell of a grid
-def _reason(path: tuple[str, ...]) -> str | None:
-    for pattern, reason in NON_SEMANTIC:
-        parts = pattern.split(".")
-        if len(path) >= len(parts) and all(map(fnmatchcase, path, parts)):
-            return reason
-    return None
 
 
 def _observes(entry: object) -> bool:
