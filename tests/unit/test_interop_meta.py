@@ -12,6 +12,7 @@ from torch import Tensor
 from mtp_lightning.checkpoints.files import load_model
 from mtp_lightning.cli import main
 from mtp_lightning.interop.importing.import_meta import ffn_width, to_half_split, to_neighbours
+from mtp_lightning.model.config import RopeScaling
 from mtp_lightning.model.mtp import MTPModel
 
 PARAMS = {"dim": 24, "n_layers": 5, "n_heads": 4, "n_kv_heads": 2, "vocab_size": -1, "multiple_of": 8, "norm_eps": 1e-5}
@@ -173,6 +174,31 @@ def test_params_that_disagree_are_refused_by_name(
     said = capsys.readouterr().err
     assert says in said or ("tok_embeddings" in said and "vocab_size" in params)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(("factor", "model"), [("8", "Llama 3.1"), ("32", "Llama 3.2")])
+def test_scaled_positions_are_asked_for(
+    factor: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both models say `use_scaled_rope: true`, and no more."""
+    folder = write(tmp_path / "meta", release(1), use_scaled_rope=True, rope_theta=500000.0)
+    assert run(folder) == 2
+    said = capsys.readouterr().err
+    assert f"{factor} for {model}" in said
+    assert not (tmp_path / "out.safetensors").exists()
+    assert run(folder, "--rope_factor", factor) == 0
+    config = load_model(tmp_path / "out.safetensors").model.config
+    assert config.rope_scaling == RopeScaling("llama3", float(factor), original_context=8192)
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"), [("8", "goes with use_scaled_rope: true"), ("0.5", "--rope_factor is 0.5: it has to be")]
+)
+def test_a_factor_that_nothing_asks_for_is_refused(
+    factor: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(write(tmp_path / "meta", release(1)), "--rope_factor", factor) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_widths_by_llamas_rule() -> None:

@@ -3,14 +3,16 @@
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig, RopeScaling
+from mtp_lightning.ranges import Range, check_value
 
 Layout = Literal["auto", "hf", "meta"]
+RopeFactor = Annotated[float, Range(least=1, most=10**6)]
 
 
 def import_command(
@@ -21,6 +23,7 @@ def import_command(
     context: int | None = None,
     tokenizer: str | None = None,
     end_token: str | None = None,
+    rope_factor: RopeFactor | None = None,
     force: bool = False,
 ) -> None:
     """Write a model of Hugging Face's Llama family, or of Meta's layout, to one file of ours. Precision is kept.
@@ -37,6 +40,8 @@ def import_command(
         context: Positions that the model will be used with, where they are fewer than it is made for.
         tokenizer: A tokenizer.json or SentencePiece tokenizer.model instead of the folder's own; none: without.
         end_token: The token that ends a document, where it is not the one that the tokenizer's configuration names.
+        rope_factor: How many times slower positions rotate where Meta's params.json has `use_scaled_rope`, which does
+            not say it: 8 for Llama 3.1 and 3.3, 32 for Llama 3.2.
         force: Overwrite `out`.
     """
     from mtp_lightning.checkpoints.files import describe_model
@@ -51,11 +56,14 @@ def import_command(
         raise InputError(f"there is no folder '{folder}'")
     if context is not None and context < 1:
         raise InputError(f"--context is {context}: it has to be at least 1")
+    check_value("--rope_factor", rope_factor, RopeFactor | None)
     if heads not in (None, 1):
         raise InputError(f"--heads is {heads}: 1 imports head 1 alone, and without it all heads are imported")
     is_meta = (source / "params.json").is_file() and not (source / "config.json").is_file()
     if layout == "meta" or (layout == "auto" and is_meta):
-        found = open_meta(source, heads, context)
+        found = open_meta(source, heads, context, rope_factor)
+    elif rope_factor is not None:
+        raise InputError(f"--rope_factor is {rope_factor:g}, which goes with Meta's layout: config.json says it itself")
     else:
         found = open_hf(source, heads, context)
     text = find_tokenizer(source, tokenizer, end_token, found.backbone.vocab_size)

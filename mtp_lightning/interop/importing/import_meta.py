@@ -60,10 +60,13 @@ def to_neighbours(rows: Tensor, head_dim: int) -> Tensor:
     return rows.view(-1, 2, head_dim // 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
 
-def read_params(params: Mapping[str, Any], vocab_size: int) -> tuple[BackboneConfig, HeadsConfig]:
+def read_params(
+    params: Mapping[str, Any], vocab_size: int, rope_factor: float | None = None
+) -> tuple[BackboneConfig, HeadsConfig]:
     """
     Args:
         vocab_size: rows of the embedding, where the file says -1: the tokenizer's.
+        rope_factor: how many times slower `use_scaled_rope` is, which the file does not say.
 
     Raises:
         InputError: something that a model here does not compute; names the key of params.json.
@@ -78,7 +81,6 @@ def read_params(params: Mapping[str, Any], vocab_size: int) -> tuple[BackboneCon
         if key not in params and key in ("dim", "n_layers", "n_heads"):
             raise InputError(f"{key} is missing")
     n = params.get("n_future_tokens", 1)
-    scaled = params.get("use_scaled_rope", False)
     kv_heads = params.get("n_kv_heads")
     backbone = BackboneConfig(
         vocab_size=vocab_size if params.get("vocab_size", -1) == -1 else params["vocab_size"],
@@ -89,9 +91,23 @@ def read_params(params: Mapping[str, Any], vocab_size: int) -> tuple[BackboneCon
         ffn_dim=ffn_width(params),
         rope_theta=float(params.get("rope_theta", 10_000.0)),
         norm_eps=params.get("norm_eps", 1e-5),
-        rope_scaling=RopeScaling("llama3", factor=8.0, original_context=8192) if scaled else RopeScaling(),
+        rope_scaling=_scaling(params, rope_factor),
     )
     return backbone, HeadsConfig(n_future=n, kind="parallel", match="none") if n > 1 else HeadsConfig()
+
+
+def _scaling(params: Mapping[str, Any], factor: float | None) -> RopeScaling:
+    """Llama 3.1 and 3.2 have the same `use_scaled_rope: true` and other factors (meta-llama/llama-models#166)."""
+    if not params.get("use_scaled_rope", False):
+        if factor is not None:
+            raise InputError(f"--rope_factor is {factor:g}, which goes with use_scaled_rope: true alone")
+        return RopeScaling()
+    if factor is None:
+        raise InputError(
+            "use_scaled_rope is true, which does not say how much slower positions rotate: give --rope_factor 8 for "
+            "Llama 3.1 and 3.3 and for what `mtp export` wrote, 32 for Llama 3.2"
+        )
+    return RopeScaling("llama3", factor=factor, original_context=8192)
 
 
 def ffn_width(params: Mapping[str, Any]) -> int:
@@ -103,8 +119,13 @@ def ffn_width(params: Mapping[str, Any]) -> int:
     return int(multiple * math.ceil(width / multiple))
 
 
-def open_meta(folder: Path, keep: int | None = None, context: int | None = None) -> Imported:
+def open_meta(
+    folder: Path, keep: int | None = None, context: int | None = None, rope_factor: float | None = None
+) -> Imported:
     """
+    Args:
+        rope_factor: as `read_params` has it.
+
     Raises:
         InputError: not such a folder, or one whose files do not fit together.
     """
@@ -114,7 +135,7 @@ def open_meta(folder: Path, keep: int | None = None, context: int | None = None)
     if "tok_embeddings.weight" not in source:
         raise InputError(f"'{folder}' has no tensor 'tok_embeddings.weight': not in Meta's layout")
     try:
-        backbone, heads = read_params(params, source.specs["tok_embeddings.weight"].shape[0])
+        backbone, heads = read_params(params, source.specs["tok_embeddings.weight"].shape[0], rope_factor)
     except InputError as error:
         raise InputError(f"'{folder / PARAMS}': {error}") from error
     names, notes = meta_names(heads, backbone.n_layers - 1), []
