@@ -99,7 +99,7 @@ def read_hf_config(config: Mapping[str, Any], context: int | None = None) -> Des
     missing = [key for key in SIZES if key not in full and key not in OPTIONAL]
     if missing:
         raise InputError(f"{missing[0]} is missing")
-    made_for = _whole(full, "max_position_embeddings")
+    made_for = _whole(full, "max_position_embeddings", 1)
     used = min(context or made_for, made_for)
     _refuse_windows(full, used)
     further = max((_whole(full, key) for key in MTP if key in full), default=0)
@@ -213,10 +213,10 @@ def hf_config(backbone: BackboneConfig, n_layers: int, context: int = 2048) -> d
     }
 
 
-def _whole(config: Mapping[str, Any], key: str) -> int:
+def _whole(config: Mapping[str, Any], key: str, least: int = 0) -> int:
     value = config.get(key)
-    if type(value) is not int or value < 0:
-        raise InputError(f"{key} is {_shown(value)}: it has to be a whole number")
+    if type(value) is not int or value < least:
+        raise InputError(f"{key} is {_shown(value)}: it has to be a whole number, at least {least}")
     return value
 
 

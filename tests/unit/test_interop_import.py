@@ -159,6 +159,7 @@ REFUSED = {
         ("rope_scaling", 3),
         ("model_type", ["llama"]),
         ("max_position_embeddings", None),
+        ("max_position_embeddings", 0),
         ("layer_types", 1),
         ("layer_types", [[1]]),
     ],

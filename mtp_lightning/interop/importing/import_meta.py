@@ -7,7 +7,7 @@ In the paper's release `layers` holds the trunk and, as its last, head 1; `extra
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from torch import Tensor
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.importing.hf_folder import read_json, require
 from mtp_lightning.interop.importing.import_hf import Imported, model_shapes
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig, RopeScaling
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig, Layers, RopeScaling, Width
 from mtp_lightning.model.weights import Spec, Weights
+from mtp_lightning.ranges import TINY, Range, check_value
 
 PARAMS = "params.json"
 BLOCK = {
@@ -34,10 +35,21 @@ TOP = {"embedding": "tok_embeddings", "norm": "norm", "unembedding": "output"}
 SPLIT_COLUMNS = ("attention.wo", "feed_forward.w2")
 """Matrices of which each file has columns, as of the embedding until Llama 3; of others rows. Norms are in every file,
 whole."""
-KNOWN = frozenset((
-    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-    "rope_theta", "use_scaled_rope", "n_future_tokens", "max_seq_len", "max_batch_size", "model_parallel_size",
-))  # fmt: skip
+NUMBERS: dict[str, Any] = {
+    "dim": Width,
+    "n_layers": Layers,
+    "n_heads": Width,
+    "n_kv_heads": Width | None,
+    "vocab_size": Width,
+    "multiple_of": Width,
+    "ffn_dim_multiplier": Annotated[float, Range(above=0, most=1000)] | None,
+    "norm_eps": Annotated[float, Range(least=TINY, most=1)],
+    "rope_theta": Annotated[float, Range(least=1, most=1e18)],
+    "n_future_tokens": Layers,
+    "max_seq_len": Annotated[int, Range(least=1, most=10**9)],
+}
+"""Keys of params.json with what they may be, null where Meta's code has it so; -1 as vocab_size is the tokenizer's."""
+KNOWN = {*NUMBERS, "use_scaled_rope", "max_batch_size", "model_parallel_size"}
 
 
 def meta_names(heads: HeadsConfig, trunk: int) -> dict[str, str]:
@@ -74,13 +86,16 @@ def read_params(
     unknown = sorted(params.keys() - KNOWN)
     if unknown:
         raise InputError(f"{unknown[0]} is {params[unknown[0]]!r}: this key is not known, and may change the model")
-    whole = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "n_future_tokens")
-    for key in ("dim", "n_layers", "n_heads", *whole):
-        if key in params and type(params[key]) is not int and not (key == "n_kv_heads" and params[key] is None):
-            raise InputError(f"{key} is {params[key]!r}: it has to be a whole number")
-        if key not in params and key in ("dim", "n_layers", "n_heads"):
+    for key, hint in NUMBERS.items():
+        if key in params and not (key == "vocab_size" and params[key] == -1):
+            check_value(key, params[key], hint)
+        elif key in ("dim", "n_layers", "n_heads"):
             raise InputError(f"{key} is missing")
+    if type(params.get("use_scaled_rope", False)) is not bool:
+        raise InputError(f"use_scaled_rope is {params['use_scaled_rope']!r}: it has to be true or false")
     n = params.get("n_future_tokens", 1)
+    if n >= params["n_layers"]:
+        raise InputError(f"n_future_tokens is {n}, and n_layers {params['n_layers']}: there have to be more layers")
     kv_heads = params.get("n_kv_heads")
     backbone = BackboneConfig(
         vocab_size=vocab_size if params.get("vocab_size", -1) == -1 else params["vocab_size"],
