@@ -145,6 +145,24 @@ def test_what_texts_begin_with_stays_or_is_the_new_tokenizers(
         assert load_initial(init, model, tokenizer).begin_ids == wanted
 
 
+@pytest.mark.parametrize("unembedding", ["keep", "random"])
+def test_another_end_of_documents_is_no_other_vocabulary(
+    unembedding: Literal["keep", "random"], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ChatML's models are imported, and a run without `data.end_token` reads the same file."""
+    both = with_marks(SMALL, "<|im_end|>").state()["json"]
+    usual, ours = HuggingFaceTokenizer(both), HuggingFaceTokenizer(both, end_token="<|im_end|>")
+    there, path = MTPModel(tiny_backbone(vocab_size=320), HeadsConfig(n_future=1)), tmp_path / "base.safetensors"
+    save_safetensors(LoadedModel(path, there, ours, 1, 16, None), path)
+    for tokenizer, said in ((usual, f"documents end with '{usual.end_token}', there with '<|im_end|>'"), (ours, "")):
+        here = MTPModel(there.config, there.heads_config)
+        load_initial(InitConfig(str(path), unembedding=unembedding), here, tokenizer)
+        assert torch.equal(here.embedding.weight, there.embedding.weight)
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert ("data.end_token" in printed) == bool(said)
+
+
 def test_the_order_of_ids_means_nothing() -> None:
     described = json.loads(LARGE.state()["json"])
     last = LARGE.vocab_size - 1

@@ -49,7 +49,7 @@ def import_command(
     from mtp_lightning.data.tokens.tokenizer import begin_ids
     from mtp_lightning.interop.importing.import_hf import open_hf
     from mtp_lightning.interop.importing.import_meta import open_meta
-    from mtp_lightning.interop.importing.tokenizers import find_tokenizer
+    from mtp_lightning.interop.importing.tokenizers import find_tokenizer, run_flags
 
     source, target = Path(folder), check_target(out, force)
     if not source.is_dir():
@@ -83,7 +83,8 @@ def import_command(
     )
     further = {key: value for key, value in vars(found.heads).items() if value != getattr(HeadsConfig, key)}
     with_heads = f" --model.heads '{_yaml(further)}'" if found.heads.n_future > 1 else ""
-    print(f"to begin a run with it (model.init.path): --model.backbone '{_flow(found.backbone)}'{with_heads}")
+    tokens = run_flags(source, tokenizer, text)
+    print(f"to begin a run with it (model.init.path): --model.backbone '{_flow(found.backbone)}'{with_heads}{tokens}")
 
 
 def _flow(backbone: BackboneConfig) -> str:

@@ -1,6 +1,7 @@
 """The tokenizer of somebody's model: tokenizer.json as it is, SentencePiece's tokenizer.model converted."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def find_tokenizer(folder: Path, given: str | None, end_token: str | None, vocab
     """
     if given == "none":
         return None
-    path = Path(given).expanduser() if given else _own(folder)
+    path = _path(folder, given)
     try:
         tokenizer = _load(path, end_token)
     except InputError as error:
@@ -43,7 +44,24 @@ def find_tokenizer(folder: Path, given: str | None, end_token: str | None, vocab
     return tokenizer
 
 
-def _own(folder: Path) -> Path:
+def run_flags(folder: Path, given: str | None, tokenizer: Tokenizer | None) -> str:
+    """The flags by which the tokens of a run are this model's, after a space.
+
+    Args:
+        folder: as `find_tokenizer` has it, and so `given`.
+        tokenizer: what it found.
+    """
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return ""
+    path, end = _path(folder, given), f"--data.end_token {shlex.quote(tokenizer.end_token)}"
+    if path.suffix == ".model":
+        return f" --data.tokenizer FOLDER {end}, where `mtp export` with --to hf wrote FOLDER, with its tokenizer.json"
+    return f" --data.tokenizer {shlex.quote(str(path))} {end}"
+
+
+def _path(folder: Path, given: str | None) -> Path:
+    if given:
+        return Path(given).expanduser()
     found = next((folder / name for name in (JSON, SENTENCEPIECE) if (folder / name).is_file()), None)
     if found is None:
         raise InputError(
