@@ -196,16 +196,16 @@ def their_logits(theirs: Any, exported: Exported, tokens_BL: Int[Tensor, "B L"])
 
 def as_written(model: MTPModel, exported: Exported) -> MTPModel:
     """Our model with the numbers that were written: the norm folded, everything rounded; in float32."""
-    dtype = getattr(torch, exported.config["dtype"])
     folded = exported.layout == "standard" and folds(model)
-    if not folded and all(weight.dtype == dtype == torch.float32 for weight in model.parameters()):
+    kinds = {*exported.dtypes.values(), *(weight.dtype for weight in model.parameters())}
+    if not folded and kinds == {torch.float32}:
         return model
     made = copy.deepcopy(model)
     if folded:
         made.unembedding.weight = torch.nn.Parameter(model.unembedding.weight.float() * model.norm.weight.float())
         made.norm.weight.fill_(1.0)
-    for weight in made.parameters():
-        weight.data = weight.data.to(dtype).float()
+    for name, weight in made.named_parameters():
+        weight.data = weight.data.to(exported.dtypes.get(name, weight.dtype)).float()
     return made
 
 

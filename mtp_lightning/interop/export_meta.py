@@ -19,7 +19,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_json
 from mtp_lightning.interop import hf_names
 from mtp_lightning.interop.export_gate import POSITIONS, Head, as_written, compare_heads, trained_logits
-from mtp_lightning.interop.export_hf import INSTEAD, Exported, export_model
+from mtp_lightning.interop.export_hf import INSTEAD, Exported, Precision, export_model
 from mtp_lightning.interop.importing.import_meta import BLOCK, PARAMS, TOP, ffn_width, read_params, to_neighbours
 from mtp_lightning.model.config import RopeScaling
 from mtp_lightning.model.mtp import MTPModel
@@ -43,7 +43,7 @@ class Release(NamedTuple):
 
 
 @torch.no_grad()
-def export_release(model: MTPModel, keep: int | None = None, dtype: torch.dtype | None = None) -> Release:
+def export_release(model: MTPModel, keep: int | None = None, dtype: Precision = None) -> Release:
     """
     Raises:
         InputError: heads that the layout does not hold; names the key, and what would work instead.
