@@ -255,7 +255,8 @@ def describe_model(
 
 
 def save_safetensors(loaded: LoadedModel, path: Path) -> None:
-    """Weights under the model's own names, a tied one once; what describes the model as JSON in the header."""
+    """Weights under the model's own names and in the file's precision, a tied one once; what describes the model as
+    JSON in the header."""
     from safetensors.torch import save_file
 
     model = loaded.model
@@ -263,7 +264,8 @@ def save_safetensors(loaded: LoadedModel, path: Path) -> None:
     task = None if loaded.task is None else dict(loaded.task)
     more = dict(loaded.lineage) | ({"begin_ids": list(loaded.begin_ids)} if loaded.begin_ids else {})
     described = describe_model(model.config, model.heads_config, tokenizer, loaded.context, task, **more)
-    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    kept = loaded.dtypes
+    weights = {name: p.detach().to(kept.get(name, p.dtype)).contiguous() for name, p in model.named_parameters()}
     partial = path.with_name(path.name + ".partial")
     try:
         header = {CHECKPOINT_KEY: json.dumps(described), "step": str(loaded.step)}

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_checkpoints import save as save_checkpoint
 from test_interop_export import save, trained
 
+from mtp_lightning.checkpoints.initial import digest_of
 from mtp_lightning.cli import main
 from mtp_lightning.interop.export_hf import OWN_CODE, path_layers
 from mtp_lightning.interop.hf_names import tensor_names
@@ -50,3 +52,19 @@ def test_a_model_of_two_precisions_keeps_both(kind: str, to: str, tmp_path: Path
             name = f"model.layers.{i}.mlp.{part}.weight"
             assert torch.equal(found[name], own[names[name]])
     assert json.loads((out / "config.json").read_text())["dtype"] == "float32", "which holds both"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_one_file_out_of_another_is_the_same_weights(tied: bool, tmp_path: Path) -> None:
+    """And of a checkpoint of a run in bf16."""
+    model = trained(HeadsConfig(n_future=2), tie_embeddings=tied).bfloat16()
+    sources = save(tmp_path / "m.safetensors", model), save_checkpoint(tmp_path / "m.ckpt", model)
+    out, wanted = tmp_path / "out.safetensors", load_file(sources[0])
+    for source in sources:
+        assert main(["export", str(source), str(out), "--force"]) == 0
+        found = load_file(out)
+        assert all(found[name].dtype == torch.bfloat16 for name in wanted)
+        assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
+        assert digest_of(out) == digest_of(source)
+    assert main(["export", str(sources[1]), str(tmp_path / "hf"), "--to", "hf", "--verify", "false"]) == 0
+    assert {weight.dtype for weight in load_file(tmp_path / "hf" / "model.safetensors").values()} == {torch.bfloat16}
