@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.checkpoints.files import SAFETENSORS, LoadedModel, describe_model, load_model, read_weights
-from mtp_lightning.checkpoints.initial import weights_digest
+from mtp_lightning.checkpoints.initial import digest_of
 from mtp_lightning.checkpoints.select import find_checkpoint
 from mtp_lightning.checkpoints.streaming import write_model
 from mtp_lightning.errors import InputError
@@ -58,7 +58,7 @@ def mix_command(
         refuse_different(parents[0], other)
     first = parents[0]
     record: list[dict[str, Any]] = [
-        {"path": str(parent.path), "share": share, "step": parent.step, "sha256": weights_digest(parent.weights)}
+        {"path": str(parent.path), "share": share, "step": parent.step, "sha256": digest_of(parent.path)}
         for parent, share in zip(parents, shares)
     ]
     contexts = [parent.described["context"] for parent in parents if parent.described["context"]]

@@ -12,6 +12,7 @@ from test_checkpoints import save
 from tiny import tiny_backbone
 
 from mtp_lightning.checkpoints.files import LoadedModel, load_model, save_safetensors
+from mtp_lightning.checkpoints.initial import digest_of
 from mtp_lightning.cli import main
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.model.config import CHECKPOINT_KEY, HeadsConfig
@@ -54,6 +55,7 @@ def test_an_average_is_exact_and_rounded_once(dtype: torch.dtype, tmp_path: Path
     record = header(out)["parents"]
     assert [parent["share"] for parent in record] == [0.25, 0.5, 0.25]
     assert [parent["step"] for parent in record] == [1, 2, 3]
+    assert [parent["sha256"] for parent in record] == [digest_of(path) for path in paths]
     assert len({parent["sha256"] for parent in record}) == 3
     assert load_model(out).model.n_future == 2
 
