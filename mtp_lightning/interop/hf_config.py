@@ -100,7 +100,8 @@ def read_hf_config(config: Mapping[str, Any], context: int | None = None) -> Des
     if missing:
         raise InputError(f"{missing[0]} is missing")
     made_for = _whole(full, "max_position_embeddings", 1)
-    used = min(context or made_for, made_for)
+    used = context or made_for
+    check_context(used, made_for, "max_position_embeddings")
     _refuse_windows(full, used)
     further = max((_whole(full, key) for key in MTP if key in full), default=0)
     heads = HeadsConfig(n_future=1 + further, kind="sequential", match="none") if further else HeadsConfig()
@@ -133,6 +134,15 @@ def _backbone(full: Mapping[str, Any]) -> BackboneConfig:
         for theirs, ours in SIZES.items():
             said = said.replace(f"model.backbone.{ours} ", f"{theirs} ")
         raise InputError(said) from error
+
+
+def check_context(context: int, made_for: int, key: str) -> None:
+    """
+    Raises:
+        InputError: more positions than the model is made for.
+    """
+    if context > made_for:
+        raise InputError(f"--context is {context}, and the model is made for {made_for} positions ({key})")
 
 
 def refuse_unknown(config: Mapping[str, Any]) -> None:

@@ -128,13 +128,15 @@ def test_what_a_config_leaves_out_is_what_their_classes_take() -> None:
         few = {key: SMALL[key] for key in ("vocab_size", "intermediate_size", "num_hidden_layers")}
         few |= {"hidden_size": 768, "num_attention_heads": 32}
         config = transformers.AutoConfig.for_model(kind, **few)
-        found = read_hf_config({**few, "model_type": kind}, 4096)
+        found = read_hf_config({**few, "model_type": kind}, 2048)
         backbone = found.backbone
         assert backbone.kv_heads == config.num_key_value_heads
         assert backbone.norm_eps == config.rms_norm_eps
         assert backbone.rope_theta == config.rope_parameters["rope_theta"]
         assert backbone.tie_embeddings == config.tie_word_embeddings
-        assert found.context == min(4096, config.max_position_embeddings)
+        assert found.context == 2048 <= config.max_position_embeddings
+        with pytest.raises(InputError, match=rf"made for {config.max_position_embeddings} positions \(max_position"):
+            read_hf_config({**few, "model_type": kind}, config.max_position_embeddings + 1)
         if kind == "qwen3":
             assert backbone.head_dim == config.head_dim
 

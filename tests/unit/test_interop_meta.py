@@ -211,6 +211,22 @@ def test_a_factor_that_nothing_asks_for_is_refused(
     assert says in capsys.readouterr().err
 
 
+def test_the_context_is_said_or_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out, ask = write(tmp_path / "meta", release(1)), tmp_path / "out.safetensors", "give --context"
+    assert run(folder) == 0
+    assert ask in capsys.readouterr().out
+    assert load_model(out).context is None
+    assert run(folder, "--force", "--context", "4096") == 0
+    assert ask not in capsys.readouterr().out
+    assert load_model(out).context == 4096
+    limited = write(tmp_path / "limited", {}, max_seq_len=64)
+    torch.save(release(1), limited / "consolidated.00.pth")
+    assert run(limited, "--force") == 0
+    assert load_model(out).context == 64
+    assert run(limited, "--force", "--context", "65") == 2
+    assert "--context is 65, and the model is made for 64 positions (max_seq_len)" in capsys.readouterr().err
+
+
 def test_widths_by_llamas_rule() -> None:
     assert ffn_width({"dim": 4096, "multiple_of": 256}) == 11008
     assert ffn_width({"dim": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3}) == 28672

@@ -37,7 +37,8 @@ def import_command(
         layout: hf: Hugging Face's; meta: Meta's, also with the further heads of the multi-token prediction paper's
             release; auto: meta where there is a params.json and no config.json.
         heads: 1 imports head 1 alone; by default all.
-        context: Positions that the model will be used with, where they are fewer than it is made for.
+        context: Positions that the model will be used with, where they are fewer than it is made for, or where
+            params.json does not say how many these are.
         tokenizer: A tokenizer.json or SentencePiece tokenizer.model instead of the folder's own; none: without.
         end_token: The token that ends a document, where it is not the one that the tokenizer's configuration names.
         rope_factor: How many times slower positions rotate where Meta's params.json has `use_scaled_rope`, which does

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.interop.hf_config import check_context
 from mtp_lightning.interop.importing.hf_folder import read_json, require
 from mtp_lightning.interop.importing.import_hf import Imported, model_shapes
 from mtp_lightning.model.config import BackboneConfig, HeadsConfig, Layers, RopeScaling, Width
@@ -151,6 +152,9 @@ def open_meta(
         raise InputError(f"'{folder}' has no tensor 'tok_embeddings.weight': not in Meta's layout")
     try:
         backbone, heads = read_params(params, source.specs["tok_embeddings.weight"].shape[0], rope_factor)
+        made_for = params.get("max_seq_len")
+        if context is not None and made_for is not None:
+            check_context(context, made_for, "max_seq_len")
     except InputError as error:
         raise InputError(f"'{folder / PARAMS}': {error}") from error
     names, notes = meta_names(heads, backbone.n_layers - 1), []
@@ -170,8 +174,13 @@ def open_meta(
         return to_half_split(tensor, backbone.head_size) if rotated else tensor
 
     weights = Weights({ours: specs[theirs] for theirs, ours in names.items()}, read)
-    context = min(context or params.get("max_seq_len", 2**30), params.get("max_seq_len", 2**30))
-    return Imported(backbone, heads, None if context == 2**30 else context, weights, {"layout": "meta"}, notes)
+    used = context or made_for
+    if used is None:
+        notes.append(
+            "params.json does not say for how many positions the model is made (max_seq_len): give --context, or "
+            "`mtp export` writes a number that is a guess"
+        )
+    return Imported(backbone, heads, used, weights, {"layout": "meta"}, notes)
 
 
 def _read_parts(folder: Path) -> list[dict[str, Tensor]]:
