@@ -152,7 +152,7 @@ def write_hf(
     if tokenizer is not None:
         write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context, loaded.begin_ids)
     write_code(folder, code_files(exported), exported.family)
-    proof = prove(folder, loaded.model, exported, tokenizer) if verify else None
+    proof = prove(folder, loaded.model, exported, tokenizer, loaded.begin_ids) if verify else None
     source = read_source(loaded.path, loaded.step, loaded.lineage)
     write_text(folder / "README.md", card(out.absolute().name, loaded.model.heads_config, exported, proof, source))
     return UNPROVEN if proof is None else proven(proof)

@@ -35,3 +35,5 @@ def test_import_generate_export_and_mix_keep_it(tmp_path: Path, capsys: pytest.C
         assert main(["generate", str(path), "--prompt", "def f", "--max_new_tokens", "5", "--json", str(written)]) == 0
         prompt = torch.tensor([1, *loaded.tokenizer.encode("def f")])
         assert json.loads(written.read_text())["ids"] == decode_plainly(loaded.model, prompt, 5)
+    assert main(["export", str(out), str(tmp_path / "served"), "--to", "hf"]) == 0
+    assert "the model's ids after [1], which its texts begin with" in (tmp_path / "served" / "README.md").read_text()
