@@ -16,8 +16,10 @@ from mtp_lightning.checkpoints.vocabulary import FURTHER, MATRICES, transfer_of,
 from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.token_bytes import token_bytes, token_texts
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from mtp_lightning.data.tokens.vocabulary import is_padded
 from mtp_lightning.data.transforms.infilling import NAMES
 from mtp_lightning.errors import InputError
+from mtp_lightning.interop.importing.tokenizers import rows_note
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
@@ -161,6 +163,29 @@ def test_another_end_of_documents_is_no_other_vocabulary(
         printed = capsys.readouterr().err
         assert said in printed
         assert ("data.end_token" in printed) == bool(said)
+
+
+def test_rows_that_are_no_tokens_are_left_out(tmp_path: Path) -> None:
+    """As `mtp import` says it to the user of a model with more of them than padding explains."""
+    rows = SMALL.vocab_size + 1300
+    note = rows_note(SMALL, rows)
+    assert f"--model.backbone.vocab_size {SMALL.vocab_size} --model.init.vocabulary transfer" in note
+    assert rows_note(SMALL, 320) == rows_note(SMALL, SMALL.vocab_size) == rows_note(None, rows) == ""
+    there, path = MTPModel(tiny_backbone(vocab_size=rows), HeadsConfig(n_future=1)), tmp_path / "base.safetensors"
+    save_safetensors(LoadedModel(path, there, SMALL, 1, 16, None), path)
+    here = MTPModel(tiny_backbone(vocab_size=SMALL.vocab_size), HeadsConfig(n_future=1))
+    load_initial(InitConfig(str(path), vocabulary="transfer"), here, SMALL)
+    for name, weight in here.named_parameters():
+        assert torch.equal(weight, there.get_parameter(name)[: len(weight)]), name
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "padded"),
+    [(102400, 100016, True), (102401, 100016, False), (108800, 100016, False), (1344, 300, False), (320, 320, False)],
+)
+def test_what_is_taken_for_padding(rows: int, tokens: int, padded: bool) -> None:
+    """The first is deepseek-llm-7b."""
+    assert is_padded(rows, tokens) == padded
 
 
 def test_the_order_of_ids_means_nothing() -> None:

@@ -50,7 +50,7 @@ def import_command(
     from mtp_lightning.data.tokens.tokenizer import begin_ids
     from mtp_lightning.interop.importing.import_hf import open_hf
     from mtp_lightning.interop.importing.import_meta import open_meta
-    from mtp_lightning.interop.importing.tokenizers import find_tokenizer, run_flags
+    from mtp_lightning.interop.importing.tokenizers import find_tokenizer, rows_note, run_flags
 
     source, target = Path(folder), check_target(out, force)
     if not source.is_dir():
@@ -72,7 +72,7 @@ def import_command(
     begins: dict[str, Any] = {} if text is None else {"begin_ids": begin_ids(text)}
     described = describe_model(found.backbone, found.heads, state, found.context, imported=found.origin, **begins)
     write_model(target, described, found.weights)
-    for note in found.notes:
+    for note in filter(None, [*found.notes, rows_note(text, found.backbone.vocab_size)]):
         print(note)
     weights = sum(spec.nbytes for spec in found.weights.specs.values())
     kinds = ", ".join(sorted({str(spec.dtype).removeprefix("torch.") for spec in found.weights.specs.values()}))

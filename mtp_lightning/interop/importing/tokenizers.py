@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from mtp_lightning.data.tokens.vocabulary import is_padded
 from mtp_lightning.errors import InputError
 
 JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
@@ -42,6 +43,17 @@ def find_tokenizer(folder: Path, given: str | None, end_token: str | None, vocab
             "rows: it is not this model's tokenizer"
         )
     return tokenizer
+
+
+def rows_note(tokenizer: Tokenizer | None, vocab_size: int) -> str:
+    """What a user has to know of an embedding with more rows than a run takes for padding; else nothing."""
+    if tokenizer is None or tokenizer.vocab_size == vocab_size or is_padded(vocab_size, tokenizer.vocab_size):
+        return ""
+    count = tokenizer.vocab_size
+    return (
+        f"the embedding has {vocab_size} rows for {count} tokens, more than a run takes for padding: one that begins "
+        f"with it wants --model.backbone.vocab_size {count} --model.init.vocabulary transfer, which leaves the rest out"
+    )
 
 
 def run_flags(folder: Path, given: str | None, tokenizer: Tokenizer | None) -> str:
