@@ -46,6 +46,8 @@ class LoadedModel(NamedTuple):
     """Tokens that go before a prompt: of an imported model, which has never seen a text without."""
     lineage: Mapping[str, Any] = MappingProxyType({})
     """The entries of `LINEAGE` that the file has."""
+    dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
+    """Of each weight that the file has in less than float32, its precision there: the model is in float32."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -186,7 +188,8 @@ def load_model(path: Path) -> LoadedModel:
             raise InputError("its 'context' is no number, or its 'task' no mapping")
         tokenizer = None if state is None else tokenizer_from_state(state)
         begin, lineage = _begin_ids(described, backbone), {k: described[k] for k in LINEAGE if described.get(k)}
-        return LoadedModel(path, model.eval(), tokenizer, step, context, task, begin, lineage)
+        dtypes = {name: weight.dtype for name, weight in stored.weights.items() if weight.dtype.itemsize < 4}
+        return LoadedModel(path, model.eval(), tokenizer, step, context, task, begin, lineage, dtypes)
 
 
 def _begin_ids(described: Mapping[str, Any], backbone: BackboneConfig) -> list[int]:
@@ -252,7 +255,8 @@ def describe_model(
 
 
 def save_safetensors(loaded: LoadedModel, path: Path) -> None:
-    """Weights under the model's own names, a tied one once; what describes the model as JSON in the header."""
+    """Weights under the model's own names and in the file's precision, a tied one once; what describes the model as
+    JSON in the header."""
     from safetensors.torch import save_file
 
     model = loaded.model
@@ -260,7 +264,8 @@ def save_safetensors(loaded: LoadedModel, path: Path) -> None:
     task = None if loaded.task is None else dict(loaded.task)
     more = dict(loaded.lineage) | ({"begin_ids": list(loaded.begin_ids)} if loaded.begin_ids else {})
     described = describe_model(model.config, model.heads_config, tokenizer, loaded.context, task, **more)
-    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    kept = loaded.dtypes
+    weights = {name: p.detach().to(kept.get(name, p.dtype)).contiguous() for name, p in model.named_parameters()}
     partial = path.with_name(path.name + ".partial")
     try:
         header = {CHECKPOINT_KEY: json.dumps(described), "step": str(loaded.step)}

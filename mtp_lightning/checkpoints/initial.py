@@ -67,7 +67,7 @@ def load_initial(init: InitConfig, model: MTPModel, tokenizer: Any = None) -> Pa
     except InputError as error:
         raise InputError(f"model.init.path: '{path}': {error}") from error
     digest, state, made = weights_digest(source.weights), described["tokenizer"], ""
-    same = state is None or tokenizer is None or tokenizer.state() == state
+    same = state is None or tokenizer is None or _numbers(tokenizer.state()) == _numbers(state)
     begin = tuple(described.get("begin_ids", ()))
     if begin and not same:  # ids of the old vocabulary; drawn rows have learned nothing
         begin = tuple(begin_ids(tokenizer)) if init.vocabulary == "transfer" else ()
@@ -80,9 +80,23 @@ def load_initial(init: InitConfig, model: MTPModel, tokenizer: Any = None) -> Pa
     plan = make_plan(source, model, init, same)
     fill(model, source, plan)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        said = f"{summary(source, plan)}{made}{other_positions(source, model.config)}"
+        ends = "" if made or not same else _other_end(tokenizer, state)
+        said = f"{summary(source, plan)}{made}{other_positions(source, model.config)}{ends}"
         print(f"model.init: {said}", file=sys.stderr, flush=True)
     return Parent(parent_name(path), digest, begin)
+
+
+def _numbers(state: Mapping[str, str]) -> dict[str, str]:
+    """Of a tokenizer's state, what says which token a number is: the end of a document may be another of them."""
+    return {key: value for key, value in state.items() if key != "end_token"}
+
+
+def _other_end(tokenizer: Any, state: Mapping[str, str] | None) -> str:
+    """How documents end otherwise than the source's, as the end of a line."""
+    if state is None or tokenizer is None or tokenizer.state() == state:
+        return ""
+    there = getattr(tokenizer_from_state(state), "end_token", None)
+    return f"; documents end with '{tokenizer.end_token}', there with '{there}' (data.end_token)"
 
 
 def _text_of(described: Mapping[str, Any], source: Source) -> Tokenizer:

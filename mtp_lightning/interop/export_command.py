@@ -32,7 +32,7 @@ def export_command(
             and the like: a Llama, the MTP standard, or code of its own for the paper's heads. meta: the layout of the
             paper's release. gguf: a file for llama.cpp, in float32, of a model with one head, or of head 1.
         heads: 1 exports head 1 alone; by default all.
-        dtype: Precision of the weights.
+        dtype: Precision of the weights; keep: of each the one that it has in the file.
         shard_gb: Size above which hf divides the weights into several files.
         verify: Load what was written with transformers and compare logits and texts before it gets its name; a GGUF
             file with llama.cpp, where that is installed.
@@ -107,7 +107,7 @@ def _export_folder(
 
     from mtp_lightning.checkpoints.files import load_model
     from mtp_lightning.checkpoints.select import find_checkpoint
-    from mtp_lightning.interop.export_folder import new_folder, stored_dtype
+    from mtp_lightning.interop.export_folder import new_folder
     from mtp_lightning.interop.export_gate import check_transformers
 
     if verify and to == "hf":
@@ -120,7 +120,7 @@ def _export_folder(
                 "are exported or the first alone"
             )
         keep = 1 if heads == 1 else None
-        precision = stored_dtype(loaded.path) if dtype == "keep" else getattr(torch, dtype)
+        precision = loaded.dtypes if dtype == "keep" else getattr(torch, dtype)
         if to == "hf":
             said = write_hf(loaded, folder, out, keep, precision, int(shard_gb * 1e9), verify)
         else:
@@ -152,7 +152,7 @@ def write_hf(
     if tokenizer is not None:
         write_tokenizer(folder, tokenizer.state(), getattr(tokenizer, "end_token", None), context, loaded.begin_ids)
     write_code(folder, code_files(exported), exported.family)
-    proof = prove(folder, loaded.model, exported, tokenizer) if verify else None
+    proof = prove(folder, loaded.model, exported, tokenizer, loaded.begin_ids) if verify else None
     source = read_source(loaded.path, loaded.step, loaded.lineage)
     write_text(folder / "README.md", card(out.absolute().name, loaded.model.heads_config, exported, proof, source))
     return UNPROVEN if proof is None else proven(proof)

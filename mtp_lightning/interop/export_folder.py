@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mtp_lightning.data.tokens.token_bytes import byte_alphabet
@@ -114,16 +113,6 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
     return apart
-
-
-def stored_dtype(path: Path) -> torch.dtype | None:
-    """Precision of the weights in a safetensors file, which is read into float32; None of other files, and others."""
-    from safetensors import safe_open
-
-    if path.suffix != ".safetensors":
-        return None
-    with safe_open(path, framework="pt") as file:
-        return {"BF16": torch.bfloat16, "F16": torch.float16}.get(file.get_slice("embedding.weight").get_dtype())
 
 
 def write_config(folder: Path, config: Mapping[str, Any], eos_id: int | None, begin_ids: Sequence[int] = ()) -> None:

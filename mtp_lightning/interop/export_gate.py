@@ -88,10 +88,15 @@ def check_transformers() -> str:
 
 
 @torch.no_grad()
-def prove(folder: Path, model: MTPModel, exported: Exported, tokenizer: TextTokenizer | None) -> Proof:
+def prove(
+    folder: Path, model: MTPModel, exported: Exported, tokenizer: TextTokenizer | None, begin_ids: Sequence[int] = ()
+) -> Proof:
     """Load the folder and compare: every tensor, the logits of every head, the tokenizer, a greedy text.
 
     The code in the folder is run: only for one that was just written here.
+
+    Args:
+        begin_ids: what every text of the model begins with.
 
     Raises:
         UnprovenError: a difference beyond rounding.
@@ -105,8 +110,10 @@ def prove(folder: Path, model: MTPModel, exported: Exported, tokenizer: TextToke
     with loaded(folder) as theirs:
         found = their_logits(theirs, exported, tokens)
         heads = compare_heads(by, found, our_logits(ours, exported, tokens), trained_logits(model, exported, tokens))
-        texts = [] if tokenizer is None else [compare_tokenizer(folder, tokenizer)]
-        prompt = tokens[:, :PROMPT] if tokenizer is None else torch.tensor([tokenizer.encode(TEXTS[0])])
+        texts = [] if tokenizer is None else [compare_tokenizer(folder, tokenizer, begin_ids)]
+        prompt = tokens[:, :PROMPT]
+        if tokenizer is not None:
+            prompt = torch.tensor([[*begin_ids, *tokenizer.encode(TEXTS[0])]])
         return Proof(by, heads, texts + compare_texts(folder, theirs, ours, exported, prompt))
 
 
@@ -196,16 +203,16 @@ def their_logits(theirs: Any, exported: Exported, tokens_BL: Int[Tensor, "B L"])
 
 def as_written(model: MTPModel, exported: Exported) -> MTPModel:
     """Our model with the numbers that were written: the norm folded, everything rounded; in float32."""
-    dtype = getattr(torch, exported.config["dtype"])
     folded = exported.layout == "standard" and folds(model)
-    if not folded and all(weight.dtype == dtype == torch.float32 for weight in model.parameters()):
+    kinds = {*exported.dtypes.values(), *(weight.dtype for weight in model.parameters())}
+    if not folded and kinds == {torch.float32}:
         return model
     made = copy.deepcopy(model)
     if folded:
         made.unembedding.weight = torch.nn.Parameter(model.unembedding.weight.float() * model.norm.weight.float())
         made.norm.weight.fill_(1.0)
-    for weight in made.parameters():
-        weight.data = weight.data.to(dtype).float()
+    for name, weight in made.named_parameters():
+        weight.data = weight.data.to(exported.dtypes.get(name, weight.dtype)).float()
     return made
 
 
@@ -236,8 +243,9 @@ def trained_logits(model: MTPModel, exported: Exported, tokens_BL: Int[Tensor, "
     return model.logits(tokens_BL[:, :T], None, ahead)
 
 
-def compare_tokenizer(folder: Path, ours: TextTokenizer) -> str:
-    """`AutoTokenizer` gives our ids, and the text back.
+def compare_tokenizer(folder: Path, ours: TextTokenizer, begin_ids: Sequence[int] = ()) -> str:
+    """`AutoTokenizer` gives our ids, and the text back; by default it puts before them what the model's texts begin
+    with.
 
     Raises:
         UnprovenError: it does not.
@@ -251,12 +259,14 @@ def compare_tokenizer(folder: Path, ours: TextTokenizer) -> str:
             raise UnprovenError(f"AutoTokenizer has other ids than ours for {text!r}: nothing was exported")
         if theirs.decode(ids, skip_special_tokens=True) != ours.decode(ids):
             raise UnprovenError(f"AutoTokenizer decodes {ids} to another text than ours: nothing was exported")
-    if theirs(TEXTS[0])["input_ids"] != ours.encode(TEXTS[0]):
+    begin = list(begin_ids)
+    if theirs(TEXTS[0])["input_ids"] != [*begin, *ours.encode(TEXTS[0])]:
         return (
-            "AutoTokenizer gives the model's ids with `add_special_tokens=False`; by default it adds tokens around a "
-            "text, as its tokenizer.json says"
+            f"AutoTokenizer gives the model's ids with `add_special_tokens=False`{f' after {begin}' if begin else ''}; "
+            "by default it adds other tokens around a text, as its tokenizer.json says"
         )
-    return "AutoTokenizer gives the model's ids, and decodes them to the same texts"
+    first = f" after {begin}, which its texts begin with" if begin else ""
+    return f"AutoTokenizer gives the model's ids{first}, and decodes them to the same texts"
 
 
 def compare_texts(

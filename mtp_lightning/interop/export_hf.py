@@ -31,6 +31,9 @@ LINEAR = "mtp_linear"
 INSTEAD = "`--heads 1` exports head 1 as an ordinary Llama, `--to safetensors` all of it for `mtp` itself"
 
 
+Precision = torch.dtype | Mapping[str, torch.dtype] | None
+
+
 class Exported(NamedTuple):
     """What a folder for `transformers` holds of a model."""
 
@@ -43,6 +46,8 @@ class Exported(NamedTuple):
     tensors: dict[str, Tensor]
     changes: list[str]
     """What is other than a renaming, for the card."""
+    dtypes: dict[str, torch.dtype]
+    """Our name of each weight that is in it -> the precision that it was written in."""
 
 
 def choose_layout(heads: HeadsConfig, keep: int | None = None) -> Layout:
@@ -75,11 +80,11 @@ def choose_layout(heads: HeadsConfig, keep: int | None = None) -> Layout:
 
 
 @torch.no_grad()
-def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | None = None) -> Exported:
+def export_model(model: MTPModel, keep: int | None = None, dtype: Precision = None) -> Exported:
     """
     Args:
         keep: 1: head 1 alone; None: all heads.
-        dtype: of every tensor; None keeps the model's.
+        dtype: of every tensor, or of some by our names; others keep the model's.
 
     Raises:
         InputError: no layout holds these heads.
@@ -105,17 +110,20 @@ def export_model(model: MTPModel, keep: int | None = None, dtype: torch.dtype | 
     width = swiglu_width(backbone, heads)
     if set(trunk_widths(backbone, heads)) | {width} != {width}:
         changes.append(f"Narrower SwiGLUs are padded to {width} columns with zeros, which change nothing.")
-    tensors = {theirs: _converted(theirs, weights[ours], width) for theirs, ours in names.items()}
+    given = dict.fromkeys(names.values(), dtype) if isinstance(dtype, torch.dtype) else dtype or {}
+    dtypes = {ours: given.get(ours, model.embedding.weight.dtype) for ours in names.values()}
+    tensors = {theirs: _converted(theirs, weights[ours], width).to(dtypes[ours]) for theirs, ours in names.items()}
     if layout == "standard" and heads.norms == "shared":
         first = len(trunk_widths(backbone, heads)) + 1
-        tensors |= {SHARED_HEAD_NORM.format(first + i): weights["norm.weight"] for i in range(count - 1)}
+        norm = tensors["model.norm.weight"]
+        tensors |= {SHARED_HEAD_NORM.format(first + i): norm for i in range(count - 1)}
     if layout == "standard" and heads.kind == "recurrent" and count > 2:
         changes.append(f"The one module of heads 2 to {count} is written {count - 1} times.")
-    tensors = {name: tensor.detach().to(dtype or model.embedding.weight.dtype) for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
     config = hf_config(replace(backbone, ffn_dim=width, tie_embeddings=tied), path_layers(backbone, heads))
     family = config["architectures"][0].removesuffix("ForCausalLM")
     config |= _heads_config(backbone, heads, layout, family, count) | {"dtype": _dtype_name(tensors)}
-    return Exported(layout, family, count, config, tensors, changes)
+    return Exported(layout, family, count, config, tensors, changes, dtypes)
 
 
 def folds(model: MTPModel) -> bool:
@@ -192,4 +200,6 @@ def code_files(exported: Exported) -> dict[str, str]:
 
 
 def _dtype_name(tensors: Mapping[str, Tensor]) -> str:
-    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    """What they are loaded in: float32, which holds all, where they differ."""
+    found = {tensor.dtype for tensor in tensors.values()}
+    return str(found.pop() if len(found) == 1 else torch.float32).removeprefix("torch.")

@@ -19,7 +19,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_json
 from mtp_lightning.interop import hf_names
 from mtp_lightning.interop.export_gate import POSITIONS, Head, as_written, compare_heads, trained_logits
-from mtp_lightning.interop.export_hf import INSTEAD, Exported, export_model
+from mtp_lightning.interop.export_hf import INSTEAD, Exported, Precision, export_model
 from mtp_lightning.interop.importing.import_meta import BLOCK, PARAMS, TOP, ffn_width, read_params, to_neighbours
 from mtp_lightning.model.config import RopeScaling
 from mtp_lightning.model.mtp import MTPModel
@@ -32,7 +32,7 @@ _TOP = {theirs: TOP[ours] for ours, theirs in hf_names.TOP.items()}
 _BLOCK = {theirs: BLOCK[ours] for ours, theirs in hf_names.BLOCK.items() if ours in BLOCK}
 """Hugging Face's names -> Meta's."""
 SCALED = RopeScaling("llama3", factor=8.0, original_context=8192)
-"""`use_scaled_rope`: Llama 3.1's rotary positions, the only slower ones that the layout has a key for."""
+"""`use_scaled_rope` as Meta's code computes it, Llama 3.1's: the only slower positions that it has a key for."""
 
 
 class Release(NamedTuple):
@@ -43,7 +43,7 @@ class Release(NamedTuple):
 
 
 @torch.no_grad()
-def export_release(model: MTPModel, keep: int | None = None, dtype: torch.dtype | None = None) -> Release:
+def export_release(model: MTPModel, keep: int | None = None, dtype: Precision = None) -> Release:
     """
     Raises:
         InputError: heads that the layout does not hold; names the key, and what would work instead.
@@ -130,7 +130,8 @@ def meta_logits(
 ) -> Float[Tensor, "N B T V"]:
     """Logits of every head from files in this layout: rotation as a product of complex numbers, as Meta writes it."""
     T, E = tokens_BT.shape[1], params["dim"] // params["n_heads"]
-    frequencies = rope_frequencies(read_params(params, params["vocab_size"])[0], tokens_BT.device).double()
+    factor = SCALED.factor if params.get("use_scaled_rope") else None
+    frequencies = rope_frequencies(read_params(params, params["vocab_size"], factor)[0], tokens_BT.device).double()
     turns = torch.polar(torch.ones(T, E // 2).double(), torch.outer(torch.arange(T).double(), frequencies))
 
     def norm(x: Tensor, name: str) -> Tensor:

@@ -1,13 +1,12 @@
 """Hugging Face's config.json <-> the configuration of a model here, strictly: a key that changes what a model computes
-and is not known is refused by its name. Both ways of writing rotary positions are read, that of transformers 4
-(`rope_theta`, `rope_scaling`) and that of 5 (`rope_parameters`)."""
+and is not known is refused by its name."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig, RopeScaling
+from mtp_lightning.interop.hf_rope import read_rope, rope_scaling
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
@@ -74,24 +73,6 @@ READ = frozenset((
 MTP = ("num_nextn_predict_layers", "num_mtp_layers")
 """Further heads, in the MTP standard."""
 
-ROPE_KEYS = {
-    "factor": "factor",
-    "original_max_position_embeddings": "original_context",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "truncate": "truncate",
-    "attention_factor": "attention_factor",
-}
-"""Theirs -> ours, in `RopeScaling`."""
-ROPE_KINDS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate", "attention_factor"),
-}
-
 
 class Described(NamedTuple):
     """What a config.json says."""
@@ -118,8 +99,9 @@ def read_hf_config(config: Mapping[str, Any], context: int | None = None) -> Des
     missing = [key for key in SIZES if key not in full and key not in OPTIONAL]
     if missing:
         raise InputError(f"{missing[0]} is missing")
-    made_for = _whole(full, "max_position_embeddings")
-    used = min(context or made_for, made_for)
+    made_for = _whole(full, "max_position_embeddings", 1)
+    used = context or made_for
+    check_context(used, made_for, "max_position_embeddings")
     _refuse_windows(full, used)
     further = max((_whole(full, key) for key in MTP if key in full), default=0)
     heads = HeadsConfig(n_future=1 + further, kind="sequential", match="none") if further else HeadsConfig()
@@ -137,7 +119,7 @@ def _backbone(full: Mapping[str, Any]) -> BackboneConfig:
         del values["head_dim"]  # one way to say it
     if values.get("n_kv_heads") == values["n_heads"]:
         del values["n_kv_heads"]
-    theta, scaling = _rope(full)
+    theta, scaling = read_rope(full)
     kind = full["model_type"]
     try:
         return BackboneConfig(
@@ -152,6 +134,15 @@ def _backbone(full: Mapping[str, Any]) -> BackboneConfig:
         for theirs, ours in SIZES.items():
             said = said.replace(f"model.backbone.{ours} ", f"{theirs} ")
         raise InputError(said) from error
+
+
+def check_context(context: int, made_for: int, key: str) -> None:
+    """
+    Raises:
+        InputError: more positions than the model is made for.
+    """
+    if context > made_for:
+        raise InputError(f"--context is {context}, and the model is made for {made_for} positions ({key})")
 
 
 def refuse_unknown(config: Mapping[str, Any]) -> None:
@@ -194,48 +185,6 @@ def _refuse_windows(config: Mapping[str, Any], used: int) -> None:
         )
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling]:
-    """(theta, scaling), from either way of writing them."""
-    name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    written = config.get(name) or {}
-    if not isinstance(written, Mapping):
-        raise InputError(f"{name} is {_shown(written)}: it has to be keys with their values")
-    given = dict(written)
-    theta = given.pop("rope_theta", config.get("rope_theta", 10_000.0))
-    if config.get("rope_theta", theta) != theta:
-        raise InputError(f"rope_theta is {config['rope_theta']}, and {name}.rope_theta {theta}")
-    kind, *others = [given.pop(key) for key in ("rope_type", "type") if key in given] or ["default"]
-    if any(other != kind for other in others) or kind not in [*ROPE_KINDS]:
-        raise InputError(f"{name}.rope_type is {kind!r}: what a model here has is {', '.join(ROPE_KINDS)}")
-    given = {key: value for key, value in given.items() if value is not None}
-    if given.pop("partial_rotary_factor", 1) != 1:
-        raise InputError(f"{name}.partial_rotary_factor: a model here rotates all coordinates")
-    if kind in ("llama3", "yarn"):
-        given.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
-    if kind == "yarn":
-        _sharpen(given)
-    unknown = sorted(given.keys() - set(ROPE_KINDS[kind]))
-    if unknown:
-        raise InputError(f"{name}.{unknown[0]} is {_shown(given[unknown[0]])}: rope_type '{kind}' has no such number")
-    if not isinstance(theta, int | float):
-        raise InputError(f"rope_theta is {_shown(theta)}: it has to be a number")
-    try:
-        return float(theta), RopeScaling(kind, **{ROPE_KEYS[key]: value for key, value in given.items()})
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-
-
-def _sharpen(given: dict[str, Any]) -> None:
-    """Two more numbers that yarn's attention factor may be made of become that factor (as DeepSeek writes it)."""
-    mscale, over = given.pop("mscale", None), given.pop("mscale_all_dim", None)
-    if mscale and over and "attention_factor" not in given:
-        more = 0.1 * math.log(max(float(given.get("factor", 1)), 1.0))
-        given["attention_factor"] = (more * mscale + 1) / (more * over + 1)
-    usual = 0.1 * math.log(max(float(given.get("factor", 1)), 1.0)) + 1
-    if "attention_factor" in given and math.isclose(given["attention_factor"], usual, rel_tol=1e-12):
-        del given["attention_factor"]  # one way to say it
-
-
 def hf_config(backbone: BackboneConfig, n_layers: int, context: int = 2048) -> dict[str, Any]:
     """config.json of trunk + head 1, in `n_layers` layers, as every version of `transformers` reads it: the other way
     of `read_hf_config`. `transformers.AutoConfig.for_model(**hf_config(...))` makes the configuration.
@@ -251,8 +200,6 @@ def hf_config(backbone: BackboneConfig, n_layers: int, context: int = 2048) -> d
     elif backbone.dim % backbone.n_heads:
         kind = "mistral"  # its class, without a window, is the Llama that leaves head_dim free
     name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
-    scaling = backbone.rope_scaling
-    ours = {theirs: getattr(scaling, mine) for theirs, mine in ROPE_KEYS.items() if theirs in ROPE_KINDS[scaling.kind]}
     return {
         "architectures": [f"{name}ForCausalLM"],
         "model_type": kind,
@@ -266,7 +213,7 @@ def hf_config(backbone: BackboneConfig, n_layers: int, context: int = 2048) -> d
         "hidden_act": "silu",
         "rms_norm_eps": backbone.norm_eps,
         "rope_theta": backbone.rope_theta,
-        "rope_scaling": None if scaling.kind == "default" else {"rope_type": scaling.kind, **_given(ours)},
+        "rope_scaling": rope_scaling(backbone.rope_scaling),
         "tie_word_embeddings": backbone.tie_embeddings,
         "max_position_embeddings": context,
         "initializer_range": backbone.init_std,
@@ -276,14 +223,10 @@ def hf_config(backbone: BackboneConfig, n_layers: int, context: int = 2048) -> d
     }
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _whole(config: Mapping[str, Any], key: str) -> int:
+def _whole(config: Mapping[str, Any], key: str, least: int = 0) -> int:
     value = config.get(key)
-    if type(value) is not int or value < 0:
-        raise InputError(f"{key} is {_shown(value)}: it has to be a whole number")
+    if type(value) is not int or value < least:
+        raise InputError(f"{key} is {_shown(value)}: it has to be a whole number, at least {least}")
     return value
 
 

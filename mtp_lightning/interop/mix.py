@@ -4,6 +4,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from mtp_lightning.checkpoints.files import SAFETENSORS, LoadedModel, describe_model, load_model, read_weights
-from mtp_lightning.checkpoints.initial import weights_digest
+from mtp_lightning.checkpoints.initial import digest_of
 from mtp_lightning.checkpoints.select import find_checkpoint
 from mtp_lightning.checkpoints.streaming import write_model
 from mtp_lightning.errors import InputError
 from mtp_lightning.interop.importing.import_command import check_target
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig
+from mtp_lightning.model.counts import trunk_widths
 from mtp_lightning.model.weights import Spec, Weights, open_weights
 
 
@@ -55,10 +58,11 @@ def mix_command(
         refuse_different(parents[0], other)
     first = parents[0]
     record: list[dict[str, Any]] = [
-        {"path": str(parent.path), "share": share, "step": parent.step, "sha256": weights_digest(parent.weights)}
+        {"path": str(parent.path), "share": share, "step": parent.step, "sha256": digest_of(parent.path)}
         for parent, share in zip(parents, shares)
     ]
-    described = {**first.described, "parents": record}
+    contexts = [parent.described["context"] for parent in parents if parent.described["context"]]
+    described = {**first.described, "context": min(contexts, default=None), "parents": record}
     write_model(target, described, averaged([parent.weights for parent in parents], shares))
     for line in record:
         print(f"{line['share']:.6g} of {line['path']} (step {line['step']}, sha256 {line['sha256']})")
@@ -117,13 +121,19 @@ def refuse_different(first: Parent, other: Parent) -> None:
     Raises:
         InputError: another model, or another tokenizer; names what differs.
     """
-    for part in ("backbone", "heads"):
-        for key, value in first.described[part].items():
-            if other.described[part][key] != value:
-                raise InputError(
-                    f"'{first.path}' has model.{part}.{key} = {value!r}, and '{other.path}' "
-                    f"{other.described[part][key]!r}: only checkpoints of one shape have an average"
-                )
+    ours, theirs = _function(first), _function(other)
+    for key, value in ours.items():
+        if theirs[key] != value:
+            raise InputError(
+                f"'{first.path}' has {key} = {value!r}, and '{other.path}' {theirs[key]!r}: only checkpoints of one "
+                "shape have an average"
+            )
+    begins = [parent.described.get("begin_ids", []) for parent in (first, other)]
+    if begins[0] != begins[1]:
+        raise InputError(
+            f"every text of '{first.path}' begins with the tokens {begins[0]}, and of '{other.path}' with {begins[1]}: "
+            "only checkpoints whose texts begin alike have an average"
+        )
     for key, what in (("tokenizer", "tokenizers"), ("task", "tasks")):
         if first.described[key] != other.described[key]:
             raise InputError(f"'{first.path}' and '{other.path}' have different {what}: their tokens are not the same")
@@ -133,6 +143,26 @@ def refuse_different(first: Parent, other: Parent) -> None:
                 f"the weight '{name}' is {spec.dtype} in '{first.path}', and {other.weights.specs[name].dtype} in "
                 f"'{other.path}'"
             )
+
+
+def _function(parent: Parent) -> dict[str, Any]:
+    """What makes the same weights the same function, by its key, whether it was written down or is the default: not
+    how weights were drawn, and `match` only where it made other widths."""
+    backbone = BackboneConfig.from_dict(parent.described["backbone"])
+    heads = HeadsConfig(**parent.described["heads"])
+    is_matched = trunk_widths(backbone, heads) != trunk_widths(backbone, replace(heads, match="none"))
+    said = {f"model.backbone.{key}": value for key, value in asdict(backbone).items() if key != "init_std"}
+    said |= {f"model.heads.{key}": value for key, value in asdict(heads).items()}
+    return said | {
+        "model.backbone.n_kv_heads": backbone.kv_heads,
+        "model.backbone.head_dim": backbone.head_size,
+        "model.backbone.ffn_dim": backbone.ffn,
+        "model.heads.offsets": heads.head_offsets,
+        "model.heads.markov_rank": heads.bigram_rank,
+        "model.heads.mixture_rank": heads.components,
+        "model.heads.latent_width": heads.network_width(backbone.dim),
+        "model.heads.match": heads.match if is_matched else "none",
+    }
 
 
 def averaged(parents: Sequence[Weights], shares: Sequence[float]) -> Weights:

@@ -19,7 +19,7 @@ class InitConfig:
     heads: Literal["keep", "first", "copy", "identity", "random"] = "keep"
     """What becomes of the heads; head 1 is the source's in all of them.
 
-    - `keep`: all are the source's, which has as many, of the same kind;
+    - `keep`: all are the source's, which has as many, of the same kind, with the same layers and offsets;
     - `first`: heads 2 .. n are stripped, for a model of n_future = 1;
     - `copy`: heads 2 .. n are copies of head 1, the last layer before the next token;
     - `identity`: the same with attention's and SwiGLU's last projections zero: a head passes what it reads;

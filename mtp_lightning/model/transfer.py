@@ -130,18 +130,20 @@ def _check_heads(source: Source, heads: HeadsConfig, init: InitConfig) -> None:
             f"{heads.n_future} of kind '{heads.kind}' (model.heads): give first (n_future 1, of head 1 alone), or "
             "copy, identity or random (further heads made anew)"
         )
-    if init.heads == "keep" and heads.n_future > 1 and there.norms != heads.norms:
-        raise InputError(
-            f"{what}, and model.heads.norms is '{heads.norms}', in '{source.name}' '{there.norms}': set the same"
-        )
     width, kept = source.backbone.dim, init.heads == "keep" and there.kind == heads.kind
+    further = (  # of head 1 alone, layers are where the path is cut, and the others nothing
+        ("layers", heads.layers, there.layers),
+        ("offsets", [*heads.head_offsets], [*there.head_offsets]),
+        ("norms", heads.norms, there.norms),
+    )
     for key, mine, theirs in (
+        *(further if heads.n_future > 1 else ()),
         ("markov_rank", heads.bigram_rank, there.bigram_rank),
         ("mixture_rank", heads.components, there.components),
         ("latent_width", heads.network_width(width), there.network_width(width)),
     ):
         if kept and mine != theirs:
-            raise InputError(f"{what}, and model.heads.{key} is {mine}, in '{source.name}' {theirs}: set the same")
+            raise InputError(f"{what}, and model.heads.{key} is {mine!r}, in '{source.name}' {theirs!r}: set the same")
     replicates = there.replicate_unembedding, heads.replicate_unembedding
     if init.heads == "keep" and not init.draws_unembedding and heads.n_future > 1 and replicates[0] != replicates[1]:
         raise InputError(

@@ -16,8 +16,10 @@ from mtp_lightning.checkpoints.vocabulary import FURTHER, MATRICES, transfer_of,
 from mtp_lightning.data.tokenizers.training import train_bpe
 from mtp_lightning.data.tokens.token_bytes import token_bytes, token_texts
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from mtp_lightning.data.tokens.vocabulary import is_padded
 from mtp_lightning.data.transforms.infilling import NAMES
 from mtp_lightning.errors import InputError
+from mtp_lightning.interop.importing.tokenizers import rows_note
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.initial import InitConfig
 from mtp_lightning.model.mtp import MTPModel
@@ -143,6 +145,47 @@ def test_what_texts_begin_with_stays_or_is_the_new_tokenizers(
     begins = {old: (280,), of_new: (301,) if vocabulary == "transfer" else (), LARGE: ()}
     for tokenizer, wanted in begins.items():
         assert load_initial(init, model, tokenizer).begin_ids == wanted
+
+
+@pytest.mark.parametrize("unembedding", ["keep", "random"])
+def test_another_end_of_documents_is_no_other_vocabulary(
+    unembedding: Literal["keep", "random"], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ChatML's models are imported, and a run without `data.end_token` reads the same file."""
+    both = with_marks(SMALL, "<|im_end|>").state()["json"]
+    usual, ours = HuggingFaceTokenizer(both), HuggingFaceTokenizer(both, end_token="<|im_end|>")
+    there, path = MTPModel(tiny_backbone(vocab_size=320), HeadsConfig(n_future=1)), tmp_path / "base.safetensors"
+    save_safetensors(LoadedModel(path, there, ours, 1, 16, None), path)
+    for tokenizer, said in ((usual, f"documents end with '{usual.end_token}', there with '<|im_end|>'"), (ours, "")):
+        here = MTPModel(there.config, there.heads_config)
+        load_initial(InitConfig(str(path), unembedding=unembedding), here, tokenizer)
+        assert torch.equal(here.embedding.weight, there.embedding.weight)
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert ("data.end_token" in printed) == bool(said)
+
+
+def test_rows_that_are_no_tokens_are_left_out(tmp_path: Path) -> None:
+    """As `mtp import` says it to the user of a model with more of them than padding explains."""
+    rows = SMALL.vocab_size + 1300
+    note = rows_note(SMALL, rows)
+    assert f"--model.backbone.vocab_size {SMALL.vocab_size} --model.init.vocabulary transfer" in note
+    assert rows_note(SMALL, 320) == rows_note(SMALL, SMALL.vocab_size) == rows_note(None, rows) == ""
+    there, path = MTPModel(tiny_backbone(vocab_size=rows), HeadsConfig(n_future=1)), tmp_path / "base.safetensors"
+    save_safetensors(LoadedModel(path, there, SMALL, 1, 16, None), path)
+    here = MTPModel(tiny_backbone(vocab_size=SMALL.vocab_size), HeadsConfig(n_future=1))
+    load_initial(InitConfig(str(path), vocabulary="transfer"), here, SMALL)
+    for name, weight in here.named_parameters():
+        assert torch.equal(weight, there.get_parameter(name)[: len(weight)]), name
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "padded"),
+    [(102400, 100016, True), (102401, 100016, False), (108800, 100016, False), (1344, 300, False), (320, 320, False)],
+)
+def test_what_is_taken_for_padding(rows: int, tokens: int, padded: bool) -> None:
+    """The first is deepseek-llm-7b."""
+    assert is_padded(rows, tokens) == padded
 
 
 def test_the_order_of_ids_means_nothing() -> None:

@@ -16,6 +16,7 @@ from mtp_lightning.cli import main
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokenizer, begin_ids
 from mtp_lightning.data.transforms.infilling import sentinels
 from mtp_lightning.interop.export_folder import byte_tokenizer, write_tokenizer
+from mtp_lightning.interop.export_gate import compare_tokenizer
 from mtp_lightning.interop.export_gguf import vocabulary_of
 from mtp_lightning.model.config import HeadsConfig
 
@@ -73,6 +74,10 @@ def test_the_token_before_every_text_is_named(tmp_path: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert [theirs.bos_token_id] == begin
     assert theirs("def f")["input_ids"] == [*begin, *ours.encode("def f")]
+    said = compare_tokenizer(tmp_path, ours, begin)
+    assert f"the model's ids after {begin}, which its texts begin with, and decodes them" in said
+    assert "`add_special_tokens=False`; by default it adds other" in compare_tokenizer(tmp_path, ours, [])
+    assert f"`add_special_tokens=False` after {[7, *begin]}" in compare_tokenizer(tmp_path, ours, [7, *begin])
 
 
 def test_a_tokenizer_json_goes_out_as_it_is(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from mtp_lightning.cli import main
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import generate
 from mtp_lightning.decoding.reference import decode_plainly
+from mtp_lightning.errors import InputError
 from mtp_lightning.interop.hf_config import hf_config, read_hf_config
 from mtp_lightning.interop.hf_names import to_llama_state_dict
 from mtp_lightning.interop.importing.import_command import import_command
@@ -42,6 +43,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "yarn": ("qwen3", {"head_dim": 32, "rope_parameters": YARN}),
     "yarn, other numbers": ("llama", {"rope_parameters": YARN | {
         "beta_fast": 4.0, "beta_slow": 0.5, "truncate": False, "mscale": 1.2, "mscale_all_dim": 0.7}}),
+    "yarn, factor by contexts": ("llama", {"max_position_embeddings": 64, "rope_parameters": YARN | {"factor": None}}),
     "yarn, attention factor": ("qwen2", {"rope_parameters": YARN | {"attention_factor": 1.3}}),
 }  # fmt: skip
 
@@ -126,13 +128,15 @@ def test_what_a_config_leaves_out_is_what_their_classes_take() -> None:
         few = {key: SMALL[key] for key in ("vocab_size", "intermediate_size", "num_hidden_layers")}
         few |= {"hidden_size": 768, "num_attention_heads": 32}
         config = transformers.AutoConfig.for_model(kind, **few)
-        found = read_hf_config({**few, "model_type": kind}, 4096)
+        found = read_hf_config({**few, "model_type": kind}, 2048)
         backbone = found.backbone
         assert backbone.kv_heads == config.num_key_value_heads
         assert backbone.norm_eps == config.rms_norm_eps
         assert backbone.rope_theta == config.rope_parameters["rope_theta"]
         assert backbone.tie_embeddings == config.tie_word_embeddings
-        assert found.context == min(4096, config.max_position_embeddings)
+        assert found.context == 2048 <= config.max_position_embeddings
+        with pytest.raises(InputError, match=rf"made for {config.max_position_embeddings} positions \(max_position"):
+            read_hf_config({**few, "model_type": kind}, config.max_position_embeddings + 1)
         if kind == "qwen3":
             assert backbone.head_dim == config.head_dim
 
@@ -157,6 +161,7 @@ REFUSED = {
         ("rope_scaling", 3),
         ("model_type", ["llama"]),
         ("max_position_embeddings", None),
+        ("max_position_embeddings", 0),
         ("layer_types", 1),
         ("layer_types", [[1]]),
     ],
@@ -171,6 +176,45 @@ def test_what_cannot_be_is_refused_by_its_name_before_a_tensor_is_read(
     assert key in said
     assert "config.json" in said
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "says"),
+    [
+        ("linear", {"factor": ...}, "factor is missing: rope_type 'linear' cannot do without it"),
+        ("linear", {"factor": None}, "factor is null: it has to be a finite number, at least 1"),
+        ("llama3", {"factor": None}, "factor is null"),
+        ("llama3", {"low_freq_factor": ...}, "low_freq_factor is missing"),
+        ("llama3", {"high_freq_factor": None}, "high_freq_factor is null"),
+        ("llama3", {"original_max_position_embeddings": None}, "original_max_position_embeddings is null"),
+        ("yarn", {"factor": ...}, "factor is missing"),
+        ("yarn", {"factor": "4"}, "factor is 4: it has to be a finite number"),
+        ("yarn", {"factor": True}, "factor is True"),
+        ("yarn", {"attention_factor": "1"}, "attention_factor is 1: it has to be a finite number"),
+        ("yarn", {"mscale": "1", "mscale_all_dim": 1}, "mscale is 1: it has to be a finite number"),
+        ("yarn", {"truncate": None}, "truncate is None: it has to be true or false"),
+        ("yarn", {"beta_fast": [32]}, "beta_fast is [32]"),
+        ("linear", {"rope_theta": True}, "rope_theta is True: it has to be a finite number"),
+    ],
+)
+def test_numbers_of_positions_are_there_and_are_numbers(kind: str, changes: dict[str, Any], says: str) -> None:
+    given = {"linear": {"factor": 2.0}, "llama3": LLAMA3, "yarn": YARN}[kind] | {"rope_type": kind} | changes
+    given = {key: value for key, value in given.items() if value is not ...}
+    for name in ("rope_scaling", "rope_parameters"):
+        with pytest.raises(InputError) as caught:
+            read_hf_config({**SMALL, "model_type": "llama", name: given})
+        assert says in str(caught.value)
+        assert says.startswith("rope_theta") or str(caught.value).startswith(f"{name}.")
+
+
+def test_two_ways_of_writing_positions_that_differ_are_refused() -> None:
+    config = {**SMALL, "model_type": "llama", "rope_parameters": YARN, "rope_scaling": YARN}
+    assert read_hf_config(config).backbone.rope_scaling.factor == 4
+    with pytest.raises(InputError, match="rope_scaling and rope_parameters say different things"):
+        read_hf_config({**config, "rope_scaling": {"type": "linear", "factor": 2.0}})
 
 
 def test_a_window_is_no_matter_within_it(tmp_path: Path) -> None:

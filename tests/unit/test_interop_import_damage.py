@@ -106,6 +106,7 @@ def test_it_is_refused_and_nothing_is_written(
         (["hf", "no/o.safetensors"], "there is no folder 'no'"),
         (["hf", "o.safetensors", "--context", "0"], "--context is 0"),
         (["hf", "o.safetensors", "--heads", "2"], "--heads is 2"),
+        (["hf", "o.safetensors", "--rope_factor", "8"], "goes with Meta's layout"),
         (["hf", "o.safetensors", "--layout", "meta"], "is no model: it has no params.json"),
         (["hf", "o.safetensors"], "holds neither tokenizer.json nor tokenizer.model"),
         (["hf", "o.safetensors", "--tokenizer", "big.json"], "has ids up to"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtp_lightning.checkpoints.files import load_model
 from mtp_lightning.cli import main
 from mtp_lightning.interop.importing.import_meta import ffn_width, to_half_split, to_neighbours
+from mtp_lightning.model.config import RopeScaling
 from mtp_lightning.model.mtp import MTPModel
 
 PARAMS = {"dim": 24, "n_layers": 5, "n_heads": 4, "n_kv_heads": 2, "vocab_size": -1, "multiple_of": 8, "norm_eps": 1e-5}
@@ -158,7 +159,17 @@ def test_a_file_that_holds_anything_else_is_refused_and_nothing_runs(
     [
         ({"moe": {}}, "moe is {}: this key is not known"),
         ({"dim": 25}, "dim is 25"),
-        ({"n_heads": None}, "n_heads is None"),
+        ({"n_heads": None}, "n_heads is null: it has to be a whole number"),
+        ({"n_heads": True}, "n_heads is True: it has to be a whole number"),
+        ({"multiple_of": 0}, "multiple_of is 0: it has to be at least 1"),
+        ({"ffn_dim_multiplier": "x"}, "ffn_dim_multiplier is x: it has to be a finite number"),
+        ({"norm_eps": None}, "norm_eps is null: it has to be a finite number"),
+        ({"rope_theta": "x"}, "rope_theta is x: it has to be a finite number"),
+        ({"use_scaled_rope": "false"}, "use_scaled_rope is 'false': it has to be true or false"),
+        ({"use_scaled_rope": 0}, "use_scaled_rope is 0: it has to be true or false"),
+        ({"max_seq_len": "4096"}, "max_seq_len is 4096: it has to be a whole number"),
+        ({"max_seq_len": None}, "max_seq_len is null: it has to be a whole number"),
+        ({"n_future_tokens": 5}, "n_future_tokens is 5, and n_layers 5: there have to be more layers"),
         ({"n_future_tokens": 2}, "has no tensor 'extra_heads.0."),
         ({"multiple_of": 32, "ffn_dim_multiplier": 2.0}, "is of shape (64, 24), and by its configuration of (128, 24)"),
         ({"vocab_size": 12}, "'output.weight' is of shape (11, 24)"),
@@ -173,6 +184,47 @@ def test_params_that_disagree_are_refused_by_name(
     said = capsys.readouterr().err
     assert says in said or ("tok_embeddings" in said and "vocab_size" in params)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(("factor", "model"), [("8", "Llama 3.1"), ("32", "Llama 3.2")])
+def test_scaled_positions_are_asked_for(
+    factor: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both models say `use_scaled_rope: true`, and no more."""
+    folder = write(tmp_path / "meta", release(1), use_scaled_rope=True, rope_theta=500000.0)
+    assert run(folder) == 2
+    said = capsys.readouterr().err
+    assert f"{factor} for {model}" in said
+    assert not (tmp_path / "out.safetensors").exists()
+    assert run(folder, "--rope_factor", factor) == 0
+    config = load_model(tmp_path / "out.safetensors").model.config
+    assert config.rope_scaling == RopeScaling("llama3", float(factor), original_context=8192)
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"), [("8", "goes with use_scaled_rope: true"), ("0.5", "--rope_factor is 0.5: it has to be")]
+)
+def test_a_factor_that_nothing_asks_for_is_refused(
+    factor: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(write(tmp_path / "meta", release(1)), "--rope_factor", factor) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_context_is_said_or_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out, ask = write(tmp_path / "meta", release(1)), tmp_path / "out.safetensors", "give --context"
+    assert run(folder) == 0
+    assert ask in capsys.readouterr().out
+    assert load_model(out).context is None
+    assert run(folder, "--force", "--context", "4096") == 0
+    assert ask not in capsys.readouterr().out
+    assert load_model(out).context == 4096
+    limited = write(tmp_path / "limited", {}, max_seq_len=64)
+    torch.save(release(1), limited / "consolidated.00.pth")
+    assert run(limited, "--force") == 0
+    assert load_model(out).context == 64
+    assert run(limited, "--force", "--context", "65") == 2
+    assert "--context is 65, and the model is made for 64 positions (max_seq_len)" in capsys.readouterr().err
 
 
 def test_widths_by_llamas_rule() -> None:

@@ -12,6 +12,7 @@ from test_checkpoints import save
 from tiny import tiny_backbone
 
 from mtp_lightning.checkpoints.files import LoadedModel, load_model, save_safetensors
+from mtp_lightning.checkpoints.initial import digest_of
 from mtp_lightning.cli import main
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
 from mtp_lightning.model.config import CHECKPOINT_KEY, HeadsConfig
@@ -25,7 +26,8 @@ def write(path: Path, seed: int, dtype: torch.dtype = torch.float32, **changes: 
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     tokenizer = changes.get("tokenizer", ByteTokenizer())
-    save_safetensors(LoadedModel(path, model.to(dtype), tokenizer, seed, 16, None), path)
+    context, begins = changes.get("context", 16), changes.get("begin_ids", ())
+    save_safetensors(LoadedModel(path, model.to(dtype), tokenizer, seed, context, None, begins), path)
     return path
 
 
@@ -53,6 +55,7 @@ def test_an_average_is_exact_and_rounded_once(dtype: torch.dtype, tmp_path: Path
     record = header(out)["parents"]
     assert [parent["share"] for parent in record] == [0.25, 0.5, 0.25]
     assert [parent["step"] for parent in record] == [1, 2, 3]
+    assert [parent["sha256"] for parent in record] == [digest_of(path) for path in paths]
     assert len({parent["sha256"] for parent in record}) == 3
     assert load_model(out).model.n_future == 2
 
@@ -79,9 +82,29 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "shape": ({"backbone": {"ffn_dim": 50}}, "has model.backbone.ffn_dim = 48, and"),
     "ties": ({"backbone": {"tie_embeddings": False}}, "has model.backbone.tie_embeddings = True, and"),
     "function": ({"backbone": {"rope_theta": 500.0}}, "has model.backbone.rope_theta"),
+    "first tokens": ({"begin_ids": [1]}, "begins with the tokens [], and of"),
     "tokenizer": ({"tokenizer": None}, "have different tokenizers"),
     "precision": ({"dtype": torch.bfloat16}, "is torch.float32 in"),
 }
+
+
+SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "match": ({"heads": {"n_future": 1}}, {"heads": {"n_future": 1, "match": "parameters"}}),
+    "drawn otherwise": ({}, {"backbone": {"init_std": 0.5}}),
+    "by default": ({}, {"backbone": {"head_dim": 16, "n_kv_heads": 2}, "heads": {"offsets": (1, 2)}}),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_function_has_an_average_whatever_was_written_down(name: str, tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{i}.safetensors", i, **changes) for i, changes in enumerate(SAME[name])]
+    assert main(["mix", *map(str, paths), "--out", str(tmp_path / "out.safetensors")]) == 0
+
+
+def test_the_context_is_one_that_all_have_seen(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{i}.safetensors", i, context=i or None) for i in (64, 0, 16)]
+    assert main(["mix", *map(str, paths), "--out", str(tmp_path / "out.safetensors")]) == 0
+    assert load_model(tmp_path / "out.safetensors").context == 16
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -92,6 +115,13 @@ def test_what_has_no_average_is_refused(name: str, tmp_path: Path, capsys: pytes
     assert main(["mix", str(a), str(b), "--out", str(tmp_path / "out.safetensors")]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_other_widths_have_no_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = write(tmp_path / "a.safetensors", 1, backbone={"n_layers": 3})
+    b = write(tmp_path / "b.safetensors", 2, backbone={"n_layers": 3}, heads={"match": "parameters"})
+    assert main(["mix", str(a), str(b), "--out", str(tmp_path / "out.safetensors")]) == 2
+    assert "has model.heads.match = 'none', and" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ def test_import_generate_export_and_mix_keep_it(tmp_path: Path, capsys: pytest.C
     shutil.copy(trained(tmp_path), tmp_path / "hf" / "tokenizer.model")
     out, again, mixed = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "c"))
     assert main(["import", str(tmp_path / "hf"), str(out)]) == 0
-    assert "400 tokens for 416 rows" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "400 tokens for 416 rows" in said
+    assert "--data.tokenizer FOLDER" in said
     assert main(["export", str(out), str(again)]) == 0
     assert main(["mix", str(out), str(again), "--out", str(mixed)]) == 0
     for path in (out, again, mixed):
@@ -33,3 +35,5 @@ def test_import_generate_export_and_mix_keep_it(tmp_path: Path, capsys: pytest.C
         assert main(["generate", str(path), "--prompt", "def f", "--max_new_tokens", "5", "--json", str(written)]) == 0
         prompt = torch.tensor([1, *loaded.tokenizer.encode("def f")])
         assert json.loads(written.read_text())["ids"] == decode_plainly(loaded.model, prompt, 5)
+    assert main(["export", str(out), str(tmp_path / "served"), "--to", "hf"]) == 0
+    assert "the model's ids after [1], which its texts begin with" in (tmp_path / "served" / "README.md").read_text()

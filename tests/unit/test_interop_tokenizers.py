@@ -1,5 +1,6 @@
 """Tokenizers of somebody's model: a SentencePiece model that is trained here, converted; and files that do not fit."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from mtp_lightning.data.tokens.tokenizer import (
     tokenizer_from_state,
 )
 from mtp_lightning.errors import InputError
-from mtp_lightning.interop.importing.tokenizers import converted, find_tokenizer
+from mtp_lightning.interop.importing.tokenizers import converted, find_tokenizer, run_flags
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -35,6 +36,7 @@ def test_it_does_what_sentencepiece_does(tmp_path: Path) -> None:
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     ours = find_tokenizer(tmp_path, None, None, 512)
     assert ours is not None
+    assert "FOLDER --data.end_token '</s>', where `mtp export`" in run_flags(tmp_path, None, ours)
     assert (ours.vocab_size, ours.eos_id) == (400, theirs.eos_id())
     for text in [*TEXTS, *TEXT[:20]]:
         assert ours.encode(text) == theirs.encode(text), text
@@ -75,6 +77,9 @@ def test_a_tokenizer_json_is_taken_as_it_is_with_the_end_that_its_config_names(t
     named = find_tokenizer(tmp_path, None, None, 400)
     assert isinstance(named, HuggingFaceTokenizer)
     assert named.end_token == "<s>"
+    words = shlex.split(run_flags(tmp_path, None, named))
+    assert words[::2] == ["--data.tokenizer", "--data.end_token"]
+    assert load_tokenizer(words[1], words[3]).state() == named.state()
     assert load_tokenizer(str(tmp_path)).eos_id == found.eos_id != named.eos_id
     with pytest.raises(InputError, match="has ids up to 399, and the model's embedding 399 rows"):
         find_tokenizer(tmp_path, None, None, 399)

@@ -181,6 +181,14 @@ REFUSED = {
         HeadsConfig(2, "sequential", norms="own"), HeadsConfig(2, "sequential"), {}, {},
         "model.heads.norms is 'shared', in 'base.ckpt' 'own'",
     ),
+    "layers of heads": (
+        HeadsConfig(2, layers=2, match="none"), HeadsConfig(2, match="none"), {}, {},
+        "model.heads.layers is 1, in 'base.ckpt' 2: set the same",
+    ),
+    "offsets": (
+        HeadsConfig(2, offsets=(1, 3), match="none"), HeadsConfig(2, match="none"), {}, {},
+        r"model.heads.offsets is \[1, 2\], in 'base.ckpt' \[1, 3\]: set the same",
+    ),
     "norms": (NEXT, NEXT, {}, {"norm_eps": 1e-6}, "norm_eps is 1e-06, and the model in 'base.ckpt' has 1e-05"),
     "tokens": (NEXT, NEXT, {}, {"vocab_size": 20}, "16 tokens there and 20 here .*vocabulary: random"),
     "tied": (NEXT, NEXT, {}, {"tie_embeddings": True}, "tie_embeddings is true, and 'base.ckpt' has two matrices"),

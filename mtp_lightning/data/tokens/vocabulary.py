@@ -46,6 +46,6 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, spec: str) -> None:
 
 
 def is_padded(vocab_size: int, n_tokens: int) -> bool:
-    """Whether a model has some rows more than its tokenizer has tokens, as Qwen's have for faster matrix products: a
-    multiple of 64, at most 1,024 more."""
-    return vocab_size % 64 == 0 and 0 < vocab_size - n_tokens <= 1024
+    """Whether a model has some rows more than its tokenizer has tokens, as Qwen's have for faster matrix products, and
+    DeepSeek's for tokens to come: a multiple of 64, at most 1,024 or a sixteenth more."""
+    return vocab_size % 64 == 0 and 0 < vocab_size - n_tokens <= max(1024, n_tokens // 16)

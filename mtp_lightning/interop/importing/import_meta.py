@@ -7,16 +7,18 @@ In the paper's release `layers` holds the trunk and, as its last, head 1; `extra
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from mtp_lightning.errors import InputError
+from mtp_lightning.interop.hf_config import check_context
 from mtp_lightning.interop.importing.hf_folder import read_json, require
 from mtp_lightning.interop.importing.import_hf import Imported, model_shapes
-from mtp_lightning.model.config import BackboneConfig, HeadsConfig, RopeScaling
+from mtp_lightning.model.config import BackboneConfig, HeadsConfig, Layers, RopeScaling, Width
 from mtp_lightning.model.weights import Spec, Weights
+from mtp_lightning.ranges import TINY, Range, check_value
 
 PARAMS = "params.json"
 BLOCK = {
@@ -34,10 +36,21 @@ TOP = {"embedding": "tok_embeddings", "norm": "norm", "unembedding": "output"}
 SPLIT_COLUMNS = ("attention.wo", "feed_forward.w2")
 """Matrices of which each file has columns, as of the embedding until Llama 3; of others rows. Norms are in every file,
 whole."""
-KNOWN = frozenset((
-    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-    "rope_theta", "use_scaled_rope", "n_future_tokens", "max_seq_len", "max_batch_size", "model_parallel_size",
-))  # fmt: skip
+NUMBERS: dict[str, Any] = {
+    "dim": Width,
+    "n_layers": Layers,
+    "n_heads": Width,
+    "n_kv_heads": Width | None,
+    "vocab_size": Width,
+    "multiple_of": Width,
+    "ffn_dim_multiplier": Annotated[float, Range(above=0, most=1000)] | None,
+    "norm_eps": Annotated[float, Range(least=TINY, most=1)],
+    "rope_theta": Annotated[float, Range(least=1, most=1e18)],
+    "n_future_tokens": Layers,
+    "max_seq_len": Annotated[int, Range(least=1, most=10**9)],
+}
+"""Keys of params.json with what they may be, null where Meta's code has it so; -1 as vocab_size is the tokenizer's."""
+KNOWN = {*NUMBERS, "use_scaled_rope", "max_batch_size", "model_parallel_size"}
 
 
 def meta_names(heads: HeadsConfig, trunk: int) -> dict[str, str]:
@@ -60,10 +73,13 @@ def to_neighbours(rows: Tensor, head_dim: int) -> Tensor:
     return rows.view(-1, 2, head_dim // 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
 
-def read_params(params: Mapping[str, Any], vocab_size: int) -> tuple[BackboneConfig, HeadsConfig]:
+def read_params(
+    params: Mapping[str, Any], vocab_size: int, rope_factor: float | None = None
+) -> tuple[BackboneConfig, HeadsConfig]:
     """
     Args:
         vocab_size: rows of the embedding, where the file says -1: the tokenizer's.
+        rope_factor: how many times slower `use_scaled_rope` is, which the file does not say.
 
     Raises:
         InputError: something that a model here does not compute; names the key of params.json.
@@ -71,14 +87,16 @@ def read_params(params: Mapping[str, Any], vocab_size: int) -> tuple[BackboneCon
     unknown = sorted(params.keys() - KNOWN)
     if unknown:
         raise InputError(f"{unknown[0]} is {params[unknown[0]]!r}: this key is not known, and may change the model")
-    whole = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "n_future_tokens")
-    for key in ("dim", "n_layers", "n_heads", *whole):
-        if key in params and type(params[key]) is not int and not (key == "n_kv_heads" and params[key] is None):
-            raise InputError(f"{key} is {params[key]!r}: it has to be a whole number")
-        if key not in params and key in ("dim", "n_layers", "n_heads"):
+    for key, hint in NUMBERS.items():
+        if key in params and not (key == "vocab_size" and params[key] == -1):
+            check_value(key, params[key], hint)
+        elif key in ("dim", "n_layers", "n_heads"):
             raise InputError(f"{key} is missing")
+    if type(params.get("use_scaled_rope", False)) is not bool:
+        raise InputError(f"use_scaled_rope is {params['use_scaled_rope']!r}: it has to be true or false")
     n = params.get("n_future_tokens", 1)
-    scaled = params.get("use_scaled_rope", False)
+    if n >= params["n_layers"]:
+        raise InputError(f"n_future_tokens is {n}, and n_layers {params['n_layers']}: there have to be more layers")
     kv_heads = params.get("n_kv_heads")
     backbone = BackboneConfig(
         vocab_size=vocab_size if params.get("vocab_size", -1) == -1 else params["vocab_size"],
@@ -89,9 +107,23 @@ def read_params(params: Mapping[str, Any], vocab_size: int) -> tuple[BackboneCon
         ffn_dim=ffn_width(params),
         rope_theta=float(params.get("rope_theta", 10_000.0)),
         norm_eps=params.get("norm_eps", 1e-5),
-        rope_scaling=RopeScaling("llama3", factor=8.0, original_context=8192) if scaled else RopeScaling(),
+        rope_scaling=_scaling(params, rope_factor),
     )
     return backbone, HeadsConfig(n_future=n, kind="parallel", match="none") if n > 1 else HeadsConfig()
+
+
+def _scaling(params: Mapping[str, Any], factor: float | None) -> RopeScaling:
+    """Llama 3.1 and 3.2 have the same `use_scaled_rope: true` and other factors (meta-llama/llama-models#166)."""
+    if not params.get("use_scaled_rope", False):
+        if factor is not None:
+            raise InputError(f"--rope_factor is {factor:g}, which goes with use_scaled_rope: true alone")
+        return RopeScaling()
+    if factor is None:
+        raise InputError(
+            "use_scaled_rope is true, which does not say how much slower positions rotate: give --rope_factor 8 for "
+            "Llama 3.1 and 3.3 and for what `mtp export` wrote, 32 for Llama 3.2"
+        )
+    return RopeScaling("llama3", factor=factor, original_context=8192)
 
 
 def ffn_width(params: Mapping[str, Any]) -> int:
@@ -103,8 +135,13 @@ def ffn_width(params: Mapping[str, Any]) -> int:
     return int(multiple * math.ceil(width / multiple))
 
 
-def open_meta(folder: Path, keep: int | None = None, context: int | None = None) -> Imported:
+def open_meta(
+    folder: Path, keep: int | None = None, context: int | None = None, rope_factor: float | None = None
+) -> Imported:
     """
+    Args:
+        rope_factor: as `read_params` has it.
+
     Raises:
         InputError: not such a folder, or one whose files do not fit together.
     """
@@ -114,7 +151,10 @@ def open_meta(folder: Path, keep: int | None = None, context: int | None = None)
     if "tok_embeddings.weight" not in source:
         raise InputError(f"'{folder}' has no tensor 'tok_embeddings.weight': not in Meta's layout")
     try:
-        backbone, heads = read_params(params, source.specs["tok_embeddings.weight"].shape[0])
+        backbone, heads = read_params(params, source.specs["tok_embeddings.weight"].shape[0], rope_factor)
+        made_for = params.get("max_seq_len")
+        if context is not None and made_for is not None:
+            check_context(context, made_for, "max_seq_len")
     except InputError as error:
         raise InputError(f"'{folder / PARAMS}': {error}") from error
     names, notes = meta_names(heads, backbone.n_layers - 1), []
@@ -134,8 +174,13 @@ def open_meta(folder: Path, keep: int | None = None, context: int | None = None)
         return to_half_split(tensor, backbone.head_size) if rotated else tensor
 
     weights = Weights({ours: specs[theirs] for theirs, ours in names.items()}, read)
-    context = min(context or params.get("max_seq_len", 2**30), params.get("max_seq_len", 2**30))
-    return Imported(backbone, heads, None if context == 2**30 else context, weights, {"layout": "meta"}, notes)
+    used = context or made_for
+    if used is None:
+        notes.append(
+            "params.json does not say for how many positions the model is made (max_seq_len): give --context, or "
+            "`mtp export` writes a number that is a guess"
+        )
+    return Imported(backbone, heads, used, weights, {"layout": "meta"}, notes)
 
 
 def _read_parts(folder: Path) -> list[dict[str, Tensor]]:

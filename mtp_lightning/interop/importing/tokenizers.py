@@ -1,10 +1,12 @@
 """The tokenizer of somebody's model: tokenizer.json as it is, SentencePiece's tokenizer.model converted."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from mtp_lightning.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from mtp_lightning.data.tokens.vocabulary import is_padded
 from mtp_lightning.errors import InputError
 
 JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
@@ -29,7 +31,7 @@ def find_tokenizer(folder: Path, given: str | None, end_token: str | None, vocab
     """
     if given == "none":
         return None
-    path = Path(given).expanduser() if given else _own(folder)
+    path = _path(folder, given)
     try:
         tokenizer = _load(path, end_token)
     except InputError as error:
@@ -43,7 +45,35 @@ def find_tokenizer(folder: Path, given: str | None, end_token: str | None, vocab
     return tokenizer
 
 
-def _own(folder: Path) -> Path:
+def rows_note(tokenizer: Tokenizer | None, vocab_size: int) -> str:
+    """What a user has to know of an embedding with more rows than a run takes for padding; else nothing."""
+    if tokenizer is None or tokenizer.vocab_size == vocab_size or is_padded(vocab_size, tokenizer.vocab_size):
+        return ""
+    count = tokenizer.vocab_size
+    return (
+        f"the embedding has {vocab_size} rows for {count} tokens, more than a run takes for padding: one that begins "
+        f"with it wants --model.backbone.vocab_size {count} --model.init.vocabulary transfer, which leaves the rest out"
+    )
+
+
+def run_flags(folder: Path, given: str | None, tokenizer: Tokenizer | None) -> str:
+    """The flags by which the tokens of a run are this model's, after a space.
+
+    Args:
+        folder: as `find_tokenizer` has it, and so `given`.
+        tokenizer: what it found.
+    """
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return ""
+    path, end = _path(folder, given), f"--data.end_token {shlex.quote(tokenizer.end_token)}"
+    if path.suffix == ".model":
+        return f" --data.tokenizer FOLDER {end}, where `mtp export` with --to hf wrote FOLDER, with its tokenizer.json"
+    return f" --data.tokenizer {shlex.quote(str(path))} {end}"
+
+
+def _path(folder: Path, given: str | None) -> Path:
+    if given:
+        return Path(given).expanduser()
     found = next((folder / name for name in (JSON, SENTENCEPIECE) if (folder / name).is_file()), None)
     if found is None:
         raise InputError(
