@@ -164,7 +164,17 @@ def test_json_comes_back(texts: list[str], ascii_only: bool) -> None:
 def test_text_keeps_its_line_ends(encoding: str) -> None:
     Path("x.txt").write_bytes("é\r\nb\rc\n".encode(encoding))
     assert read("x.txt", "text")[0] == {"x.txt": "é\r\nb\rc\n"}
-    assert [*read("x.txt", "text", separator="\n")[0].values()] == ["é\r", "b\rc"]
+    assert [*read("x.txt", "text", separator="re:\\n")[0].values()] == ["é\r", "b\rc"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("separator", ["\n\n", "\\n\\n", "\r\n\r\n"])
+def test_a_line_break_of_a_separator_is_one_of_windows_too(end: str, separator: str) -> None:
+    lines = ["a", "b\rc", "", "d", "", "", "e.", ""]
+    Path("x.txt").write_bytes(end.join(lines).encode())
+    whole = end == "\n" and "\r" in separator  # which says that it means no other
+    parts = [end.join(lines)] if whole else [f"a{end}b\rc", "d", f"{end}e.{end}"]
+    assert [*read("x.txt", "text", separator=separator)[0].values()] == parts
 
 
 def test_compressed_files() -> None:
