@@ -140,6 +140,7 @@ LAYOUTS = {
     "CR": '{"text": "a"}\r{"text": "b\u2028c\\n"}\r',
     "one after the other": '{"text": "a"}{"text": "b\u2028c\\n"}',
     "laid out": '{\n "text": "a"\n}\n{\n "text": "b\u2028c\\n",\n "x": {}}\n',
+    "laid out from the second on": '{"text": "a"}\n\n{\n "text"\n: "b\u2028c\\n"}\n',
     "list": '\n [{"text": "a"},\n {"text": "b\u2028c\\n"}]\n',
     "list of texts": '["a", "b\u2028c\\n"]',
 }
@@ -195,6 +196,9 @@ BAD = {
     "half.jsonl": (b'{"text": "a"}\n{"text": "b"', r"line 2: not JSON: Expecting ','"),
     "deep.jsonl": (b'{"text": "a"}\n{"meta": ' + b"[" * 100_000, r"line 2: not JSON that can be read: too deep"),
     "twice.jsonl": (b'{"text": "a"}\n{"text": "a", "text": "b"}', r"line 2: 'text' is written twice"),
+    "twice.json": (b'[{"text": "a"},\n{"text": "a", "text": "b"}]', r"line 1: 'text' is written twice"),
+    "escaped.jsonl": (b'{"te\\u0078t": "a", "text": "b"}', r"line 1: 'text' is written twice"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text" "b"}\n{"text": "c"}', r"line 2: not JSON: Expecting ':'"),
     "z.jsonl": (b"\x28\xb5\x2f\xfd....", r"compressed \(zstd\): decompress it"),
     "x.parquet": (b"PAR1 and no more", r"\(parquet\) cannot be read"),
 }
