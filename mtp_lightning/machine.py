@@ -99,29 +99,42 @@ def _limit_files() -> Iterator[Path]:
 
 
 def process_token(pid: int) -> str | None:
-    """Distinguishes a living process from another one with the same number; None when it is gone or a zombie."""
+    """Distinguishes a living process from another one with the same number; None when it is gone or a zombie. To be
+    compared by `lives`, for of another user's Linux may hide all but that there is one (hidepid)."""
+    fields: list[bytes] = []
+    try:  # bytes, as a name may be cut inside a character
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except ProcessLookupError:
+        return None
+    except (FileNotFoundError, PermissionError):
+        if not _answers(pid):
+            return None
+    if fields and fields[0] in b"ZX":
+        return None
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-        return _signalled(pid)
-    except ProcessLookupError:
-        return None
-    after_name = text.rpartition(")")[2].split()
-    return None if after_name[0] in "ZX" else f"{boot}:{after_name[19]}"
+        return "alive"  # a later one with its number looks the same
+    return f"{boot}:{fields[19].decode() if fields else _HIDDEN}"
 
 
-def _signalled(pid: int) -> str | None:
-    """Where there is no /proc: a process answers to signal 0; a later one with its number looks the same."""
+_HIDDEN = "?"
+
+
+def lives(pid: int, token: str) -> bool:
+    """Whether the process that had this number and this token does, or, if it is hidden, may."""
+    return process_token(pid) in (token, f"{token.partition(':')[0]}:{_HIDDEN}")
+
+
+def _answers(pid: int) -> bool:
+    """Whether there is a process of this number, whoever's."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
+    except (ProcessLookupError, OverflowError):
+        return False
     except PermissionError:
         pass
-    return "alive"
+    return pid > 0  # others are groups of processes
 
 
 def this_process() -> str:
@@ -139,7 +152,7 @@ def is_gone(process: str) -> bool:
     boot, mine = (token.partition(":")[0] for token in (parts[4], process_token(os.getpid()) or "-"))
     if boot != mine:
         return ":" in parts[4]  # this machine was started anew
-    return parts[2] == _namespace() and process_token(int(parts[3])) != parts[4]
+    return parts[2] == _namespace() and not lives(int(parts[3]), parts[4])
 
 
 def _machine_id() -> str:

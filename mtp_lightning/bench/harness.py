@@ -283,7 +283,7 @@ def _reset_high_water_mark() -> int:
 
 def _status_bytes(field: str) -> int:
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(errors="replace").splitlines()
     except OSError:  # not Linux: the peak since the process began is all there is
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -65,10 +65,12 @@ class GeneratedDataModule(MTPDataModule):
         """The windows with these numbers; each has a generator of its own, seeded by `split` and its number."""
         rows = [np.asarray(self.window(np.random.default_rng([*split, int(i)]))) for i in samples]
         for row in rows:
-            if row.shape != (self.length,) or row.min() < 0 or row.max() >= self.vocab_size:
+            are_ids = row.dtype.kind in "iu" and row.shape == (self.length,)
+            if not are_ids or row.min() < 0 or row.max() >= self.vocab_size:
+                span = f" from {row.min()} to {row.max()}" if row.size and row.dtype.kind in "iuf" else ""
                 raise InputError(
-                    f"{type(self).__name__}.window gave {row.shape[0] if row.ndim == 1 else row.shape} tokens from "
-                    f"{row.min()} to {row.max()}: it has to give data.context + horizon = {self.length} of them, below "
+                    f"{type(self).__name__}.window gave {row.shape[0] if row.ndim == 1 else row.shape} tokens of "
+                    f"{row.dtype}{span}: it has to give data.context + horizon = {self.length} whole numbers, below "
                     f"model.backbone.vocab_size = {self.vocab_size}"
                 )
         return {"tokens": torch.from_numpy(np.stack(rows).astype(np.int64))}

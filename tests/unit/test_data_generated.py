@@ -61,6 +61,9 @@ def test_processes_share_the_windows(world: int) -> None:
         (np.arange(4), r"Counting.window gave 4 tokens .*context \+ horizon = 9"),
         (np.arange(9) + 250, "from 250 to 258: .*vocab_size = 256"),
         (np.zeros((2, 9), dtype=int), r"gave \(2, 9\) tokens"),
+        (np.zeros(0, dtype=int), "gave 0 tokens of int64: it has to give"),
+        (np.arange(9) + 0.5, "gave 9 tokens of float64 from 0.5 to 8.5: it has to give .* = 9 whole numbers"),
+        (np.arange(9) > 4, "gave 9 tokens of bool: "),
     ],
 )
 def test_what_is_no_window_is_refused_before_training(

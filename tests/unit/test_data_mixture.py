@@ -18,7 +18,7 @@ from mtp_lightning.config.config_files import CONF_DIR
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.data import SourceConfig, TokenDataModule
 from mtp_lightning.data.mixtures.order import MixtureOrder
-from mtp_lightning.data.mixtures.sources import MixtureSource
+from mtp_lightning.data.mixtures.sources import TAKEN, MixtureSource
 from mtp_lightning.data.tokens.heldout import heldout_prompts
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.spec.signature import signature
@@ -246,6 +246,7 @@ def test_losses_and_tokens_of_each_source(folder: Path) -> None:
             "data.mixture: some sources have epochs and others do not",
         ),
         (lambda f: [MixtureSource(text(f, "a"), name="loss")], "data.mixture.name is 'loss': it has to be letters"),
+        (lambda f: [MixtureSource(text(f, "infilling"))], "data.mixture.name is 'infilling': it has to be letters"),
         (lambda f: [MixtureSource(text(f, "a"), name="a/b")], "data.mixture.name is 'a/b'"),
         (lambda f: [], "data.mixture is empty"),
     ],
@@ -257,6 +258,13 @@ def test_what_cannot_be_is_refused_before_anything_is_written(folder: Path, make
     assert not cache.exists()
     with pytest.raises(InputError, match=r"data\.source and data\.mixture are both given"):
         TokenDataModule(source=text(folder, "a"), mixture=parts(folder, b=1), directory=str(cache))
+
+
+def test_no_source_can_have_the_name_of_other_metrics() -> None:
+    root = Path(__file__).parents[2]
+    files = [path for room in ("callbacks", "mtp_lightning") for path in (root / room).rglob("*.py")]
+    logged = {name for path in files for name in re.findall(r"""["']val/([\w-]+)/?""", path.read_text("utf-8"))}
+    assert logged == set(TAKEN)
 
 
 def test_a_weight_is_an_axis_of_a_grid() -> None:

@@ -266,6 +266,9 @@ def test_bad_rows_are_counted_and_strict_refuses_them(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "completion": "b", "prompt": "c"}\n')
     with pytest.raises(InputError, match="line 1: 'prompt' is written twice"):
         list(documents(SourceConfig(kind="pairs", path=str(path))))
+    path.write_text('{"messages": [{"role": "user", "content": "a", "content": "b"}]}\n')
+    with pytest.raises(InputError, match="line 1: 'content' is written twice"):
+        list(documents(SourceConfig(kind="pairs", path=str(path), chat_template=str(template))))
 
 
 def chat_tokenizer(folder: Path, **config: object) -> Path:

@@ -211,3 +211,9 @@ def test_bad_input_writes_nothing(run: Path, tmp_path: Path, changes: dict[str, 
     with pytest.raises(InputError, match=says):
         sample(run, tmp_path / "out", **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_that_is_written_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"prompt": "a", "prompt": "b"}\n')
+    with pytest.raises(InputError, match=r"x\.jsonl', line 1: 'prompt' is written twice"):
+        read_prompts(str(tmp_path / "x.jsonl"), ByteTokenizer(), 4, None)

@@ -2,12 +2,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mtp_lightning.data.tokenizers.training import train_bpe
+from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import (
     ByteTokenizer,
     HuggingFaceTokenizer,
@@ -107,6 +110,45 @@ def test_bad_tokenizers(tmp_path: Path, bpe_json: str) -> None:
         HuggingFaceTokenizer(bpe_json.replace("<|endoftext|>", "<|other|>"))
     with pytest.raises(InputError, match="'words'"):
         tokenizer_from_state({"kind": "words"})
+
+
+WORDS = "the cat sat on the mat, the cats and then a hat is café there"
+
+
+def shape(name: str, text: str) -> tokenizers.Tokenizer:
+    """A tokenizer that loses nothing of texts with single spaces, trained on the text."""
+    models, decoders, trainers = tokenizers.models, tokenizers.decoders, tokenizers.trainers
+    pre = tokenizers.pre_tokenizers
+    known: dict[str, Any] = {"special_tokens": ["</s>", "[UNK]"], "show_progress": False}
+    if name == "end of word":  # GPT-1, CLIP
+        made = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+        made.pre_tokenizer, made.decoder = pre.WhitespaceSplit(), decoders.BPEDecoder(suffix="</w>")
+        trainer = trainers.BpeTrainer(vocab_size=70, end_of_word_suffix="</w>", **known)
+    elif name == "word pieces":
+        made = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        made.pre_tokenizer, made.decoder = pre.WhitespaceSplit(), decoders.WordPiece(cleanup=False)
+        trainer = trainers.WordPieceTrainer(vocab_size=60, **known)
+    elif name == "unigram":
+        made = tokenizers.Tokenizer(models.Unigram(byte_fallback=True))
+        made.pre_tokenizer, made.decoder = pre.Metaspace(), decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=40, unk_token="[UNK]", **known)
+    else:  # Llama 2
+        made = tokenizers.Tokenizer(models.BPE())
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        made.pre_tokenizer, made.decoder = pre.Metaspace(), decoders.Sequence(steps)
+        trainer = trainers.BpeTrainer(vocab_size=60, **known)
+    made.train_from_iterator([text] * 4, trainer)
+    return made
+
+
+@pytest.mark.parametrize("name", ["end of word", "word pieces", "unigram", "spaces"])
+@pytest.mark.parametrize("text", [WORDS, "кот сидит на коте и коты 猫 на мате"])  # no ASCII to decode beside
+def test_bytes_of_tokens_add_up(name: str, text: str) -> None:
+    tokenizer = HuggingFaceTokenizer(shape(name, text).to_str(), needs_end=False)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    one_space = 1  # before the first word or after the last one
+    assert sum(token_bytes(tokenizer)[i] for i in ids) == len(text.encode()) + one_space
 
 
 def test_imports_light() -> None:

@@ -140,6 +140,7 @@ LAYOUTS = {
     "CR": '{"text": "a"}\r{"text": "b\u2028c\\n"}\r',
     "one after the other": '{"text": "a"}{"text": "b\u2028c\\n"}',
     "laid out": '{\n "text": "a"\n}\n{\n "text": "b\u2028c\\n",\n "x": {}}\n',
+    "laid out from the second on": '{"text": "a"}\n\n{\n "text"\n: "b\u2028c\\n"}\n',
     "list": '\n [{"text": "a"},\n {"text": "b\u2028c\\n"}]\n',
     "list of texts": '["a", "b\u2028c\\n"]',
 }
@@ -164,7 +165,17 @@ def test_json_comes_back(texts: list[str], ascii_only: bool) -> None:
 def test_text_keeps_its_line_ends(encoding: str) -> None:
     Path("x.txt").write_bytes("é\r\nb\rc\n".encode(encoding))
     assert read("x.txt", "text")[0] == {"x.txt": "é\r\nb\rc\n"}
-    assert [*read("x.txt", "text", separator="\n")[0].values()] == ["é\r", "b\rc"]
+    assert [*read("x.txt", "text", separator="re:\\n")[0].values()] == ["é\r", "b\rc"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("separator", ["\n\n", "\\n\\n", "\r\n\r\n"])
+def test_a_line_break_of_a_separator_is_one_of_windows_too(end: str, separator: str) -> None:
+    lines = ["a", "b\rc", "", "d", "", "", "e.", ""]
+    Path("x.txt").write_bytes(end.join(lines).encode())
+    whole = end == "\n" and "\r" in separator  # which says that it means no other
+    parts = [end.join(lines)] if whole else [f"a{end}b\rc", "d", f"{end}e.{end}"]
+    assert [*read("x.txt", "text", separator=separator)[0].values()] == parts
 
 
 def test_compressed_files() -> None:
@@ -185,6 +196,9 @@ BAD = {
     "half.jsonl": (b'{"text": "a"}\n{"text": "b"', r"line 2: not JSON: Expecting ','"),
     "deep.jsonl": (b'{"text": "a"}\n{"meta": ' + b"[" * 100_000, r"line 2: not JSON that can be read: too deep"),
     "twice.jsonl": (b'{"text": "a"}\n{"text": "a", "text": "b"}', r"line 2: 'text' is written twice"),
+    "twice.json": (b'[{"text": "a"},\n{"text": "a", "text": "b"}]', r"line 1: 'text' is written twice"),
+    "escaped.jsonl": (b'{"te\\u0078t": "a", "text": "b"}', r"line 1: 'text' is written twice"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text" "b"}\n{"text": "c"}', r"line 2: not JSON: Expecting ':'"),
     "z.jsonl": (b"\x28\xb5\x2f\xfd....", r"compressed \(zstd\): decompress it"),
     "x.parquet": (b"PAR1 and no more", r"\(parquet\) cannot be read"),
 }

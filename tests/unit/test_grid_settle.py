@@ -13,7 +13,7 @@ from test_tracking_fakes import fresh_store
 
 from mtp_lightning.files import FileLock
 from mtp_lightning.grid.run import settle as grid_settle
-from mtp_lightning.grid.run.state import LOCK, Progress, State, Status
+from mtp_lightning.grid.run.state import LOCK, Progress, State, Status, cell_state
 from mtp_lightning.machine import is_gone, this_process
 from mtp_lightning.tracking import begin, logger
 from mtp_lightning.tracking.begin import KILLED_AT, PROCESS, RUN_FILE, settle_by_id
@@ -47,6 +47,47 @@ def process(host: str = "", machine: str = "", namespace: str = "", pid: str = "
 )
 def test_only_what_is_certainly_gone_is_gone(described: Callable[[], str], gone: bool) -> None:
     assert is_gone(described()) is gone
+
+
+def test_a_process_whose_name_is_cut_inside_a_character_lives() -> None:
+    name = Path("/proc/self/comm")
+    before = name.read_bytes()
+    name.write_bytes(("é" * 8).encode())  # Linux keeps 15 bytes
+    try:
+        assert not is_gone(this_process())
+    finally:
+        name.write_bytes(before.strip())
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])  # hidepid is 2, is 1
+def test_a_hidden_process_of_another_user_is_not_gone(
+    error: type[OSError], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here, pid = this_process().split(" "), 4_000_000
+    boot = here[4].partition(":")[0]
+    theirs, read_bytes = process(pid=str(pid), token=f"{boot}:7"), Path.read_bytes
+
+    def hidden(path: Path) -> bytes:
+        if str(path) == f"/proc/{pid}/stat":
+            raise error
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", hidden)
+    for answer, gone in ((PermissionError, False), (ProcessLookupError, True)):
+
+        def kill(_pid: int, _signal: int, answer: type[OSError] = answer) -> None:
+            raise answer
+
+        monkeypatch.setattr("mtp_lightning.machine.os.kill", kill)
+        assert is_gone(theirs) is gone
+        Status("running", 1, here[0], time.time(), pid, f"{boot}:7").write(tmp_path)
+        assert (cell_state(tmp_path) is State.RUNNING) is not gone
+        assert is_gone(process(pid=str(pid), token="an-earlier-boot:7"))
+
+
+@pytest.mark.parametrize("pid", ["0", "9" * 30])
+def test_what_is_no_number_of_a_process_is_gone(pid: str) -> None:
+    assert is_gone(process(pid=pid))
 
 
 def started(uri: str, folder: Path, **tags: str) -> str:

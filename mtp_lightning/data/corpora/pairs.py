@@ -16,6 +16,7 @@ from mtp_lightning.errors import InputError
 
 PROMPT, COMPLETION, MESSAGES = "prompt", "completion", "messages"
 _COLUMNS = (PROMPT, COMPLETION, MESSAGES)
+_OF_MESSAGES = ("role", "content")
 
 
 class Pair(NamedTuple):
@@ -39,8 +40,11 @@ def pairs(path: Path, template: Path | None, name: str, account: Account) -> Ite
     Raises:
         InputError: not JSON; a row that has a column twice; conversations, and no template for them.
     """
-    for number, (row, text, line) in enumerate(json_values(path)):
-        refuse_twice(path, row, text, line, _COLUMNS)
+    for number, (row, line) in enumerate(json_values(path)):
+        refuse_twice(path, row, line, _COLUMNS)
+        messages = row.get(MESSAGES) if isinstance(row, Mapping) else None
+        for message in messages if isinstance(messages, list) else ():
+            refuse_twice(path, message, line, _OF_MESSAGES)
         if template is None and isinstance(row, dict) and MESSAGES in row and PROMPT not in row:
             raise InputError(
                 f"data.source.chat_template is missing: '{path}', line {line}, has '{MESSAGES}', and the tokenizer "
@@ -92,9 +96,9 @@ def _messages(value: Any) -> list[Message] | str:
     if not isinstance(value, list) or len(value) < 2:
         return "rows with fewer than two messages"
     for message in value:
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in _OF_MESSAGES):
             return "rows with a message whose role or content is no text"
-        if any(message[key] is not None for key in message if key not in ("role", "content")):
+        if any(message[key] is not None for key in message if key not in _OF_MESSAGES):
             return "rows with a message that has more than a role and a content"
     if value[-1]["role"] != "assistant":
         return "rows whose last message is not the assistant's"

@@ -2,7 +2,7 @@
 others hold."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +12,26 @@ from mtp_lightning.errors import InputError
 
 _READ_ROWS = 256
 """Rows of a Parquet file that are in memory at a time."""
-_DECODER = json.JSONDecoder(parse_int=len)  # of other columns, where no number is too long
-_PAIRS = json.JSONDecoder(parse_int=len, object_pairs_hook=list)
 _SPACE = " \t\n\r"
+
+
+class _Repeating(dict[str, Any]):
+    """An object that has keys twice."""
+
+    repeated: frozenset[str]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeating = _Repeating(found)
+    names = [name for name, _ in pairs]
+    repeating.repeated = frozenset(name for name in found if names.count(name) > 1)
+    return repeating
+
+
+_DECODER = json.JSONDecoder(parse_int=len, object_pairs_hook=_object)  # of other columns, where no number is too long
 
 
 class Row(NamedTuple):
@@ -33,21 +50,19 @@ def json_rows(path: Path, column: str) -> Iterator[Row]:
     Raises:
         InputError: not JSON, or a row that has the column twice.
     """
-    for value, text, line in json_values(path):
-        refuse_twice(path, value, text, line, (column,))
+    for value, line in json_values(path):
+        refuse_twice(path, value, line, (column,))
         yield _row(value, column, f"line {line}")
 
 
-def refuse_twice(path: Path, value: Any, text: str, line: int, columns: Sequence[str]) -> None:
+def refuse_twice(path: Path, value: Any, line: int, columns: Sequence[str]) -> None:
     """
     Raises:
-        InputError: the object that was read from `text` has one of these columns twice.
+        InputError: the value is an object of a file that has one of these columns twice.
     """
     for column in columns:
-        if isinstance(value, dict) and column in value and text.count(json.dumps(column)) > 1:
-            pairs = _PAIRS.decode(text)
-            if [key for key, _ in pairs].count(column) > 1:
-                raise InputError(f"data.source.path: '{path}', line {line}: '{column}' is written twice")
+        if isinstance(value, _Repeating) and column in value.repeated:
+            raise InputError(f"data.source.path: '{path}', line {line}: '{column}' is written twice")
 
 
 def _row(value: Any, column: str, place: str) -> Row:
@@ -58,8 +73,9 @@ def _row(value: Any, column: str, place: str) -> Row:
     return Row(value.get(column), place, None if column in value else tuple(map(str, value)))
 
 
-def json_values(path: Path) -> Iterator[tuple[Any, str, int]]:
-    """(value, its text where that is at hand, its line) of every row of the file; whole numbers are not as written.
+def json_values(path: Path) -> Iterator[tuple[Any, int]]:
+    """(value, its line) of every row of the file, of a list the line that it begins on; whole numbers are not as
+    written.
 
     Raises:
         InputError: not JSON.
@@ -68,13 +84,20 @@ def json_values(path: Path) -> Iterator[tuple[Any, str, int]]:
     try:
         with open_text(path, newline="\n") as file:
             lines = enumerate(file, start=1)
+            values: Iterable[tuple[Any, int]]
             number, line = next(((n, text) for n, text in lines if text.strip(_SPACE)), (0, ""))
             if line.lstrip(_SPACE).startswith("[") or not _is_whole(line):
                 yield from _values_of(line + file.read(), number)
                 return
             yield from _values_of(line, number)
             for number, line in lines:
-                yield from _values_of(line, number)
+                try:
+                    values = [*_values_of(line, number)]
+                except json.JSONDecodeError as error:
+                    if error.pos < len(line.rstrip(_SPACE)):
+                        raise
+                    values = _values_of(line + file.read(), number)  # a row that goes on below
+                yield from values
     except json.JSONDecodeError as error:
         at = number + error.lineno - 1
         raise InputError(f"data.source.path: '{path}', line {at}: not JSON: {error.msg}") from error
@@ -90,16 +113,16 @@ def _is_whole(line: str) -> bool:
     return True
 
 
-def _values_of(text: str, line: int) -> Iterator[tuple[Any, str, int]]:
+def _values_of(text: str, line: int) -> Iterator[tuple[Any, int]]:
     """The values in `text`, which begins on `line`; of lists their items."""
     at = len(text) - len(text.lstrip(_SPACE))
     while at < len(text):
         value, end = _DECODER.raw_decode(text, at)
         here = line + text.count("\n", 0, at)
         if isinstance(value, list):
-            yield from ((item, "", here) for item in value)
+            yield from ((item, here) for item in value)
         else:
-            yield value, text[at:end], here
+            yield value, here
         at = end
         while at < len(text) and text[at] in _SPACE:
             at += 1

@@ -49,8 +49,8 @@ class SourceConfig:
     glob: str | None = None
     """Which files of the folder `path` to read, as in `**/*.md`; by default those with a suffix of the kind."""
     separator: str | None = None
-    """Splits a text file into documents; by default a file is a document. `\\n` in it means a line break. After `re:`
-    it is a regular expression, as `re:(?<!\\n)\\n(?!\\n)` for single line breaks."""
+    """Splits a text file into documents; by default a file is a document. `\\n` in it means a line break, LF
+    or CR LF. After `re:` it is a regular expression, as `re:(?<!\\n)\\n(?!\\n)` for single line breaks (LF alone)."""
     text_column: str = "text"
     """The column of json, parquet and hub data that holds the text."""
     name: str | None = None
@@ -105,7 +105,8 @@ def separator_pattern(separator: str) -> re.Pattern[str]:
         InputError: what follows `re:` is no regular expression.
     """
     if not separator.startswith(_REGEX):
-        return re.compile(re.escape(separator.replace("\\n", "\n")))
+        lines = separator.replace("\\n", "\n").split("\n")
+        return re.compile("\r?\n".join(map(re.escape, lines)))
     try:
         return re.compile(separator.removeprefix(_REGEX))
     except re.error as error:

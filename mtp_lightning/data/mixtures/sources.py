@@ -11,8 +11,8 @@ from mtp_lightning.data.corpora.source import GENERATED, PYTHON_STDLIB, SourceCo
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.ranges import Range, Steps, Weight, check_ranges
 
-_TAKEN = ("loss", "accuracy", "bits_per_byte")
-"""What stands in the place of a source's name in the metrics of all of them."""
+TAKEN = ("loss", "accuracy", "bits_per_byte", "infilling")
+"""What stands in the place of a source's name in metrics that are no source's."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def check_mixture(mixture: Sequence[MixtureSource], source: SourceConfig) -> Non
     read: dict[SourceConfig, str] = {}
     for part in mixture:
         name, corpus = part.label, _as_read(part.source)
-        if not re.fullmatch(r"[\w-]+", name, re.ASCII) or name in _TAKEN:
+        if not re.fullmatch(r"[\w-]+", name, re.ASCII) or name in TAKEN:
             raise InputError(
-                f"data.mixture.name is '{name}': it has to be letters, digits, _ and -, and none of {', '.join(_TAKEN)}"
+                f"data.mixture.name is '{name}': it has to be letters, digits, _ and -, and none of {', '.join(TAKEN)}"
             )
         if name in names:
             raise InputError(f"data.mixture.name: two sources are called '{name}': give each a name of its own")

@@ -21,7 +21,7 @@ import numpy as np
 
 from mtp_lightning.data.corpora.account import Account
 from mtp_lightning.data.corpora.pairs import PROMPT
-from mtp_lightning.data.corpora.rows import json_values
+from mtp_lightning.data.corpora.rows import json_values, refuse_twice
 from mtp_lightning.data.tokens.prepare import ShardSettings, write_shards
 from mtp_lightning.data.tokens.store import META_FILE, SPLITS, ShardsMeta
 from mtp_lightning.data.tokens.token_bytes import token_bytes
@@ -71,7 +71,8 @@ def _of_file(path: Path, tokenizer: Tokenizer) -> Iterator[Ids]:
             raise InputError(f"prompts: cannot read '{path}': {error}") from error
         yield from (tuple(tokenizer.encode(line)) for line in lines if line)
         return
-    for value, _, line in json_values(path):
+    for value, line in json_values(path):
+        refuse_twice(path, value, line, (PROMPT,))
         prompt = value.get(PROMPT) if isinstance(value, Mapping) else None
         if not isinstance(prompt, str) or not prompt:
             raise InputError(f"prompts: '{path}', line {line}: no '{PROMPT}' with a text in it")

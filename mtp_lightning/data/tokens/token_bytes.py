@@ -17,8 +17,8 @@ def token_bytes(tokenizer: Tokenizer) -> tuple[int, ...]:
     no token has.
 
     The sum over `encode(text)` is the text's length in bytes for tokenizers that lose nothing (bytes, byte-level BPE,
-    byte fallback), but for the space that some put before a text's first word. For those that do lose something
-    (lower case, white space), it is the length of what they read.
+    byte fallback, ends of words as GPT-1 marks them), but for the space that some put before a text's first word or
+    after its last. For those that do lose something (lower case, white space), it is the length of what they read.
     """
     return tuple(len(text or b"") for text in token_texts(tokenizer))
 
@@ -32,7 +32,12 @@ def token_texts(tokenizer: Tokenizer) -> list[bytes | None]:
     added = {token["id"]: token for token in content.get("added_tokens", [])}
     names = {i: name for name, i in _vocabulary(content["model"]).items()} | {i: t["content"] for i, t in added.items()}
     decoders = _types(content.get("decoder"))
-    anchor = next((i for i, name in names.items() if i not in added and name.isascii() and name.isalnum()), None)
+    words = [i for i, name in names.items() if i not in added and name.isalnum()]
+    anchor = min(words, key=lambda i: not names[i].isascii(), default=None)
+    before = after = 0
+    if anchor is not None:
+        before = len(tokenizer.decode([anchor]).encode())
+        after = len(tokenizer.decode([anchor, anchor]).encode()) - before
     byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
 
     def text(i: int) -> bytes | None:
@@ -47,7 +52,9 @@ def token_texts(tokenizer: Tokenizer) -> list[bytes | None]:
             return bytes.fromhex(found[1])
         if anchor is None:
             return tokenizer.decode([i]).encode()
-        return tokenizer.decode([anchor, i]).encode()[len(tokenizer.decode([anchor]).encode()) :]
+        # Between two others: decoders leave out the first token's space, or that of the last one's end of a word.
+        between = tokenizer.decode([anchor, i, anchor]).encode()
+        return between[before : len(between) - after]
 
     return [text(i) for i in range(tokenizer.vocab_size)]
 

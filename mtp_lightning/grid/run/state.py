@@ -25,7 +25,7 @@ from typing import ClassVar, TypeVar
 
 from mtp_lightning.errors import DivergedError
 from mtp_lightning.files import DamagedError, read_record, write_json
-from mtp_lightning.machine import process_token
+from mtp_lightning.machine import lives, process_token
 from mtp_lightning.secrets import masked
 from mtp_lightning.tracking.begin import RUN_FILE, read_run_id
 from mtp_lightning.tracking.journal import JOURNAL, check_journal
@@ -256,8 +256,8 @@ def _alive(status: Status | None, progress: Progress | None) -> bool:
     if status is not None and status.state == State.RUNNING.value:
         if status.host != here:
             return _lately(max(heartbeat, status.started_at))
-        if status.pid is not None and process_token(status.pid) == status.process:
-            return status.process is not None
+        if status.pid is not None and status.process is not None and lives(status.pid, status.process):
+            return True
     # A run that was started by hand in this folder has a heartbeat and no status of its own; an attempt that has ended
     # leaves its last heartbeat in the folder.
     ended_at = status.ended_at if status is not None and status.ended_at is not None else 0.0
