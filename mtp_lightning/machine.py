@@ -155,6 +155,14 @@ def is_gone(process: str) -> bool:
     return parts[2] == _namespace() and not lives(int(parts[3]), parts[4])
 
 
+def is_here(process: str) -> bool:
+    """Whether a process that `this_process` once described certainly lives: on this machine, in this container."""
+    parts = process.split(" ")
+    if len(parts) != 5 or not parts[3].isdecimal() or parts[:3] != [socket.gethostname(), _machine_id(), _namespace()]:
+        return False
+    return process_token(int(parts[3])) == parts[4]
+
+
 def _machine_id() -> str:
     try:
         return Path("/etc/machine-id").read_text(encoding="utf-8").strip() or "-"

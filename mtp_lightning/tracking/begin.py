@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_json, read_state
-from mtp_lightning.machine import is_gone
+from mtp_lightning.machine import is_gone, is_here, this_process
 from mtp_lightning.secrets import mask, masked
 from mtp_lightning.tracking.machine import SYSTEM
 from mtp_lightning.tracking.patience import PATIENCE, with_patience
@@ -84,6 +84,19 @@ def _last_step(directory: Path) -> int:
     except DamagedError:
         return 0
     return step if type(step) is int else 0
+
+
+def refuse_living(run: Any, directory: Path) -> None:
+    """
+    Raises:
+        InputError: another process makes this run.
+    """
+    process = run.data.tags.get(PROCESS, "")
+    if run.info.status == "RUNNING" and process != this_process() and is_here(process):
+        raise InputError(
+            f"trainer.default_root_dir: the run in '{directory}' is being made by process {process.split(' ')[3]}: "
+            "wait for its end, stop it, or give another folder"
+        )
 
 
 def settle_by_id(uri: str, run_id: str, directory: Path, over: Collection[str], away: float = 1.0) -> bool:

@@ -15,7 +15,16 @@ from mtp_lightning.files import write_text
 from mtp_lightning.machine import this_process
 from mtp_lightning.ranges import Range, Seconds, check_ranges
 from mtp_lightning.secrets import mask
-from mtp_lightning.tracking.begin import PROCESS, RUN_FILE, begun_run, new_run, not_held, read_run_id, settle
+from mtp_lightning.tracking.begin import (
+    PROCESS,
+    RUN_FILE,
+    begun_run,
+    new_run,
+    not_held,
+    read_run_id,
+    refuse_living,
+    settle,
+)
 from mtp_lightning.tracking.journal import JOURNAL, check_journal
 from mtp_lightning.tracking.machine import SYSTEM, start_monitor
 from mtp_lightning.tracking.params import LENGTH, as_parameters, refuse_changes
@@ -150,6 +159,7 @@ class MLflowRunLogger(Logger):
         if not has_store(self.tracking_uri):
             raise not_held(self.tracking_uri, self.directory, run_id)
         run = begun_run(connect(self.tracking_uri), run_id, self.tracking_uri, self.directory)
+        refuse_living(run, self.directory)
         refuse_changes(as_parameters(params), run.data.params, self.directory)
 
     def _remembered(self) -> str | None:

@@ -2,6 +2,8 @@
 
 import math
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,8 @@ import mtp_lightning.tracking.patience as patience_module
 import mtp_lightning.tracking.writer as writer_module
 from callbacks.checkpointing import PeriodicCheckpoint
 from mtp_lightning.errors import InputError, Paused
+from mtp_lightning.machine import process_token, this_process
+from mtp_lightning.tracking.begin import PROCESS
 from mtp_lightning.tracking.keep_record import KeepRecord
 from mtp_lightning.tracking.logger import PAUSED_AT, RUN_FILE, MLflowRunLogger
 from mtp_lightning.tracking.read import history, read_run
@@ -234,6 +238,22 @@ class Watched(PeriodicCheckpoint):
 def steps_in_store(logger: MLflowRunLogger) -> dict[str, list[int]]:
     found = history(logger.tracking_uri, logger.run_id, ["train/loss", "val/loss"])
     return {key: [step for step, _ in points] for key, points in found.items()}
+
+
+def test_a_run_that_another_process_makes_is_left_to_it(tmp_path: Path) -> None:
+    uri = fresh_store(tmp_path)
+    begun = logger_at(tmp_path, uri)
+    begun.check({})
+    begun.log_hyperparams({"a": 1})
+    again = logger_at(tmp_path, uri)
+    again.check({"a": 1})  # this very process: a notebook's second attempt
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        described = [*this_process().split(" ")[:3], str(other.pid), str(process_token(other.pid))]
+        connect(uri).set_tag(begun.run_id, PROCESS, " ".join(described))
+        with pytest.raises(InputError, match=f"is being made by process {other.pid}: wait for its end, stop it, or"):
+            again.check({"a": 1})
+        other.communicate(b"\n")
+    again.check({"a": 1})
 
 
 def test_metrics_of_a_checkpoint_are_recorded_before_it(tmp_path: Path) -> None:
