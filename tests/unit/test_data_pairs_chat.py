@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from test_data_pairs import TEMPLATE, chat_tokenizer, conversation, module
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from mtp_lightning.data import SourceConfig
+from mtp_lightning.data.corpora.chat import render
 from mtp_lightning.data.corpora.documents import documents
 from mtp_lightning.data.tokens.prepare import ShardSettings, cache_name
 from mtp_lightning.data.tokens.tokenizer import ByteTokenizer
@@ -49,6 +51,23 @@ def test_the_chat_is_what_transformers_writes(tmp_path: Path) -> None:
     assert data.train_store.read(0, len(ids)).tolist() == ids
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{% generation %}{% set said = message.content %}{{ said }}{% endgeneration %}{{ said }}",
+        "{{ message | tojson(separators=(',', ':'), sort_keys=true) }}",
+        "{{ message | tojson(ensure_ascii=true) }}{{ message | tojson(true) }}",
+        "{{ message | tojson(indent=2) }}",
+    ],
+)
+def test_a_template_writes_what_it_does_elsewhere(written: str, tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text(f"{{% for message in messages %}}{written}\n{{% endfor %}}")
+    messages = conversation("hé <b>", "ho\n")["messages"]
+    (theirs, *_), _ = render_jinja_template([messages], chat_template=template.read_text())
+    assert "".join(render(template, messages)) == theirs
+
+
 def test_templates_are_found_asked_for_and_held_in(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps(conversation("a", "b")) + "\n" for _ in range(3)))
@@ -61,6 +80,7 @@ def test_templates_are_found_asked_for_and_held_in(tmp_path: Path) -> None:
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
         ("{{ messages.append(1) }}", "SecurityError"),
         ("", "holds no chat template"),
+        ("{{ strftime_now('%Y') }}", "writes the date of today .*: write a date in its place"),
         ("{{ add_generation_prompt }}", "does not begin with the text before it"),
     ):
         template = tmp_path / f"{len(message)}.jinja"

@@ -1,4 +1,5 @@
-"""Conversations as one text, by a tokenizer's chat template: Jinja in a sandbox, set up as `transformers` does it.
+"""Conversations as one text, by a tokenizer's chat template: Jinja in a sandbox, set up as `transformers` does it, but
+for the date of today: the same rows give the same text on every day.
 
 A template is found in `chat_template.jinja` or `tokenizer_config.json` beside the tokenizer.json, or is a file that
 `data.source.chat_template` names. It comes from outside: the sandbox lets it change nothing and reach no attribute that
@@ -21,6 +22,7 @@ TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
 _CONFIG = TEMPLATE_FILES[1]
 _DEFAULT = "default"
 """Which of several named templates is taken."""
+_TODAY = "strftime_now"
 
 Message = Mapping[str, str]
 """`role` and `content`."""
@@ -61,7 +63,7 @@ def render(path: Path, messages: Sequence[Message]) -> Rendered:
         messages: the last one is the answer.
 
     Raises:
-        InputError: the file is no template.
+        InputError: the file is no template, or one that writes the date of today.
         TemplateRefusedError: it does not take these messages, or it writes something else before an answer that it
             knows than before one that is still to come.
     """
@@ -75,6 +77,11 @@ def render(path: Path, messages: Sequence[Message]) -> Rendered:
     except TemplateRefusedError:
         raise
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, jinja2.UndefinedError) and _TODAY in str(error):
+            raise InputError(
+                f"data.source.chat_template: '{path}' writes the date of today ({_TODAY}), and the same rows have to "
+                "give the same text on every day: write a date in its place into a copy of the file"
+            ) from error
         raise TemplateRefusedError(f"{type(error).__name__}: {error}") from error
     if not whole.startswith(prompt):
         raise TemplateRefusedError("the text with the answer does not begin with the text before it")
@@ -104,10 +111,21 @@ def _read(path: Path) -> tuple[str, dict[str, str]]:
 def _compiled(path: Path) -> tuple[Any, dict[str, str]]:
     """The template, and the special tokens."""
     import jinja2
+    from jinja2 import nodes
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    class Generation(Extension):
+        """What stands between generation and endgeneration, which say for other trainers what an answer is."""
+
+        tags = {"generation"}  # noqa: RUF012 (so it is in the base class)
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
@@ -153,9 +171,15 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """Jinja's own filter would escape for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> NoReturn:
