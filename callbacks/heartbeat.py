@@ -118,13 +118,14 @@ class Heartbeat(pl.Callback):
             if flush is not None:
                 flush()
         self._collect(trainer)
+        data = trainer.datamodule  # type: ignore[attr-defined]
         result = {
             "state": "finished",
             "step": trainer.global_step,
             "metrics": self._metrics,
             "tokens": int(self._metrics["perf/tokens_seen"]) if "perf/tokens_seen" in self._metrics else None,
             "wall_seconds": self._wall_seconds(),
-            "data_fingerprint": getattr(trainer.datamodule, "fingerprint", None),  # type: ignore[attr-defined]
+            "data_fingerprint": getattr(data, "compared_by", getattr(data, "fingerprint", None)),
         }
         write_json(self._folder(trainer) / RESULT, result)
 

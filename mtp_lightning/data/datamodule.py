@@ -61,6 +61,11 @@ class MTPDataModule(pl.LightningDataModule):
         return None
 
     @property
+    def compared_by(self) -> str | None:
+        """Runs that have the same have losses of the same text: the fingerprint, and what else tells windows apart."""
+        return self.fingerprint
+
+    @property
     def n_train_batches(self) -> int:
         """The length of the one epoch of training.
 

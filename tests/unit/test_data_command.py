@@ -65,4 +65,6 @@ def test_bad_input_writes_nothing(corpus: Path) -> None:
         prepare_command(out=out, kind="text", path=str(corpus), tokenizer="nowhere.json")
     with pytest.raises(InputError, match="only one document"):
         prepare_command(out=out, kind="text", path=str(corpus))
+    with pytest.raises(InputError, match="only one document"):
+        prepare_command(out=f"{corpus.parent}/new/below/out", kind="text", path=str(corpus))
     assert [p.name for p in corpus.parent.iterdir()] == ["lines.txt"]

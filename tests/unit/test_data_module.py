@@ -150,6 +150,12 @@ def test_a_bpe_corpus(stories: SourceConfig, tmp_path: Path) -> None:
         ready(module(shards, tmp_path))
 
 
+def test_losses_on_other_windows_are_not_compared(stories: SourceConfig, tmp_path: Path) -> None:
+    near, far, farther = (ready(module(stories, tmp_path, horizon=ahead)) for ahead in (16, 17, 30))
+    assert near.compared_by == near.fingerprint == far.fingerprint
+    assert near.compared_by != far.compared_by != farther.compared_by
+
+
 def test_prompts_lie_inside_documents(stories: SourceConfig, tmp_path: Path) -> None:
     data = ready(module(stories, tmp_path))
     n_documents = data.validation_store.split_meta.n_documents

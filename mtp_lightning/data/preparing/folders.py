@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def work_folder(directory: Path, what: str = SHARDS) -> Iterator[Path]:
     lock = FileLock(folder / "lock")
     was_there = folder.exists()
     with writing_to(directory, what):
-        folder.mkdir(parents=True, exist_ok=True)
+        made = _make(folder)
         mine = False
         with suppress(FileNotFoundError):  # whoever had it has just finished
             mine = lock.acquire() and lock.path.exists()
@@ -52,6 +52,7 @@ def work_folder(directory: Path, what: str = SHARDS) -> Iterator[Path]:
     except BaseException:
         if mine and not was_there and len(list(folder.glob("*.npz"))) < 2:
             shutil.rmtree(folder, ignore_errors=True)
+            _unmake(made)
         raise
     finally:
         lock.release()
@@ -63,11 +64,26 @@ def temporary_sibling(directory: Path, what: str = SHARDS) -> Iterator[Path]:
     # Not tempfile.mkdtemp: its folders are private, and shards are for all who may write beside them.
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}")
     with writing_to(directory, what):
-        temporary.mkdir(parents=True)
+        made = _make(temporary)
     try:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _unmake(made)  # after success they hold what was made
+
+
+def _make(folder: Path) -> list[Path]:
+    """Those above it that were not there, the nearest first."""
+    missing = [above for above in folder.absolute().parents if not above.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _unmake(folders: Sequence[Path]) -> None:
+    """Those that nobody uses: what is not empty stays."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

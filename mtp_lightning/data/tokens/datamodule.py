@@ -33,6 +33,7 @@ from mtp_lightning.data.tokens.prepare import PrepareWorkers, ShardSettings
 from mtp_lightning.data.tokens.store import TokenStore
 from mtp_lightning.data.tokens.token_bytes import token_bytes
 from mtp_lightning.data.tokens.tokenizer import Tokenizer, begin_ids
+from mtp_lightning.data.tokens.windows import HORIZON_RESERVE
 from mtp_lightning.data.transforms.infilled_store import InfilledStore
 from mtp_lightning.data.transforms.infilling import InfillingConfig
 from mtp_lightning.data.transforms.reading import horizon_of_plain, reading
@@ -216,6 +217,13 @@ class TokenDataModule(MTPDataModule):
             return None
         first, *others = (corpus.train.meta.fingerprint for corpus in self.corpora)
         return hashlib.sha256("\0".join([first, *others]).encode()).hexdigest()[:16] if others else first
+
+    @property
+    @override
+    def compared_by(self) -> str | None:
+        found = self.fingerprint
+        far = found is not None and self.horizon > HORIZON_RESERVE
+        return f"{found}, windows with room for {self.horizon} tokens more" if far else found
 
     @override
     def train_dataloader(self) -> ResumableLoader:
