@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import check_json, write_text
+from mtp_lightning.files import check_json, check_out, write_text
 from mtp_lightning.ranges import check_value
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def induction_command(
     check_json(json, ckpt=ckpt, stories=stories, out=out)
     _check_least("count", count)
     check_value("length", length, CopyLength)
+    if out is not None:
+        check_out(Path(out))
     loaded = _load(ckpt)
     vocab_size = loaded.model.config.vocab_size
     named = {}

@@ -95,6 +95,7 @@ def test_induction_on_generated_stories_and_on_a_file(capsys: Capture) -> None:
         (["induction", "a.ckpt", "--count", "0"], "count is 0"),
         (["induction", "a.ckpt", "--stories", "nobody.txt"], "none of the 1 stories has a name"),
         (["induction", "a.ckpt", "--stories", "missing.txt"], "missing.txt"),
+        (["induction", "none.ckpt", "--out", "nobody.txt"], "out: 'nobody.txt' is a file, and has to be a folder"),
     ],
 )
 def test_bad_input(arguments: list[str], says: str, capsys: Capture) -> None:
