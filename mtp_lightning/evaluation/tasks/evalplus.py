@@ -105,7 +105,10 @@ class EvalPlus:
 
     def _program(self, task_id: str, part: str, source: str) -> Program:
         row = self.rows[task_id]
-        inputs = values.encode_all(row[f"{part}_input"])
+        try:
+            inputs = values.encode_all(row[f"{part}_input"])
+        except RecursionError:
+            raise InputError(f"data: '{self.path}': the {part}_input of {task_id} is nested too deeply") from None
         return Program(source, entry=row["entry_point"], inputs=inputs, limits=self._limits.get(task_id))
 
     def jobs(self, task_id: str, source: str) -> list[Job]:
