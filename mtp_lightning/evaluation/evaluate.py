@@ -138,7 +138,8 @@ def judge(
     samples = [s for s in file.samples.values() if s.task_id in asked and s.sample < most]
     judged = benchmark.judge(samples, plan.ks_at(temperature))
     ended = Counter[str](sample.ended for sample in samples)
-    return AtTemperature(judged, file.counts, ended, sum(prompt.cut for prompt in prompts), file.path)
+    cut = {sample.task_id for sample in samples if sample.cut}  # with turns, of a later one too
+    return AtTemperature(judged, file.counts, ended, len(cut), file.path)
 
 
 def _say_what_is_counted(file: SampleFile) -> None:

@@ -166,3 +166,18 @@ def test_the_command(
     assert main([*command, "--samples", "2", "--temperatures", "[0.8]", *unsafe]) == 0
     found = json.loads(Path("out.json").read_text())
     assert (found["confined_by"], found["unsafe_execution"]) == ("none", True)
+
+
+def test_prompts_that_lost_their_beginning_in_a_later_turn_are_counted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_evaluation_command import checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    checkpoint(context=100)
+    ask = ["evaluate", "stdin", "a.ckpt", "--data", str(data), "--max_new_tokens", "6", "--json", "out.json"]
+    ask += ["--temperatures", "[0]", "--k", "[1]", "--limit", "2", "--turns"]
+    for turns, cut in (("1", 0), ("2", 2)):
+        assert main([*ask, turns]) == 0
+        assert json.loads(Path("out.json").read_text())["temperatures"][0]["cut_prompts"] == cut
+        assert ("2 prompts were longer than the context" in capsys.readouterr().out) == bool(cut)
