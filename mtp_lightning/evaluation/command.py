@@ -55,7 +55,7 @@ class Evaluate:
                 to the k's in order, or one to all.
             top_p: Sample among the fewest most probable tokens of this probability together (nucleus).
             seed: Of the samples; sample s of a problem depends on nothing else.
-            limit: Ask the first problems only.
+            limit: Ask the first problems only; recorded in MLflow under a --name of its own alone.
             max_new_tokens: Most tokens of an answer; the benchmark's own number, at most half the context, without it.
             heads_used: Heads that draft; auto takes as many as pay. In fp32 the samples are the same.
             batch_size: Texts that are written together.
@@ -163,7 +163,9 @@ class Evaluate:
         if self.json is not None:
             write(results, loaded, Path(self.json))
         tags = {UNSAFE: "true"} if benchmark.confined_by == "none" else {}
-        record(self.ckpt, loaded.step, results.metrics(), [found.file for found in results.at.values()], tags)
+        limited = self.name is None and len(benchmark.prompts) < len(benchmark.order)
+        files = [found.file for found in results.at.values()]
+        record(self.ckpt, loaded.step, results.metrics(), files, tags, limited)
 
 
 def load(ckpt: Path) -> "LoadedModel":

@@ -104,7 +104,7 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
             write_samples(file, write, prompts, plan.samples_at(temperature), plan.batch_size, report)
             file.put_in_order(benchmark.order)
     for temperature, (file, _) in files.items():
-        _say_what_is_counted(file)
+        _say_what_is_counted(file, len(prompts) * plan.samples_at(temperature))
         at[temperature] = judge(benchmark, file, plan, temperature, prompts)
     return Results(benchmark, choose_all(at, plan), at)
 
@@ -142,15 +142,17 @@ def judge(
     return AtTemperature(judged, file.counts, ended, len(cut), file.path)
 
 
-def _say_what_is_counted(file: SampleFile) -> None:
-    """Acceptance is of the samples that were written with the heads that are asked for, which may be others."""
+def _say_what_is_counted(file: SampleFile, asked: int) -> None:
+    """Acceptance is of the samples in the file that were written with the heads that are asked for, which may be fewer
+    or others than the `asked` ones."""
     counted, there = file.counts.get("samples", 0), len(file.samples)
-    if counted == there:
+    if counted == there == asked:
         return
     found = f"are of {counted:,} samples" if counted else "are not known"
+    of_these = f", of which {asked:,} are asked for" if asked < there else ""
     print(
-        f"warning: '{file.path}' has {there:,} samples, {counted:,} counted with heads_used {file.heads_used}: tokens "
-        f"per forward and acceptance {found}; give another --out to measure them",
+        f"warning: '{file.path}' has {there:,} samples{of_these}, {counted:,} counted with heads_used "
+        f"{file.heads_used}: tokens per forward and acceptance {found}; give another --out to measure them",
         file=sys.stderr,
     )
 

@@ -40,7 +40,7 @@ def lm_eval_command(
         tasks: Names of tasks (needed), as in '[arc_easy, piqa]'.
         include_path: Folder with tasks of your own; its files may name Python code, which is run.
         num_fewshot: Worked examples before every question; the task's own number without it.
-        limit: Ask the first questions only.
+        limit: Ask the first questions only; not recorded in MLflow.
         heads_used: Heads that draft where a task asks for texts; auto takes as many as pay.
         batch_size: Texts that are scored or written together.
         device: Where the model runs.
@@ -78,7 +78,7 @@ def lm_eval_command(
             if json is not None:
                 content = {"ckpt": str(loaded.path), "step": loaded.step, "metrics": metrics, "results": results}
                 write_text(Path(json), json_module.dumps(content, indent=1, default=str) + "\n")
-            record(Path(ckpt), loaded.step, metrics)
+            record(Path(ckpt), loaded.step, metrics, limited=limit is not None)
 
 
 def _show(version: str, step: int, metrics: dict[str, float]) -> None:
