@@ -86,7 +86,8 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
         made_with = {"task": benchmark.name, "data": data, "model": model, **described(writing, engine, plan, subject)}
         if isinstance(benchmark, CodeBenchmark) and benchmark.turns > 1:  # what a model is told of its programs
             made_with |= {"limits": asdict(benchmark.running.limits), "unsafe_execution": benchmark.running.unsafe}
-        name = f"{benchmark.name}_step_{subject.step}_temperature_{temperature:g}.jsonl"
+        short = f"{temperature:g}" if float(f"{temperature:g}") == temperature else repr(temperature)
+        name = f"{benchmark.name}_step_{subject.step}_temperature_{short}.jsonl"
         files[temperature] = SampleFile(out / name, made_with, plan.heads_used), writing
     check_out(out)
     for file, _ in files.values():
@@ -148,8 +149,8 @@ def _say_what_is_counted(file: SampleFile, asked: int) -> None:
     counted, there = file.counts.get("samples", 0), len(file.samples)
     if counted == there == asked:
         return
-    found = f"are of {counted:,} samples" if counted else "are not known"
     of_these = f", of which {asked:,} are asked for" if asked < there else ""
+    found = f"are of {counted:,} samples" if counted else "are not known"
     print(
         f"warning: '{file.path}' has {there:,} samples{of_these}, {counted:,} counted with heads_used "
         f"{file.heads_used}: tokens per forward and acceptance {found}; give another --out to measure them",

@@ -56,6 +56,8 @@ def induction_command(
     check_json(json, ckpt=ckpt, stories=stories, out=out)
     _check_least("count", count)
     check_value("length", length, CopyLength)
+    if separator is not None and stories in ("generated", "none"):
+        raise InputError(f"separator is '{separator}': it is of a file, and stories is '{stories}'")
     if out is not None:
         check_out(Path(out))
     loaded = _load(ckpt)
