@@ -42,6 +42,7 @@ def induction_command(
     """
     import numpy as np
 
+    from mtp_lightning.data.tokens.token_bytes import token_texts
     from mtp_lightning.probes.pictures import heat_map
     from mtp_lightning.probes.suite import (
         TEXTS_A_STORY,
@@ -66,9 +67,13 @@ def induction_command(
     if stories != "none":
         texts = _texts(stories, separator, TEXTS_A_STORY * count)
         every = np.ones(vocab_size, dtype=np.int64)  # a checkpoint does not say which tokens it has seen
-        named = {"any": prepare_names(texts, loaded.tokenizer, every, count, loaded.context or 1024)["any"]}
-    repeated = prepare_repeated(loaded.model.heads_config, range(vocab_size), 32, length)
-    suite = InductionSuite(named, repeated, length)
+        context, begin = loaded.context or 1024, loaded.begin_ids
+        named = {"any": prepare_names(texts, loaded.tokenizer, every, count, context, begin)["any"]}
+    tokens = [*range(vocab_size)]
+    if loaded.text_tokenizer is not None:  # special tokens are in no text
+        tokens = [i for i, text in enumerate(token_texts(loaded.text_tokenizer)) if text is not None]
+    repeated = prepare_repeated(loaded.model.heads_config, tokens, 32, length, loaded.begin_ids)
+    suite = InductionSuite(named, repeated, length, len(loaded.begin_ids))
     with _timed(loaded, "induction"):
         metrics, scores = measure_induction(loaded.model, suite)
         metrics |= measure_without(loaded.model, suite, scores)
