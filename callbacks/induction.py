@@ -7,6 +7,7 @@ import numpy as np
 from typing_extensions import override
 
 from callbacks.base import ProbeCallback, When
+from mtp_lightning.checkpoints.description import begin_ids
 from mtp_lightning.data.stories.names import NamedStories
 from mtp_lightning.data.tokens.datamodule import TokenDataModule
 from mtp_lightning.model.mtp import MTPModel
@@ -81,6 +82,7 @@ class InductionProbe(ProbeCallback):
         assert isinstance(model, MTPModel)
         is_text = isinstance(data, TokenDataModule)
         tokens = np.arange(model.config.vocab_size)
+        begin = begin_ids(data, getattr(pl_module, "parent", None))
         stories: dict[str, NamedStories] = {}
         quick: dict[str, NamedStories] = {}
         with self.named():
@@ -90,12 +92,12 @@ class InductionProbe(ProbeCallback):
                 if self.names:
                     texts = data.heldout_texts(TEXTS_A_STORY * self.stories)
                     stories, quick = (
-                        prepare_names(texts, data.text_tokenizer, counts, count, data.context)
+                        prepare_names(texts, data.text_tokenizer, counts, count, data.context, begin)
                         for count in (self.stories, min(self.quick_stories, self.stories))
                     )
-            repeated = prepare_repeated(model.heads_config, tokens.tolist(), self.rows, self.length)
-        self._suite = InductionSuite(stories, repeated, self.length)
-        self._quick_suite = InductionSuite(quick, repeated, self.length)
+            repeated = prepare_repeated(model.heads_config, tokens.tolist(), self.rows, self.length, begin)
+        self._suite = InductionSuite(stories, repeated, self.length, len(begin))
+        self._quick_suite = InductionSuite(quick, repeated, self.length, len(begin))
 
     @override
     def measure(self, trainer: pl.Trainer, model: MTPModel, at_end: bool) -> dict[str, float]:

@@ -20,7 +20,8 @@ class Judged:
     """What became of the samples of one temperature."""
 
     scores: dict[str, list[float]]
-    """Name (`pass_at_1`, `plus/pass_at_10`, `majority_at_8`, `rouge_l`) -> a score of every problem, in order."""
+    """Name (`pass_at_1`, `plus/pass_at_10`, `majority_at_8`, `rouge_l`) -> a score of every problem that can have it,
+    in order; at least one."""
     verdicts: Counter[str] = field(default_factory=Counter)
     """How many samples passed, failed, ran out of time ..."""
     passed: dict[tuple[str, int], bool] = field(default_factory=dict)

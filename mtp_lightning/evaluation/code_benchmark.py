@@ -67,29 +67,28 @@ class CodeBenchmark(Benchmark):
     def judge(self, samples: Sequence[Sample], ks: Sequence[int]) -> Judged:
         scored = self.run(samples)
         own = by_problem(self.prompts, samples)
+        did = {i: [scored[i, sample.completion].passed for sample in found] for i, found in own.items()}
         scores: dict[str, list[float]] = {}
         for name in self.task.scores:
-            passed = {i: [scored[i, s.completion].passed[name] for s in found] for i, found in own.items()}
+            passed = {i: [one[name] for one in of_i] for i, of_i in did.items() if all(name in one for one in of_i)}
             prefix = f"{name}/" if name else ""
-            scores |= {prefix + score: values for score, values in pass_scores(passed, ks).items()}
+            scores |= {prefix + score: values for score, values in pass_scores(passed, ks).items() if values}
         if PUBLIC in self.task.scores:
-            scores |= self._filtered(own, scored, ks)
+            scores |= self._filtered(did, ks)
         each = {(s.task_id, s.sample): scored[s.task_id, s.completion] for found in own.values() for s in found}
         verdicts = Counter[str](found.verdict for found in each.values())
         met = Counter[str](found.limit for found in each.values() if found.limit)
         return Judged(scores, verdicts, {at: found.passed[self.task.scores[0]] for at, found in each.items()}, met)
 
-    def _filtered(
-        self, own: Mapping[str, Sequence[Sample]], scored: Mapping[tuple[str, str], Scored], ks: Sequence[int]
-    ) -> dict[str, list[float]]:
-        """`1_at_k`: one program is taken of those among k samples that pass the public tests."""
+    def _filtered(self, did: Mapping[str, Sequence[Mapping[str, bool]]], ks: Sequence[int]) -> dict[str, list[float]]:
+        """`1_at_k`: one program is taken of those among k samples that pass the public tests; of all k where a
+        problem has none."""
         found: dict[str, list[float]] = {f"1_at_{k}": [] for k in ks if k > 1}
-        for task_id, samples in own.items():
-            passed = [scored[task_id, sample.completion].passed for sample in samples]
-            right, public = (sum(one[name] for one in passed) for name in (self.task.scores[0], PUBLIC))
+        for passed in did.values():
+            right, public = (sum(one.get(name, True) for one in passed) for name in (self.task.scores[0], PUBLIC))
             for k in ks:
                 if k > 1:
-                    found[f"1_at_{k}"].append(n_at_k(len(samples), right, 1, k, public))
+                    found[f"1_at_{k}"].append(n_at_k(len(passed), right, 1, k, public))
         return found
 
     def run(self, samples: Sequence[Sample]) -> dict[tuple[str, str], Scored]:

@@ -55,7 +55,7 @@ class Evaluate:
                 to the k's in order, or one to all.
             top_p: Sample among the fewest most probable tokens of this probability together (nucleus).
             seed: Of the samples; sample s of a problem depends on nothing else.
-            limit: Ask the first problems only.
+            limit: Ask the first problems only; recorded in MLflow under a --name of its own alone.
             max_new_tokens: Most tokens of an answer; the benchmark's own number, at most half the context, without it.
             heads_used: Heads that draft; auto takes as many as pay. In fp32 the samples are the same.
             batch_size: Texts that are written together.
@@ -85,7 +85,7 @@ class Evaluate:
         self.running = Running(workers, unsafe_execution, Limits(cpu_seconds, memory_mb))
         if data is None:
             raise InputError("--data is missing: the file of the benchmark, in its published format")
-        self.data, self.temperatures_given = Path(data), temperatures is not None
+        self.data, self.temperatures_given, self.k_given = Path(data), temperatures is not None, k is not None
         asked = (0.2, 0.8) if temperatures is None else tuple(temperatures)
         self.out = Path(out) if out is not None else evaluation_folder(self.ckpt)
         self.plan = Plan(
@@ -126,8 +126,10 @@ class Evaluate:
             mode: psm: prefix, suffix, middle; spm: suffix, then prefix and middle; prefix: the baseline of models
                 without infilling tokens, which never see the suffix.
         """
+        from mtp_lightning.evaluation.tasks.benchmarks import check_turns
         from mtp_lightning.evaluation.tasks.infilling import Infilling
 
+        check_turns("infilling", self.turns)
         self._ask(Infilling(self.data, spans, mode, self.running))
 
     def gsm8k(self) -> None:
@@ -140,6 +142,8 @@ class Evaluate:
         Args:
             domain: What the pairs are about, for the JSON.
         """
+        if self.k_given and self.plan.k != (1,):
+            raise InputError(f"k is {[*self.plan.k]}: rouge has no pass@k, but a mean over samples; leave it out")
         temperatures = self.plan.temperatures if self.temperatures_given else (0.0,)
         self.plan = replace(self.plan, temperatures=temperatures, k=(1,))
         self._ask_named("rouge", domain)
@@ -163,7 +167,9 @@ class Evaluate:
         if self.json is not None:
             write(results, loaded, Path(self.json))
         tags = {UNSAFE: "true"} if benchmark.confined_by == "none" else {}
-        record(self.ckpt, loaded.step, results.metrics(), [found.file for found in results.at.values()], tags)
+        limited = self.name is None and len(benchmark.prompts) < len(benchmark.order)
+        files = [found.file for found in results.at.values()]
+        record(self.ckpt, loaded.step, results.metrics(), files, tags, limited)
 
 
 def load(ckpt: Path) -> "LoadedModel":

@@ -86,7 +86,8 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
         made_with = {"task": benchmark.name, "data": data, "model": model, **described(writing, engine, plan, subject)}
         if isinstance(benchmark, CodeBenchmark) and benchmark.turns > 1:  # what a model is told of its programs
             made_with |= {"limits": asdict(benchmark.running.limits), "unsafe_execution": benchmark.running.unsafe}
-        name = f"{benchmark.name}_step_{subject.step}_temperature_{temperature:g}.jsonl"
+        short = f"{temperature:g}" if float(f"{temperature:g}") == temperature else repr(temperature)
+        name = f"{benchmark.name}_step_{subject.step}_temperature_{short}.jsonl"
         files[temperature] = SampleFile(out / name, made_with, plan.heads_used), writing
     check_out(out)
     for file, _ in files.values():
@@ -104,7 +105,7 @@ def evaluate(subject: Subject, benchmark: Benchmark, plan: Plan, out: Path, data
             write_samples(file, write, prompts, plan.samples_at(temperature), plan.batch_size, report)
             file.put_in_order(benchmark.order)
     for temperature, (file, _) in files.items():
-        _say_what_is_counted(file)
+        _say_what_is_counted(file, len(prompts) * plan.samples_at(temperature))
         at[temperature] = judge(benchmark, file, plan, temperature, prompts)
     return Results(benchmark, choose_all(at, plan), at)
 
@@ -138,18 +139,21 @@ def judge(
     samples = [s for s in file.samples.values() if s.task_id in asked and s.sample < most]
     judged = benchmark.judge(samples, plan.ks_at(temperature))
     ended = Counter[str](sample.ended for sample in samples)
-    return AtTemperature(judged, file.counts, ended, sum(prompt.cut for prompt in prompts), file.path)
+    cut = {sample.task_id for sample in samples if sample.cut}  # with turns, of a later one too
+    return AtTemperature(judged, file.counts, ended, len(cut), file.path)
 
 
-def _say_what_is_counted(file: SampleFile) -> None:
-    """Acceptance is of the samples that were written with the heads that are asked for, which may be others."""
+def _say_what_is_counted(file: SampleFile, asked: int) -> None:
+    """Acceptance is of the samples in the file that were written with the heads that are asked for, which may be fewer
+    or others than the `asked` ones."""
     counted, there = file.counts.get("samples", 0), len(file.samples)
-    if counted == there:
+    if counted == there == asked:
         return
+    of_these = f", of which {asked:,} are asked for" if asked < there else ""
     found = f"are of {counted:,} samples" if counted else "are not known"
     print(
-        f"warning: '{file.path}' has {there:,} samples, {counted:,} counted with heads_used {file.heads_used}: tokens "
-        f"per forward and acceptance {found}; give another --out to measure them",
+        f"warning: '{file.path}' has {there:,} samples{of_these}, {counted:,} counted with heads_used "
+        f"{file.heads_used}: tokens per forward and acceptance {found}; give another --out to measure them",
         file=sys.stderr,
     )
 

@@ -64,7 +64,7 @@ class Scored(NamedTuple):
     """A sample's scores.
 
     Args:
-        passed: score -> whether it has it.
+        passed: score -> whether it has it; a score that no test of the problem counts for is not there.
         verdict: of its first job that was not right; `passed` where all were.
         limit: that this job met, if any.
         detail: what that job said: the exception, or standard error.
@@ -90,7 +90,7 @@ def score(
         SandboxError: one could not be run; nothing is scored.
     """
     task.prepare(sandbox)
-    results = [Scored(dict.fromkeys(task.scores, True)) for _ in sources]
+    results: list[Scored] = []
     waiting: dict[int, tuple[int, Job, int]] = {}
     firsts: dict[int, int] = {}  # sample -> the place of its first wrong job
 
@@ -99,6 +99,8 @@ def score(
         for sample, (task_id, source) in enumerate(sources):
             progress(sample, len(sources))
             jobs = task.jobs(task_id, source)
+            counted = {name for job in jobs for name in job.scores}
+            results.append(Scored({name: True for name in task.scores if name in counted}))
             if not jobs:
                 results[sample] = Scored(dict.fromkeys(task.scores, False), "failed", detail="no program")
             for place, job in enumerate(jobs):

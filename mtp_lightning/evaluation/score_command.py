@@ -118,14 +118,14 @@ def read_samples(path: str, task: Any) -> list[tuple[str, str]]:
 def metrics_of(
     scores: Sequence[str], task_ids: Sequence[str], passed: Sequence[Mapping[str, bool]], ks: Sequence[int]
 ) -> dict[str, float]:
-    """`pass_at_1`, `plus/pass_at_1` ...: means over the problems that have samples."""
+    """`pass_at_1`, `plus/pass_at_1` ...: means over the problems that have samples, and tests for the score."""
     from mtp_lightning.evaluation.passk import mean_pass_at_k
 
-    counts = Counter(task_ids)
     metrics = {}
     for name in scores:
-        right = Counter(task_id for task_id, found in zip(task_ids, passed) if found[name])
-        for k in ks:
+        counts = Counter(task_id for task_id, found in zip(task_ids, passed) if name in found)
+        right = Counter(task_id for task_id, found in zip(task_ids, passed) if found.get(name))
+        for k in ks if counts else ():
             key = f"{name}/pass_at_{k}" if name else f"pass_at_{k}"
             metrics[key] = mean_pass_at_k([(count, right[task_id]) for task_id, count in counts.items()], k)
     return metrics

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mtp_lightning.errors import InputError
-from mtp_lightning.files import check_json, write_text
+from mtp_lightning.files import check_json, check_out, write_text
 from mtp_lightning.ranges import check_value
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def induction_command(
     """
     import numpy as np
 
+    from mtp_lightning.data.tokens.token_bytes import token_texts
     from mtp_lightning.probes.pictures import heat_map
     from mtp_lightning.probes.suite import (
         TEXTS_A_STORY,
@@ -56,15 +57,23 @@ def induction_command(
     check_json(json, ckpt=ckpt, stories=stories, out=out)
     _check_least("count", count)
     check_value("length", length, CopyLength)
+    if separator is not None and stories in ("generated", "none"):
+        raise InputError(f"separator is '{separator}': it is of a file, and stories is '{stories}'")
+    if out is not None:
+        check_out(Path(out))
     loaded = _load(ckpt)
     vocab_size = loaded.model.config.vocab_size
     named = {}
     if stories != "none":
         texts = _texts(stories, separator, TEXTS_A_STORY * count)
         every = np.ones(vocab_size, dtype=np.int64)  # a checkpoint does not say which tokens it has seen
-        named = {"any": prepare_names(texts, loaded.tokenizer, every, count, loaded.context or 1024)["any"]}
-    repeated = prepare_repeated(loaded.model.heads_config, range(vocab_size), 32, length)
-    suite = InductionSuite(named, repeated, length)
+        context, begin = loaded.context or 1024, loaded.begin_ids
+        named = {"any": prepare_names(texts, loaded.tokenizer, every, count, context, begin)["any"]}
+    tokens = [*range(vocab_size)]
+    if loaded.text_tokenizer is not None:  # special tokens are in no text
+        tokens = [i for i, text in enumerate(token_texts(loaded.text_tokenizer)) if text is not None]
+    repeated = prepare_repeated(loaded.model.heads_config, tokens, 32, length, loaded.begin_ids)
+    suite = InductionSuite(named, repeated, length, len(loaded.begin_ids))
     with _timed(loaded, "induction"):
         metrics, scores = measure_induction(loaded.model, suite)
         metrics |= measure_without(loaded.model, suite, scores)

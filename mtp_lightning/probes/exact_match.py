@@ -5,6 +5,7 @@ likely token is the right one. So one forward over questions with their answers 
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from mtp_lightning.data.tasks.task import Examples, Task
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import generate
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.objective.chunked import chunked_scores
 from mtp_lightning.shapes import Bool
 
 ROWS = 256
@@ -51,11 +53,13 @@ def answer(model: MTPModel, examples: Examples) -> Answers:
         tokens_BT = torch.from_numpy(part.tokens[:, : part.lengths.max()].astype(np.int64)).to(device)
         places_BA = torch.from_numpy(part.answer_starts[:, None] + np.arange(width)).to(device)
         inside_BA = places_BA < torch.from_numpy(part.lengths).to(device)[:, None]
-        places_BA = places_BA.clamp(max=tokens_BT.shape[1] - 1)
+        rows_R, places_R = inside_BA.nonzero()[:, 0], places_BA[inside_BA]
+        targets_R = tokens_BT[rows_R, places_R]
+        score = partial(chunked_scores, targets_RK=targets_R[:, None])
         h_BTD = model.next_token_states(tokens_BT)
-        rows_B1 = torch.arange(len(tokens_BT), device=device)[:, None]
-        best_BA = model.unembedding(h_BTD[rows_B1, places_BA - 1]).argmax(dim=-1)
-        parts.append((best_BA == tokens_BT[rows_B1, places_BA]) | ~inside_BA)
+        right_BA = torch.ones_like(inside_BA)
+        right_BA[inside_BA] = model.unembedding(h_BTD[rows_R, places_R - 1], score).best == targets_R
+        parts.append(right_BA)
     return Answers(torch.cat(parts).cpu())
 
 

@@ -80,20 +80,22 @@ def repeated_windows(
 
 
 @torch.no_grad()
-def repetition(model: MTPModel, windows_BL: Int[Tensor, "B L"], length: int) -> Repetition:
+def repetition(model: MTPModel, windows_BL: Int[Tensor, "B L"], length: int, begin: int = 0) -> Repetition:
     """How well each head repeats. The model is used as it is: in the mode it is in, on the device it is on.
 
     Args:
         windows_BL: as `repeated_windows` makes them.
         length: C, tokens of a copy.
+        begin: tokens before the copies, of which nothing is asked.
     """
-    assert windows_BL.shape[1] >= 2 * length + model.heads_config.horizon - 1, "a part of the second copy is no target"
-    assert torch.equal(windows_BL[:, :length], windows_BL[:, length : 2 * length]), "no copies of this length"
+    copies_BL = windows_BL[:, begin:]
+    assert copies_BL.shape[1] >= 2 * length + model.heads_config.horizon - 1, "a part of the second copy is no target"
+    assert torch.equal(copies_BL[:, :length], copies_BL[:, length : 2 * length]), "no copies of this length"
     losses, hits = [], []
     for targets in in_batches(model, windows_BL, ROWS):
         nll_SBT, right_SBT = _own_targets(model, targets)
-        losses.append(nll_SBT.cpu())
-        hits.append(right_SBT.float().cpu())
+        losses.append(nll_SBT[..., begin:].cpu())
+        hits.append(right_SBT[..., begin:].float().cpu())
     nll_SBT, right_SBT = torch.cat(losses, dim=1), torch.cat(hits, dim=1)
     offsets = model.heads_config.head_offsets[: len(nll_SBT)]
     second = [slice(length - p, 2 * length - p) for p in offsets]  # inputs whose targets are the second copy

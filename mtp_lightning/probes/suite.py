@@ -36,28 +36,49 @@ class InductionSuite(NamedTuple):
     repeated: Int[Tensor, "B L"]
     length: int
     """Tokens of a copy in `repeated`."""
+    begin: int = 0
+    """Tokens before the copies: those that all texts of the model begin with."""
 
 
 def prepare_names(
-    texts: Sequence[str], tokenizer: Tokenizer, counts: Int[np.ndarray, "V"], count: int, max_tokens: int
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    counts: Int[np.ndarray, "V"],
+    count: int,
+    max_tokens: int,
+    begin: Sequence[int] = (),
 ) -> dict[str, NamedStories]:
     """The first `count` texts with names, which are replaced by random ones of two tokens.
 
     Args:
         counts: how often each token occurs in the training data.
+        max_tokens: of a story, with `begin`.
+        begin: tokens that go before every story, as before all texts of the model.
 
     Raises:
         InputError: no such texts, or no such names.
     """
     allowed = {"seen": counts > 0, "any": None}
-    return {
-        variant: named_stories(texts, tokenizer, count, max_tokens, SEED, tokens) for variant, tokens in allowed.items()
-    }
+    room = max_tokens - len(begin)
+    found = {variant: named_stories(texts, tokenizer, count, room, SEED, kept) for variant, kept in allowed.items()}
+    return {variant: _begun(stories, begin) for variant, stories in found.items()}
 
 
-def prepare_repeated(heads: HeadsConfig, tokens: Sequence[int], rows: int, length: int) -> Int[Tensor, "B L"]:
-    """Random tokens out of these, repeated, for a model with these heads."""
-    return repeated_windows(max(tokens) + 1, rows, length, heads.horizon, SEED, tokens)
+def _begun(stories: NamedStories, begin: Sequence[int]) -> NamedStories:
+    front = np.tile(np.array(begin, dtype=stories.tokens.dtype), (len(stories.tokens), 1))
+    return stories._replace(
+        tokens=np.concatenate((front, stories.tokens), axis=1),
+        lengths=stories.lengths + len(begin),
+        positions=stories.positions + len(begin),
+    )
+
+
+def prepare_repeated(
+    heads: HeadsConfig, tokens: Sequence[int], rows: int, length: int, begin: Sequence[int] = ()
+) -> Int[Tensor, "B L"]:
+    """Random tokens out of these, repeated, after `begin`, for a model with these heads."""
+    windows_BL = repeated_windows(max(tokens) + 1, rows, length, heads.horizon, SEED, tokens)
+    return torch.cat((torch.tensor([[*begin]] * rows, dtype=torch.long), windows_BL), dim=1)
 
 
 def measure_induction(model: MTPModel, suite: InductionSuite) -> tuple[dict[str, float], AttentionScores]:
@@ -67,7 +88,7 @@ def measure_induction(model: MTPModel, suite: InductionSuite) -> tuple[dict[str,
     for variant, stories in suite.stories.items():
         found = name_accuracy(model, stories).metrics()
         metrics |= {f"names_{variant}/{name}": value for name, value in found.items()}
-    repeated = repetition(model, suite.repeated, suite.length).summary()
+    repeated = repetition(model, suite.repeated, suite.length, suite.begin).summary()
     metrics |= {f"repeated/{name}": value for name, value in repeated.items()}
     scores = attention_scores(model, suite.repeated)
     return metrics | scores.summary(), scores
@@ -91,7 +112,7 @@ def measure_without(model: MTPModel, suite: InductionSuite, scores: AttentionSco
     accuracies: dict[str, tuple[Tensor, Callable[[], float]]] = {
         "repeated": (
             suite.repeated,
-            lambda: repetition(model, suite.repeated, suite.length).summary()["accuracy/head_1"],
+            lambda: repetition(model, suite.repeated, suite.length, suite.begin).summary()["accuracy/head_1"],
         )
     }
     for variant, stories in suite.stories.items():

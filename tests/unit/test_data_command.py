@@ -55,6 +55,12 @@ def test_commands_never_overwrite(corpus: Path) -> None:
         train_tokenizer_command(out=str(corpus))
 
 
+def test_where_nothing_can_be_written_no_tokenizer_is_trained(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("mtp_lightning.data.tokenizers.commands.train_bpe")
+    with pytest.raises(InputError, match=r"out: '.*lines\.txt' is a file, and has to be a folder"):
+        train_tokenizer_command(out=str(corpus / "tokenizer.json"))
+
+
 def test_bad_input_writes_nothing(corpus: Path) -> None:
     out = str(corpus.parent / "out")
     with pytest.raises(InputError, match="vocab_size is 100: it has to be at least 257"):

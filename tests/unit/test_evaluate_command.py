@@ -15,9 +15,11 @@ from mtp_lightning.data.tasks.known_tasks import TASKS, task_from_state
 from mtp_lightning.data.tasks.polynomial import Polynomial
 from mtp_lightning.data.tasks.star_graph import StarGraph
 from mtp_lightning.data.tasks.task import Task
+from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
 from mtp_lightning.model.mtp import MTPModel
 from mtp_lightning.probes.exact_match import exact_match
+from mtp_lightning.probes.suite import InductionSuite
 
 Capture = pytest.CaptureFixture[str]
 
@@ -83,6 +85,25 @@ def test_induction_on_generated_stories_and_on_a_file(capsys: Capture) -> None:
     assert "names_any" not in capsys.readouterr().out.split("induction at step 7")[-1]
 
 
+def test_induction_asks_with_the_tokens_that_texts_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint(256)
+    content = torch.load("a.ckpt", weights_only=True)
+    content["mtp_lightning"]["begin_ids"] = [255]
+    torch.save(content, "a.ckpt")
+    asked: list[InductionSuite] = []
+
+    def measure(model: MTPModel, suite: InductionSuite) -> None:
+        asked.append(suite)
+        raise InputError("enough")
+
+    monkeypatch.setattr("mtp_lightning.probes.suite.measure_induction", measure)
+    assert main(["evaluate", "induction", "a.ckpt", "--count", "3", "--length", "512"]) == 2
+    [suite] = asked
+    assert suite.begin == 1
+    assert set(suite.repeated[:, 0].tolist()) == {255} == set(suite.stories["any"].tokens[:, 0].tolist())
+    assert set(suite.repeated[:, 1:].flatten().tolist()) == set(range(255)), "the end of a document is in no text"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -95,6 +116,7 @@ def test_induction_on_generated_stories_and_on_a_file(capsys: Capture) -> None:
         (["induction", "a.ckpt", "--count", "0"], "count is 0"),
         (["induction", "a.ckpt", "--stories", "nobody.txt"], "none of the 1 stories has a name"),
         (["induction", "a.ckpt", "--stories", "missing.txt"], "missing.txt"),
+        (["induction", "none.ckpt", "--out", "nobody.txt"], "out: 'nobody.txt' is a file, and has to be a folder"),
     ],
 )
 def test_bad_input(arguments: list[str], says: str, capsys: Capture) -> None:

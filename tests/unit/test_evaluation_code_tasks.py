@@ -16,6 +16,7 @@ from mtp_lightning.evaluation.sandbox import Limits, Sandbox, SandboxError
 from mtp_lightning.evaluation.tasks.code_tasks import code_task
 from mtp_lightning.evaluation.tasks.cruxeval import answered_input, answered_output, cruxeval
 from mtp_lightning.evaluation.tasks.humaneval import humaneval
+from mtp_lightning.evaluation.tasks.infilling import read_gaps
 from mtp_lightning.evaluation.tasks.mbpp import mbpp
 
 ADD = {
@@ -109,7 +110,7 @@ MBPP_PROMPT = (
 
 
 def test_mbpp(tmp_path: Path, sandbox: Sandbox) -> None:
-    asked = mbpp_row(11, test_list=["assert f11(root) == root"], test_setup_code="root = Node()")
+    asked = mbpp_row(11, test_list=["assert f11(root) == root"], test_setup_code="root = Node()", test_imports=None)
     task = mbpp(write(tmp_path / "mbpp.jsonl", *map(mbpp_row, (2, 3, 4)), asked, mbpp_row(600)))
     assert task.prompts == {"Mbpp/11": MBPP_PROMPT}
     assert task.stops == ("[DONE]",)
@@ -207,6 +208,50 @@ def test_cruxeval(tmp_path: Path, sandbox: Sandbox) -> None:
 def test_another_tasks_file_is_refused(tmp_path: Path, task: str, row: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         code_task(task, write(tmp_path / "data.jsonl", row))
+
+
+PLUS = ADD_PLUS | {"task_id": "Mbpp/75", "base_input": [[[[1]], 2]]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "has none of the test split, the problems 11 to 510"),
+        ([mbpp_row(11, test_list=[])], "row 4 has no tests, so any program would pass"),
+        ([mbpp_row(11), mbpp_row(12, test_list=[5])], "row 5: its 'test_list' has 5, which has to be a text"),
+        ([mbpp_row(11, test_imports=3)], "row 4: its 'test_imports' has 3"),
+        ([mbpp_row(11, test_setup_code=["x"])], r"row 4: its 'test_setup_code' has \['x'\]"),
+    ],
+)
+def test_rows_of_mbpp_that_cannot_be_used(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(InputError, match=rf"data: '.*mbpp.jsonl'(,|) {message}"):
+        mbpp(write(tmp_path / "mbpp.jsonl", *map(mbpp_row, (2, 3, 4)), *rows))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"task_id": "mine"}, "row 2: its task_id is 'mine', and has to end in a number, as 'Mbpp/2'"),
+        ({"base_input": [[]]}, "row 2: its base_input is not what Mbpp/75 takes .IndexError"),
+        ({"plus_input": [7]}, "row 2: its plus_input is not what Mbpp/75 takes .TypeError"),
+        ({"task_id": "Mbpp/722", "base_input": [[[1], 2]]}, "row 2: its base_input is not what Mbpp/722 takes"),
+        ({"task_id": "Mbpp/124", "base_input": [["a", "b"]]}, "row 2: its base_input is not what Mbpp/124 takes"),
+    ],
+)
+def test_rows_of_mbpp_plus_that_cannot_be_used(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"data: '.*plus.jsonl', {message}"):
+        mbpp(write(tmp_path / "plus.jsonl", PLUS | {"task_id": "Mbpp/9"}, PLUS | row))
+
+
+def test_inputs_that_are_nested_too_deeply(tmp_path: Path, sandbox: Sandbox) -> None:
+    task = humaneval(write(tmp_path / "plus.jsonl", ADD_PLUS | {"plus_input": [DEEP]}))
+    with pytest.raises(InputError, match="the plus_input of HumanEval/0 is nested too deeply"):
+        task.prepare(sandbox)
+
+
+def test_solutions_of_nothing_have_no_gaps(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="every canonical_solution is empty, so there is nothing to take out"):
+        read_gaps(write(tmp_path / "empty.jsonl", ADD | {"canonical_solution": "\n"}), "single-line")
 
 
 @pytest.mark.parametrize(("task", "row"), [("humaneval", ADD), ("humaneval", ADD_PLUS), ("cruxeval-input", CRUX)])

@@ -78,6 +78,10 @@ def test_a_benchmark_from_file_to_numbers(capsys: Capture) -> None:
     assert [at["counts"]["samples"] for at in found["temperatures"]] == [3, 3]
     assert main(["evaluate", "gsm8k", "a.ckpt", *QUICK, "--temperatures", "[0]", "--k", "[1]", "--limit", "2"]) == 0
     assert len(Path("evaluation/gsm8k_step_7_temperature_0.jsonl").read_text().splitlines()) == 2
+    assert "warning" not in capsys.readouterr().err
+    assert main(["evaluate", "gsm8k", "a.ckpt", *QUICK, "--samples", "2", "--limit", "2"]) == 0
+    said = "has 12 samples, of which 4 are asked for, 9 counted with heads_used auto: tokens per forward and acceptance"
+    assert f"{said} are of 9 samples" in capsys.readouterr().err
 
 
 def test_two_sets_of_pairs_stand_apart(capsys: Capture) -> None:
@@ -93,6 +97,26 @@ def test_two_sets_of_pairs_stand_apart(capsys: Capture) -> None:
     assert (found["task"], found["domain"]) == ("rouge-maths", "maths")
     assert "eval/rouge-maths/rouge_l" in found["metrics"]
     assert [at["samples"] for at in found["temperatures"]] == ["evaluation/rouge-maths_step_7_temperature_0.jsonl"]
+
+
+def test_no_flag_is_silently_ignored(capsys: Capture) -> None:
+    for arguments, says in (
+        (["rouge", "--k", "[1, 2]"], "k is [1, 2]: rouge has no pass@k"),
+        (["infilling", "--turns", "3"], "turns is 3: infilling has no public tests"),
+        (["gsm8k", "--turns", "3"], "turns is 3: gsm8k has no public tests"),
+    ):
+        assert main(["evaluate", arguments[0], "a.ckpt", "--data", "gsm8k.jsonl", *arguments[1:]]) == 2
+        assert says in capsys.readouterr().err
+    assert main(["evaluate", "induction", "a.ckpt", "--separator", "x"]) == 2
+    assert "separator is 'x': it is of a file, and stories is 'generated'" in capsys.readouterr().err
+
+
+def test_temperatures_have_files_of_their_own() -> None:
+    checkpoint()
+    near = ["--temperatures", "[0.12345671, 0.12345672, 0.5]", "--limit", "1", "--samples", "2"]
+    assert main(["evaluate", "gsm8k", "a.ckpt", *QUICK, *near]) == 0
+    names = {path.name for path in Path("evaluation").glob("*.jsonl")}
+    assert names == {f"gsm8k_step_7_temperature_{t}.jsonl" for t in ("0.12345671", "0.12345672", "0.5")}
 
 
 def test_numbers_go_to_the_runs_own_mlflow_run(capsys: Capture) -> None:
@@ -112,6 +136,12 @@ def test_numbers_go_to_the_runs_own_mlflow_run(capsys: Capture) -> None:
     assert history(uri, run_id, ["eval/gsm8k/pass_at_1"]) == {"eval/gsm8k/pass_at_1": [(7, 0.0)]}
     artifacts = {file.path for file in client.list_artifacts(run_id, "evaluation")}
     assert artifacts == {f"evaluation/gsm8k_step_7_temperature_{t}.jsonl" for t in (0.2, 0.8)}
+    capsys.readouterr()
+    assert main(["evaluate", "gsm8k", "runs/a", *QUICK, "--limit", "1"]) == 0
+    assert "not recorded in MLflow: --limit asks for a part of the problems alone" in capsys.readouterr().err
+    assert history(uri, run_id, ["eval/gsm8k/pass_at_1"]) == {"eval/gsm8k/pass_at_1": [(7, 0.0)]}
+    assert main(["evaluate", "gsm8k", "runs/a", *QUICK, "--limit", "1", "--name", "one"]) == 0
+    assert history(uri, run_id, ["eval/gsm8k-one/pass_at_1"]) == {"eval/gsm8k-one/pass_at_1": [(7, 0.0)]}
     Path("runs/a/mlflow_run_id").write_text("0" * 32)
     capsys.readouterr()
     assert main(["evaluate", "gsm8k", "runs/a/checkpoints/step=7.ckpt", *QUICK]) == 0

@@ -11,7 +11,7 @@ from test_evaluation_code_tasks import ADD_PLUS, sandbox, scores, write
 from mtp_lightning.cli import main
 from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.programs import score
-from mtp_lightning.evaluation.sandbox import Limits, Sandbox
+from mtp_lightning.evaluation.sandbox import Limits, Sandbox, values
 from mtp_lightning.evaluation.tasks import evalplus
 from mtp_lightning.evaluation.tasks.evalplus import is_right
 from mtp_lightning.evaluation.tasks.humaneval import humaneval
@@ -109,6 +109,15 @@ def test_what_evalplus_takes_as_equal() -> None:
     assert is_right("digit_distance_nums", [123, 256], 7, 0, 0)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    ["f", "find_zero", *sorted(evalplus.AS_SETS | evalplus.NOT_NONE), "surface_Area", "digit_distance_nums"],
+)
+def test_an_exception_is_never_right(entry: str) -> None:
+    for expected in (True, "Found a match!", None, [1], 0.5):
+        assert not is_right(entry, [[1, 2], 3], values.Raised("ZeroDivisionError"), expected, 1e-4)
+
+
 def test_mbpp_plus_calls_with_tuples(tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shared = {"entry_point": "f", "prompt": '"""\nWhat is it?\n"""\n', "atol": 0}
@@ -128,3 +137,16 @@ def test_mbpp_plus_calls_with_tuples(tmp_path: Path, sandbox: Sandbox, monkeypat
     task = mbpp(write(tmp_path / "MbppPlus.jsonl", *rows))
     sources = [(i, f"def f(*args): return {wanted!r}") for i, (_, wanted) in cases.items()]
     assert [i for (i, _), one in zip(sources, score(task, sources, sandbox)) if not one.passed["plus"]] == []
+
+
+def test_a_program_that_raises_matches_nothing(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    solution = "def check_str(text):\n    return 'found' if text else None\n"
+    row = {
+        "task_id": "Mbpp/434", "entry_point": "check_str", "prompt": '"""\nIs there any?\n"""\n', "atol": 0,
+        "canonical_solution": solution, "base_input": [["a"]], "plus_input": [["b"]],
+    }  # fmt: skip
+    found = scores(mbpp(write(tmp_path / "plus.jsonl", row)), sandbox, solution, "def check_str(text): 1 / 0")
+    assert [one.passed for one in found] == [{"": True, "plus": True}, {"": False, "plus": False}]

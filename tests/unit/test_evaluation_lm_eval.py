@@ -1,6 +1,7 @@
 """lm-eval on a model of the platform: its numbers are those of lm-eval's own model on the exported Llama."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,6 +174,15 @@ def test_the_command(subject: Subject, tasks: Path, capsys: pytest.CaptureFixtur
     assert {"eval/choices/acc", "eval/texts/exact_match", "eval/texts/bytes_per_forward"} <= found["metrics"].keys()
     assert "eval/choices/tokens_per_forward" not in found["metrics"]
     assert "eval/choices/acc_norm" in capsys.readouterr().out
+    words = (tasks / "choices.yaml").read_text().replace("choices\n", "long\n", 1)
+    (tasks / "long.yaml").write_text(words.replace('"{{choices}}"', json.dumps(["x", "no " * 99])))
+    assert main([*asked, "--tasks", "[choices, long]", "--limit", "2", "--json", "out.json"]) == 2
+    shown = capsys.readouterr()
+    assert re.search(r"tasks: 'long' cannot be asked: .* continuation of \d+ tokens, .* at most the 48 of", shown.err)
+    assert "eval/choices/acc" in shown.out, "what was found before is not lost"
+    found = json.loads(Path("out.json").read_text())["metrics"]
+    assert "eval/choices/acc" in found
+    assert not any(name.startswith(("eval/long", "eval/texts")) for name in found)
     (tasks / "unsafe.yaml").write_text(
         (tasks / "texts.yaml").read_text().replace("texts\n", "unsafe\n") + "unsafe_code: true"
     )
@@ -209,5 +219,7 @@ def test_requests_that_sample_have_seeds_of_their_own(subject: Subject) -> None:
     first = MTPLanguageModel(subject).generate_until(requests)
     assert len(set(first)) == 4
     assert MTPLanguageModel(subject, batch_size=1, heads_used=1).generate_until(requests) == first
+    with pytest.raises(InputError, match="a continuation of 0 tokens, which has to have at least 1"):
+        MTPLanguageModel(subject)._loglikelihood_tokens([(None, [1], [])])
     with pytest.raises(InputError, match="ask for num_beams"):
         MTPLanguageModel(subject).generate_until([SimpleNamespace(args=("x", {"num_beams": 4}))])

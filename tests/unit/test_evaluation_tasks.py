@@ -16,7 +16,7 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.evaluation.code_benchmark import Running, common_beginning
 from mtp_lightning.evaluation.samples import Ended, Sample
 from mtp_lightning.evaluation.tasks.infilling import Infilling, Mode, Spans, gaps, read_gaps, sentinels
-from mtp_lightning.evaluation.tasks.rouge import Rouge
+from mtp_lightning.evaluation.tasks.rouge import AnyScript, Rouge
 from mtp_lightning.evaluation.write_samples import _Text
 
 ROW = {
@@ -173,6 +173,29 @@ def test_rouge_is_the_packages(tmp_path: Path) -> None:
         for i in range(20)
     ]
     assert benchmark.judge(samples, [1]).scores == {"rouge_l": pytest.approx(wanted)}
+
+
+@pytest.mark.parametrize(
+    ("reference", "summary", "score"),
+    [
+        ("Кот сидел на окне.", "кот сидел дома", 4 / 7), ("Η γάτα κάθεται", "η γάτα τρέχει", 2 / 3),
+        ("我爱北京。", "我爱上海", 1 / 2), ("हिन्दी भाषा", "हिन्दी", 2 / 3), ("Кот", "a cat", 0.0),
+        ("In 2024 the café closed", "in 2024 the cafe closed", 8 / 10), ("\u2026", "\u2026", 0.0),
+    ],
+)  # fmt: skip
+def test_rouge_of_any_script(tmp_path: Path, reference: str, summary: str, score: float) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": reference}) + "\n")
+    judged = Rouge(path).judge([Sample("pairs/0", 0, summary, "end")], [1])
+    assert judged.scores == {"rouge_l": [pytest.approx(score)]}
+    assert bool(judged.verdicts) == (reference[0] in "КΗ我ह")
+
+
+def test_words_of_any_script_are_the_packages_in_english() -> None:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    text = "".join(map(chr, range(128))) + " don't snake_case 3.5 A-b"
+    assert AnyScript().tokenize(text) == DefaultTokenizer().tokenize(text)
 
 
 def test_rouge_from_the_command(

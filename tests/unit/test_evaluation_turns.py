@@ -83,6 +83,26 @@ def test_one_program_is_chosen_by_the_public_tests(data: Path) -> None:
     assert judged.scores["1_at_3"][0] > judged.scores["pass_at_1"][0]
 
 
+def test_problems_without_public_tests_pass_none(data: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in data.read_text().splitlines()[:2]]
+    rows[0]["tests"] = [{"input": "777\n", "output": "1554\n"}]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark = CodeBenchmark(code_task("stdin", mixed), Running(workers=1))
+    samples = [Sample(i, n, text, "stop") for i in benchmark.prompts for n, text in enumerate((RIGHT, "print(3)\n"))]
+    judged = benchmark.judge([*samples], [1, 2])
+    assert judged.scores["public/pass_at_1"] == [0.5]
+    assert judged.scores["pass_at_1"] == [0.5, 0.5]
+    assert judged.scores["1_at_2"] == [0.5, 1.0], "without public tests any may be taken"
+    programs = tmp_path / "programs.jsonl"
+    programs.write_text("".join(sample.line() for sample in samples if sample.completion == RIGHT or sample.sample))
+    words = ["evaluate", "score", str(programs), "--task", "stdin", "--data", str(mixed)]
+    assert main([*words, "--json", str(tmp_path / "score.json")]) == 0
+    assert json.loads((tmp_path / "score.json").read_text())["metrics"]["public/pass_at_1"] == 0.5
+    benchmark.limit(1)
+    assert benchmark.judge(samples, [1]).scores == {"pass_at_1": [0.5]}
+
+
 def test_limits_that_programs_met_are_counted(data: Path) -> None:
     benchmark = CodeBenchmark(code_task("stdin", data), Running(workers=1))
     benchmark.limit(1)
@@ -146,3 +166,18 @@ def test_the_command(
     assert main([*command, "--samples", "2", "--temperatures", "[0.8]", *unsafe]) == 0
     found = json.loads(Path("out.json").read_text())
     assert (found["confined_by"], found["unsafe_execution"]) == ("none", True)
+
+
+def test_prompts_that_lost_their_beginning_in_a_later_turn_are_counted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_evaluation_command import checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    checkpoint(context=100)
+    ask = ["evaluate", "stdin", "a.ckpt", "--data", str(data), "--max_new_tokens", "6", "--json", "out.json"]
+    ask += ["--temperatures", "[0]", "--k", "[1]", "--limit", "2", "--turns"]
+    for turns, cut in (("1", 0), ("2", 2)):
+        assert main([*ask, turns]) == 0
+        assert json.loads(Path("out.json").read_text())["temperatures"][0]["cut_prompts"] == cut
+        assert ("2 prompts were longer than the context" in capsys.readouterr().out) == bool(cut)

@@ -89,6 +89,12 @@ def test_results_leave_as_data(sandbox: Sandbox) -> None:
     assert found[4] == (b"x", 10**5000)
 
 
+def test_a_result_is_what_it_was_when_the_call_ended(sandbox: Sandbox) -> None:
+    source = "kept = []\ndef f(x):\n    kept.append(x)\n    return kept"
+    outcome = one(sandbox, Program(source, entry="f", inputs=values.encode_all([[1], [2], [3]])))
+    assert values.decode_all(outcome.result) == [[1], [1, 2], [1, 2, 3]]
+
+
 def test_nothing_inside_says_what_is_right(sandbox: Sandbox) -> None:
     """The mode for rewards: of what is equal to all only its type's name comes out, and exceptions are results."""
     inputs = values.encode_all([[0], [1]])

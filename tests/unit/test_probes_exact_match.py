@@ -1,12 +1,15 @@
 """Exact match in one forward against real greedy decoding, question by question."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sampled import one_in
 from tiny import VARIANTS, tiny_backbone
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mtp_lightning.data.tasks.polynomial import Polynomial
 from mtp_lightning.data.tasks.star_graph import StarGraph
@@ -14,6 +17,7 @@ from mtp_lightning.data.tasks.task import Examples, Task
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.decoding.generate import generate
 from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.objective.chunked import default_chunk_rows
 from mtp_lightning.probes.exact_match import answer, exact_match
 
 TASKS = [StarGraph(2, 2, 5), Polynomial(modulus=2, degree=1, train_operations=2, test_operations=3)]
@@ -53,6 +57,27 @@ def test_answers_of_different_lengths(make_model: Callable[..., MTPModel]) -> No
     rows = np.array([[1, 2, 3, *said], [1, 2, 3, said[0], *wrong[1:]], [1, 2, 3, said[0], wrong[1], 0]])
     examples = Examples(rows, np.array([6, 4, 5]), np.array([3, 3, 3]))
     assert answer(model, examples).exact.tolist() == [True, True, False]
+
+
+class Largest(TorchDispatchMode):
+    """How many elements the largest tensor has that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        found = [one.numel() for one in tree_leaves(made) if isinstance(one, torch.Tensor)]
+        self.elements = max([self.elements, *found])
+        return made
+
+
+def test_logits_do_not_grow_with_the_answers(make_model: Callable[..., MTPModel]) -> None:
+    model = make_model(vocab_size=2048)
+    rows, answers = 64, 64
+    tokens = np.random.default_rng(0).integers(0, 2048, (rows, answers + 2))
+    with Largest() as largest:
+        answer(model, Examples(tokens, np.full(rows, answers + 2), np.full(rows, 2)))
+    assert largest.elements <= default_chunk_rows(2048, torch.device("cpu")) * 2048 < rows * answers * 2048
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -1,5 +1,7 @@
 """The questions about induction together: which tokens names are made of, and which attention heads are taken out."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,24 @@ def test_seen_names_are_made_of_tokens_that_were_seen() -> None:
     named = prepare_names(list(stories(40)), ByteTokenizer(), counts, 20, 200)
     assert set(named["seen"].pairs.flatten().tolist()) <= set(np.flatnonzero(counts).tolist())
     assert not set(named["any"].pairs.flatten().tolist()) <= set(np.flatnonzero(counts).tolist())
+
+
+def test_what_texts_begin_with_goes_before_stories_and_copies(make_model: Callable[..., MTPModel]) -> None:
+    texts, counts, tokenizer = list(stories(40)), np.ones(256, dtype=np.int64), ByteTokenizer()
+    plain = prepare_names(texts, tokenizer, counts, 5, 200)["any"]
+    begun = prepare_names(texts, tokenizer, counts, 5, 202, (7, 9))["any"]
+    assert begun.tokens[:, :2].tolist() == [[7, 9]] * 5
+    assert np.array_equal(begun.tokens[:, 2:], plain.tokens)
+    assert np.array_equal(begun.tokens[begun.rows, begun.positions], plain.tokens[plain.rows, plain.positions])
+    assert np.array_equal(begun.lengths, plain.lengths + 2)
+    model = make_model(n_future=2)
+    windows = prepare_repeated(model.heads_config, range(16), 3, 6, (7, 9))
+    assert torch.equal(windows[:, 2:], prepare_repeated(model.heads_config, range(16), 3, 6))
+    metrics, _ = measure_induction(model, InductionSuite({}, windows, 6, begin=2))
+    with torch.no_grad():
+        logits = model.unembedding(model.next_token_states(windows))[:, 2 + 6 : 2 + 11]
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 2 + 7 : 2 + 12].flatten())
+    assert metrics["repeated/loss/head_1"] == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_without_its_induction_head_a_model_does_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:

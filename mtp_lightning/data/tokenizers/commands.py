@@ -23,7 +23,7 @@ from mtp_lightning.data.tokenizers.training import (
 from mtp_lightning.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from mtp_lightning.data.transforms.infilling import SentinelNames
 from mtp_lightning.errors import InputError, did_you_mean
-from mtp_lightning.files import check_json
+from mtp_lightning.files import check_json, check_out
 from mtp_lightning.ranges import check_value
 
 
@@ -82,6 +82,7 @@ def train_tokenizer_command(
         check_mixture(mixture, source)
     if Path(out).exists():
         raise InputError(f"out: '{out}' exists already; remove it, or choose another file")
+    check_out(Path(out).parent)
     check_json(json, out=out, path=path)
     parts = [MixtureSource(source)] if mixture is None else mixture
     accounts = {part.label: Account() for part in parts}

@@ -40,7 +40,7 @@ def lm_eval_command(
         tasks: Names of tasks (needed), as in '[arc_easy, piqa]'.
         include_path: Folder with tasks of your own; its files may name Python code, which is run.
         num_fewshot: Worked examples before every question; the task's own number without it.
-        limit: Ask the first questions only.
+        limit: Ask the first questions only; not recorded in MLflow.
         heads_used: Heads that draft where a task asks for texts; auto takes as many as pay.
         batch_size: Texts that are scored or written together.
         device: Where the model runs.
@@ -65,20 +65,27 @@ def lm_eval_command(
     model = MTPLanguageModel(Subject.loaded(loaded, device), batch_size, heads_used, seed)
     metrics: dict[str, float] = {}
     results: dict[str, Any] = {}
-    for name in names:
-        model.counts.clear()
-        found = ask(lm_eval, model, name, manager, num_fewshot=num_fewshot, limit=limit)
-        results |= found
-        metrics |= {f"eval/{metric}": value for metric, value in flat(found).items()}
-        metrics |= {f"eval/{name}/{rate}": value for rate, value in rates(model.counts).items()}
-    print(f"lm-eval {lm_eval.__version__} at step {loaded.step:,}")
+    try:
+        for name in names:
+            model.counts.clear()
+            found = ask(lm_eval, model, name, manager, num_fewshot=num_fewshot, limit=limit)
+            results |= found
+            metrics |= {f"eval/{metric}": value for metric, value in flat(found).items()}
+            metrics |= {f"eval/{name}/{rate}": value for rate, value in rates(model.counts).items()}
+    finally:  # a task that cannot be asked takes nothing away from those before it
+        if results:
+            _show(lm_eval.__version__, loaded.step, metrics)
+            if json is not None:
+                content = {"ckpt": str(loaded.path), "step": loaded.step, "metrics": metrics, "results": results}
+                write_text(Path(json), json_module.dumps(content, indent=1, default=str) + "\n")
+            record(Path(ckpt), loaded.step, metrics, limited=limit is not None)
+
+
+def _show(version: str, step: int, metrics: dict[str, float]) -> None:
+    print(f"lm-eval {version} at step {step:,}")
     width = max(map(len, metrics), default=0) + 2
     for metric, value in metrics.items():
         print(f"  {metric:<{width}}{value:9.4f}")
-    if json is not None:
-        content = {"ckpt": str(loaded.path), "step": loaded.step, "metrics": metrics, "results": results}
-        write_text(Path(json), json_module.dumps(content, indent=1, default=str) + "\n")
-    record(Path(ckpt), loaded.step, metrics)
 
 
 def check_tasks(tasks: list[str] | None) -> list[str]:
@@ -123,7 +130,7 @@ def ask(lm_eval: Any, model: Any, name: str, manager: Any, **settings: Any) -> d
     """Task -> what lm-eval says of it; of a group, of all its tasks.
 
     Raises:
-        InputError: its data cannot be had.
+        InputError: its data cannot be had, or the model cannot be asked it.
     """
     try:
         loaded = manager.load([name])
@@ -135,9 +142,12 @@ def ask(lm_eval: Any, model: Any, name: str, manager: Any, **settings: Any) -> d
     unsafe = [task for task, made in loaded["tasks"].items() if getattr(made, "UNSAFE_CODE", False)]
     if unsafe:
         raise InputError(f"tasks: '{unsafe[0]}' runs what a model wrote outside of any sandbox, and is not asked")
-    found = lm_eval.simple_evaluate(
-        model=model, tasks=[name], task_manager=manager, log_samples=False, bootstrap_iters=0, **settings
-    )
+    try:
+        found = lm_eval.simple_evaluate(
+            model=model, tasks=[name], task_manager=manager, log_samples=False, bootstrap_iters=0, **settings
+        )
+    except InputError as error:
+        raise InputError(f"tasks: '{name}' cannot be asked: {error}") from error
     assert found is not None
     return {task: dict(results) for task, results in found["results"].items()}
 

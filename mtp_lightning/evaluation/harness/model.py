@@ -72,7 +72,17 @@ class MTPLanguageModel(TemplateLM):  # type: ignore[misc]
     @override
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
         """(sum of log-probabilities, whether greedy decoding would write it) of every continuation. The longest first:
-        what does not fit into memory is found out at once."""
+        what does not fit into memory is found out at once.
+
+        Raises:
+            InputError: a continuation that is empty, or longer than the context.
+        """
+        for length in (len(wanted) for *_context, wanted in requests):
+            if not 1 <= length <= self.max_length:
+                raise InputError(
+                    f"it asks for a continuation of {length:,} tokens, which has to have at least 1, and at most the "
+                    f"{self.max_length:,} of the model's context"
+                )
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
         found: dict[int, tuple[float, bool]] = {}
         for start in range(0, len(order), self.batch_size):

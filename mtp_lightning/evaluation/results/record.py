@@ -19,6 +19,7 @@ def record(
     metrics: Mapping[str, float],
     files: Sequence[Path] = (),
     tags: Mapping[str, str] | None = None,
+    limited: bool = False,
 ) -> bool:
     """Whether there was a run to record in: the one that the folder of the checkpoint remembers. A run that its store
     does not hold, as of a folder that was copied, or files of it that are damaged, are reported and no failure.
@@ -26,6 +27,7 @@ def record(
     Args:
         step: of the checkpoint.
         files: for the run's artifacts.
+        limited: of a part of the problems (`--limit`): not recorded, since names of metrics are those of all.
     """
     import yaml
 
@@ -36,6 +38,9 @@ def record(
     try:
         folder, run_id = next(((f, i) for f in _folders(ckpt) if (i := read_run_id(f)) is not None), (None, None))
         if folder is None or run_id is None:
+            return False
+        if limited:
+            print("not recorded in MLflow: --limit asks for a part of the problems alone", file=sys.stderr)
             return False
         uri = whole_uri(_uri_of(folder) or default_tracking_uri())
         client = connect_existing(uri)

@@ -22,7 +22,7 @@ class AtTemperature(NamedTuple):
     """As `write_batch` counts, over the `samples` that were written with the heads that are asked for."""
     ended: Counter[str]
     cut: int
-    """Problems whose prompt was longer than the context has room for."""
+    """Problems with a prompt that was longer than the context has room for; with turns, in any of a sample's."""
     file: Path
 
     @property

@@ -87,15 +87,17 @@ def _run(request: Mapping[str, Any], nonce: str) -> str:
 
 
 def _call(space: dict[str, Any], entry: str, inputs: str) -> str:
+    """What each call returned. Encoded at once: a later call may change an object that an earlier one returned."""
     results: list[Any] = []
     for arguments in values.decode_all(inputs):
         try:
-            results.append(space[entry](*arguments))
+            result = space[entry](*arguments)
         except MemoryError:
             raise
         except Exception as error:
-            results.append(values.Raised(_described(error)))
-    return values.encode_all(results)
+            result = values.Raised(_described(error))
+        results.append(values.encode(result))
+    return values.as_text(results)
 
 
 def _check(

@@ -25,7 +25,12 @@ class Raised(Other):
 
 
 def encode_all(values: list[Any]) -> str:
-    return json.dumps([encode(value) for value in values])
+    return as_text([encode(value) for value in values])
+
+
+def as_text(encoded: list[Any]) -> str:
+    """Of values that `encode` has encoded."""
+    return json.dumps(encoded)
 
 
 def decode_all(text: str) -> list[Any]:

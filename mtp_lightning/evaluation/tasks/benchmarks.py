@@ -22,8 +22,7 @@ def make_benchmark(name: BenchmarkName, data: str | Path, running: Running, turn
     Raises:
         InputError: not a file of this benchmark.
     """
-    if turns > 1 and name in ("gsm8k", "rouge", "infilling"):
-        raise InputError(f"turns is {turns}: {name} has no public tests to give feedback on")
+    check_turns(name, turns)
     if name == "gsm8k":
         return GSM8K(data)
     if name == "rouge":
@@ -31,3 +30,12 @@ def make_benchmark(name: BenchmarkName, data: str | Path, running: Running, turn
     if name == "infilling":
         return Infilling(data, "single-line", "psm", running)
     return CodeBenchmark(code_task(name, data), running, turns=turns)
+
+
+def check_turns(name: BenchmarkName, turns: int) -> None:
+    """
+    Raises:
+        InputError: turns, of a benchmark that has none.
+    """
+    if turns > 1 and name in ("gsm8k", "rouge", "infilling"):
+        raise InputError(f"turns is {turns}: {name} has no public tests to give feedback on")

@@ -134,11 +134,14 @@ def read_gaps(path: str | Path, spans: Spans) -> dict[str, Gap]:
     """
     rows = _rows(path)
     check_distinct(path, [row["task_id"] for row in rows])
-    return {
+    found = {
         f"{_TITLES[spans]}Infilling/{row['task_id']}/{number}": gap
         for row in rows
         for number, gap in gaps(row["task_id"], row["prompt"], row["canonical_solution"], spans)
     }
+    if not found:
+        raise InputError(f"data: '{path}': every canonical_solution is empty, so there is nothing to take out")
+    return found
 
 
 def _rows(path: str | Path) -> list[dict[str, Any]]:

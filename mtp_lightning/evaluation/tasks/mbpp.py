@@ -35,11 +35,15 @@ def mbpp(path: str | Path, whole: bool = False) -> CodeTask:
         return _plus(Path(path))
     text = "prompt" if isinstance(first, dict) and "prompt" in first else "text"
     rows = read_rows(path, {"task_id": int, text: str, "code": str, "test_list": list}, "MBPP")
+    for number, row in enumerate(rows, start=1):
+        _check_tests(f"data: '{path}', row {number}", row)
     by_number = {row["task_id"]: row for row in rows}
     missing = [number for number in SHOTS if number not in by_number]
     if missing:
         raise InputError(f"data: '{path}' has no problem {missing[0]}, and 2, 3 and 4 are MBPP's worked examples")
     asked = {f"Mbpp/{number}": row for number, row in by_number.items() if whole or number in TEST}
+    if not asked:
+        raise InputError(f"data: '{path}' has none of the test split, the problems {TEST[0]} to {TEST[-1]}")
     check_distinct(path, [str(row["task_id"]) for row in rows])
     shots = "".join(f"{_question(row[text], row)}{row['code']}\n[DONE]\n\n" for row in map(by_number.get, SHOTS) if row)
     prompts = {task_id: shots + _question(row[text], row) for task_id, row in asked.items()}
@@ -53,12 +57,30 @@ def mbpp(path: str | Path, whole: bool = False) -> CodeTask:
     def jobs(task_id: str, source: str) -> list[Job]:
         row = asked[task_id]
         # after the code: what is set up may use its classes
-        setup = [row.get("test_setup_code") or "", *row.get("test_imports", [])]
+        setup = [row.get("test_setup_code") or "", *(row.get("test_imports") or [])]
         check = "\n".join([*setup, *row["test_list"]])
         return [Job(Program(source, check=check, limits=limits.get(task_id)))]
 
     canonical = {task_id: row["code"] for task_id, row in asked.items()}
     return CodeTask("mbpp", prompts, STOPS, lambda task_id, completion: completion, jobs, canonical, prepare=prepare)
+
+
+def _check_tests(where: str, row: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        InputError: no tests, so that any program would pass, or what is no text among them.
+    """
+    if not row["test_list"]:
+        raise InputError(f"{where} has no tests, so any program would pass")
+    imports = row.get("test_imports") or []
+    for key, texts in (
+        ("test_list", row["test_list"]),
+        ("test_imports", imports if isinstance(imports, list) else [imports]),
+        ("test_setup_code", [row.get("test_setup_code") or ""]),
+    ):
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"{where}: its '{key}' has {text!r:.40}, which has to be a text")
 
 
 def _question(text: str, row: Mapping[str, Any]) -> str:
@@ -73,10 +95,16 @@ def _plus(path: Path) -> CodeTask:
     fields = {"task_id": str, "prompt": str, "entry_point": str, "canonical_solution": str}
     rows = read_rows(path, fields | {"base_input": list, "plus_input": list}, "MBPP+")
     check_distinct(path, [row["task_id"] for row in rows])
-    for row in rows:
-        convert = _conversion(int(row["task_id"].rpartition("/")[2]))
+    for number, row in enumerate(rows, start=1):
+        where, name = f"data: '{path}', row {number}", row["task_id"].rpartition("/")[2]
+        if not name.isdecimal():
+            raise InputError(f"{where}: its task_id is '{row['task_id']}', and has to end in a number, as 'Mbpp/2'")
+        convert = _conversion(int(name))
         for part in ("base_input", "plus_input"):
-            row[part] = [[*convert(arguments)] for arguments in row[part]]
+            try:
+                row[part] = [[*convert(arguments)] for arguments in row[part]]
+            except (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+                raise InputError(f"{where}: its {part} is not what {row['task_id']} takes ({error!r})") from error
     prompts = {row["task_id"]: row["prompt"] for row in rows}
     canonical = {row["task_id"]: row["canonical_solution"] for row in rows}
     plus = EvalPlus(path, rows, {i: prompts[i] + canonical[i] for i in prompts})
