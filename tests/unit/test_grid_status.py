@@ -7,15 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_grid_fakes import GRID, ONE, cells_of, finish, grid_file, house
+from rich.console import Console
+from test_grid_fakes import GRID, ONE, cells_of, finish, grid_file, house, load_grid
 from test_grid_slurm_fakes import FakeSlurm, slurm
 from test_grid_submit import attempted, call, no_snapshot, records, rows
 
 from mtp_lightning.config.keys.command_parser import call as cli_call
+from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.run import logs
 from mtp_lightning.grid.run import status as statuses
+from mtp_lightning.grid.run.plan import Cost, plan_table
 from mtp_lightning.grid.run.state import LOG, Progress, State, cell_state
 from mtp_lightning.grid.run.status import read_status
 from mtp_lightning.grid.slurm.submissions import Submission, Submissions
@@ -63,6 +66,17 @@ def test_files_come_first_then_the_queue(
     assert "0 of 6 cells submitted" in capsys.readouterr().out, "not before its job has ended"
     (_made(submitted[4].directory) / "progress.json").write_text("{")
     assert shown()[4] == ("damaged", "pending (BeginTime)"), "the queue does not hide it"
+
+
+def test_long_names_of_cells_cut_nothing_beside_them(tmp_path: Path) -> None:
+    cells = [replace(cell, label=f"{'a_long_name=1 ' * 12}{cell.label}") for cell in cells_of(tmp_path)]
+    found = read_status(cells, tmp_path / "runs").rows
+    costs = [Cost(Size(1_000_000, 500_000, 5_000_000, 614_400, 2**27), 60.0, "", 0, 0.0)] * 6
+    for table in (statuses.status_table("g", found), plan_table(load_grid(grid_file(tmp_path)), found, costs)):
+        console = Console(width=110, record=True)
+        console.print(table)
+        assert "…" not in (text := console.export_text())
+        assert text.count(cells[0].signature) == 1
 
 
 def _made(folder: Path) -> Path:

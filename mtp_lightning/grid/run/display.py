@@ -162,6 +162,10 @@ def summary(states: Sequence[str]) -> str:
     return f"{len(states)} cell{'s' if len(states) != 1 else ''}: {counts(states)}"
 
 
+NAME_WIDTH = 20
+"""Of cells in a table, at least: long names are broken, and what stands beside them is not cut."""
+
+
 def counts(states: Sequence[str]) -> str:
     return ", ".join(f"{count} {state}" for state, count in Counter(states).most_common())
 
@@ -175,7 +179,7 @@ def _facts(line: Line) -> str:
 
 def _screen(lines: Sequence[Line], seconds_left: float | None, elapsed: float) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("cell", no_wrap=True)
+    table.add_column("cell", overflow="fold", min_width=NAME_WIDTH)
     table.add_column("state", no_wrap=True)
     for name in ("step", "loss", "tokens/s", "left"):
         table.add_column(name, justify="right", no_wrap=True)

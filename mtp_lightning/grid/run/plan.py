@@ -16,6 +16,7 @@ from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.run.attempts import newest_checkpoint, saved_step
+from mtp_lightning.grid.run.display import NAME_WIDTH
 from mtp_lightning.grid.run.state import CellFiles, State
 from mtp_lightning.grid.run.status import CellStatus
 from mtp_lightning.grid.spec.cells import Cell
@@ -259,7 +260,8 @@ def _action(row: CellStatus) -> str:
 
 def plan_table(spec: GridSpec, rows: Sequence[CellStatus], found: Sequence[Cost]) -> Table:
     table = Table(title=f"{spec.name}: {len(rows)} cells", title_justify="left")
-    for name in ("cell", "signature", "state", "run would"):
+    table.add_column("cell", overflow="fold", min_width=NAME_WIDTH)
+    for name in ("signature", "state", "run would"):
         table.add_column(name, no_wrap=True)
     for name in ("parameters", "tokens", "FLOPs", "memory", "time"):
         table.add_column(name, justify="right", no_wrap=True)

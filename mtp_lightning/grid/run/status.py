@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtp_lightning.grid.run.display import Line, open_display
+from mtp_lightning.grid.run.display import NAME_WIDTH, Line, open_display
 from mtp_lightning.grid.run.state import CellFiles, State
 from mtp_lightning.grid.slurm.client import QueueEntry, SlurmError, missing_program
 from mtp_lightning.grid.slurm.submissions import ArrayElement, Submissions
@@ -184,7 +184,8 @@ def watch_status(cells: Sequence[Cell], runs: Path) -> GridStatus:
 def status_table(title: str, rows: Sequence[CellStatus]) -> Table:
     table = Table(title=title, title_justify="left")
     submitted = any(row.submitted is not None for row in rows)
-    for name in ("cell", "signature", "state", *(["job", "Slurm"] if submitted else [])):
+    table.add_column("cell", overflow="fold", min_width=NAME_WIDTH)
+    for name in ("signature", "state", *(["job", "Slurm"] if submitted else [])):
         table.add_column(name, no_wrap=True)
     for name in ("attempt", "step", "loss", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
