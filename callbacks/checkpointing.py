@@ -233,7 +233,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _partial(path: Path) -> Path:
-    """Lightning writes elsewhere and moves, which another disk makes a copy."""
+    """The name of one that is being written."""
     return path.with_suffix(".partial")
 
 

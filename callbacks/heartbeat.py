@@ -125,7 +125,8 @@ class Heartbeat(pl.Callback):
             "metrics": self._metrics,
             "tokens": int(self._metrics["perf/tokens_seen"]) if "perf/tokens_seen" in self._metrics else None,
             "wall_seconds": self._wall_seconds(),
-            "data_fingerprint": getattr(data, "compared_by", getattr(data, "fingerprint", None)),
+            "data_fingerprint": getattr(data, "fingerprint", None),
+            "window_room": getattr(data, "window_room", None),
         }
         write_json(self._folder(trainer) / RESULT, result)
 

@@ -160,7 +160,7 @@ def is_here(process: str) -> bool:
     parts = process.split(" ")
     if len(parts) != 5 or not parts[3].isdecimal() or parts[:3] != [socket.gethostname(), _machine_id(), _namespace()]:
         return False
-    return process_token(int(parts[3])) == parts[4]
+    return ":" in parts[4] and process_token(int(parts[3])) == parts[4]  # without one a later process looks the same
 
 
 def _machine_id() -> str:

@@ -47,7 +47,9 @@ def settings(optimizer: Any, loss: Any, weights: Any, trainer: Any) -> dict[str,
     for key in ("implementation", "chunk_rows", "weights"):
         del parts["model.loss"][key]
     found = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
-    return found | {f"trainer.{key}": getattr(trainer, key) for key in ("accumulate_grad_batches", "gradient_clip_val")}
+    found |= {f"trainer.{key}": getattr(trainer, key) for key in ("accumulate_grad_batches", "gradient_clip_val")}
+    algorithm = trainer.gradient_clip_algorithm
+    return found | {"trainer.gradient_clip_algorithm": "norm" if algorithm is None else str(algorithm.value)}
 
 
 def check_settings(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:

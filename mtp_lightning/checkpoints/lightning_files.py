@@ -12,13 +12,30 @@ from mtp_lightning.checkpoints.sharded import read_sharded
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Files by their names as they are, which Lightning takes for addresses (`a::b`), written straight to where they
+    """Local files by their names as they are, which Lightning takes for addresses (`a::b`), written beside where they
     belong, which Lightning does by way of memory and of the folder for temporary files."""
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, path)
+        """
+        Raises:
+            OSError: the disk is full.
+        """
+        if storage_options is not None or "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+            partial.replace(path)
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error.__context__, OSError):  # torch ends with an error of its own
+                raise error.__context__ from None
+            raise
+        return None
 
     @override
     def load_checkpoint(

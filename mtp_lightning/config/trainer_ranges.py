@@ -65,7 +65,7 @@ def check_trainer_ranges(trainer: Mapping[str, Any], trains: bool = True) -> Non
     callbacks = trainer["callbacks"] or []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         path = callback.get("class_path", "")
-        if path.startswith("lightning") and path.endswith(_COUNTS_OTHERWISE):
+        if trains and path.startswith("lightning") and path.endswith(_COUNTS_OTHERWISE):
             raise InputError(f"trainer.callbacks has {path}: {_EARLY}")
     _check_devices(trainer["devices"], str(trainer["accelerator"]))
     check_value("trainer.max_steps", trainer["max_steps"], Annotated[int, Range(least=-1, most=10**9)])

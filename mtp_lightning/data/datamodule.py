@@ -61,9 +61,10 @@ class MTPDataModule(pl.LightningDataModule):
         return None
 
     @property
-    def compared_by(self) -> str | None:
-        """Runs that have the same have losses of the same text: the fingerprint, and what else tells windows apart."""
-        return self.fingerprint
+    def window_room(self) -> int | None:
+        """Tokens that windows have room for after their inputs, where it decides which windows there are: runs with
+        another room see other ones."""
+        return None
 
     @property
     def n_train_batches(self) -> int:

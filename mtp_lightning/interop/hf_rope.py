@@ -45,8 +45,12 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling]:
     written = config.get(name) or {}
     if not isinstance(written, Mapping):
         raise InputError(f"{name} is {written!r:.80}: it has to be keys with their values")
-    if config.get("rope_scaling") and config["rope_scaling"] != written:
-        raise InputError("rope_scaling and rope_parameters say different things: keep the one that is meant")
+    if name == "rope_parameters" and config.get("rope_scaling"):
+        new, old = ({**config, other: None} for other in ("rope_scaling", "rope_parameters"))
+        theta, scaling = read_rope(new)
+        if read_rope({**old, "rope_theta": theta}) != (theta, scaling):
+            raise InputError("rope_scaling and rope_parameters say different things: keep the one that is meant")
+        return theta, scaling
     given = dict(written)
     theta = given.pop("rope_theta", config.get("rope_theta", 10_000.0))
     if config.get("rope_theta", theta) != theta:

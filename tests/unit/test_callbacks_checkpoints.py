@@ -1,6 +1,8 @@
 """Which checkpoints stay: torn, damaged, by name and not by clock."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,26 @@ def test_a_folder_may_have_a_name_that_looks_like_an_address(fit: Fit, tmp_path:
     fit([PeriodicCheckpoint()], steps=4, default_root_dir=folder)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000004.ckpt"]
     assert [path.name for path in tmp_path.iterdir()] == ["a::b"]
+
+
+def test_a_full_disk_is_said_and_costs_nothing_that_is_there(tmp_path: Path) -> None:
+    """In a process of its own, whose files may have 100 kB."""
+    script = """if True:
+        import resource, signal, sys, torch
+        from mtp_lightning.checkpoints.lightning_files import CheckpointFiles
+
+        CheckpointFiles().save_checkpoint({"a": torch.ones(3)}, sys.argv[1])
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            CheckpointFiles().save_checkpoint({"a": torch.ones(100_000)}, sys.argv[1])
+        except OSError as error:
+            print(error.strerror)
+    """
+    command = [sys.executable, "-c", script, str(tmp_path / "last.ckpt")]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "File too large\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["a"].tolist() == [1, 1, 1]
 
 
 def test_what_a_gpu_wrote_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

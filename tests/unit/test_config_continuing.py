@@ -98,6 +98,10 @@ def test_a_run_for_more_steps_equals_the_longer_run(
         ("--model.loss.weights.lam=0.5", "model.loss.weights.lam = None, and this configuration says 0.5"),
         ("--trainer.accumulate_grad_batches=3", "trainer.accumulate_grad_batches = 1, and this configuration says 3"),
         ("--trainer.gradient_clip_val=0.1", "trainer.gradient_clip_val = 1.0, and this configuration says 0.1"),
+        (
+            "--trainer.gradient_clip_algorithm=value",
+            "gradient_clip_algorithm = 'norm', and this configuration says 'value'",
+        ),
     ],
 )
 def test_a_run_goes_on_under_its_settings_in_whatever_folder(

@@ -151,9 +151,10 @@ def test_a_bpe_corpus(stories: SourceConfig, tmp_path: Path) -> None:
 
 
 def test_losses_on_other_windows_are_not_compared(stories: SourceConfig, tmp_path: Path) -> None:
-    near, far, farther = (ready(module(stories, tmp_path, horizon=ahead)) for ahead in (16, 17, 30))
-    assert near.compared_by == near.fingerprint == far.fingerprint
-    assert near.compared_by != far.compared_by != farther.compared_by
+    rooms = [ready(module(stories, tmp_path, horizon=ahead)).window_room for ahead in (1, 16, 17, 30)]
+    assert rooms == [16, 16, 17, 30]
+    pairs = SourceConfig(kind="story_pairs", max_documents=60)
+    assert ready(module(pairs, tmp_path, horizon=30, context=1024)).window_room is None
 
 
 def test_prompts_lie_inside_documents(stories: SourceConfig, tmp_path: Path) -> None:

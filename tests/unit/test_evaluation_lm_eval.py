@@ -176,7 +176,8 @@ def test_the_command(subject: Subject, tasks: Path, capsys: pytest.CaptureFixtur
     assert "eval/choices/acc_norm" in capsys.readouterr().out
     words = (tasks / "choices.yaml").read_text().replace("choices\n", "long\n", 1)
     (tasks / "long.yaml").write_text(words.replace('"{{choices}}"', json.dumps(["x", "no " * 99])))
-    assert main([*asked, "--tasks", "[choices, long]", "--limit", "2", "--json", "out.json"]) == 2
+    assert main([*asked, "--tasks", "[choices, long]", "--limit", "2", "--json", "out.json"]) == 1
+    assert json.loads(Path("out.json").read_text())["left_out"] == ["long"]
     shown = capsys.readouterr()
     assert re.search(r"tasks: 'long' cannot be asked: .* continuation of \d+ tokens, .* at most the 48 of", shown.err)
     assert "eval/choices/acc" in shown.out, "what was found before is not lost"

@@ -229,7 +229,7 @@ def test_gpus_are_counted_as_cuda_counts_them(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia5", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     assert visible_gpus({}, tmp_path) == ["0", "1"]
-    for text, gpus in (("2, GPU-a", ["2", "GPU-a"]), ("", []), ("-1", []), ("1,-1,2", ["1"])):
+    for text, gpus in (("2, GPU-a", ["2", "GPU-a"]), ("", []), ("-1", []), ("1,-1,2", ["1"]), ("NoDevFiles", [])):
         assert visible_gpus({"CUDA_VISIBLE_DEVICES": text}, tmp_path) == gpus
     assert least_used(["a", "b", "c"], ["a", "a", "c"], 2) == ["b", "c"]
 

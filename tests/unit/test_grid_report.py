@@ -15,7 +15,7 @@ from mtp_lightning.grid.report.metric_names import better_direction, format_valu
 from mtp_lightning.grid.report.statistics import Difference, Summary, summarise
 from mtp_lightning.grid.report.tables import csv_text, markdown, notices, report_json, terminal_table
 from mtp_lightning.grid.report.verdict import verdict
-from mtp_lightning.grid.run.state import RUN_ID, State, Status
+from mtp_lightning.grid.run.state import RUN_ID, Result, State, Status
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.units import counted, duration, quantity, size
 
@@ -118,6 +118,16 @@ def test_different_data_or_steps_are_warned_of(tmp_path: Path) -> None:
     assert "5: n_future=1 seed=0, n_future=1 seed=1, n_future=2 seed=0, n_future=2 seed=1; 4: n_future=4" in steps
     assert notices(report)[1:] == [f"warning: {data}", f"warning: {steps}"]
     assert verdict(report).sentence.endswith("Mind the warnings.")
+
+
+def test_losses_on_other_windows_are_warned_of(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path)
+    for cell, room in zip(cells, (16, 16, None, None, 32, 32)):  # those of earlier versions do not say
+        cell.directory.mkdir(parents=True)
+        Result(5, {"val/loss/head_1": 1.0}, data_fingerprint="d", window_room=room).write(cell.directory)
+    (warning,) = build_report(load_grid(tmp_path / "grid.yaml"), cells).warnings
+    assert warning.startswith("the cells differ in their windows, by how far heads look ahead, so")
+    assert "16 tokens: n_future=1 seed=0, n_future=1 seed=1; 32 tokens: n_future=4 seed=0" in warning
 
 
 def test_metrics_that_a_result_lacks_are_read_from_the_record(tmp_path: Path) -> None:

@@ -66,6 +66,38 @@ def test_verdicts_say_what_the_numbers_do(
     assert verdict(filled(tmp_path, losses)).sentence == sentence
 
 
+def test_a_difference_that_is_the_same_on_every_seed_is_one(tmp_path: Path) -> None:
+    """A metric that is too coarse to differ between seeds, such as exact match."""
+    losses = {(n, seed): {1: 1.0, 2: 0.5, 4: 0.75}[n] for n in (1, 2, 4) for seed in range(3)}
+    found = verdict(filled(tmp_path, losses, GRID.replace("[0, 1]", "[0, 1, 2]")))
+    assert found.outcome is Outcome.DIFFERENCE
+    assert found.sentence == (
+        "n_future=2 has the lowest val/loss/head_1, 0.5000: 0.5000 lower than the baseline n_future=1, more than the "
+        "spread over 3 seeds (0.0000), and by the same on every seed."
+    )
+
+
+@pytest.mark.parametrize("settings", [2, 3])
+def test_the_sentence_follows_the_outcome(settings: int, tmp_path: Path) -> None:
+    """From six seeds on the plain interval is the bootstrap's, and that for the best of several is Student's."""
+    numbers, run = [*range(1, settings + 1)], [*range(6)]
+    text = GRID.replace("[1, 2, 4]", str(numbers)).replace("[0, 1]", str(run))
+    report = filled(tmp_path, {(n, seed): 1.0 for n in numbers for seed in run}, text)
+    chance, told = random.Random(0), []
+    for _ in range(120):
+        moved = [
+            replace(g, results={s: {"val/loss/head_1": chance.gauss(0.9 if i else 1, 0.1)} for s in run})
+            for i, g in enumerate(report.groups)
+        ]
+        found = verdict(replace(report, groups=moved))
+        assert found.difference is not None
+        assert found.difference.interval is not None
+        excludes = [found.difference.interval.excludes_zero, found.among is None or found.among.excludes_zero]
+        assert (found.is_difference, found.sentence.startswith("No difference")) == (all(excludes), not all(excludes))
+        told.append(all(excludes))
+    assert 10 < sum(told) < 110
+
+
 def test_no_verdict_where_means_and_paired_differences_disagree(tmp_path: Path) -> None:
     """n_future=2 looks better only because it lacks the seed that is bad for all."""
     losses = {(1, 0): 1.0, (1, 1): 2.0, (2, 0): 1.1}

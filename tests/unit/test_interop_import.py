@@ -213,6 +213,9 @@ def test_numbers_of_positions_are_there_and_are_numbers(kind: str, changes: dict
 def test_two_ways_of_writing_positions_that_differ_are_refused() -> None:
     config = {**SMALL, "model_type": "llama", "rope_parameters": YARN, "rope_scaling": YARN}
     assert read_hf_config(config).backbone.rope_scaling.factor == 4
+    old = {"type" if key == "rope_type" else key: value for key, value in YARN.items() if key != "rope_theta"}
+    both = {**config, "rope_parameters": {**YARN, "rope_theta": 5e5}, "rope_scaling": old}
+    assert read_hf_config(both).backbone.rope_theta == 5e5, "one of version 5, the other of 4"
     with pytest.raises(InputError, match="rope_scaling and rope_parameters say different things"):
         read_hf_config({**config, "rope_scaling": {"type": "linear", "factor": 2.0}})
 

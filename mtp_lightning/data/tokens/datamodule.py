@@ -220,10 +220,9 @@ class TokenDataModule(MTPDataModule):
 
     @property
     @override
-    def compared_by(self) -> str | None:
-        found = self.fingerprint
-        far = found is not None and self.horizon > HORIZON_RESERVE
-        return f"{found}, windows with room for {self.horizon} tokens more" if far else found
+    def window_room(self) -> int | None:
+        pairs = all(corpus.is_open and corpus.has_answers for corpus in self.corpora)  # packed, whatever the horizon
+        return None if pairs else max(self.horizon, HORIZON_RESERVE)
 
     @override
     def train_dataloader(self) -> ResumableLoader:

@@ -4,7 +4,7 @@ import json as json_module
 from pathlib import Path
 from typing import Any, Literal
 
-from mtp_lightning.errors import InputError, did_you_mean
+from mtp_lightning.errors import InputError, UnavailableError, did_you_mean
 from mtp_lightning.files import check_json, write_text
 from mtp_lightning.machine import check_device
 from mtp_lightning.ranges import Kept, check_value
@@ -65,18 +65,26 @@ def lm_eval_command(
     model = MTPLanguageModel(Subject.loaded(loaded, device), batch_size, heads_used, seed)
     metrics: dict[str, float] = {}
     results: dict[str, Any] = {}
+    left_out: list[str] = []
     try:
-        for name in names:
+        for number, name in enumerate(names):
+            left_out = names[number:]
             model.counts.clear()
             found = ask(lm_eval, model, name, manager, num_fewshot=num_fewshot, limit=limit)
             results |= found
             metrics |= {f"eval/{metric}": value for metric, value in flat(found).items()}
             metrics |= {f"eval/{name}/{rate}": value for rate, value in rates(model.counts).items()}
+        left_out = []
+    except InputError as error:
+        if not results:
+            raise
+        raise UnavailableError(str(error)) from error  # what was found is written
     finally:  # a task that cannot be asked takes nothing away from those before it
         if results:
             _show(lm_eval.__version__, loaded.step, metrics)
             if json is not None:
                 content = {"ckpt": str(loaded.path), "step": loaded.step, "metrics": metrics, "results": results}
+                content |= {"left_out": left_out} if left_out else {}
                 write_text(Path(json), json_module.dumps(content, indent=1, default=str) + "\n")
             record(Path(ckpt), loaded.step, metrics, limited=limit is not None)
 

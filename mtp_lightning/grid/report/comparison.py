@@ -274,7 +274,8 @@ def _warnings(spec: GridSpec, cells: Sequence[Cell], results: Mapping[str, Resul
     ladder each size may have its own length."""
     keys = spec.together(spec.ladder.size) if spec.ladder is not None else ()
     warnings = []
-    for what, read in (("data", _fingerprint), *([("number of steps", _steps)] if lengths else [])):
+    told = (("data", _fingerprint), ("windows, by how far heads look ahead", _room))
+    for what, read in (*told, *([("number of steps", _steps)] if lengths else [])):
         alike: dict[str, dict[str, list[str]]] = {}
         for cell in cells:
             found = read(results[cell.signature]) if cell.signature in results else None
@@ -290,6 +291,10 @@ def _warnings(spec: GridSpec, cells: Sequence[Cell], results: Mapping[str, Resul
 
 def _fingerprint(result: Result) -> str | None:
     return result.data_fingerprint
+
+
+def _room(result: Result) -> str | None:
+    return None if result.window_room is None else f"{result.window_room} tokens"
 
 
 def _steps(result: Result) -> str:

@@ -17,6 +17,8 @@ from mtp_lightning.tracking.views import View, view_key, write_view
 NOTE_LIMIT = 5000
 """What MLflow takes in an experiment's tag."""
 NOTE = "mlflow.note.content"
+GROUP = "mtp.group"
+"""The tag that a setting's runs share."""
 BRIEFLY = 2.0
 """Seconds that the cells wait for a server that is away; they have more patience of their own."""
 OTHER_METRICS = ("perf/tokens_per_second_median", "val/loss/head_1")
@@ -41,8 +43,23 @@ def record_report(uri: str, report: Report, files: Sequence[Path], folder: str |
     from mtp_lightning.tracking.store import connect, ensure_experiment
 
     experiment: str = ensure_experiment(uri, experiment_name(report.spec.name))
-    write_report(connect(uri), experiment, report, files, folder)
+    write_report(client := connect(uri), experiment, report, files, folder)
+    _name_groups(client, experiment, report)
     return experiment
+
+
+def _name_groups(client: Any, experiment: str, report: Report) -> None:
+    """Runs from before their setting had its present name are drawn with those made since."""
+    names = {cell.signature: cell.group_label for cell in report.cells}
+    page = None
+    while True:
+        found = client.search_runs([experiment], "tags.`mtp.kind` = 'cell'", max_results=1000, page_token=page)
+        for run in found:
+            name = names.get(run.data.tags.get("mtp.cell"))
+            if name is not None and run.data.tags.get(GROUP) != name:
+                client.set_tag(run.info.run_id, GROUP, name)
+        if not (page := found.token):
+            return
 
 
 def write_report(
@@ -83,7 +100,7 @@ def charts(spec: GridSpec) -> View:
     return View(
         name=spec.name,
         filter="tags.`mtp.kind` = 'cell'",
-        group_by="mtp.group",
+        group_by=GROUP,
         metrics=spec.compare,
         scatter=(x, y),
         parameters=varying_numbers(spec),

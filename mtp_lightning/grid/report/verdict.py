@@ -4,7 +4,8 @@ for people and as JSON for programs.
 A difference counts as one when its confidence interval leaves out zero; where the best of several settings is compared
 with their baseline, the interval for the best of so many. Too few seeds for an interval say no more than whether it
 exceeds the spread: the largest of the standard deviations over seeds of the two settings and of their paired
-difference. Of two seeds that is no test: of settings that are all equal, the best exceeds it in 28 of 100 grids with
+difference. (More seeds whose differences are all equal have no interval either, and are a difference then.) Of two
+seeds that is no test: of settings that are all equal, the best exceeds it in 28 of 100 grids with
 two or three settings, and in 46 with sixteen. With intervals it is 6 in 100 at most.
 """
 
@@ -27,7 +28,7 @@ class Outcome(StrEnum):
     DIFFERENCE = "difference"
     NO_DIFFERENCE = "no difference"
     BEYOND_SPREAD = "beyond the spread"
-    """Of two seeds, which say no more."""
+    """Of two common seeds, which say no more."""
     UNKNOWN_SPREAD = "unknown spread"
     """One seed, or one common seed."""
     DIFFERENT_SEEDS = "different seeds"
@@ -192,7 +193,7 @@ def verdict(report: Report) -> Verdict:
             if other.signature == best.baseline:
                 compared = [group for group, _ in measured if group is not other]
                 rivals = sum(group.baseline == best.baseline for group in (*compared, *report.stopped))
-            among = gap.among(rivals) or gap.interval
+            among = gap.among(rivals) if rivals > 1 else None
             outcome, spread = _judge(_summary(best, metric), _summary(other, metric), gap, among)
     baseline = None if best is None else report.group(best.baseline)
     worth, ladders = _ladders(report, best)
@@ -233,20 +234,28 @@ def _ladders(report: Report, best: Group | None) -> tuple[str, list[dict[str, An
     return texts.sentence(report.ladders, arm), texts.json(report.ladders)
 
 
-def _judge(best: Summary, other: Summary, gap: Difference, interval: Interval | None) -> tuple[Outcome, float | None]:
+def _judge(best: Summary, other: Summary, gap: Difference, among: Interval | None) -> tuple[Outcome, float | None]:
     """What the difference amounts to, and the spread that it was held against if there is no interval.
 
     Args:
-        interval: of the difference, for the best of so many settings as there were.
+        among: the interval for the best of so many settings as there were; None for one, and where there is none.
     """
     if gap.mean and (gap.mean < 0) != (best.mean < other.mean):
         return Outcome.DIFFERENT_SEEDS, None
     if best.seeds < 2 or other.seeds < 2 or gap.seeds == 1:
         return Outcome.UNKNOWN_SPREAD, None
-    if interval is not None:
-        return Outcome.DIFFERENCE if interval.excludes_zero else Outcome.NO_DIFFERENCE, None
+    if gap.interval is not None:
+        told = gap.interval.excludes_zero and (among is None or among.excludes_zero)
+        return Outcome.DIFFERENCE if told else Outcome.NO_DIFFERENCE, None
     spread = max(summary.sd or 0.0 for summary in (best, other, gap))
-    return Outcome.BEYOND_SPREAD if abs(gap.mean) > spread else Outcome.NO_DIFFERENCE, spread
+    if abs(gap.mean) <= spread:
+        return Outcome.NO_DIFFERENCE, spread
+    return Outcome.DIFFERENCE if _seeds(best, other, gap) >= FEWEST else Outcome.BEYOND_SPREAD, spread
+
+
+def _seeds(best: Summary, other: Summary, gap: Difference) -> int:
+    """That the difference rests on."""
+    return gap.seeds or min(best.seeds, other.seeds)
 
 
 def _rank(group: Group, metric: str, direction: str) -> float:
@@ -299,11 +308,14 @@ def _main_sentence(v: Verdict) -> str:
 def _evidence(v: Verdict, mine: Summary, theirs: Summary, gap: Difference) -> str:
     """What the difference was held against."""
     if gap.interval is None:
-        seeds = counted(min(mine.seeds, theirs.seeds), "seed")
+        seeds = counted(_seeds(mine, theirs, gap), "seed")
         spread = f"the spread over {seeds} ({format_value(v.metric, v.spread or 0.0, like=mine.mean)})"
+        if v.outcome is Outcome.NO_DIFFERENCE:
+            return spread
+        if v.is_difference:  # where no difference differs there is nothing to make an interval of
+            return f"more than {spread}, and by the same on every seed"
         often = "one grid of four or more" if v.rivals > 1 else "one grid of four"
-        chance = f", which chance makes of equal settings in {often}: an interval needs {FEWEST} seeds"
-        return f"more than {spread}{chance}" if v.outcome is Outcome.BEYOND_SPREAD else spread
+        return f"more than {spread}, which chance makes of equal settings in {often}: an interval needs {FEWEST} seeds"
     seeds = counted(gap.seeds, "seed") if gap.seeds else f"{mine.seeds} and {theirs.seeds} seeds, unpaired"
     interval = f"{LEVEL:.0%} interval {format_interval(v.metric, gap.interval, mine.mean)} over {seeds}"
     if not gap.interval.excludes_zero:

@@ -11,13 +11,14 @@ from mtp_lightning.grid.run.process import cores
 from mtp_lightning.grid.spec.cells import Cell
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+_GPU = re.compile(r"\d+|(GPU|MIG)-.+")
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
     """By their numbers or names, as CUDA reads `CUDA_VISIBLE_DEVICES`: the first that is none ends the list."""
     if VISIBLE in environment:
         named = (name.strip() for name in environment[VISIBLE].split(","))
-        return list(takewhile(lambda name: name and not name.startswith("-"), named))
+        return list(takewhile(_GPU.fullmatch, named))
     return [str(i) for i in range(sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in devices.iterdir()))]
 
 

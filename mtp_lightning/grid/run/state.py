@@ -131,6 +131,8 @@ class Result(Record):
     tokens: int | None = None
     wall_seconds: float | None = None
     data_fingerprint: str | None = None
+    window_room: int | None = None
+    """Of the run's data module; None in those of earlier versions too."""
     state: str = State.FINISHED.value
 
     @classmethod
