@@ -178,7 +178,7 @@ def test_a_measured_process_that_dies_says_how() -> None:
 def test_where_the_high_water_mark_cannot_be_reset_memory_is_measured_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def no_proc(*_: object) -> str:
+    def no_proc(*_: object, **__: object) -> str:
         raise FileNotFoundError
 
     monkeypatch.setattr(harness.Path, "write_text", no_proc)

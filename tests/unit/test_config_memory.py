@@ -67,6 +67,7 @@ def test_a_grid_plans_no_cell_that_its_gpus_cannot_hold(
     files = "[conf/base.yaml, conf/model/tiny.yaml, conf/data/python_stdlib.yaml]"
     memory = "" if gib is None else f", gpu_memory_gb: {gib}"
     text = f"name: g\nconfigs: {files}\naxes: {{model.heads.n_future: [1]}}\nresources: {{gpus: {gpus}{memory}}}\n"
+    text += "overrides: {trainer.precision: bf16-mixed}\n"
     (tmp_path / "grid.yaml").write_text(text)
     assert main(["grid", "plan", "grid.yaml"]) == (0 if fits else 2)
     assert ("each GPU (resources.gpu_memory_gb) has 10.2 MiB" in capsys.readouterr().err) is not fits

@@ -27,7 +27,7 @@ from mtp_lightning.data.tokens.tokenizer import ByteTokenizer, HuggingFaceTokeni
 from mtp_lightning.decoding.engine import Engine
 from mtp_lightning.errors import InputError
 from mtp_lightning.model.config import HeadsConfig
-from mtp_lightning.model.mtp import MTPModel
+from mtp_lightning.model.mtp import MTPModel, Unembedding
 from mtp_lightning.module import MTPModule
 from mtp_lightning.objective.heads import model_scores, scores_by_position
 from mtp_lightning.objective.targets import make_targets
@@ -143,7 +143,8 @@ def test_retrieval_of_a_model_that_copies_and_of_one_that_does_not() -> None:
     torch.manual_seed(0)
     backbone = tiny_backbone(vocab_size=256, n_layers=2)
     copies = Copies(backbone, HeadsConfig(n_future=1))
-    copies.unembedding = nn.Identity()  # type: ignore[assignment]
+    copies.unembedding = Unembedding(256, 256, std=1.0)
+    nn.init.eye_(copies.unembedding.weight)
     found = retrieval(copies, BYTES, [80, 300], [0.0, 0.3, 1.0], 4)
     assert found == {(length, depth): 1.0 for length in (80, 300) for depth in (0.0, 0.3, 1.0)}
     random = retrieval(MTPModel(backbone, HeadsConfig(n_future=1)).eval(), BYTES, [80], [0.5], 8)
