@@ -139,6 +139,24 @@ def test_bad_input_is_told_before_anything_is_printed(ckpt: str, flags: list[str
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "a.ckpt", "--prompt", "x"],
+        ["data", "sample", "a.ckpt", "--prompts", "p.txt", "--out", "out"],
+        ["evaluate", "humaneval", "a.ckpt", "--data", "x.jsonl"],
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused(
+    command: list[str], ckpt: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    before = sorted(Path().iterdir())
+    assert main([*command, "--device", "cuda"]) == 2
+    assert "device is cuda, and " in capsys.readouterr().err
+    assert sorted(Path().iterdir()) == before
+
+
 def test_one_token_has_no_rate(ckpt: str, capsys: Capture) -> None:
     _, figures = generate(capsys, ckpt, "--prompt", "def", "--max_new_tokens", "1", "--json", "out.json")
     assert "nan" not in figures

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from test_grid_fakes import GRID, cells_of, finish, load_grid
+from test_tracking_fakes import fresh_store
 
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.equal_training import COMMON, parse_at
@@ -139,3 +140,19 @@ def test_in_a_real_store(tmp_path: Path) -> None:
     found = client.get_experiment(experiment)
     assert found.name == "mtp/head-count"
     assert found.tags["mlflow.note.content"] == note(report)
+
+
+def test_runs_from_before_a_setting_had_its_name_are_drawn_with_the_later_ones(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    uri, report, file = fresh_store(tmp_path), report_of(tmp_path), tmp_path / "report.md"
+    file.write_text("text")
+    experiment = record_report(uri, report, [file])
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    cell, other = report.cells[0].signature, "of another grid"
+    runs = [
+        client.create_run(experiment, tags={"mtp.kind": "cell", "mtp.cell": name, "mtp.group": "an old name"})
+        for name in (cell, other)
+    ]
+    record_report(uri, report, [file])
+    groups = [client.get_run(run.info.run_id).data.tags["mtp.group"] for run in runs]
+    assert groups == [report.cells[0].group_label, "an old name"]
