@@ -171,7 +171,7 @@ def test_what_a_run_of_the_other_kind_left_is_in_no_ones_way(
     else:
         stale.parent.mkdir()
         stale.write_bytes(b"torn")
-    fit(tmp_path, PeriodicCheckpoint(every_n_steps=1, keep=1, kind=kind, background=background))
+    fit(tmp_path, PeriodicCheckpoint(every_n_steps=4, keep=1, kind=kind, background=background))
     (found,) = (tmp_path / "checkpoints").iterdir()
     assert (found.name, found.is_dir()) == ("step-00000004.ckpt", kind == "sharded")
     verify_checkpoint(found)
