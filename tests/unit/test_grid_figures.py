@@ -224,9 +224,11 @@ def test_rows_of_several_lines_do_not_lie_on_each_other(tmp_path: Path) -> None:
     text = GRID.replace("axes:\n", axes) + "zip: [[model.width, model.n_layers]]\n"
     report = report_of(tmp_path, text)
     scaling = {"kind": "linear", "factor": 4.0, "original_max_positions": 1024}
+    more = {f"another_key_{i}": i for i in range(8)}
     long = [
-        replace(g, values={**g.values, "model.n_layers": scaling | {"low": g.values["model.n_layers"]}})
+        replace(g, values={**g.values, "model.n_layers": scaling | {"low": low} | (more if low == 6 else {})})
         for g in report.groups
+        for low in [g.values["model.n_layers"]]
     ]
     figure = make_figure(replace(report, groups=long), curves_of(report))
     FigureCanvasAgg(figure).draw()

@@ -1,6 +1,7 @@
 """The right half of a report's figure: differences to the baseline, a line for each setting along numbered probes, or
 lines along the one axis that varies; and what both halves share."""
 
+import itertools
 import math
 import re
 import textwrap
@@ -93,9 +94,15 @@ def _partition(report: Report, key: str) -> tuple[int, ...]:
     return tuple(map(values.index, values))
 
 
-def count_lines(report: Report, line: int = LINE) -> int:
-    """Of text that settings take one below the other, `(3 seeds)` included."""
-    return sum(readable(f"{name} (3 seeds)", line).count("\n") + 1 for name in short_labels(report).values())
+def count_lines(report: Report, line: int = LINE) -> list[int]:
+    """Of text that each setting's name takes, `(3 seeds)` included."""
+    return [readable(f"{name} (3 seeds)", line).count("\n") + 1 for name in short_labels(report).values()]
+
+
+def room_for_rows(report: Report) -> float:
+    """Lines of text that evenly spaced rows take, of which no two neighbours' names lie on each other."""
+    lines = count_lines(report)
+    return len(lines) * max((sum(pair) / 2 for pair in itertools.pairwise(lines)), default=1)
 
 
 def readable(name: str, line: int = LINE) -> str:

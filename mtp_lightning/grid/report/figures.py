@@ -21,6 +21,7 @@ from mtp_lightning.grid.report.figure_panels import (
     draw_comparison,
     legend,
     readable,
+    room_for_rows,
     short_labels,
     varying_keys,
     write_in_the_middle,
@@ -54,10 +55,10 @@ def figure_png(report: Report, curves: Curves) -> bytes:
 
 
 def make_figure(report: Report, curves: Curves) -> Figure:
-    ladders, height = len(report.ladders), max(4.6, 1.6 + 0.28 * len(report.groups), 1.6 + 0.19 * count_lines(report))
+    ladders, height = len(report.ladders), max(4.6, 1.6 + 0.28 * len(report.groups), 1.6 + 0.19 * room_for_rows(report))
     learned = any(len(points) > 1 for seeds in curves.values() for points in seeds.values())
     if learned and len(curves) > FEW:
-        height += 0.25 * count_lines(report, BELOW)  # what tells them apart stands below
+        height += 0.25 * sum(count_lines(report, BELOW))  # what tells them apart stands below
     panels = (2 if learned or not curves else 1) + ladders
     figure = Figure(figsize=(11.0 + 5.5 * ladders, height), layout="constrained")
     *both, right = figure.subplots(1, panels, squeeze=False)[0][: panels - ladders]
