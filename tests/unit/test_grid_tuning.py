@@ -1,6 +1,8 @@
 """Fair tuning: each arm at its own best value, chosen on seeds that are not compared; run in rounds, and reported."""
 
 import json
+import random
+import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,9 @@ from mtp_lightning.files import write_json
 from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.html_page import html_page
+from mtp_lightning.grid.report.statistics import pooled_sd
 from mtp_lightning.grid.report.tables import markdown, notices, report_json
-from mtp_lightning.grid.report.tuning import Choice, Tuning, tuned, tuned_text
+from mtp_lightning.grid.report.tuning import Choice, Tuning, close_text, tuned, tuned_text
 from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import DIVERGED, Failure, Result, State, Status
 from mtp_lightning.grid.slurm import submit
@@ -168,6 +171,77 @@ def test_of_many_arms_a_line_counts_those_with_nothing_to_say() -> None:
     assert tuned_text(arms) == "; ".join(f"n={n}: lr=0.2" for n in range(8))
     text = "lr=0.2 of 8 arms; at: lr=0.4, at the edge of the axis; no: lr not chosen yet"
     assert tuned_text([edge, *arms, none]) == text
+
+
+FLAT = {1: {0.1: 1.74, 0.2: 1.75, 0.3: 1.9, 0.4: 1.9}, 2: {0.1: 1.9, 0.2: 1.6, 0.3: 1.5, 0.4: 1.6}}
+"""n_future -> rate -> loss: one head hardly minds which of two it has."""
+
+
+def of_flat(folder: Path, seeds: str, spread: float) -> Report:
+    spec, cells = made(folder, TUNED.replace("[100, 101]", seeds))
+    for cell in cells:
+        end(cell, FLAT[cell.values[N]][cell.values[LR]] + (spread if cell.seed in (1, 101) else 0.0))
+    return build_report(spec, cells)
+
+
+def test_a_choice_by_less_than_seeds_differ_is_flagged_the_baselines_first(tmp_path: Path) -> None:
+    """As in 016: two seeds 0.02 apart have an sd of 0.01414, and the error on one seed is 0.02."""
+    report = of_flat(tmp_path, "[100]", 0.02)
+    one, two = report.choices
+    assert [choice.seeds for choice in (one, two)] == [1, 1]
+    assert (one.value, one.is_baseline, one.next_best) == (0.1, True, (0.2, pytest.approx(0.01)))
+    assert (two.value, two.is_baseline, two.next_best) == (0.3, False, (0.2, pytest.approx(0.1)))
+    assert one.error == two.error == pytest.approx(0.02)
+    assert (one.is_close, two.is_close) == (True, False)
+    said = "The lr of 1 of 2 arms was chosen by less than its standard error (0.0200 on 1 seed): "
+    said += "n_future=1, the baseline, (0.1 before 0.2 by 0.0100)."
+    assert verdict(report).sentence.endswith(said)
+    assert "| 1.7400, chosen, at the edge, by less than chance | 1.7500 |" in markdown(report)
+    tried = verdict(report).json()["tuning"]
+    assert [(choice["is_close"], choice["is_baseline"], choice["seeds"]) for choice in tried] == [
+        (True, True, 1),
+        (False, False, 1),
+    ]
+    assert tried[0]["margin"] == pytest.approx(0.01)
+    assert tried[0]["error"] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [("[100]", 0.0), ("[100]", 0.008), ("[100, 101]", 0.012)])
+def test_a_choice_by_more_is_not(tmp_path: Path, seeds: str, spread: float) -> None:
+    """0.012 apart, on one seed it would be."""
+    report = of_flat(tmp_path, seeds, spread)
+    assert not any(choice.is_close for choice in report.choices)
+    assert "standard error" not in verdict(report).sentence
+
+
+def test_of_many_such_choices_a_few_are_named() -> None:
+    """The baseline's though it is the last."""
+    arms = [Choice(f"n={n}", "lr", {0.1: 1.0, 0.2: 0.99}, 0.2, (), spread=0.02) for n in range(6)]
+    arms[5] = replace(arms[5], is_baseline=True)
+    text = close_text(arms, LOSS)
+    assert text.startswith("The lr of 6 arms was chosen by less than its standard error (0.0283 on 1 seed): n=5, the")
+    assert text.endswith("n=0 (0.2 before 0.1 by 0.0100), n=1 (0.2 before 0.1 by 0.0100) and 3 more.")
+    assert close_text([replace(arms[0], spread=None)], LOSS) == ""
+
+
+def test_one_choice_in_six_by_the_standard_error_is_wrong() -> None:
+    """What the flag rests on: of two values that truly are so far apart as the error, the worse seems better."""
+    chance = random.Random(0)
+    for seeds in (1, 2, 4):
+        error = Choice("n=1", "lr", {}, None, (), seeds=seeds, spread=0.02).error
+        assert error is not None
+        wrong = sum(
+            statistics.fmean(chance.gauss(error, 0.02) for _ in range(seeds))
+            < statistics.fmean(chance.gauss(0.0, 0.02) for _ in range(seeds))
+            for _ in range(4000)
+        )
+        assert 0.14 < wrong / 4000 < 0.18
+
+
+def test_the_spread_that_settings_share_weighs_them_by_their_seeds() -> None:
+    values = [{0: 1.0, 1: 2.0, 2: 3.0}, {0: 5.0, 1: 9.0}, {0: 7.0}, {0: 1.0, 1: float("nan")}, {}]
+    assert pooled_sd(values) == pytest.approx(((2 * 1.0 + 8.0) / 3) ** 0.5)
+    assert pooled_sd(values[2:]) is None
 
 
 def test_the_verdict_flags_the_edge_and_every_form_has_the_choices(tmp_path: Path) -> None:

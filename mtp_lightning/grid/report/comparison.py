@@ -20,7 +20,7 @@ from mtp_lightning.grid.report.equal_training import (
     first_few,
     values_at,
 )
-from mtp_lightning.grid.report.statistics import Difference, Summary, difference_of, summarise
+from mtp_lightning.grid.report.statistics import Difference, Summary, difference_of, pooled_sd, summarise
 from mtp_lightning.grid.report.tuning import Choice, tuned
 from mtp_lightning.grid.run.gate import Gating, gated
 from mtp_lightning.grid.run.state import CellFiles, Result, State
@@ -173,7 +173,10 @@ def build_report(
         ],
         diverged=[f"{cell.label} ({_how_it_diverged(files[cell.signature])})" for cell in diverged],
         equal_training=equal,
-        choices=tuning.choices,
+        choices=[
+            replace(choice, spread=pooled_sd([group.by_seed(spec.compare[0]) for group in groups]))
+            for choice in tuning.choices
+        ],
         gate=gate,
         stopped=[group for group in groups if group.signature in gate.stopped],
     )

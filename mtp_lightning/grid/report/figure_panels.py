@@ -102,7 +102,7 @@ def count_lines(report: Report, line: int = LINE) -> list[int]:
 def room_for_rows(report: Report) -> float:
     """Lines of text that evenly spaced rows take, of which no two neighbours' names lie on each other."""
     lines = count_lines(report)
-    return len(lines) * max((sum(pair) / 2 for pair in itertools.pairwise(lines)), default=1)
+    return len(lines) * max((sum(pair) / 2 for pair in itertools.pairwise(lines)), default=1.0)
 
 
 def readable(name: str, line: int = LINE) -> str:

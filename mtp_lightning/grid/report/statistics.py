@@ -88,6 +88,15 @@ def summarise(values: Sequence[float]) -> Summary | None:
     return Summary(mean, sd, len(values))
 
 
+def pooled_sd(settings: Sequence[Mapping[int, float]]) -> float | None:
+    """The standard deviation over seeds that all settings share: the root of their mean variance, each weighing as many
+    as its seeds less one. None without a setting of two seeds."""
+    found = [summary for values in settings if (summary := summarise(list(values.values()))) and summary.sd is not None]
+    freedom = sum(summary.seeds - 1 for summary in found)
+    total = sum((summary.seeds - 1) * summary.sd**2 for summary in found if summary.sd is not None)
+    return math.sqrt(total / freedom) if freedom else None
+
+
 def difference_of(mine: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
     """Mean of (mine - theirs), seed by seed. Without a common seed, the difference of the means."""
     if not mine or not theirs:

@@ -18,7 +18,7 @@ from typing import Any
 from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value, strict_json
 from mtp_lightning.grid.report.statistics import FEWEST, LEVEL, Difference, Interval, Summary, difference_of
-from mtp_lightning.grid.report.tuning import Choice
+from mtp_lightning.grid.report.tuning import Choice, close_text
 from mtp_lightning.grid.run.gate import Gating
 from mtp_lightning.grid.spec.grid_spec import At
 from mtp_lightning.units import counted
@@ -124,6 +124,7 @@ class Verdict:
         sentence += f" {self.worth}" if self.worth else ""
         if edge := [f"{choice.arm} ({choice.axis}={choice.value:g})" for choice in self.choices if choice.at_edge]:
             sentence += f" Best at the edge of the tuned axis, and perhaps better beyond: {', '.join(edge)}."
+        sentence += f" {text}" if (text := close_text(self.choices, self.metric)) else ""
         if stopped := [f"{one.label} ({self.gate.why(one)})" for one in self.gate.stopped.values()]:
             sentence += f" Stopped by the gate, and not compared: {', '.join(stopped)}."
         if self.provisional:
