@@ -16,8 +16,8 @@ from mtp_lightning.config.keys.missing_files import said_of_missing
 from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.errors import PREEMPTED, InputError, UnavailableError
 from mtp_lightning.files import cache_folder, check_json
-from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.equal_training import parse_at
+from mtp_lightning.grid.report.forms import mlflow_page
 from mtp_lightning.grid.report.stages import report_stages
 from mtp_lightning.grid.report.tuning import Tuning, tuned
 from mtp_lightning.grid.run import logs

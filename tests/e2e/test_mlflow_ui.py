@@ -13,7 +13,7 @@ import pytest
 from servers import MlflowServer
 from test_tracking_fakes import fresh_store
 
-from mtp_lightning.grid.report.mlflow_page import record_charts
+from mtp_lightning.grid.report.forms.mlflow_page import record_charts
 from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.tracking.logger import MLflowRunLogger
 from mtp_lightning.tracking.store import connect

@@ -1,10 +1,11 @@
 import json
 import re
+from io import TextIOWrapper
 from pathlib import Path
 
 import pytest
 
-from mtp_lightning.data.corpora.documents import Document, documents
+from mtp_lightning.data.corpora.documents import Document, _parts, documents
 from mtp_lightning.data.corpora.source import SourceConfig
 from mtp_lightning.data.stories import generator as stories
 from mtp_lightning.data.stories import templates
@@ -101,6 +102,24 @@ def test_a_separator_may_be_a_regular_expression(
     (tmp_path / "x.txt").write_text(text, encoding="utf-8")
     found = read(kind="text", path=str(tmp_path / "x.txt"), separator=f"re:{pattern}")
     assert [document.text for document in found] == [part for part in re.split(pattern, text) if part]
+
+
+def test_a_text_without_separators_is_not_looked_through_for_each_piece(tmp_path: Path) -> None:
+    """After each read all that is held is: of 1,024 pieces it would be 512 times the text."""
+    path = tmp_path / "one.txt"
+    path.write_text("x" * 8192)
+    reads = 0
+
+    class Counting(TextIOWrapper):
+        def read(self, size: int | None = -1, /) -> str:
+            nonlocal reads
+            reads += 1
+            return super().read(size)
+
+    with pytest.MonkeyPatch.context() as patch, Counting(path.open("rb")) as file:
+        patch.setattr("mtp_lightning.data.corpora.documents._CHUNK", 8)
+        assert list(_parts(file, re.compile("y"))) == ["x" * 8192]
+    assert reads <= 13, "twice as much each time, and the end"
 
 
 def test_json_and_parquet(tmp_path: Path) -> None:

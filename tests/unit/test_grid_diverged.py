@@ -28,10 +28,12 @@ from test_grid_ladder import LADDER, fill
 from test_grid_report import LOSSES, value
 
 from mtp_lightning.grid.report.comparison import Report, build_report
-from mtp_lightning.grid.report.figures import make_figure
-from mtp_lightning.grid.report.html_page import html_page
-from mtp_lightning.grid.report.tables import csv_text, markdown, notices, report_json
-from mtp_lightning.grid.report.verdict import Outcome, verdict
+from mtp_lightning.grid.report.forms.figures import make_figure
+from mtp_lightning.grid.report.forms.html_page import html_page
+from mtp_lightning.grid.report.forms.notices import notices
+from mtp_lightning.grid.report.forms.tables import csv_text, markdown, report_json
+from mtp_lightning.grid.report.judge import verdict
+from mtp_lightning.grid.report.verdict import Outcome
 from mtp_lightning.grid.run.process import Outcome as Ended
 from mtp_lightning.grid.run.state import RUN_ID, Failure, State, Status
 from mtp_lightning.grid.slurm.job import _Leader

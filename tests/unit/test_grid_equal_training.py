@@ -10,8 +10,9 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.equal_training import COMMON, at_text, parse_at
-from mtp_lightning.grid.report.tables import csv_text, markdown, notices, report_json
-from mtp_lightning.grid.report.verdict import verdict
+from mtp_lightning.grid.report.forms.notices import notices
+from mtp_lightning.grid.report.forms.tables import csv_text, markdown, report_json
+from mtp_lightning.grid.report.judge import verdict
 from mtp_lightning.grid.run.state import RUN_ID, State, Status
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import At

@@ -19,8 +19,8 @@ from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError, did_you_mean
 from mtp_lightning.grid import commands
-from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.comparison import Report
+from mtp_lightning.grid.report.forms import mlflow_page
 from mtp_lightning.grid.run.display import Line
 from mtp_lightning.grid.run.launch import LaunchResult, LocalLauncher
 from mtp_lightning.grid.run.state import Result, cell_state

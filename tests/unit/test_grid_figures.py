@@ -13,8 +13,8 @@ from test_grid_fakes import GRID, cells_of, finish, load_grid
 
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.equal_training import EqualTraining
-from mtp_lightning.grid.report.figure_panels import readable
-from mtp_lightning.grid.report.figures import Curves, curve_metric, figure_png, make_figure
+from mtp_lightning.grid.report.forms.figure_panels import readable
+from mtp_lightning.grid.report.forms.figures import Curves, curve_metric, figure_png, make_figure
 from mtp_lightning.grid.report.metric_names import title_and_unit
 from mtp_lightning.grid.spec.grid_spec import At
 

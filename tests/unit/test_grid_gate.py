@@ -28,9 +28,10 @@ from mtp_lightning.errors import InputError, UnavailableError
 from mtp_lightning.files import write_json
 from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.report.comparison import build_report
-from mtp_lightning.grid.report.html_page import html_page
-from mtp_lightning.grid.report.tables import markdown, notices, report_json
-from mtp_lightning.grid.report.verdict import verdict
+from mtp_lightning.grid.report.forms.html_page import html_page
+from mtp_lightning.grid.report.forms.notices import notices
+from mtp_lightning.grid.report.forms.tables import markdown, report_json
+from mtp_lightning.grid.report.judge import verdict
 from mtp_lightning.grid.run import gate
 from mtp_lightning.grid.run.gate import Gating, gated
 from mtp_lightning.grid.run.state import DIVERGED, AtGate, Failure, Progress, Result, State, Status

@@ -9,8 +9,8 @@ from pathlib import Path
 from test_grid_report import DIFFERENCES, LOSSES, filled, three_seeds
 
 from mtp_lightning.grid.report.comparison import Report
-from mtp_lightning.grid.report.html_page import html_page
-from mtp_lightning.grid.report.verdict import verdict
+from mtp_lightning.grid.report.forms.html_page import html_page
+from mtp_lightning.grid.report.judge import verdict
 
 PNG = b"\x89PNG and more"
 ATTACK = '<script src="https://example.org/x.js">alert("x")</script> & \'more\''

@@ -10,12 +10,12 @@ from test_grid_html_page import PNG, Page
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.report.comparison import Report, build_report
-from mtp_lightning.grid.report.figures import make_figure
-from mtp_lightning.grid.report.html_page import html_page
+from mtp_lightning.grid.report.forms.figures import make_figure
+from mtp_lightning.grid.report.forms.html_page import html_page
+from mtp_lightning.grid.report.forms.mlflow_page import note
+from mtp_lightning.grid.report.forms.tables import markdown, report_json
+from mtp_lightning.grid.report.judge import verdict
 from mtp_lightning.grid.report.ladder.tables import ladder_tables
-from mtp_lightning.grid.report.mlflow_page import note
-from mtp_lightning.grid.report.tables import markdown, report_json
-from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import RUN_ID, Result
 from mtp_lightning.grid.spec.cells import Cell, load_cells
 from mtp_lightning.grid.spec.grid_spec import At

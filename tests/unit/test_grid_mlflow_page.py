@@ -11,8 +11,8 @@ from test_tracking_fakes import fresh_store
 
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.equal_training import COMMON, parse_at
-from mtp_lightning.grid.report.mlflow_page import NOTE, NOTE_LIMIT, note, record_report, write_report
-from mtp_lightning.grid.report.publish import variant
+from mtp_lightning.grid.report.forms.mlflow_page import NOTE, NOTE_LIMIT, note, record_report, write_report
+from mtp_lightning.grid.report.forms.publish import variant
 
 
 def report_of(folder: Path, text: str = GRID) -> Report:
@@ -115,10 +115,10 @@ def test_the_note_names_what_is_missing_and_explains_the_table(tmp_path: Path) -
 
 def test_a_note_too_long_for_a_tag_keeps_the_compared_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = report_of(tmp_path)
-    monkeypatch.setattr("mtp_lightning.grid.report.mlflow_page.NOTE_LIMIT", len(note(report)) - 1)
+    monkeypatch.setattr("mtp_lightning.grid.report.forms.mlflow_page.NOTE_LIMIT", len(note(report)) - 1)
     assert "val/loss/head_1 ↓" in note(report)
     assert "val/loss/head_4" not in note(report)
-    monkeypatch.setattr("mtp_lightning.grid.report.mlflow_page.NOTE_LIMIT", 20)
+    monkeypatch.setattr("mtp_lightning.grid.report.forms.mlflow_page.NOTE_LIMIT", 20)
     assert len(note(report)) == 20
 
 

@@ -9,7 +9,7 @@ from test_grid_fakes import FakeTracking, cells_of, finish, load_grid
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.report.comparison import Report
-from mtp_lightning.grid.report.publish import FILES, RECORD, Published, publish
+from mtp_lightning.grid.report.forms.publish import FILES, RECORD, Published, publish
 from mtp_lightning.grid.run.state import Progress, State, Status
 
 
@@ -108,7 +108,7 @@ def test_a_figure_that_cannot_be_drawn_is_not_an_old_one(tmp_path: Path, monkeyp
     def refuse(report: Report, curves: Any) -> bytes:
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr("mtp_lightning.grid.report.figures.figure_png", refuse)
+    monkeypatch.setattr("mtp_lightning.grid.report.forms.figures.figure_png", refuse)
     found, _ = published(tmp_path)
     assert found.problems == ("figure.png: RuntimeError: no fonts",)
     assert "data:image/png" not in (tmp_path / "out" / "report.html").read_text()

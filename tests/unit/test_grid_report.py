@@ -11,10 +11,11 @@ from rich.console import Console
 from test_grid_fakes import GRID, cells_of, finish, load_grid, run_id
 
 from mtp_lightning.grid.report.comparison import Report, build_report
+from mtp_lightning.grid.report.forms.notices import notices
+from mtp_lightning.grid.report.forms.tables import csv_text, markdown, report_json, terminal_table
+from mtp_lightning.grid.report.judge import verdict
 from mtp_lightning.grid.report.metric_names import better_direction, format_value, report_order
 from mtp_lightning.grid.report.statistics import Difference, Summary, summarise
-from mtp_lightning.grid.report.tables import csv_text, markdown, notices, report_json, terminal_table
-from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import RUN_ID, Result, State, Status
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.units import counted, duration, quantity, size

@@ -19,11 +19,12 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.files import write_json
 from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.report.comparison import Report, build_report
-from mtp_lightning.grid.report.html_page import html_page
+from mtp_lightning.grid.report.forms.html_page import html_page
+from mtp_lightning.grid.report.forms.notices import notices
+from mtp_lightning.grid.report.forms.tables import markdown, report_json
+from mtp_lightning.grid.report.judge import verdict
 from mtp_lightning.grid.report.statistics import pooled_sd
-from mtp_lightning.grid.report.tables import markdown, notices, report_json
 from mtp_lightning.grid.report.tuning import Choice, Tuning, close_text, tuned, tuned_text
-from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.state import DIVERGED, Failure, Result, State, Status
 from mtp_lightning.grid.slurm import submit
 from mtp_lightning.grid.spec.cells import Cell

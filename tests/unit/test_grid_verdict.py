@@ -13,8 +13,9 @@ from test_grid_gate import GATED, made, pause
 from test_grid_report import HIGH, LOSSES, LOW, filled, three_seeds, value
 
 from mtp_lightning.grid.report.comparison import build_report
-from mtp_lightning.grid.report.tables import markdown
-from mtp_lightning.grid.report.verdict import Outcome, verdict
+from mtp_lightning.grid.report.forms.tables import markdown
+from mtp_lightning.grid.report.judge import verdict
+from mtp_lightning.grid.report.verdict import Outcome
 
 VERDICTS = {
     "better": (

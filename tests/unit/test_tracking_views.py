@@ -12,8 +12,8 @@ from test_grid_fakes import ONE, FakeHouse, grid_file, load_grid
 from test_tracking_fakes import fresh_store
 
 from mtp_lightning.grid.commands import Grid
-from mtp_lightning.grid.report import mlflow_page
-from mtp_lightning.grid.report.mlflow_page import charts, record_charts, varying_numbers
+from mtp_lightning.grid.report.forms import mlflow_page
+from mtp_lightning.grid.report.forms.mlflow_page import charts, record_charts, varying_numbers
 from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.tracking.store import connect
 from mtp_lightning.tracking.ui import find_experiment, links

@@ -181,10 +181,11 @@ def _of_text(name: str, path: Path, separator: str | None, account: Account) -> 
 
 def _parts(file: TextIOWrapper, pattern: re.Pattern[str]) -> Iterator[str]:
     """What lies between matches. Near the end of what was read a match waits for what follows, and what lies before
-    a part is kept for those that look back."""
+    a part is kept for those that look back. As much is read as is held: a text without separators is looked through
+    about twice, and not once for each piece."""
     text, start, more = "", 0, True
     while more:
-        chunk = file.read(_CHUNK)
+        chunk = file.read(max(_CHUNK, len(text)))
         text, more = text + chunk, bool(chunk)
         for match in pattern.finditer(text, start):
             if more and match.end() > len(text) - _AROUND:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.grid.report import metric_names
+from mtp_lightning.grid.report.alike import unlike
 from mtp_lightning.grid.report.equal_training import (
     PER_TOKEN,
     EqualTraining,
     ReadHistory,
     at_text,
-    first_few,
     values_at,
 )
 from mtp_lightning.grid.report.statistics import Difference, Summary, difference_of, pooled_sd, summarise
@@ -165,7 +165,7 @@ def build_report(
         [group for group in groups if group.signature not in gate.stopped],
         rows,
         missing=missing,
-        warnings=_warnings(spec, cells, finished, lengths=not set(spec.compare) <= set(equal.at)),
+        warnings=unlike(spec, cells, finished, lengths=not set(spec.compare) <= set(equal.at)),
         unfinished=[
             _label_and_state(c, files[c.signature])
             for c in cells
@@ -270,35 +270,3 @@ def _label_and_state(cell: Cell, files: CellFiles) -> str:
     state = files.state
     reason = files.reason if state in (State.FAILED, State.DAMAGED) else None
     return f"{cell.label} ({state.value}{f': {reason}' if reason else ''})"
-
-
-def _warnings(spec: GridSpec, cells: Sequence[Cell], results: Mapping[str, Result], lengths: bool) -> list[str]:
-    """Numbers of runs on different data do not compare, nor those of different length unless taken at one budget. On a
-    ladder each size may have its own length."""
-    keys = spec.together(spec.ladder.size) if spec.ladder is not None else ()
-    warnings = []
-    told = (("data", _fingerprint), ("windows, by how far heads look ahead", _room))
-    for what, read in (*told, *([("number of steps", _steps)] if lengths else [])):
-        alike: dict[str, dict[str, list[str]]] = {}
-        for cell in cells:
-            found = read(results[cell.signature]) if cell.signature in results else None
-            if found is not None:
-                size = canonical([cell.values.get(key) for key in keys]) if read is _steps else ""
-                alike.setdefault(size, {}).setdefault(found, []).append(cell.label)
-        for labels in alike.values():
-            if len(labels) > 1:
-                cases = "; ".join(f"{found}: {first_few(names)}" for found, names in labels.items())
-                warnings.append(f"the cells differ in their {what}, so their numbers may not compare ({cases})")
-    return warnings
-
-
-def _fingerprint(result: Result) -> str | None:
-    return result.data_fingerprint
-
-
-def _room(result: Result) -> str | None:
-    return None if result.window_room is None else f"{result.window_room} tokens"
-
-
-def _steps(result: Result) -> str:
-    return str(result.step)

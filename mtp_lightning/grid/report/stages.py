@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.grid.report.comparison import Report
+from mtp_lightning.grid.report.forms.notices import notices
+from mtp_lightning.grid.report.forms.publish import publish, variant
+from mtp_lightning.grid.report.forms.tables import report_json, terminal_table
+from mtp_lightning.grid.report.judge import verdict
 from mtp_lightning.grid.report.ladder.tables import ladder_tables
-from mtp_lightning.grid.report.publish import publish, variant
-from mtp_lightning.grid.report.tables import notices, report_json, terminal_table
-from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.run.display import say, ui_command
 from mtp_lightning.grid.run.state import State, cell_state
 from mtp_lightning.grid.spec.cells import Cell

@@ -1,23 +1,13 @@
-"""What the numbers say about the first metric of a grid's `compare`, and no more: computed once, written as a sentence
-for people and as JSON for programs.
+"""A verdict: what a grid's numbers say about the first metric of its `compare`, as a sentence for people and as JSON
+for programs. `judge.py` comes to it."""
 
-A difference counts as one when its confidence interval leaves out zero; where the best of several settings is compared
-with their baseline, the interval for the best of so many. Too few seeds for an interval say no more than whether it
-exceeds the spread: the largest of the standard deviations over seeds of the two settings and of their paired
-difference. (More seeds whose differences are all equal have no interval either, and are a difference then.) Of two
-seeds that is no test: of settings that are all equal, the best exceeds it in 28 of 100 grids with
-two or three settings, and in 46 with sixteen. With intervals it is 6 in 100 at most.
-"""
-
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value, strict_json
-from mtp_lightning.grid.report.statistics import FEWEST, LEVEL, Difference, Interval, Summary, difference_of
+from mtp_lightning.grid.report.statistics import FEWEST, LEVEL, Difference, Interval, Summary
 from mtp_lightning.grid.report.tuning import Choice, close_text
 from mtp_lightning.grid.run.gate import Gating
 from mtp_lightning.grid.spec.grid_spec import At
@@ -169,113 +159,6 @@ class Verdict:
         return strict
 
 
-def verdict(report: Report) -> Verdict:
-    metric = report.spec.compare[0]
-    direction = report.direction(metric)
-    measured = [(group, found) for group in report.groups if (found := group.summary(metric)) is not None]
-    finite = [group for group, found in measured if math.isfinite(found.mean)]
-    best = other = gap = spread = None
-    rivals = 1
-    if not measured:
-        outcome = Outcome.NOT_MEASURED
-    elif len(measured) == 1:
-        outcome, best = Outcome.ONE_SETTING, measured[0][0]
-    elif direction is None:
-        outcome = Outcome.NO_DIRECTION
-    elif not finite:
-        outcome = Outcome.NOT_FINITE
-    else:
-        best, *others = sorted(finite, key=lambda group: _rank(group, metric, direction))
-        other = next((group for group in others if group.signature == best.baseline), others[0] if others else None)
-        outcome = Outcome.ONE_FINITE
-        if other is not None:
-            gap = difference_of(best.by_seed(metric), other.by_seed(metric))
-            assert gap is not None, "ranked settings all have the metric"
-            if other.signature == best.baseline:
-                compared = [group for group, _ in measured if group is not other]
-                rivals = sum(group.baseline == best.baseline for group in (*compared, *report.stopped))
-            among = gap.among(rivals) if rivals > 1 else None
-            outcome, spread = _judge(_summary(best, metric), _summary(other, metric), gap, among)
-    baseline = None if best is None else report.group(best.baseline)
-    worth, ladders = _ladders(report, best)
-    return Verdict(
-        grid=report.spec.name,
-        metric=metric,
-        at=report.at(metric),
-        title=report.with_budget(metric),
-        direction=direction,
-        outcome=outcome,
-        best=_setting(best, metric),
-        baseline=_setting(baseline, metric),
-        other=_setting(other, metric),
-        difference=gap,
-        rivals=rivals,
-        spread=spread,
-        not_finite=[group.label for group, found in measured if not math.isfinite(found.mean)],
-        diverged={group.label: group.diverged for group in report.groups if group.diverged},
-        without_value=[group.label for group in report.groups if group.results and not group.by_seed(metric)],
-        cells=report.expected,
-        missing=report.missing,
-        unfinished=report.unfinished,
-        cells_without_value=sum(len(group.results) - found.seeds for group, found in measured),
-        warnings=report.warnings,
-        worth=worth,
-        ladders=ladders,
-        choices=report.choices,
-        gate=report.gate,
-    )
-
-
-def _ladders(report: Report, best: Group | None) -> tuple[str, list[dict[str, Any]]]:
-    if not report.ladders:
-        return "", []
-    from mtp_lightning.grid.report.ladder import of_grid, texts  # numpy
-
-    arm = None if best is None or best.is_baseline else of_grid.arm_name(report.spec, best.values)
-    return texts.sentence(report.ladders, arm), texts.json(report.ladders)
-
-
-def _judge(best: Summary, other: Summary, gap: Difference, among: Interval | None) -> tuple[Outcome, float | None]:
-    """What the difference amounts to, and the spread that it was held against if there is no interval.
-
-    Args:
-        among: the interval for the best of so many settings as there were; None for one, and where there is none.
-    """
-    if gap.mean and (gap.mean < 0) != (best.mean < other.mean):
-        return Outcome.DIFFERENT_SEEDS, None
-    if best.seeds < 2 or other.seeds < 2 or gap.seeds == 1:
-        return Outcome.UNKNOWN_SPREAD, None
-    if gap.interval is not None:
-        told = gap.interval.excludes_zero and (among is None or among.excludes_zero)
-        return Outcome.DIFFERENCE if told else Outcome.NO_DIFFERENCE, None
-    spread = max(summary.sd or 0.0 for summary in (best, other, gap))
-    if abs(gap.mean) <= spread:
-        return Outcome.NO_DIFFERENCE, spread
-    return Outcome.DIFFERENCE if _seeds(best, other, gap) >= FEWEST else Outcome.BEYOND_SPREAD, spread
-
-
-def _seeds(best: Summary, other: Summary, gap: Difference) -> int:
-    """That the difference rests on."""
-    return gap.seeds or min(best.seeds, other.seeds)
-
-
-def _rank(group: Group, metric: str, direction: str) -> float:
-    """The best first."""
-    mean = _summary(group, metric).mean
-    return mean if direction == LOWER else -mean
-
-
-def _summary(group: Group, metric: str) -> Summary:
-    found = group.summary(metric)
-    assert found is not None, "ranked settings all have the metric"
-    return found
-
-
-def _setting(group: Group | None, metric: str) -> Setting | None:
-    found = None if group is None else group.summary(metric)
-    return None if group is None or found is None else Setting(group.label, group.signature, group.is_baseline, found)
-
-
 def _main_sentence(v: Verdict) -> str:
     if v.outcome is Outcome.NOT_MEASURED:
         return f"No verdict: no finished cell has {v.title}."
@@ -309,7 +192,7 @@ def _main_sentence(v: Verdict) -> str:
 def _evidence(v: Verdict, mine: Summary, theirs: Summary, gap: Difference) -> str:
     """What the difference was held against."""
     if gap.interval is None:
-        seeds = counted(_seeds(mine, theirs, gap), "seed")
+        seeds = counted(seeds_of(mine, theirs, gap), "seed")
         spread = f"the spread over {seeds} ({format_value(v.metric, v.spread or 0.0, like=mine.mean)})"
         if v.outcome is Outcome.NO_DIFFERENCE:
             return spread
@@ -338,3 +221,8 @@ def _signature(setting: Setting | None) -> str | None:
 def _capital(text: str) -> str:
     """Labels such as n_future=1 are names: they keep their case."""
     return text if "=" in text else text[:1].upper() + text[1:]
+
+
+def seeds_of(best: Summary, other: Summary, gap: Difference) -> int:
+    """That the difference rests on."""
+    return gap.seeds or min(best.seeds, other.seeds)

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from mtp_lightning.grid.report.figure_panels import colour_and_dashes, draw_points, legend, write_in_the_middle
+from mtp_lightning.grid.report.forms.figure_panels import colour_and_dashes, draw_points, legend, write_in_the_middle
 from mtp_lightning.grid.report.ladder.of_grid import Arm, Ladder
 from mtp_lightning.grid.report.ladder.speedup import REACH
 

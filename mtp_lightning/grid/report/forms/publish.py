@@ -11,12 +11,12 @@ from typing import Any
 from mtp_lightning.config.cell import command
 from mtp_lightning.errors import InputError
 from mtp_lightning.files import DamagedError, read_json, write_bytes, write_json, write_text
-from mtp_lightning.grid.report import mlflow_page
 from mtp_lightning.grid.report.comparison import Report, build_report
 from mtp_lightning.grid.report.equal_training import COMMON, Points, ReadHistory
-from mtp_lightning.grid.report.html_page import html_page
-from mtp_lightning.grid.report.tables import csv_text, markdown, report_json
-from mtp_lightning.grid.report.verdict import verdict
+from mtp_lightning.grid.report.forms import mlflow_page
+from mtp_lightning.grid.report.forms.html_page import html_page
+from mtp_lightning.grid.report.forms.tables import csv_text, markdown, report_json
+from mtp_lightning.grid.report.judge import verdict
 from mtp_lightning.grid.run.state import CellFiles, State, cell_state
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
@@ -147,7 +147,7 @@ def _json_text(value: Mapping[str, Any]) -> str:
 
 
 def _figure(report: Report, history: ReadHistory) -> bytes:
-    from mtp_lightning.grid.report.figures import curve_metric, figure_png  # matplotlib takes its time to load
+    from mtp_lightning.grid.report.forms.figures import curve_metric, figure_png  # matplotlib takes its time to load
 
     curves: dict[str, dict[int, Points]] = {}
     for cell in report.cells:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from mtp_lightning.grid.report.comparison import Report
-from mtp_lightning.grid.report.figure_panels import (
+from mtp_lightning.grid.report.forms.figure_panels import (
     GREY,
     LINE,
     colour_and_dashes,

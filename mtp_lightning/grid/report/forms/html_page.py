@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from html import escape
 
 from mtp_lightning.grid.report.comparison import Group, Report
+from mtp_lightning.grid.report.forms.notices import notices
+from mtp_lightning.grid.report.forms.tables import Heading, Layout, Numbers, intervals, legend, stage_tables
+from mtp_lightning.grid.report.judge import verdict
 from mtp_lightning.grid.report.metric_names import format_value
-from mtp_lightning.grid.report.tables import Heading, Layout, Numbers, intervals, legend, notices, stage_tables
-from mtp_lightning.grid.report.verdict import Verdict, verdict
+from mtp_lightning.grid.report.verdict import Verdict
 from mtp_lightning.units import counted
 
 _BADGES = {True: "difference", False: "no difference", None: "no verdict"}

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mtp_lightning.grid.report.comparison import Report
+from mtp_lightning.grid.report.forms.notices import notices
+from mtp_lightning.grid.report.forms.tables import legend, markdown_table
+from mtp_lightning.grid.report.judge import verdict
 from mtp_lightning.grid.report.ladder.tables import ladder_blocks
-from mtp_lightning.grid.report.tables import legend, markdown_table, notices
-from mtp_lightning.grid.report.verdict import verdict
 from mtp_lightning.grid.spec.grid_spec import GridSpec, experiment_name
 from mtp_lightning.grid.spec.values import is_number
 from mtp_lightning.secrets import mask
