@@ -24,7 +24,7 @@ from mtp_lightning.grid.report.forms.notices import notices
 from mtp_lightning.grid.report.forms.tables import markdown, report_json
 from mtp_lightning.grid.report.judge import verdict
 from mtp_lightning.grid.report.statistics import pooled_sd
-from mtp_lightning.grid.report.tuning import Choice, Tuning, close_text, tuned, tuned_text
+from mtp_lightning.grid.report.tuning import Choice, Tuning, close_text, some, tuned, tuned_text
 from mtp_lightning.grid.run.state import DIVERGED, Failure, Result, State, Status
 from mtp_lightning.grid.slurm import submit
 from mtp_lightning.grid.spec.cells import Cell
@@ -223,6 +223,7 @@ def test_of_many_such_choices_a_few_are_named() -> None:
     assert text.startswith("The lr of 6 arms was chosen by less than its standard error (0.0283 on 1 seed): n=5, the")
     assert text.endswith("n=0 (0.2 before 0.1 by 0.0100), n=1 (0.2 before 0.1 by 0.0100) and 3 more.")
     assert close_text([replace(arms[0], spread=None)], LOSS) == ""
+    assert some(["a", "b", "c"], 3) == "a, b, c"
 
 
 def test_one_choice_in_six_by_the_standard_error_is_wrong() -> None:

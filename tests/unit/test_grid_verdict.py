@@ -67,6 +67,27 @@ def test_verdicts_say_what_the_numbers_do(
     assert verdict(filled(tmp_path, losses)).sentence == sentence
 
 
+@pytest.mark.parametrize("finished", [(1, 2), (1,)])
+def test_a_best_baseline_is_compared_with_what_has_it_not_with_another_baseline(
+    tmp_path: Path, finished: tuple[int, ...]
+) -> None:
+    """Two rates, which the baseline leaves open, as it does the sizes of a ladder: at 0.1 one head is best, and the next
+    best of all is one head at 0.2. Where no other setting is there yet, that is what is left."""
+    text = GRID.replace("axes:\n", "axes:\n  optimizer.lr: [0.1, 0.2]\n").replace("[1, 2, 4]", "[1, 2]")
+    cells = cells_of(tmp_path, text)
+    for cell in cells:
+        n, rate = cell.values["model.heads.n_future"], cell.values["optimizer.lr"]
+        if n in finished:
+            finish(cell, loss_1=n + rate + cell.seed / 100)
+    found = verdict(build_report(load_grid(tmp_path / "grid.yaml"), cells))
+    assert found.best is not None
+    assert found.other is not None
+    assert found.best.label == "lr=0.1 n_future=1"
+    label, kind = ("lr=0.1 n_future=2", "best compared with it") if 2 in finished else ("lr=0.2 n_future=1", "next")
+    assert found.other.label == label
+    assert f"lower than the {kind}, {label}, more than" in found.sentence
+
+
 def test_a_difference_that_is_the_same_on_every_seed_is_one(tmp_path: Path) -> None:
     """A metric that is too coarse to differ between seeds, such as exact match."""
     losses = {(n, seed): {1: 1.0, 2: 0.5, 4: 0.75}[n] for n in (1, 2, 4) for seed in range(3)}

@@ -10,6 +10,7 @@ two or three settings, and in 46 with sixteen. With intervals it is 6 in 100 at 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from mtp_lightning.grid.report.comparison import Group, Report
@@ -24,7 +25,7 @@ def verdict(report: Report) -> Verdict:
     measured = [(group, found) for group in report.groups if (found := group.summary(metric)) is not None]
     finite = [group for group, found in measured if math.isfinite(found.mean)]
     best = other = gap = spread = None
-    rivals = 1
+    rivals, is_next = 1, True
     if not measured:
         outcome = Outcome.NOT_MEASURED
     elif len(measured) == 1:
@@ -35,7 +36,8 @@ def verdict(report: Report) -> Verdict:
         outcome = Outcome.NOT_FINITE
     else:
         best, *others = sorted(finite, key=lambda group: _rank(group, metric, direction))
-        other = next((group for group in others if group.signature == best.baseline), others[0] if others else None)
+        other = _rival(best, others)
+        is_next = other is None or other is others[0]
         outcome = Outcome.ONE_FINITE
         if other is not None:
             gap = difference_of(best.by_seed(metric), other.by_seed(metric))
@@ -57,6 +59,7 @@ def verdict(report: Report) -> Verdict:
         best=_setting(best, metric),
         baseline=_setting(baseline, metric),
         other=_setting(other, metric),
+        is_next=is_next,
         difference=gap,
         rivals=rivals,
         spread=spread,
@@ -101,6 +104,18 @@ def _judge(best: Summary, other: Summary, gap: Difference, among: Interval | Non
     if abs(gap.mean) <= spread:
         return Outcome.NO_DIFFERENCE, spread
     return Outcome.DIFFERENCE if seeds_of(best, other, gap) >= FEWEST else Outcome.BEYOND_SPREAD, spread
+
+
+def _rival(best: Group, others: Sequence[Group]) -> Group | None:
+    """Its baseline; of a baseline the best that is compared with it, and no setting of another size or baseline unless
+    there is nothing else.
+
+    Args:
+        others: the better first.
+    """
+    related = [group for group in others if best.baseline in (group.signature, group.baseline)]
+    theirs = [group for group in related if group.signature == best.baseline]
+    return next(iter([*theirs, *(related if best.is_baseline else []), *others]), None)
 
 
 def _rank(group: Group, metric: str, direction: str) -> float:

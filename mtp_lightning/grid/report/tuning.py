@@ -30,6 +30,12 @@ FEW = 3
 """That a sentence of the verdict has."""
 
 
+def some(names: Sequence[str], most: int = SOME) -> str:
+    """`a, b and 2 more`; `report.json` has all."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 @dataclass(frozen=True)
 class Choice:
     """Of one arm."""
@@ -110,9 +116,8 @@ def close_text(choices: Sequence[Choice], metric: str) -> str:
         return ""
     first, arms = close[0], counted(len(close), "arm", of=len(choices))
     error = f"{format_value(metric, first.error or 0.0)} on {counted(first.seeds, 'seed')}"
-    named = ", ".join(_before(choice, metric) for choice in close[:FEW])
-    more = f" and {len(close) - FEW} more" if len(close) > FEW else ""
-    return f"The {first.axis} of {arms} was chosen by less than its standard error ({error}): {named}{more}."
+    named = some([_before(choice, metric) for choice in close], FEW)
+    return f"The {first.axis} of {arms} was chosen by less than its standard error ({error}): {named}."
 
 
 def _before(choice: Choice, metric: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtp_lightning.grid.report.metric_names import LOWER, format_interval, format_value, strict_json
 from mtp_lightning.grid.report.statistics import FEWEST, LEVEL, Difference, Interval, Summary
-from mtp_lightning.grid.report.tuning import Choice, close_text
+from mtp_lightning.grid.report.tuning import FEW, Choice, close_text, some
 from mtp_lightning.grid.run.gate import Gating
 from mtp_lightning.grid.spec.grid_spec import At
 from mtp_lightning.units import counted
@@ -59,7 +59,10 @@ class Verdict:
     baseline: Setting | None
     """The best setting's baseline: itself, if it is one."""
     other: Setting | None
-    """What the best is compared with: its baseline; the next best where that is itself or missing."""
+    """What the best is compared with: its baseline; of a baseline the best that is compared with it; without
+    one, the next best."""
+    is_next: bool
+    """Whether no setting lies between the two."""
     difference: Difference | None
     """Best minus other."""
     rivals: int
@@ -113,7 +116,8 @@ class Verdict:
             sentence += f" Without a value: {', '.join(self.without_value)}." if self.without_value else ""
         sentence += f" {self.worth}" if self.worth else ""
         if edge := [f"{choice.arm} ({choice.axis}={choice.value:g})" for choice in self.choices if choice.at_edge]:
-            sentence += f" Best at the edge of the tuned axis, and perhaps better beyond: {', '.join(edge)}."
+            named = some(edge, FEW)
+            sentence += f" Best at the edge of the tuned axis, and perhaps better beyond: {named}."
         sentence += f" {text}" if (text := close_text(self.choices, self.metric)) else ""
         if stopped := [f"{one.label} ({self.gate.why(one)})" for one in self.gate.stopped.values()]:
             sentence += f" Stopped by the gate, and not compared: {', '.join(stopped)}."
@@ -177,7 +181,8 @@ def _main_sentence(v: Verdict) -> str:
     gap = v.difference.mean
     name = f"{best.label}, the baseline," if best.is_baseline else best.label
     has = f"has the {'lowest' if v.direction == LOWER else 'highest'} {v.title}, {format_value(v.metric, mine.mean)}"
-    rival = f"the {'baseline' if v.other.signature == _signature(v.baseline) else 'next,'} {v.other.label}"
+    kind = "next," if v.is_next else "best compared with it,"
+    rival = f"the {'baseline' if v.other.signature == _signature(v.baseline) else kind} {v.other.label}"
     amount = format_value(v.metric, abs(gap), like=mine.mean)
     apart = f"{amount} {'lower' if gap < 0 else 'higher'} than {rival}" if gap else f"equal to {rival}"
     if v.outcome is Outcome.UNKNOWN_SPREAD:

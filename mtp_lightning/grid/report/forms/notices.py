@@ -1,10 +1,9 @@
 """What a reader of a report has to know beside its table."""
 
 import math
-from collections.abc import Sequence
 
 from mtp_lightning.grid.report.comparison import Group, Report
-from mtp_lightning.grid.report.tuning import SOME, tuned_text
+from mtp_lightning.grid.report.tuning import some, tuned_text
 from mtp_lightning.grid.spec.values import shown
 
 
@@ -17,20 +16,20 @@ def notices(report: Report) -> list[str]:
     if report.choices:
         lines.append(f"tuned on other seeds: {tuned_text(report.choices)}")
     if waits := [name for choice in report.choices for name in choice.waits_for]:
-        lines.append(f"the choice waits for {_some(waits)}")
+        lines.append(f"the choice waits for {some(waits)}")
     if report.gate.stopped:
         stopped = [f"{one.label} ({report.gate.why(one)})" for one in report.gate.stopped.values()]
         lines.append(f"stopped by the gate, and not compared: {'; '.join(stopped)}")
     if report.gate.waits_for:
-        lines.append(f"the gate waits for {_some(report.gate.waits_for)}")
+        lines.append(f"the gate waits for {some(report.gate.waits_for)}")
     if unjudged := [one.label for one in report.gate.judged if one.value is None]:
         what = f"without {report.gate.metric} at step {report.gate.step}, so let through the gate"
         lines.append(f"{what}: {', '.join(unjudged)}")
     if report.missing:
         count, total = len(report.missing), report.expected
-        lines.append(f"incomplete: {count} of {total} cells missing: {_some(report.missing)}")
+        lines.append(f"incomplete: {count} of {total} cells missing: {some(report.missing)}")
     if report.unfinished:
-        lines.append(f"not finished, and compared as far as they are: {_some(report.unfinished)}")
+        lines.append(f"not finished, and compared as far as they are: {some(report.unfinished)}")
     if report.diverged:
         count, total = len(report.diverged), report.expected
         lines.append(f"{count} of {total} cells diverged, so their settings have no mean: {', '.join(report.diverged)}")
@@ -43,12 +42,6 @@ def notices(report: Report) -> list[str]:
         if seeds:
             lines.append(f"not finite: {metric} of {', '.join(f'{group.label} seed={seed}' for group, seed in seeds)}")
     return lines + [f"warning: {text}" for text in report.warnings]
-
-
-def _some(cells: Sequence[str]) -> str:
-    """`mtp grid status` and `report.json` have all."""
-    more = f" and {len(cells) - SOME} more" if len(cells) > SOME else ""
-    return ", ".join(cells[:SOME]) + more
 
 
 def not_finite(group: Group, metric: str) -> list[int]:
