@@ -71,7 +71,7 @@ def test_verdicts_say_what_the_numbers_do(
 def test_a_best_baseline_is_compared_with_what_has_it_not_with_another_baseline(
     tmp_path: Path, finished: tuple[int, ...]
 ) -> None:
-    """Two rates, which the baseline leaves open, as it does the sizes of a ladder: at 0.1 one head is best, and the next
+    """Two rates, which the baseline leaves open as it does sizes: at 0.1 one head is best, and the next
     best of all is one head at 0.2. Where no other setting is there yet, that is what is left."""
     text = GRID.replace("axes:\n", "axes:\n  optimizer.lr: [0.1, 0.2]\n").replace("[1, 2, 4]", "[1, 2]")
     cells = cells_of(tmp_path, text)
