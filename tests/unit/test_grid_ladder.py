@@ -107,6 +107,25 @@ def test_every_form_of_the_report_has_it(tmp_path: Path) -> None:
     assert len(right.get_lines()) == 1 + 2 * 3, "a curve, and two arms with their bars' ends"
 
 
+def test_of_several_ladders_the_sentence_tells_that_of_the_best_setting_a_baseline_too(tmp_path: Path) -> None:
+    """At each of two rates two heads are behind one, and 0.2 is better than 0.1."""
+    text = LADDER.replace("axes:\n", "axes:\n  optimizer.lr: [0.1, 0.2]\n")
+    cells = cells_of(tmp_path, text)
+    fill(cells, speedup=0.7)
+    for cell in cells:
+        if cell.values["optimizer.lr"] == 0.1:
+            result = json.loads((cell.directory / "result.json").read_text())
+            result["metrics"]["val/loss/head_1"] += 0.01
+            (cell.directory / "result.json").write_text(json.dumps(result))
+    report = build_report(load_grid(tmp_path / "grid.yaml"), cells)
+    assert [ladder.baseline.name for ladder in report.ladders] == ["lr=0.1 n_future=1", "lr=0.2 n_future=1"]
+    found = verdict(report)
+    assert found.best is not None
+    assert found.best.label == "lr=0.2 width=128 n_future=1"
+    assert "lower than the best compared with it, lr=0.2 width=128 n_future=2, more than" in found.sentence
+    assert "Effective speedup of lr=0.2 n_future=2 over lr=0.2 n_future=1 at width=128: 0.7" in found.sentence
+
+
 def test_a_report_without_a_ladder_is_as_before(tmp_path: Path) -> None:
     report = report_of(tmp_path, TEXT)
     assert report.ladders == ()

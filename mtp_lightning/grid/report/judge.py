@@ -83,7 +83,7 @@ def _ladders(report: Report, best: Group | None) -> tuple[str, list[dict[str, An
         return "", []
     from mtp_lightning.grid.report.ladder import of_grid, texts  # numpy
 
-    arm = None if best is None or best.is_baseline else of_grid.arm_name(report.spec, best.values)
+    arm = None if best is None else of_grid.arm_name(report.spec, best.values)
     return texts.sentence(report.ladders, arm), texts.json(report.ladders)
 
 
