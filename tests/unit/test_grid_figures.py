@@ -115,11 +115,18 @@ def test_without_numbers_the_figure_says_so(tmp_path: Path) -> None:
     assert figure_png(report, {}).startswith(b"\x89PNG")
 
 
-def test_no_two_of_a_dozen_curves_look_alike(tmp_path: Path) -> None:
-    text = GRID.replace("overrides: {trainer.max_steps: 5}\naxes:\n", "axes:\n  trainer.max_steps: [5, 6, 7, 8]\n")
+@pytest.mark.parametrize(("steps", "curves", "bands"), [("[5, 6]", 6, 6), ("[5, 6, 7, 8]", 12, 0)])
+def test_no_two_of_many_curves_look_alike_and_a_dozen_have_no_bands(
+    tmp_path: Path, steps: str, curves: int, bands: int
+) -> None:
+    """Which would cover each other, and the curves."""
+    text = GRID.replace("overrides: {trainer.max_steps: 5}\naxes:\n", f"axes:\n  trainer.max_steps: {steps}\n")
     report = report_of(tmp_path, text)
-    lines = make_figure(report, curves_of(report)).axes[0].get_lines()
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines) == 12
+    left = make_figure(report, curves_of(report)).axes[0]
+    lines = left.get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines) == curves
+    assert len(left.collections) == bands
+    assert left.get_legend().get_title().get_text().startswith("mean; band" if bands else "mean over seeds")
 
 
 PROBES = [f"probe/polynomial/m_{m}" for m in (1, 2, 3)]

@@ -36,6 +36,8 @@ Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
 
 FEW = 3
 """Curves that leave room for what tells them apart."""
+MANY = 8
+"""Curves of which the bands would cover each other; beyond them are means alone."""
 BELOW = 2 * LINE + 4
 """Characters of a line of it, below the curves."""
 
@@ -60,7 +62,8 @@ def make_figure(report: Report, curves: Curves) -> Figure:
     if learned and len(curves) > FEW:
         height += 0.25 * sum(count_lines(report, BELOW))  # what tells them apart stands below
     panels = (2 if learned or not curves else 1) + ladders
-    figure = Figure(figsize=(11.0 + 5.5 * ladders, height), layout="constrained")
+    beside = 3.0 if max(map(len, short_labels(report).values()), default=0) > LINE / 2 else 0.0  # inches, for names
+    figure = Figure(figsize=(11.0 + beside + 5.5 * ladders, height), layout="constrained")
     *both, right = figure.subplots(1, panels, squeeze=False)[0][: panels - ladders]
     left = list(both)
     for axes in figure.axes:
@@ -87,7 +90,7 @@ def _draw_curves(axes: Axes, report: Report, curves: Curves) -> None:
     axes.set(title=title, xlabel=xlabel, ylabel=unit)
     several = len(varying_keys(report)) > 1
     names = short_labels(report) if several else {group.signature: group.label for group in report.groups}
-    drawn = 0
+    drawn, bands = 0, len(curves) <= MANY
     for index, group in enumerate(report.groups):
         seeds = [dict(points) for points in curves.get(group.signature, {}).values() if points]
         if not seeds or group.signature not in per_step:
@@ -101,7 +104,7 @@ def _draw_curves(axes: Axes, report: Report, curves: Curves) -> None:
         marker = "." if len(steps) < 15 else ""
         label = readable(f"{names[group.signature]} ({counted(len(seeds), 'seed')})", BELOW)
         axes.plot(x, mean, label=label, color=colour, linestyle=dashes, linewidth=1.8, marker=marker)
-        if len(seeds) > 1:
+        if bands and len(seeds) > 1:
             low, high = [min(v) for v in values], [max(v) for v in values]
             axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         drawn += 1
@@ -110,11 +113,12 @@ def _draw_curves(axes: Axes, report: Report, curves: Curves) -> None:
         return
     if at is not None:
         axes.axvline(at.amount, color=GREY, linestyle=":", linewidth=1.2)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     if at is not None and at.unit != "step":
         axes.xaxis.set_major_formatter(EngFormatter())
     long = any(len(str(line.get_label())) > LINE for line in axes.get_lines())
-    legend(axes, "mean; band: lowest to\nhighest seed", "below" if drawn > FEW or long else "inside")
+    heading = "mean; band: lowest to\nhighest seed" if bands else "mean over seeds"
+    legend(axes, heading, "below" if drawn > FEW or long else "inside")
 
 
 def _horizontal_axis(report: Report) -> tuple[str, Mapping[str, float], At | None]:
