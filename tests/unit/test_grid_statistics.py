@@ -12,6 +12,7 @@ from mtp_lightning.grid.report.statistics import (
     Interval,
     difference_of,
     paired_interval,
+    pooled_sd,
     summarise,
     t_quantile,
     welch_interval,
@@ -193,6 +194,24 @@ def test_a_value_that_is_not_finite_is_not_left_out() -> None:
     assert math.isnan(found.mean)
     assert (found.sd, found.interval, found.seeds) == (None, None, 4)
     assert summarise([1.0, 2.0]) == summarise([2.0, 1.0])
+
+
+EXTREME = [0.0, 1.0, -1e200, 1.7e308, -1.7e308, 3.4e38, 5e-324, 1e-200, math.inf, math.nan]
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_numbers_that_no_square_holds_are_no_error(seeds: int) -> None:
+    """A metric of one's own may have any: what comes out is a number, or nan, or nothing."""
+    for values in product(EXTREME, repeat=seeds):
+        mine, theirs = dict(enumerate(values)), dict(enumerate(values[::-1]))
+        gap = difference_of(mine, theirs)
+        assert gap is not None
+        gap.among(3)
+        welch_interval(values, values[::-1])
+        found = summarise(values)
+        assert found is not None
+        assert math.isfinite(found.mean) == all(abs(value) < 1e150 for value in values)
+        assert (pooled_sd([mine]) is None) == (found.sd is None)
 
 
 @pytest.mark.parametrize(("low", "high", "excludes"), [(-1.0, 1.0, False), (0.1, 2.0, True), (-2.0, -0.1, True)])

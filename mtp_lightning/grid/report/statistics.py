@@ -34,6 +34,8 @@ FEWEST_RESAMPLED = 6
 MOST_ENUMERATED = 8
 """Up to so many values every resample is counted (6,435 different ones of eight); of more, `RESAMPLES` are drawn."""
 RESAMPLES = 9_999
+_LARGEST = 1e150
+"""What is not smaller is as good as infinite, and what is not larger than its inverse as 0: their squares are."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,10 @@ def welch_interval(mine: Sequence[float], theirs: Sequence[float]) -> Interval |
         return None
     if not _varies(ours) and not _varies(others):
         return None
-    a, b = ours.sd**2 / ours.seeds, others.sd**2 / others.seeds
-    freedom = (a + b) ** 2 / (a**2 / (ours.seeds - 1) + b**2 / (others.seeds - 1))
-    gap, reach = ours.mean - others.mean, t_quantile(freedom) * math.sqrt(a + b)
+    a, b = ours.sd / math.sqrt(ours.seeds), others.sd / math.sqrt(others.seeds)
+    error = math.hypot(a, b)
+    freedom = 1 / ((a / error) ** 4 / (ours.seeds - 1) + (b / error) ** 4 / (others.seeds - 1))
+    gap, reach = ours.mean - others.mean, t_quantile(freedom) * error
     return Interval(gap - reach, gap + reach, "Welch")
 
 
@@ -204,9 +207,9 @@ def _lower_quantile(values: "np.ndarray[Any, Any]", weights: "np.ndarray[Any, An
 
 def _mean(values: Sequence[float]) -> float:
     # A diverged seed is part of the setting's result, not an outlier to be left out.
-    return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
+    return statistics.fmean(values) if all(abs(value) < _LARGEST for value in values) else math.nan
 
 
 def _varies(summary: Summary) -> bool:
     """Beyond the last digits of a float."""
-    return summary.sd is not None and summary.sd > 1e-12 * abs(summary.mean)
+    return summary.sd is not None and summary.sd > max(1e-12 * abs(summary.mean), 1 / _LARGEST)

@@ -78,8 +78,8 @@ class Choice:
 
     @property
     def is_close(self) -> bool:
-        """Whether it rests on less than that error: of two values that far apart, one choice in six is wrong."""
-        return self.next_best is not None and self.error is not None and self.next_best[1] < self.error
+        """Whether it rests on no more than that error: of two values that far apart, one choice in six is wrong."""
+        return self.next_best is not None and self.error is not None and self.next_best[1] <= self.error
 
     def json(self) -> dict[str, Any]:
         tried = [{"value": value, "mean": mean} for value, mean in self.means.items()]
@@ -117,7 +117,7 @@ def close_text(choices: Sequence[Choice], metric: str) -> str:
     first, arms = close[0], counted(len(close), "arm", of=len(choices))
     error = f"{format_value(metric, first.error or 0.0)} on {counted(first.seeds, 'seed')}"
     named = some([_before(choice, metric) for choice in close], FEW)
-    return f"The {first.axis} of {arms} was chosen by less than its standard error ({error}): {named}."
+    return f"The {first.axis} of {arms} was chosen by no more than its standard error ({error}): {named}."
 
 
 def _before(choice: Choice, metric: str) -> str:
@@ -134,7 +134,7 @@ def tuning_rows(choices: Sequence[Choice]) -> list[list[str]]:
     def cell(choice: Choice, value: float) -> str:
         mean = choice.means.get(value)
         text = "–" if mean is None else f"{mean:.4f}"
-        remarks = (", at the edge" if choice.at_edge else "") + (", by less than chance" if choice.is_close else "")
+        remarks = (", at the edge" if choice.at_edge else "") + (", perhaps by chance" if choice.is_close else "")
         return f"{text}, chosen{remarks}" if value == choice.value else text
 
     head = ["mean over the tuning seeds", *(f"{choices[0].axis}={value:g}" for value in values)]
