@@ -303,3 +303,10 @@ def test_numbers_have_the_units_people_use() -> None:
     assert format_value("perf/tokens_per_second_median", -1234.0, signed=True) == "-1.23 k"
     numbers = {1.23456: "1.2346", 12.3456: "12.346", 1234.56: "1234.6", 0.00012345: "0.000123", 0.0: "0.0000"}
     assert [format_value("x", x) for x in numbers] == list(numbers.values())
+
+
+def test_a_number_that_no_square_holds_is_said_to_be_none(tmp_path: Path) -> None:
+    report = filled(tmp_path, {**LOSSES, (2, 1): 1e200})
+    assert "not finite: val/loss/head_1 of n_future=2 seed=1" in notices(report)
+    assert "nan (1 of 2 not finite)" in markdown(report)
+    assert verdict(report).not_finite == ["n_future=2"]

@@ -112,6 +112,16 @@ def test_an_arm_waits_for_all_its_tuning_cells_and_not_for_others(tmp_path: Path
     assert found.choices[0].means[0.3] is None, "one seed that diverged is the value's result"
 
 
+def test_a_value_whose_results_no_square_holds_is_as_one_that_diverged(tmp_path: Path) -> None:
+    """Their sum may not be a number."""
+    spec, cells = made(tmp_path)
+    for cell in cells:
+        end(cell, 1.7e308 if cell.values[LR] == 0.1 else loss(cell))
+    found = tuned(spec, cells)
+    assert chosen(found) == {"n_future=1": 0.2, "n_future=2": 0.4}
+    assert [choice.means[0.1] for choice in found.choices] == [None, None]
+
+
 def test_where_every_value_diverged_nothing_is_chosen_and_it_says_so(tmp_path: Path) -> None:
     spec, cells = made(tmp_path)
     for cell in cells:

@@ -21,12 +21,11 @@ from mtp_lightning.grid.report.equal_training import (
     values_at,
 )
 from mtp_lightning.grid.report.statistics import Difference, Summary, difference_of, pooled_sd, summarise
-from mtp_lightning.grid.report.tuning import Choice, tuned
+from mtp_lightning.grid.report.tuning import Choice, arm_of, tuned
 from mtp_lightning.grid.run.gate import Gating, gated
 from mtp_lightning.grid.run.state import CellFiles, Result, State
 from mtp_lightning.grid.spec.cells import Cell, baseline_values
 from mtp_lightning.grid.spec.grid_spec import At, GridSpec
-from mtp_lightning.grid.spec.signature import canonical
 
 if TYPE_CHECKING:
     from mtp_lightning.grid.report.ladder.of_grid import Ladder
@@ -159,6 +158,7 @@ def build_report(
     for choice in tuning.choices:
         missing += [f"{choice.arm} seed={cell.seed} (its {choice.axis} is not chosen yet)" for cell in choice.later]
     groups = _groups(spec, gate.cells, values, [cell.signature for cell in diverged])
+    spread = pooled_sd([group.by_seed(spec.compare[0]) for group in groups])
     report = Report(
         spec,
         cells,
@@ -173,10 +173,7 @@ def build_report(
         ],
         diverged=[f"{cell.label} ({_how_it_diverged(files[cell.signature])})" for cell in diverged],
         equal_training=equal,
-        choices=[
-            replace(choice, spread=pooled_sd([group.by_seed(spec.compare[0]) for group in groups]))
-            for choice in tuning.choices
-        ],
+        choices=[replace(choice, spread=spread) for choice in tuning.choices],
         gate=gate,
         stopped=[group for group in groups if group.signature in gate.stopped],
     )
@@ -241,16 +238,12 @@ def _how_it_diverged(files: CellFiles) -> str:
 def _groups(
     spec: GridSpec, cells: Sequence[Cell], values: Mapping[str, Mapping[str, float]], diverged: Collection[str]
 ) -> list[Group]:
-    def arm(values: Mapping[str, Any] | None) -> str:
-        """Of a tuned axis each setting has its own value, its baseline another."""
-        return canonical(values and {key: value for key, value in values.items() if key not in spec.tuned_keys})
-
     by_group: dict[str, list[Cell]] = {}
     group_of: dict[str, str] = {}
     for cell in cells:
         by_group.setdefault(cell.group, []).append(cell)
         for same in (cell, *cell.aliases):
-            group_of.setdefault(arm(same.values), cell.group)
+            group_of.setdefault(arm_of(spec, same.values), cell.group)
 
     return [
         Group(
@@ -259,7 +252,7 @@ def _groups(
             values=members[0].values,
             results={cell.seed: values[cell.signature] for cell in members if cell.signature in values},
             seeds=[cell.seed for cell in members],
-            baseline=group_of.get(arm(baseline_values(spec, members[0].values))),
+            baseline=group_of.get(arm_of(spec, baseline_values(spec, members[0].values))),
             diverged=[cell.seed for cell in members if cell.signature in diverged],
         )
         for name, members in by_group.items()

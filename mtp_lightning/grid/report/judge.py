@@ -113,9 +113,9 @@ def _rival(best: Group, others: Sequence[Group]) -> Group | None:
     Args:
         others: the better first.
     """
-    related = [group for group in others if best.baseline in (group.signature, group.baseline)]
-    theirs = [group for group in related if group.signature == best.baseline]
-    return next(iter([*theirs, *(related if best.is_baseline else []), *others]), None)
+    baseline = [group for group in others if group.signature == best.baseline]
+    arms = [group for group in others if best.is_baseline and group.baseline == best.signature]
+    return next(iter([*baseline, *arms, *others]), None)
 
 
 def _rank(group: Group, metric: str, direction: str) -> float:

@@ -82,6 +82,11 @@ class Difference(Summary):
         return Interval(self.mean - reach, self.mean + reach, "t" if comparisons == 1 else "Bonferroni")
 
 
+def countable(value: float) -> bool:
+    """Whether it is finite, and its square is."""
+    return abs(value) < _LARGEST
+
+
 def summarise(values: Sequence[float]) -> Summary | None:
     if not values:
         return None
@@ -207,7 +212,7 @@ def _lower_quantile(values: "np.ndarray[Any, Any]", weights: "np.ndarray[Any, An
 
 def _mean(values: Sequence[float]) -> float:
     # A diverged seed is part of the setting's result, not an outlier to be left out.
-    return statistics.fmean(values) if all(abs(value) < _LARGEST for value in values) else math.nan
+    return statistics.fmean(values) if all(map(countable, values)) else math.nan
 
 
 def _varies(summary: Summary) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.report.metric_names import LOWER, better_direction, format_value
+from mtp_lightning.grid.report.statistics import countable
 from mtp_lightning.grid.run.state import CellFiles, State
 from mtp_lightning.grid.spec.cells import Cell, baseline_values
 from mtp_lightning.grid.spec.grid_spec import GridSpec
@@ -169,6 +170,11 @@ class Tuning:
         return f"then {counted(len(self.later), 'cell')}: {counted(len(waiting), 'arm')} at the best {waiting[0].axis}"
 
 
+def arm_of(spec: GridSpec, values: Mapping[str, Any] | None) -> str:
+    """A setting without what is tuned, of which each has its own value and its baseline another; as a key."""
+    return canonical(values and {key: value for key, value in values.items() if key not in spec.tuned_keys})
+
+
 def tuned(spec: GridSpec, cells: Sequence[Cell]) -> Tuning:
     """The cells of a grid that are wanted now; all of them, where nothing is tuned.
 
@@ -186,14 +192,10 @@ def tuned(spec: GridSpec, cells: Sequence[Cell]) -> Tuning:
         what = f"whether a lower or a higher {metric} is better is not known"
         raise InputError(f"{spec.where('tune')}: {what}; give {{metric: {metric}, better: lower}} in `compare`")
     labels = Labels(spec)
-
-    def arm(values: Mapping[str, Any] | None) -> str:
-        return canonical(values and {key: value for key, value in values.items() if key not in spec.tuned_keys})
-
     arms: dict[str, list[tuple[Cell, Cell]]] = {}
     for cell in cells:
         for one in (cell, *cell.aliases):
-            arms.setdefault(arm(one.values), []).append((one, cell))
+            arms.setdefault(arm_of(spec, one.values), []).append((one, cell))
     choices: list[Choice] = []
     trying: dict[str, Cell] = {}
     kept: dict[str, Cell] = {}
@@ -201,7 +203,7 @@ def tuned(spec: GridSpec, cells: Sequence[Cell]) -> Tuning:
         trials = [pair for pair in members if pair[0].seed in spec.tune.seeds]
         compared = [pair for pair in members if pair[0].seed in spec.seeds]
         choice = _choose(spec, spec.tune.axis, labels, trials, direction == LOWER)
-        is_baseline = arm(baseline_values(spec, members[0][0].values)) == name
+        is_baseline = arm_of(spec, baseline_values(spec, members[0][0].values)) == name
         choice = replace(choice, is_baseline=is_baseline, seeds=len(spec.tune.seeds))
         if choice.value is None:
             choice = replace(choice, later=list({one.seed: cell for one, cell in compared}.values()))
@@ -234,7 +236,7 @@ def _choose(spec: GridSpec, axis: str, labels: Labels, trials: Sequence[tuple[Ce
 
 
 def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+    return value is not None and countable(value)
 
 
 def _result(cell: Cell, metric: str) -> tuple[float | None, str]:

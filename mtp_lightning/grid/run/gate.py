@@ -20,6 +20,7 @@ from mtp_lightning.config.cell import is_saving
 from mtp_lightning.errors import InputError, UnavailableError
 from mtp_lightning.files import DamagedError
 from mtp_lightning.grid.report.metric_names import LOWER, better_direction, format_value
+from mtp_lightning.grid.report.statistics import countable
 from mtp_lightning.grid.run.attempts import read_attempts, saved_step
 from mtp_lightning.grid.run.state import DIVERGED, CellFiles, State
 from mtp_lightning.grid.run.status import CellStatus
@@ -177,7 +178,7 @@ def _judge(
     for name, members in settings.items():
         found = [_value(cell, files[cell.signature], metric, step) for cell in members]
         known = [value for value in found if value is not None]
-        if not all(map(math.isfinite, known)):
+        if not all(map(countable, known)):
             means[name] = sign * math.inf
         else:
             means[name] = fmean(known) if len(known) == len(found) else None

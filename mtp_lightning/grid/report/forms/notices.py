@@ -1,8 +1,7 @@
 """What a reader of a report has to know beside its table."""
 
-import math
-
 from mtp_lightning.grid.report.comparison import Group, Report
+from mtp_lightning.grid.report.statistics import countable
 from mtp_lightning.grid.report.tuning import some, tuned_text
 from mtp_lightning.grid.spec.values import shown
 
@@ -45,4 +44,4 @@ def notices(report: Report) -> list[str]:
 
 
 def not_finite(group: Group, metric: str) -> list[int]:
-    return [seed for seed, value in group.by_seed(metric).items() if not math.isfinite(value)]
+    return [seed for seed, value in group.by_seed(metric).items() if not countable(value)]
