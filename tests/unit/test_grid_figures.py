@@ -247,6 +247,7 @@ def test_rows_of_several_lines_do_not_lie_on_each_other(tmp_path: Path) -> None:
     boxes = [label.get_window_extent() for label in labels]
     assert len(boxes) == 10
     assert all(above.y0 > below.y1 for above, below in itertools.pairwise(boxes))
+    assert left.get_window_extent().width > 0.3 * figure.bbox.width, "the names leave the curves room"
     legend = left.get_legend().get_window_extent()
     assert 0 <= legend.y0 < legend.y1 <= left.get_window_extent().y0
 

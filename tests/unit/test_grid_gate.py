@@ -131,6 +131,9 @@ def test_what_has_a_result_diverged_or_has_no_value(tmp_path: Path) -> None:
     assert [group.label for group in report.groups if group.results] == ["n_future=3"]
     assert report_json(report)["gate"]["judged"][1]["value"] is None, "JSON has no infinity"
     json.dumps(verdict(report).json(), allow_nan=False)
+    for cell in by_n[5]:
+        pause(cell, 1.7e308)
+    assert stopped(gated(spec, cells)) == ["n_future=2", "n_future=5"], "the sum of two may not be a number"
 
 
 def test_where_more_is_better_the_least_are_stopped(tmp_path: Path) -> None:

@@ -207,7 +207,8 @@ def test_numbers_that_no_square_holds_are_no_error(seeds: int) -> None:
         gap = difference_of(mine, theirs)
         assert gap is not None
         gap.among(3)
-        welch_interval(values, values[::-1])
+        for times in (1, 2, 3):  # what is divided by the root of enough seeds is 0
+            welch_interval(values * times, values[::-1] * times)
         found = summarise(values)
         assert found is not None
         assert math.isfinite(found.mean) == all(abs(value) < 1e150 for value in values)
