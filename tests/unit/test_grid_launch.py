@@ -247,14 +247,22 @@ def test_time_left_counts_from_where_the_attempt_began() -> None:
     assert at(60, now) == pytest.approx(20.0, abs=0.5)  # 10 steps in 5 s, 40 to go
 
 
-def test_time_left_of_a_grid_is_shared_by_the_workers_and_is_the_longest_cells_at_least() -> None:
-    launcher = LocalLauncher(Silent(), workers=2)
-    running = [Line("a", "running", seconds_left=30.0), Line("b", "running", seconds_left=90.0)]
-    launcher.outcomes = {name: Outcome(State.FINISHED, seconds=seconds) for name, seconds in (("x", 40.0), ("y", 20.0))}
+def test_time_left_of_a_grid_is_shared_by_the_workers_and_is_the_longest_cells_at_least(tmp_path: Path) -> None:
+    known: dict[str, float] = {}
+    launcher = LocalLauncher(Silent(), workers=2, expected=lambda: dict(known))
+    cells = cells_of(tmp_path)
     launcher.active, launcher.waiting = dict.fromkeys("ab"), {}  # type: ignore[arg-type]
+    launcher.outcomes, launcher.retry_at = {}, {}
+    running = [Line("a", "running", seconds_left=30.0), Line("b", "running", seconds_left=90.0)]
     assert launcher._seconds_left(running) == 90.0
-    launcher.waiting = dict.fromkeys("cde")  # type: ignore[arg-type]
-    assert launcher._seconds_left([*running, *[Line(name, "waiting") for name in "cde"]]) == (30 + 90 + 3 * 30) / 2
+    launcher.waiting = {cell.signature: cell for cell in cells[:3]}
+    assert launcher._seconds_left(running) is None, "nothing is known of those that wait"
+    known.update({cell.signature: seconds for cell, seconds in zip(cells, (10.0, 20.0, 300.0))})
+    assert launcher._seconds_left(running) is None, "nor asked for, while no cell has ended"
+    launcher.outcomes = {"x": Outcome(State.FINISHED)}
+    assert launcher._seconds_left(running) == (30 + 90 + 10 + 20 + 300) / 2
+    launcher.retry_at = {cells[2].signature: 0.0}
+    assert launcher._seconds_left(running) == 90.0, "what another launcher runs is no work of this one"
     launcher.active, launcher.waiting = {}, {}
     assert launcher._seconds_left([]) == 0.0
 

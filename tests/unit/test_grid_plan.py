@@ -1,18 +1,21 @@
 """What a grid costs: tokens and FLOPs of every cell, hours by the nearest measurement, and a budget that holds."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_grid_fakes import GRID, FakeResolver, cells_of, finish, grid_file, house
 
 from mtp_lightning.config import memory
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
-from mtp_lightning.grid.run.plan import Total, costs
+from mtp_lightning.grid.run.cost import Total, costs, seconds_left, time_by_flops
 from mtp_lightning.grid.run.state import Progress, Result
 
 __all__ = ["house"]
@@ -40,8 +43,8 @@ def test_hours_come_from_the_nearest_measurement(tmp_path: Path) -> None:
     assert found[4].seconds == 500 / 2.5
     assert found[4].basis == "its pace"
     assert found[4].done == 0.4
-    # of 100 s for n = 1 and 200 s for n = 4 the median speed: 3 / 4 of that of n = 4
-    assert [cost.seconds for cost in found[2:4]] == pytest.approx([200 / 1.5] * 2)
+    # 100 s for n = 1 and 200 s for n = 4: a start-up of 200 / 3 s
+    assert [cost.seconds for cost in found[2:4]] == pytest.approx([400 / 3] * 2)
 
 
 def test_what_a_dead_run_did_after_its_checkpoint_is_not_done(tmp_path: Path) -> None:
@@ -129,3 +132,53 @@ def test_above_its_budget_a_grid_is_shown_and_not_run(
 def test_within_its_budget_it_runs(tmp_path: Path) -> None:
     path = grid_file(tmp_path, GRID + "budget: {tokens: 3000, gpu_hours: 1, hours: 1}\n")
     assert Grid(str(path), runs=str(tmp_path / "runs")).run(workers=2) == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    start_up=st.floats(0.5, 100),
+    speed=st.floats(1e6, 1e15),
+    work=st.lists(st.floats(1, 1e4), min_size=2, max_size=8).filter(lambda work: max(work) >= 2.5 * min(work)),
+    asked=st.floats(0.1, 1e5),
+)
+def test_a_start_up_and_a_speed_are_found_again(
+    start_up: float, speed: float, work: Sequence[float], asked: float
+) -> None:
+    def takes(seconds_of_work: float) -> float:
+        return start_up + seconds_of_work
+
+    found = time_by_flops([(one * speed, takes(one)) for one in work])
+    assert found(asked * speed) == pytest.approx(takes(asked), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("timed", "ten_times"),
+    [
+        ([(1.0, 30.0)], 300),
+        ([(1.0, 30.0), (1.02, 30.1)], 300),  # too close to each other to tell a start-up from a speed
+        ([(1.0, 30.0), (4.0, 20.0)], 10 / 0.1166667),  # the larger took less
+        ([(1.0, 30.0), (4.0, 240.0)], 10 / 0.025),  # a start-up below 0
+    ],
+)
+def test_without_a_line_the_median_speed(timed: Sequence[tuple[float, float]], ten_times: float) -> None:
+    assert time_by_flops(timed)(10.0) == pytest.approx(ten_times, rel=0.01)
+
+
+def test_a_run_that_was_held_up_does_not_bend_the_line() -> None:
+    """Errors are relative: one hour for a run of a minute moves what a long one takes by less than a tenth."""
+    timed = [(flops, 20 + 10 * flops) for flops in (1.0, 1.0, 3.0, 3.0, 10.0, 10.0)]
+    assert time_by_flops([*timed, (3.0, 3600.0)])(40.0) == pytest.approx(420, rel=0.1)
+
+
+def test_what_is_left_ends_at_the_gate(tmp_path: Path) -> None:
+    """Cells of 5 steps: n = 1 took 100 s, n = 2 is at step 2 of 5 and n = 4 has not begun."""
+    cells = cells_of(tmp_path)
+    cells[0].directory.mkdir(parents=True)
+    Result(step=5, metrics={}, wall_seconds=100.0).write(cells[0].directory)
+    (cells[2].directory / "checkpoints").mkdir(parents=True)
+    (cells[2].directory / "checkpoints" / "step-00000002.ckpt").touch()
+    Progress(step=2, max_steps=5, phase="training", updated_at=1.0).write(cells[2].directory)
+    wanted = [cells[0], replace(cells[2], pause_at=3), replace(cells[4], pause_at=3), cells[5]]
+    found = [seconds_left(wanted, FakeResolver())[cell.signature] for cell in wanted]
+    assert found == pytest.approx([0, 200 * (0.6 - 0.4), 400 * 0.6, 400])
+    assert seconds_left(cells[1:2], FakeResolver()) == {}

@@ -18,7 +18,8 @@ from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
 from mtp_lightning.grid.run import logs
 from mtp_lightning.grid.run import status as statuses
-from mtp_lightning.grid.run.plan import Cost, plan_table
+from mtp_lightning.grid.run.cost import Cost
+from mtp_lightning.grid.run.plan import plan_table
 from mtp_lightning.grid.run.state import LOG, Progress, State, cell_state
 from mtp_lightning.grid.run.status import read_status
 from mtp_lightning.grid.slurm.submissions import Submission, Submissions

@@ -5,9 +5,9 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from rich.console import Console
@@ -33,6 +33,10 @@ ASKED_TO_STOP = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """The last two are the warnings of Slurm and others before the end."""
 _ELSEWHERE_SECONDS = 1.0
 _SAME_SIGNAL_SECONDS = 0.5
+_EXPECTED_ANEW_SECONDS = 20.0
+
+Expected = Callable[[], Mapping[str, float]]
+"""The seconds that are left of each cell, by signature, as far as that is known."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,14 @@ class LaunchResult:
     """By signature; cells that were not started have none."""
     stopped_by: int | None = None
     """The signal that asked the launcher to stop."""
+
+
+@dataclass(frozen=True)
+class _Expectation:
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    outcomes: int = -1
+    """How many there were when it was asked for."""
+    anew_at: float = 0.0
 
 
 class Pace:
@@ -71,8 +83,16 @@ class LocalLauncher:
     a cell that the other has locked, and does not run it again. SIGINT is handed on to the runs, as SIGTERM are those
     of `ASKED_TO_STOP`; they get `grace` seconds to save before they are killed; a second signal kills them at once."""
 
-    def __init__(self, display: Display, workers: int = 1, grace: float = 30.0, interval: float = 0.2) -> None:
+    def __init__(
+        self,
+        display: Display,
+        workers: int = 1,
+        grace: float = 30.0,
+        interval: float = 0.2,
+        expected: Expected = dict,
+    ) -> None:
         self.display, self.workers, self.grace, self.interval = display, workers, grace, interval
+        self.expected, self._expected = expected, _Expectation()
         self.environment = child_environment(workers, without_slurm(os.environ))
         self.gpus = visible_gpus(os.environ)
 
@@ -243,29 +263,26 @@ class LocalLauncher:
             return None
 
     def _seconds_left(self, lines: Sequence[Line]) -> float | None:
-        """Assumes that waiting cells take as long as the finished ones on average, or else as the running ones."""
+        """None while it is not known of a cell that waits, or of all that run."""
         running = [line.seconds_left for line in lines if line.state == "running" and line.seconds_left is not None]
-        durations = [o.seconds for o in self.outcomes.values() if o.state is State.FINISHED and o.seconds]
-        if not durations:
-            durations = [
-                self.paces[name].elapsed() + left
-                for name, attempt in self.active.items()
-                if (left := self.paces[name].seconds_left(self._progress(attempt.cell))) is not None
-            ]
         if not self.active and not self.waiting:
             return 0.0
-        queued = sum(line.state == "waiting" for line in lines)
-        if (queued and not durations) or (self.active and not running):
+        queued = [cell for name, cell in self.waiting.items() if name not in self.retry_at]
+        if len(self.outcomes) != self._expected.outcomes or time.monotonic() >= self._expected.anew_at:
+            again = time.monotonic() + _EXPECTED_ANEW_SECONDS
+            self._expected = _Expectation(self.expected(), len(self.outcomes), again)
+        seconds = self._expected.seconds
+        if any(cell.signature not in seconds for cell in queued) or (self.active and not running):
             return None
-        queue_seconds = queued * sum(durations) / len(durations) if durations else 0.0
-        return max([(sum(running) + queue_seconds) / self.workers, *running])
+        return max([(sum(running) + sum(seconds[cell.signature] for cell in queued)) / self.workers, *running])
 
 
-def run_here(todo: Sequence[Cell], of: int, workers: int | None) -> LaunchResult:
+def run_here(todo: Sequence[Cell], of: int, workers: int | None, expected: Expected) -> LaunchResult:
     """Run cells, `todo` of the `of` cells of a grid, and show how far they are.
 
     Args:
         workers: cells at a time; None: `default_workers`.
+        expected: asked again as cells end and run, for what is left in all.
     """
     workers = workers or default_workers(todo, len(visible_gpus(os.environ)))
     threads = child_environment(workers, os.environ)["OMP_NUM_THREADS"]
@@ -273,7 +290,7 @@ def run_here(todo: Sequence[Cell], of: int, workers: int | None) -> LaunchResult
     say(f"{len(todo)} of {of} cells to run, {workers} at a time with {each}", error=True)
     display = open_display(Console(stderr=True))
     try:
-        return LocalLauncher(display, workers).launch(todo)
+        return LocalLauncher(display, workers, expected=expected).launch(todo)
     finally:
         display.close()
 
