@@ -21,7 +21,7 @@ from mtp_lightning.grid.report.forms import mlflow_page
 from mtp_lightning.grid.report.stages import report_stages
 from mtp_lightning.grid.report.tuning import Tuning, tuned
 from mtp_lightning.grid.run import logs
-from mtp_lightning.grid.run.cost import Cost, Total, check_budget, costs, seconds_left
+from mtp_lightning.grid.run.cost import Cost, Expected, Total, check_budget, costs, seconds_left
 from mtp_lightning.grid.run.display import say, summary, writable, write_table
 from mtp_lightning.grid.run.gate import Gating, gated
 from mtp_lightning.grid.run.plan import is_to_run, plan_json, plan_table
@@ -104,7 +104,8 @@ class Grid:
         writable(self.folder)
         if self._to_run():
             self._prepare_charts()
-        launched = run_rounds(self._to_run, len(self.cells), workers, lambda: seconds_left(self.cells, self._loaded[2]))
+        expected = Expected(lambda: seconds_left(self.cells, self._loaded[2]))
+        launched = run_rounds(self._to_run, len(self.cells), workers, expected)
         if launched.stopped_by is not None:
             ended = summary([outcome.state.value for outcome in launched.outcomes.values()])
             say(f"stopped ({ended}); the same command continues where this one ended", error=True)

@@ -10,7 +10,7 @@ import pytest
 from test_grid_fakes import cells_of, finish, grid_file, states
 from test_grid_stop import runner
 
-from mtp_lightning.grid.run.launch import Pace
+from mtp_lightning.grid.run.cost import Pace
 from mtp_lightning.grid.run.state import Progress, State, Status, cell_state
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.machine import process_token

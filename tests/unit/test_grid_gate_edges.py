@@ -16,8 +16,9 @@ from mtp_lightning.files import write_json
 from mtp_lightning.grid import commands
 from mtp_lightning.grid.run import gate, rounds
 from mtp_lightning.grid.run.attempts import is_at_gate, log_attempt
+from mtp_lightning.grid.run.cost import Expected
 from mtp_lightning.grid.run.gate import Gating, gated
-from mtp_lightning.grid.run.launch import Expected, LaunchResult, LocalLauncher
+from mtp_lightning.grid.run.launch import LaunchResult, LocalLauncher
 from mtp_lightning.grid.run.plan import is_to_run
 from mtp_lightning.grid.run.state import CHECKPOINTS, DIVERGED, AtGate, CellFiles, Failure, Progress, State, Status
 from mtp_lightning.grid.run.status import CellStatus
@@ -111,7 +112,7 @@ def test_what_diverged_is_run_once_and_never_waited_for(
         return [cell for cell in found.cells if found.may_run(cell) and not (cell.directory / "result.json").exists()]
 
     monkeypatch.setattr(rounds, "run_here", run_here)
-    rounds.run_rounds(to_run, len(cells), 1, dict)
+    rounds.run_rounds(to_run, len(cells), 1, Expected(dict))
     goes_on = [cell for cell in cells if cell.values[N] not in bad]
     assert started == [f"{cell.label} 3" for cell in cells] + [f"{cell.label} None" for cell in goes_on]
     assert to_run() == [replace(cell, pause_at=3) for cell in cells if cell.values[N] in bad], "the command, again"

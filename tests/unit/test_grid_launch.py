@@ -13,9 +13,10 @@ from test_grid_fakes import CONFIG, DONE, ONE, Silent, cells_of, command, finish
 
 from mtp_lightning.files import FileLock, read_json
 from mtp_lightning.grid.run import launch as launching
+from mtp_lightning.grid.run.cost import Expected, Pace
 from mtp_lightning.grid.run.display import Line, PlainDisplay
 from mtp_lightning.grid.run.gpus import default_workers, gpus_of, least_used, visible_gpus
-from mtp_lightning.grid.run.launch import LocalLauncher, Pace
+from mtp_lightning.grid.run.launch import LocalLauncher
 from mtp_lightning.grid.run.logs import log_tail
 from mtp_lightning.grid.run.process import Outcome, child_environment
 from mtp_lightning.grid.run.state import LOCK, Progress, State, Status, cell_state
@@ -249,7 +250,7 @@ def test_time_left_counts_from_where_the_attempt_began() -> None:
 
 def test_time_left_of_a_grid_is_shared_by_the_workers_and_is_the_longest_cells_at_least(tmp_path: Path) -> None:
     known: dict[str, float] = {}
-    launcher = LocalLauncher(Silent(), workers=2, expected=lambda: dict(known))
+    launcher = LocalLauncher(Silent(), workers=2, expected=Expected(lambda: dict(known)))
     cells = cells_of(tmp_path)
     launcher.active, launcher.waiting = dict.fromkeys("ab"), {}  # type: ignore[arg-type]
     launcher.outcomes, launcher.retry_at = {}, {}
@@ -259,8 +260,11 @@ def test_time_left_of_a_grid_is_shared_by_the_workers_and_is_the_longest_cells_a
     assert launcher._seconds_left(running) is None, "nothing is known of those that wait"
     known.update({cell.signature: seconds for cell, seconds in zip(cells, (10.0, 20.0, 300.0))})
     assert launcher._seconds_left(running) is None, "nor asked for, while no cell has ended"
-    launcher.outcomes = {"x": Outcome(State.FINISHED)}
+    launcher.outcomes = {"x": Outcome(State.FINISHED, seconds=40.0)}
     assert launcher._seconds_left(running) == (30 + 90 + 10 + 20 + 300) / 2
+    del known[cells[0].signature]
+    launcher.outcomes = {"y": Outcome(State.FINISHED, seconds=20.0)} | launcher.outcomes
+    assert launcher._seconds_left(running) == (30 + 90 + 30 + 20 + 300) / 2, "as long as those that ended"
     launcher.retry_at = {cells[2].signature: 0.0}
     assert launcher._seconds_left(running) == 90.0, "what another launcher runs is no work of this one"
     launcher.active, launcher.waiting = {}, {}

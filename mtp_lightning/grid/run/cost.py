@@ -1,9 +1,10 @@
-"""What the cells of a grid cost. Reads only.
+"""What the cells of a grid cost, and what is left of it. Reads only.
 
 Tokens, FLOPs and memory follow from the configuration; hours from the nearest measurement: the cell's own run; its
 other seeds; its own pace; other settings on the same resources, by FLOPs. Where nothing has run they are unknown.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,7 +15,7 @@ from mtp_lightning.config.many_configs import Resolver
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.run.attempts import saved_step
-from mtp_lightning.grid.run.state import CellFiles, State
+from mtp_lightning.grid.run.state import CellFiles, Progress, State
 from mtp_lightning.grid.spec.cells import Cell
 from mtp_lightning.grid.spec.grid_spec import GridSpec
 from mtp_lightning.grid.spec.resources import Resources
@@ -22,6 +23,7 @@ from mtp_lightning.machine import machine_memory
 from mtp_lightning.units import duration, quantity
 
 HOUR = 3600.0
+_ANEW_SECONDS = 20.0
 ByFlops = Mapping[tuple[int, int], Callable[[float], float]]
 """(GPUs, processes) -> seconds of a run of so many FLOPs."""
 
@@ -114,6 +116,46 @@ def time_by_flops(timed: Sequence[tuple[float, float]]) -> Callable[[float], flo
         if min(determinant, start_up, slope) > 0:
             return lambda flops: (start_up + slope * flops / most) / determinant
     return lambda flops: flops / speed
+
+
+class Expected:
+    """`seconds_left`, or what is like it, asked again when a cell has ended, and now and then: those that run have come
+    further."""
+
+    def __init__(self, ask: Callable[[], Mapping[str, float]]) -> None:
+        self._ask = ask
+        self._known: Mapping[str, float] = {}
+        self._ended, self._anew_at = -1, 0.0
+
+    def seconds(self, ended: int) -> Mapping[str, float]:
+        """
+        Args:
+            ended: how many cells have.
+        """
+        if ended != self._ended or time.monotonic() >= self._anew_at:
+            self._known, self._ended = self._ask(), ended
+            self._anew_at = time.monotonic() + _ANEW_SECONDS
+        return self._known
+
+
+class Pace:
+    """Time left, from the steps seen since the attempt began (a resumed run does not begin at step 0)."""
+
+    def __init__(self, started_at: float) -> None:
+        self.started_at = started_at
+        self._first: tuple[int, float] | None = None
+
+    def seconds_left(self, progress: Progress | None) -> float | None:
+        if progress is None or progress.updated_at < self.started_at:
+            return None
+        if self._first is None:
+            self._first = (progress.step, progress.updated_at)
+        step, at = self._first
+        done, spent = progress.step - step, progress.updated_at - at
+        if done <= 0:
+            return None
+        since = time.time() - progress.updated_at
+        return max(0.0, (progress.max_steps - progress.step) * spent / done - since)
 
 
 def _memory(size: Size, gpus: int) -> int | None:

@@ -5,15 +5,17 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import mean
 from types import FrameType
 
 from rich.console import Console
 
 from mtp_lightning.files import DamagedError, FileLock
 from mtp_lightning.grid.run.attempts import is_at_gate
+from mtp_lightning.grid.run.cost import Expected, Pace
 from mtp_lightning.grid.run.display import Display, Line, open_display, say
 from mtp_lightning.grid.run.gpus import VISIBLE, default_workers, gpus_of, least_used, visible_gpus
 from mtp_lightning.grid.run.process import (
@@ -33,10 +35,6 @@ ASKED_TO_STOP = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """The last two are the warnings of Slurm and others before the end."""
 _ELSEWHERE_SECONDS = 1.0
 _SAME_SIGNAL_SECONDS = 0.5
-_EXPECTED_ANEW_SECONDS = 20.0
-
-Expected = Callable[[], Mapping[str, float]]
-"""The seconds that are left of each cell, by signature, as far as that is known."""
 
 
 @dataclass(frozen=True)
@@ -45,37 +43,6 @@ class LaunchResult:
     """By signature; cells that were not started have none."""
     stopped_by: int | None = None
     """The signal that asked the launcher to stop."""
-
-
-@dataclass(frozen=True)
-class _Expectation:
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    outcomes: int = -1
-    """How many there were when it was asked for."""
-    anew_at: float = 0.0
-
-
-class Pace:
-    """Time left, from the steps seen since the attempt began (a resumed run does not begin at step 0)."""
-
-    def __init__(self, started_at: float) -> None:
-        self.started_at = started_at
-        self._first: tuple[int, float] | None = None
-
-    def elapsed(self) -> float:
-        return time.time() - self.started_at
-
-    def seconds_left(self, progress: Progress | None) -> float | None:
-        if progress is None or progress.updated_at < self.started_at:
-            return None
-        if self._first is None:
-            self._first = (progress.step, progress.updated_at)
-        step, at = self._first
-        done, spent = progress.step - step, progress.updated_at - at
-        if done <= 0:
-            return None
-        since = time.time() - progress.updated_at
-        return max(0.0, (progress.max_steps - progress.step) * spent / done - since)
 
 
 class LocalLauncher:
@@ -89,10 +56,10 @@ class LocalLauncher:
         workers: int = 1,
         grace: float = 30.0,
         interval: float = 0.2,
-        expected: Expected = dict,
+        expected: Expected | None = None,
     ) -> None:
         self.display, self.workers, self.grace, self.interval = display, workers, grace, interval
-        self.expected, self._expected = expected, _Expectation()
+        self.expected = expected or Expected(dict)
         self.environment = child_environment(workers, without_slurm(os.environ))
         self.gpus = visible_gpus(os.environ)
 
@@ -263,18 +230,19 @@ class LocalLauncher:
             return None
 
     def _seconds_left(self, lines: Sequence[Line]) -> float | None:
-        """None while it is not known of a cell that waits, or of all that run."""
+        """None while it is not known of all that run, or of a cell that waits: of what nothing is known takes as long
+        as those that ended here."""
         running = [line.seconds_left for line in lines if line.state == "running" and line.seconds_left is not None]
         if not self.active and not self.waiting:
             return 0.0
         queued = [cell for name, cell in self.waiting.items() if name not in self.retry_at]
-        if len(self.outcomes) != self._expected.outcomes or time.monotonic() >= self._expected.anew_at:
-            again = time.monotonic() + _EXPECTED_ANEW_SECONDS
-            self._expected = _Expectation(self.expected(), len(self.outcomes), again)
-        seconds = self._expected.seconds
-        if any(cell.signature not in seconds for cell in queued) or (self.active and not running):
+        known = self.expected.seconds(len(self.outcomes))
+        ended = [o.seconds for o in self.outcomes.values() if o.state is State.FINISHED and o.seconds]
+        seconds = [known.get(cell.signature, mean(ended) if ended else None) for cell in queued]
+        waiting = sum(one for one in seconds if one is not None)
+        if None in seconds or (self.active and not running):
             return None
-        return max([(sum(running) + sum(seconds[cell.signature] for cell in queued)) / self.workers, *running])
+        return max([(sum(running) + waiting) / self.workers, *running])
 
 
 def run_here(todo: Sequence[Cell], of: int, workers: int | None, expected: Expected) -> LaunchResult:

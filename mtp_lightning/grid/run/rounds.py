@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from mtp_lightning.grid.run.launch import Expected, LaunchResult, run_here
+from mtp_lightning.grid.run.cost import Expected
+from mtp_lightning.grid.run.launch import LaunchResult, run_here
 from mtp_lightning.grid.run.process import Outcome
 from mtp_lightning.grid.spec.cells import Cell
 
