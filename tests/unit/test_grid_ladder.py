@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_grid_fakes import GRID, FakeResolver, cells_of, grid_file, load_grid, run_id
 from test_grid_html_page import PNG, Page
@@ -101,10 +102,19 @@ def test_every_form_of_the_report_has_it(tmp_path: Path) -> None:
     assert {"What the arms are worth", "with ten times the compute", "order at the next size"} <= set(page)
     (table,) = ladder_tables(report.ladders)
     assert table.row_count == 1
-    *_, right = make_figure(report, {}).axes
-    assert right.get_title() == "val/loss/head_1 on the ladder"
-    assert right.get_xscale() == "log"
-    assert len(right.get_lines()) == 1 + 2 * 3, "a curve, and two arms with their bars' ends"
+    left, right = make_figure(report, {}).axes
+    assert left.get_title() == "val/loss/head_1 on the ladder"
+    assert left.get_xscale() == right.get_xscale() == "log"
+    assert len(left.get_lines()) == 1 + 2 * 3, "a curve, and two arms with their bars' ends"
+    (ladder,) = report.ladders
+    means, marks, *seeds, zero = (line.get_ydata() for line in right.get_lines())
+    gaps = ladder.arms[0].losses - ladder.baseline.losses
+    assert np.asarray(means) == pytest.approx(gaps.mean(axis=1))
+    assert np.asarray(marks) == pytest.approx(gaps.mean(axis=1))
+    assert np.stack([np.asarray(one) for one in seeds], axis=1) == pytest.approx(gaps)
+    assert list(zero) == [0.0, 0.0]
+    (above,) = right.child_axes
+    assert [text.get_text() for text in above.get_xticklabels()] == [f"width={width}" for width in WIDTHS]
 
 
 def test_of_several_ladders_the_sentence_tells_that_of_the_best_setting_a_baseline_too(tmp_path: Path) -> None:
@@ -119,6 +129,7 @@ def test_of_several_ladders_the_sentence_tells_that_of_the_best_setting_a_baseli
             (cell.directory / "result.json").write_text(json.dumps(result))
     report = build_report(load_grid(tmp_path / "grid.yaml"), cells)
     assert [ladder.baseline.name for ladder in report.ladders] == ["lr=0.1 n_future=1", "lr=0.2 n_future=1"]
+    assert len(make_figure(report, {}).axes) == 4, "a row for each"
     found = verdict(report)
     assert found.best is not None
     assert found.best.label == "lr=0.2 width=128 n_future=1"
@@ -142,8 +153,8 @@ def test_a_bent_ladder_is_refused_with_its_reason(tmp_path: Path) -> None:
     assert "No effective speedup: the ladder of n_future=1 is refused, bent: width=" in sentence
     assert "their order" not in sentence
     assert "| n_future=2 | – | – | – | – | – | – | – |" in markdown(report)
-    *_, right = make_figure(report, {}).axes
-    assert len(right.get_lines()) == 2 * 3, "no curve"
+    left, _ = make_figure(report, {}).axes
+    assert len(left.get_lines()) == 2 * 3, "no curve"
 
 
 def test_an_arm_that_is_too_good_is_outside_of_the_range_at_the_largest_size(tmp_path: Path) -> None:
@@ -160,6 +171,7 @@ def test_missing_cells_shorten_the_ladder_or_cost_one_number(tmp_path: Path) -> 
     report = report_of(tmp_path, without=((8, 1), (16, 2)))
     (ladder,) = report.ladders
     assert ladder.sizes == ["width=16", "width=32", "width=64", "width=128"]
+    assert len(np.asarray(make_figure(report, {}).axes[1].get_lines()[0].get_xdata())) == 3, "not width 16"
     assert ladder.worths[0] is not None
     assert ladder.worths[0].speedups[0].refusal == "missing: no seed in common with the baseline"
     (tmp_path / "last").mkdir()

@@ -1,5 +1,6 @@
 """The picture of a report: on the left how each setting learned, on the right a panel of how they compare. Where the
-metric was measured once in each run, the right one stands alone.
+metric was measured once in each run, the right one stands alone. Of a grid with ladders a row for each instead, since
+settings of other sizes are not to compare: losses over compute, and differences to the baseline by size.
 
 What is drawn is what the grid compares first: a loss with those of all heads, or a probe with its sisters.
 """
@@ -57,31 +58,47 @@ def figure_png(report: Report, curves: Curves) -> bytes:
 
 
 def make_figure(report: Report, curves: Curves) -> Figure:
-    ladders, height = len(report.ladders), max(4.6, 1.6 + 0.28 * len(report.groups), 1.6 + 0.19 * room_for_rows(report))
-    learned = any(len(points) > 1 for seeds in curves.values() for points in seeds.values())
-    if learned and len(curves) > FEW:
-        height += 0.25 * sum(count_lines(report, BELOW))  # what tells them apart stands below
-    panels = (2 if learned or not curves else 1) + ladders
-    beside = 3.0 if max(map(len, short_labels(report).values()), default=0) > LINE / 2 else 0.0  # inches, for names
-    figure = Figure(figsize=(11.0 + beside + 5.5 * ladders, height), layout="constrained")
-    *both, right = figure.subplots(1, panels, squeeze=False)[0][: panels - ladders]
-    left = list(both)
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
-    if left:
-        _draw_curves(left[0], report, curves)
-    draw_comparison(right, report, curve_metric(report))
-    if report.ladders:
-        from mtp_lightning.grid.report.ladder.panel import draw_ladder  # numpy
-
-        for axes, ladder in zip(figure.axes[-ladders:], report.ladders):
-            draw_ladder(axes, ladder, report.with_budget(curve_metric(report)))
+    figure = _figure_of_ladders(report) if report.ladders else _figure_of_settings(report, curves)
     lacking = {"missing": report.missing, "not finished": report.unfinished, "diverged": report.diverged}
     clauses = [f"{len(cells)} of {report.expected} cells {what}" for what, cells in lacking.items() if cells]
     figure.suptitle(report.spec.name + (f"  ({', '.join(clauses)})" if clauses else ""), fontsize=13, fontweight="bold")
     return figure
+
+
+def _figure_of_ladders(report: Report) -> Figure:
+    from mtp_lightning.grid.report.ladder.panel import draw_gaps, draw_ladder  # numpy
+
+    metric = curve_metric(report)
+    figure = Figure(figsize=(14.0, 0.4 + 4.8 * len(report.ladders)), layout="constrained")
+    for ladder, (left, right) in zip(report.ladders, figure.subplots(len(report.ladders), 2, squeeze=False)):
+        for axes in (left, right):
+            _plain(axes)
+        draw_ladder(left, ladder, report.with_budget(metric))
+        draw_gaps(right, ladder, *title_and_unit(metric))
+    return figure
+
+
+def _figure_of_settings(report: Report, curves: Curves) -> Figure:
+    height = max(4.6, 1.6 + 0.28 * len(report.groups), 1.6 + 0.19 * room_for_rows(report))
+    learned = any(len(points) > 1 for seeds in curves.values() for points in seeds.values())
+    if learned and len(curves) > FEW:
+        height += 0.25 * sum(count_lines(report, BELOW))  # what tells them apart stands below
+    panels = 2 if learned or not curves else 1
+    beside = 3.0 if max(map(len, short_labels(report).values()), default=0) > LINE / 2 else 0.0  # inches, for names
+    figure = Figure(figsize=(11.0 + beside, height), layout="constrained")
+    *left, right = figure.subplots(1, panels, squeeze=False)[0]
+    for axes in figure.axes:
+        _plain(axes)
+    for axes in left:
+        _draw_curves(axes, report, curves)
+    draw_comparison(right, report, curve_metric(report))
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
 
 
 def _draw_curves(axes: Axes, report: Report, curves: Curves) -> None:
