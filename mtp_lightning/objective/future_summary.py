@@ -3,11 +3,11 @@
     a_v = 1 if v is one of them, else 0,   z = U h_t,   loss = -1/V sum_v [a_v log s(z_v) + (1 - a_v) log(1 - s(z_v))]
 
 FSP-BCE (arXiv 2510.14751, equations 9 and 10), which has weights of tokens w(v), tf-idf for one, in the sum; here they
-are all 1, as in its ablation without them (section 4.3, appendix B.3). The paper was not at hand: equations and
-ablation are as quoted in the notes of erogol/BlaGPT (experiment E8), which trains so and divides by V as well; equation
-10 is the sum, which a weight of V in `model.loss.weights` gives. Divided so it is small beside a cross-entropy: where k
-tokens come, k (1 + ln V / k) / V nats without learning, 0.18 for bytes and 0.003 at V = 32000; `model.loss.z_loss` is
-head 1's alone.
+are all 1, as in its ablation without them (section 4.3, appendix B.3), since no formula for them was found. The paper
+was not at hand: equations and ablation are as quoted in the notes of erogol/BlaGPT (experiment E8), which trains so and
+divides by V as well; equation 10 is the sum, which a weight of V in `model.loss.weights` gives. Divided so it is small
+beside a cross-entropy: where k tokens come, k (1 + ln V / k) / V nats without learning, 0.18 for bytes and 0.003 at
+V = 32000; `model.loss.z_loss` is head 1's alone.
 Ours: of masked targets, and those in another document, a_v is 0, and positions that have no other are left out.
 
 `chunked` forms logits, a and their gradient for some positions at a time, as the cross-entropy does (`chunked`).

@@ -19,8 +19,9 @@ from typing_extensions import override
 
 from mtp_lightning.optimization.adamw import OptimizerConfig, make_adamw
 
-_LAYERS = ("trunk.", "heads.")
-"""Parts of a model whose matrices are layers'; embedding and unembeddings are beside them."""
+_LAYERS = ("trunk.", "heads.", "mixture.components.")
+"""Parts of a model whose matrices map states to states; beside them are those to and from tokens (embedding,
+unembeddings, the bigram of `markov`) and the few rows of a mixture's weights."""
 
 
 def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from mtp_lightning.grid.report.forms.html_page import html_page
 from mtp_lightning.grid.report.forms.mlflow_page import note
 from mtp_lightning.grid.report.forms.tables import markdown, report_json
 from mtp_lightning.grid.report.judge import verdict
+from mtp_lightning.grid.report.ladder.of_grid import find_ladders
 from mtp_lightning.grid.report.ladder.tables import ladder_tables
+from mtp_lightning.grid.report.verdict import Outcome
 from mtp_lightning.grid.run.state import RUN_ID, Result
 from mtp_lightning.grid.spec.cells import Cell, load_cells
 from mtp_lightning.grid.spec.grid_spec import At
@@ -88,9 +91,8 @@ def test_every_form_of_the_report_has_it(tmp_path: Path) -> None:
     text = markdown(report)
     assert "## What the arms are worth\n\n| arm | width=8 | width=16 |" in text
     assert "- n_future=1: loss = 1.5" in text
-    assert (
-        "too high where arms differ by half of the seeds' spread (of those with 85%, 70% held in simulations)" in text
-    )
+    assert "it is too high where arms differ by less than the spread over seeds (in simulations, 70% of the" in text
+    assert "4 of 4 orders held from one size to the next" in text
     assert "\n## What the arms are worth\n" in note(report)
     (written,) = json.loads(json.dumps(found.json(), allow_nan=False))["ladders"]
     assert written["curve"]["exponent"] == pytest.approx(0.3, abs=0.01)
@@ -165,6 +167,38 @@ def test_an_arm_that_is_too_good_is_outside_of_the_range_at_the_largest_size(tmp
     assert "with ten times the compute" not in sentence
     line = "n_future=2 at width=128: no effective speedup, outside of the fitted range: the baseline would need "
     assert line in markdown(report)
+
+
+@pytest.mark.parametrize("why", ["stopped by the gate", "not finite: a seed of the arm diverged"])
+def test_an_arm_without_its_bad_sizes_has_no_trend(tmp_path: Path, why: str) -> None:
+    """What is left of its sizes is a selection."""
+    report = report_of(tmp_path)
+    bad = next(g for g in report.groups if (g.values["model.width"], g.values["model.heads.n_future"]) == (32, 2))
+    others, stopped = [group for group in report.groups if group is not bad], [replace(bad, results={})]
+    if not why.startswith("stopped"):
+        results = {seed: {**found, "val/loss/head_1": math.nan} for seed, found in bad.results.items()}
+        others, stopped = [*others, replace(bad, results=results)], []
+    spent = {group.signature: {0: PER_TOKEN * TOKENS * group.values["model.width"] ** 2} for group in report.groups}
+    (ladder,) = find_ladders(report.spec, others, "val/loss/head_1", "lower", spent, stopped)
+    (worth,) = ladder.worths
+    assert worth is not None
+    assert [one.refusal for one in worth.speedups] == [None, None, why, None, None]
+    assert worth.trend is None
+    assert ladder.orders == {}
+    (whole,) = find_ladders(report.spec, report.groups, "val/loss/head_1", "lower", spent)
+    assert whole.worths[0] is not None
+    assert whole.worths[0].trend is not None
+    assert len(whole.orders) == 1
+
+
+def test_sizes_are_not_compared_with_each_other(tmp_path: Path) -> None:
+    """The largest has one head alone, and is the best."""
+    report = report_of(tmp_path, without=((128, 2),))
+    found = verdict(report)
+    assert found.outcome is Outcome.ONE_OF_ITS_SIZE
+    assert found.sentence.startswith("No comparison: width=128 n_future=1 has the lowest val/loss/head_1, 1.")
+    assert "and no setting of its size has a finite one beside it." in found.sentence
+    assert found.json()["compared_with"] is None
 
 
 def test_missing_cells_shorten_the_ladder_or_cost_one_number(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_grid_fakes import GRID, FakeHouse, cells_of, first_problem, grid_file, house, load_grid, states
+from test_grid_fakes import GRID, FakeHouse, cells_of, first_problem, grid_file, house, load_grid, run_id, states
 from test_grid_html_page import Page
 from test_grid_slurm_fakes import FakeSlurm, slurm
 
@@ -25,10 +25,10 @@ from mtp_lightning.grid.report.forms.tables import markdown, report_json
 from mtp_lightning.grid.report.judge import verdict
 from mtp_lightning.grid.report.statistics import pooled_sd
 from mtp_lightning.grid.report.tuning import Choice, Tuning, close_text, some, tuned, tuned_text
-from mtp_lightning.grid.run.state import DIVERGED, Failure, Result, State, Status
+from mtp_lightning.grid.run.state import DIVERGED, RUN_ID, Failure, Result, State, Status
 from mtp_lightning.grid.slurm import submit
 from mtp_lightning.grid.spec.cells import Cell
-from mtp_lightning.grid.spec.grid_spec import GridSpec
+from mtp_lightning.grid.spec.grid_spec import At, GridSpec
 from mtp_lightning.grid.spec.ladder_tune_gate import Tune
 
 __all__ = ["house", "slurm"]
@@ -179,6 +179,17 @@ def test_each_arm_is_compared_with_the_baseline_at_its_own_best(tmp_path: Path) 
     assert gap is not None
     assert gap.mean == pytest.approx(-0.25)
     assert (report.missing, report.warnings, report.expected) == ([], [], 4)
+
+
+def test_what_was_tuned_at_the_end_and_is_compared_before_is_a_warning(tmp_path: Path) -> None:
+    spec, cells = made(tmp_path)
+    end_all(cells, (0, 1, 100, 101))
+    for cell in cells:
+        (cell.directory / RUN_ID).write_text(run_id(cell.label))
+    report = build_report(spec, cells, None, lambda run, metric: [(2, 1.5), (5, 1.0)], At("step", 2.0))
+    warning = "lr was chosen by val/loss/head_1 at the end of training, and is compared at step 2"
+    assert warning in report.warnings
+    assert verdict(report).sentence.endswith("Mind the warnings.")
 
 
 def test_of_many_arms_a_line_counts_those_with_nothing_to_say() -> None:

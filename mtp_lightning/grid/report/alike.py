@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from mtp_lightning.grid.report.equal_training import first_few
+from mtp_lightning.grid.report.equal_training import at_text, first_few
+from mtp_lightning.grid.report.tuning import Choice
 from mtp_lightning.grid.run.state import Result
 from mtp_lightning.grid.spec.cells import Cell
-from mtp_lightning.grid.spec.grid_spec import GridSpec
+from mtp_lightning.grid.spec.grid_spec import At, GridSpec
 from mtp_lightning.grid.spec.signature import canonical
 
 
@@ -31,6 +32,13 @@ def unlike(spec: GridSpec, cells: Sequence[Cell], results: Mapping[str, Result],
                 cases = "; ".join(f"{found}: {first_few(names)}" for found, names in labels.items())
                 warnings.append(f"the cells differ in their {what}, so their numbers may not compare ({cases})")
     return warnings
+
+
+def chosen_elsewhere(choices: Sequence[Choice], metric: str, at: At | None) -> list[str]:
+    """A warning, where values were tuned at the end of training and are compared before it."""
+    if at is None or not choices:
+        return []
+    return [f"{choices[0].axis} was chosen by {metric} at the end of training, and is compared at {at_text(at)}"]
 
 
 def _fingerprint(result: Result) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mtp_lightning.grid.report import metric_names
-from mtp_lightning.grid.report.alike import unlike
+from mtp_lightning.grid.report.alike import chosen_elsewhere, unlike
 from mtp_lightning.grid.report.equal_training import (
     PER_TOKEN,
     EqualTraining,
@@ -165,7 +165,10 @@ def build_report(
         [group for group in groups if group.signature not in gate.stopped],
         rows,
         missing=missing,
-        warnings=unlike(spec, cells, finished, lengths=not set(spec.compare) <= set(equal.at)),
+        warnings=[
+            *unlike(spec, cells, finished, lengths=not set(spec.compare) <= set(equal.at)),
+            *chosen_elsewhere(tuning.choices, spec.compare[0], equal.at.get(spec.compare[0])),
+        ],
         unfinished=[
             _label_and_state(c, files[c.signature])
             for c in cells
@@ -192,7 +195,7 @@ def _ladders(report: Report, finished: Mapping[str, Result]) -> "Sequence[Ladder
             found = report.equal_training.flops.get(cell.signature)
         if found is not None:
             spent.setdefault(cell.group, {})[cell.seed] = found
-    return find_ladders(report.spec, report.groups, metric, report.direction(metric), spent)
+    return find_ladders(report.spec, report.groups, metric, report.direction(metric), spent, report.stopped)
 
 
 def _flops(result: Result) -> float | None:

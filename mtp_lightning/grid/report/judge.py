@@ -17,6 +17,7 @@ from mtp_lightning.grid.report.comparison import Group, Report
 from mtp_lightning.grid.report.metric_names import LOWER
 from mtp_lightning.grid.report.statistics import FEWEST, Difference, Interval, Summary, difference_of
 from mtp_lightning.grid.report.verdict import Outcome, Setting, Verdict, seeds_of
+from mtp_lightning.grid.spec.grid_spec import GridSpec
 
 
 def verdict(report: Report) -> Verdict:
@@ -36,9 +37,9 @@ def verdict(report: Report) -> Verdict:
         outcome = Outcome.NOT_FINITE
     else:
         best, *others = sorted(finite, key=lambda group: _rank(group, metric, direction))
-        other = _rival(best, others)
+        other = _rival(report.spec, best, others)
         is_next = other is None or other is others[0]
-        outcome = Outcome.ONE_FINITE
+        outcome = Outcome.ONE_OF_ITS_SIZE if others else Outcome.ONE_FINITE
         if other is not None:
             gap = difference_of(best.by_seed(metric), other.by_seed(metric))
             assert gap is not None, "ranked settings all have the metric"
@@ -106,16 +107,18 @@ def _judge(best: Summary, other: Summary, gap: Difference, among: Interval | Non
     return Outcome.DIFFERENCE if seeds_of(best, other, gap) >= FEWEST else Outcome.BEYOND_SPREAD, spread
 
 
-def _rival(best: Group, others: Sequence[Group]) -> Group | None:
-    """Its baseline; of a baseline the best that is compared with it, and no setting of another size or baseline unless
-    there is nothing else.
+def _rival(spec: GridSpec, best: Group, others: Sequence[Group]) -> Group | None:
+    """Its baseline; of a baseline the best that is compared with it, and no setting of another baseline unless there is
+    nothing else. On a ladder none of another size.
 
     Args:
         others: the better first.
     """
     baseline = [group for group in others if group.signature == best.baseline]
     arms = [group for group in others if best.is_baseline and group.baseline == best.signature]
-    return next(iter([*baseline, *arms, *others]), None)
+    sizes = spec.together(spec.ladder.size) if spec.ladder is not None else ()
+    alike = [group for group in others if all(group.values.get(key) == best.values.get(key) for key in sizes)]
+    return next(iter([*baseline, *arms, *alike]), None)
 
 
 def _rank(group: Group, metric: str, direction: str) -> float:

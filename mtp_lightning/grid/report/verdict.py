@@ -24,6 +24,8 @@ class Outcome(StrEnum):
     DIFFERENT_SEEDS = "different seeds"
     """The means and the differences by seed disagree about which is better."""
     ONE_FINITE = "one finite setting"
+    ONE_OF_ITS_SIZE = "one setting of its size"
+    """On a ladder, of which other sizes are no comparison."""
     ONE_SETTING = "one setting"
     NOT_FINITE = "not finite"
     NO_DIRECTION = "no direction"
@@ -174,13 +176,15 @@ def _main_sentence(v: Verdict) -> str:
     best, mine = v.best, v.best.summary
     if v.outcome is Outcome.ONE_SETTING:
         return f"No comparison: only {best.label} has {v.title}."
+    has = f"has the {'lowest' if v.direction == LOWER else 'highest'} {v.title}, {format_value(v.metric, mine.mean)}"
+    if v.outcome is Outcome.ONE_OF_ITS_SIZE:
+        return f"No comparison: {best.label} {has}, and no setting of its size has a finite one beside it."
     if v.other is None or v.difference is None:
         return f"{_capital(best.label)} has the only finite {v.title}, {format_value(v.metric, mine.mean)}."
     if v.outcome is Outcome.DIFFERENT_SEEDS:
         return f"No verdict: {best.label} and {v.other.label} have {v.title} of different seeds."
     gap = v.difference.mean
     name = f"{best.label}, the baseline," if best.is_baseline else best.label
-    has = f"has the {'lowest' if v.direction == LOWER else 'highest'} {v.title}, {format_value(v.metric, mine.mean)}"
     kind = "next," if v.is_next else "best compared with it,"
     rival = f"the {'baseline' if v.other.signature == _signature(v.baseline) else kind} {v.other.label}"
     amount = format_value(v.metric, abs(gap), like=mine.mean)

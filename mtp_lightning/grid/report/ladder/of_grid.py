@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtp_lightning.grid.report.ladder.power_law import Array, Fit, fit_ladder
 from mtp_lightning.grid.report.ladder.speedup import Order, Speedup, Worth, order_of, worth
@@ -32,6 +33,8 @@ class Arm:
     """FLOPs, shape (K,)."""
     losses: Array
     """Shape (K, S); nan where a seed is missing, infinite where one diverged."""
+    stopped: NDArray[np.bool_]
+    """At which sizes the gate did so, shape (K,)."""
 
     @property
     def means(self) -> Array:
@@ -77,12 +80,18 @@ def arm_name(spec: GridSpec, values: Mapping[str, Any]) -> str:
 
 
 def find_ladders(
-    spec: GridSpec, groups: Sequence["Group"], metric: str, direction: str | None, flops: Flops
+    spec: GridSpec,
+    groups: Sequence["Group"],
+    metric: str,
+    direction: str | None,
+    flops: Flops,
+    stopped: Sequence["Group"] = (),
 ) -> list[Ladder]:
     """A ladder for each setting of what the baseline leaves open, the size and what is tuned aside.
 
     Args:
         direction: which way the metric is better.
+        stopped: settings that the gate stopped; not among `groups`.
     """
     assert spec.ladder is not None
     labels, size_keys = Labels(spec), spec.together(spec.ladder.size)
@@ -90,7 +99,7 @@ def find_ladders(
     seeds = sorted({seed for group in groups for seed in group.seeds})
     arms: dict[str, dict[str, Group]] = {}
     base_of: dict[str, str] = {}
-    for group in groups:
+    for group in (*groups, *stopped):
         size = canonical({key: group.values[key] for key in size_keys if key in group.values})
         arm = canonical({key: value for key, value in group.values.items() if key not in aside})
         arms.setdefault(arm, {})[size] = group
@@ -106,7 +115,9 @@ def find_ladders(
         some = next(group for group in arms[name].values())
         cost = [np.nan if one is None else _mean(list(flops.get(one.signature, {}).values())) for one in found]
         losses = [[_loss(one, metric, seed) for seed in seeds] for one in found]
-        return Arm(arm_name(spec, some.values), np.array(cost), np.array(losses).reshape(len(sizes), len(seeds)))
+        ended = np.array([one in stopped for one in found], dtype=bool)
+        shape = len(sizes), len(seeds)
+        return Arm(arm_name(spec, some.values), np.array(cost), np.array(losses).reshape(shape), ended)
 
     ladders = []
     for base in [name for name in arms if base_of[name] == name]:
@@ -123,11 +134,12 @@ def _ladder(sizes: Sequence[str], baseline: Arm, arms: Sequence[Arm], direction:
     fit = _fit(sizes, baseline, direction)
     if fit.law is None:
         return Ladder(sizes, baseline, fit, arms, [None] * len(arms))
-    worths = [worth(baseline.compute, baseline.losses, arm.compute, arm.losses, fit.law) for arm in arms]
+    worths = [worth(baseline.compute, baseline.losses, arm.compute, arm.losses, fit.law, arm.stopped) for arm in arms]
     orders: dict[tuple[str, str], Order] = {}
     for one, other in combinations([baseline, *arms], 2):
         found = order_of(baseline.compute, one.losses, other.losses, float(fit.law.floor))
-        orders |= {} if found is None else {(one.name, other.name): found}
+        if found is not None and not (one.stopped | other.stopped).any():
+            orders[one.name, other.name] = found
     return Ladder(sizes, baseline, fit, arms, worths, orders)
 
 

@@ -46,8 +46,9 @@ class Speedup:
 
     estimate: Estimate | None
     refusal: str | None = None
-    out_of_range: bool = False
-    """Whether it is refused for its own size: too far from 1 for the baseline's curve."""
+    censored: bool = False
+    """Whether it is refused for what it would be: too far from 1 for the baseline's curve, diverged, or stopped by the
+    gate. The other sizes alone are a selection then."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,18 @@ class Worth:
     """Of each size."""
     trend: Estimate | None
     """The factor by which the speedup grows with ten times the compute; None with fewer than three speedups, and where
-    one is out of range: the line would be drawn through those that are near 1."""
+    one is censored: the line would be drawn through the others."""
 
 
-def worth(compute: Array, baseline: Array, arm_compute: Array, arm: Array, law: PowerLaws, draws: int = DRAWS) -> Worth:
+def worth(
+    compute: Array,
+    baseline: Array,
+    arm_compute: Array,
+    arm: Array,
+    law: PowerLaws,
+    stopped: NDArray[np.bool_] | None = None,
+    draws: int = DRAWS,
+) -> Worth:
     """An arm on the baseline's ladder.
 
     Args:
@@ -80,6 +89,7 @@ def worth(compute: Array, baseline: Array, arm_compute: Array, arm: Array, law: 
         arm_compute: the arm's FLOPs, shape (K,).
         arm: its losses by seed, shape (K, S); the same seeds. Nan where one is missing, infinite where it diverged.
         law: the baseline's curve.
+        stopped: at which sizes the gate stopped the arm, shape (K,); None for none.
         draws: of the interval.
     """
     seeds: NDArray[np.bool_] = np.asarray(np.isfinite(baseline) & np.isfinite(arm))
@@ -93,9 +103,12 @@ def worth(compute: Array, baseline: Array, arm_compute: Array, arm: Array, law: 
     values = law.log_ratio(means, arm_means) + cost
     drawn = _draw(compute, base, mine, cost, draws)
     found = [_speedup(i, values, drawn, compute, cost, arm[i], bool(present[i])) for i in range(len(compute))]
+    if stopped is not None:
+        ended = Speedup(None, "stopped by the gate", censored=True)
+        found = [ended if is_stopped else one for is_stopped, one in zip(stopped, found)]
     kept = np.array([one.estimate is not None for one in found])
     trend = None
-    if drawn is not None and kept.sum() >= 3 and not any(one.out_of_range for one in found):
+    if drawn is not None and kept.sum() >= 3 and not any(one.censored for one in found):
         x = np.log10(arm_compute[kept])
         x = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
         with np.errstate(invalid="ignore"):  # infinite speedups of a draw have no trend
@@ -133,7 +146,7 @@ def _speedup(
     i: int, values: Array, drawn: Array | None, compute: Array, cost: Array, arm: Array, present: bool
 ) -> Speedup:
     if np.isinf(arm).any():
-        return Speedup(None, "not finite: a seed of the arm diverged")
+        return Speedup(None, "not finite: a seed of the arm diverged", censored=True)
     if not present:
         return Speedup(None, "missing: no seed in common with the baseline")
     if drawn is None:
@@ -151,7 +164,7 @@ def _speedup(
             amount = (
                 f"{factor:.2f} times the compute of the {name} size" if np.isfinite(factor) else "no finite compute"
             )
-            return Speedup(None, f"outside of the fitted range: the baseline would need {amount}", out_of_range=True)
+            return Speedup(None, f"outside of the fitted range: the baseline would need {amount}", censored=True)
     return Speedup(_estimate(float(values[i]), drawn[:, i]))
 
 

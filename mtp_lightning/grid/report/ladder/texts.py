@@ -43,9 +43,10 @@ def lines(ladder: Ladder) -> list[str]:
         held, steps = sum(one.held for one in orders), sum(one.sizes - 1 for one in orders)
         sizes = counted(max(one.sizes for one in orders), "size")
         found.append(
-            f"the probability that an order holds is that of a straight line through {sizes} of what the two losses "
-            "above the floor have to each other, too high where arms differ by half of the seeds' spread (of those "
-            f"with 85%, 70% held in simulations); from one size to the next, {held} of {steps} orders of two arms held"
+            "the probability that an order holds is that of a straight line through the logarithms of the ratio of two "
+            f"losses above the floor, at {sizes}; it is too high where arms differ by less than the spread over seeds "
+            "(in simulations, 70% of the orders with 85% held) and for the best of many arms; of all pairs of arms, "
+            f"{held} of {steps} orders held from one size to the next"
         )
     return found
 
@@ -145,7 +146,8 @@ def _worth(ladder: Ladder, name: str) -> str:
     text = f"Effective speedup of {name} over {ladder.baseline.name} at {size}: {_estimate(speedup.estimate)}"
     if worth.trend is not None:
         text += f", x {_estimate(worth.trend)} with ten times the compute"
-    text += f" ({LEVEL:.0%} intervals)"
+    among = f", not made for the best of {len(ladder.arms)} arms" if len(ladder.arms) > 1 else ""
+    text += f" ({LEVEL:.0%} intervals{among})"
     beyond = dict(zip(ladder.sizes, worth.speedups))
     refused = [f"none at {s}, {beyond[s].refusal}" for s in ladder.sizes[ladder.sizes.index(size) + 1 :]]
     return "; ".join([text, *refused])
