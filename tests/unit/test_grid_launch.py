@@ -267,6 +267,9 @@ def test_time_left_of_a_grid_is_shared_by_the_workers_and_is_the_longest_cells_a
     assert launcher._seconds_left(running) == (30 + 90 + 30 + 20 + 300) / 2, "as long as those that ended"
     launcher.retry_at = {cells[2].signature: 0.0}
     assert launcher._seconds_left(running) == 90.0, "what another launcher runs is no work of this one"
+    known.update({cell.signature: 300.0 for cell in cells[:2]})
+    launcher.outcomes = {"z": Outcome(State.FINISHED)} | launcher.outcomes
+    assert launcher._seconds_left(running) == (30 + 90 + 600) / 3, "and it runs a third of the others"
     launcher.active, launcher.waiting = {}, {}
     assert launcher._seconds_left([]) == 0.0
 

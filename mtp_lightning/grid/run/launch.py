@@ -231,7 +231,7 @@ class LocalLauncher:
 
     def _seconds_left(self, lines: Sequence[Line]) -> float | None:
         """None while it is not known of all that run, or of a cell that waits: of what nothing is known takes as long
-        as those that ended here."""
+        as those that ended here. Whoever runs a cell elsewhere takes its share of those that wait."""
         running = [line.seconds_left for line in lines if line.state == "running" and line.seconds_left is not None]
         if not self.active and not self.waiting:
             return 0.0
@@ -242,7 +242,8 @@ class LocalLauncher:
         waiting = sum(one for one in seconds if one is not None)
         if None in seconds or (self.active and not running):
             return None
-        return max([(sum(running) + waiting) / self.workers, *running])
+        others = len(self.waiting) - len(queued)
+        return max([(sum(running) + waiting) / (self.workers + others), *running])
 
 
 def run_here(todo: Sequence[Cell], of: int, workers: int | None, expected: Expected) -> LaunchResult:
