@@ -33,7 +33,7 @@ def state_memory(backbone: BackboneConfig, heads: HeadsConfig, freeze: str = "no
     further = count_heads(heads).further_unembeddings
     shared = {"none": 1 if backbone.tie_embeddings else 2, "trunk": 1}.get(freeze, 0)
     by_adamw = ((shared + further) * backbone.dim + 2 * heads.bigram_rank) * backbone.vocab_size
-    by_adamw += mixture_parameters(backbone, heads)
+    by_adamw += heads.components * backbone.dim  # a mixture's weights
     return state - 4 * (trained - by_adamw)  # norms are next to nothing
 
 

@@ -17,8 +17,9 @@ class OptimizerConfig:
     """AdamW, or Muon beside it. Defaults are the paper's; epsilon is not stated there."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """`adamw` for all weights; `muon`: Muon for the matrices inside layers, AdamW for embedding, unembeddings, norms
-    and biases. Muon's steps are scaled to the size of AdamW's: `lr`, its schedule and `weight_decay` are for both."""
+    """`adamw` for all weights; `muon`: Muon for the matrices that map states to states, AdamW for embedding,
+    unembeddings, norms and biases. Muon's steps are scaled to the size of AdamW's: `lr`, its schedule and
+    `weight_decay` are for both."""
     lr: Annotated[float, Range(least=TINY, most=100)] = 3e-4
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)

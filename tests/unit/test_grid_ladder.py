@@ -176,7 +176,7 @@ def test_an_arm_without_its_bad_sizes_has_no_trend(tmp_path: Path, why: str) -> 
     bad = next(g for g in report.groups if (g.values["model.width"], g.values["model.heads.n_future"]) == (32, 2))
     others, stopped = [group for group in report.groups if group is not bad], [replace(bad, results={})]
     if not why.startswith("stopped"):
-        results = {seed: {**found, "val/loss/head_1": math.nan} for seed, found in bad.results.items()}
+        results = {**bad.results, 0: {**bad.results[0], "val/loss/head_1": math.nan}}
         others, stopped = [*others, replace(bad, results=results)], []
     spent = {group.signature: {0: PER_TOKEN * TOKENS * group.values["model.width"] ** 2} for group in report.groups}
     (ladder,) = find_ladders(report.spec, others, "val/loss/head_1", "lower", spent, stopped)
@@ -185,6 +185,9 @@ def test_an_arm_without_its_bad_sizes_has_no_trend(tmp_path: Path, why: str) -> 
     assert [one.refusal for one in worth.speedups] == [None, None, why, None, None]
     assert worth.trend is None
     assert ladder.orders == {}
+    shown = make_figure(replace(report, ladders=(ladder,)), {}).axes[1].get_lines()[0]
+    widths = [width for width in WIDTHS if width != 32]
+    assert np.asarray(shown.get_xdata()).tolist() == [PER_TOKEN * TOKENS * width**2 for width in widths]
     (whole,) = find_ladders(report.spec, report.groups, "val/loss/head_1", "lower", spent)
     assert whole.worths[0] is not None
     assert whole.worths[0].trend is not None

@@ -246,31 +246,43 @@ def test_time_left_counts_from_where_the_attempt_began() -> None:
     assert at(70, now - 20) is None  # left behind by the attempt before
     assert at(50, now - 5) is None
     assert at(60, now) == pytest.approx(20.0, abs=0.5)  # 10 steps in 5 s, 40 to go
+    pace.pause_at = 70
+    assert at(60, now) == pytest.approx(5.0, abs=0.5), "to the gate"
 
 
 def test_time_left_of_a_grid_is_shared_by_the_workers_and_is_the_longest_cells_at_least(tmp_path: Path) -> None:
     known: dict[str, float] = {}
     launcher = LocalLauncher(Silent(), workers=2, expected=Expected(lambda: dict(known)))
-    cells = cells_of(tmp_path)
-    launcher.active, launcher.waiting = dict.fromkeys("ab"), {}  # type: ignore[arg-type]
-    launcher.outcomes, launcher.retry_at = {}, {}
-    running = [Line("a", "running", seconds_left=30.0), Line("b", "running", seconds_left=90.0)]
-    assert launcher._seconds_left(running) == 90.0
-    launcher.waiting = {cell.signature: cell for cell in cells[:3]}
-    assert launcher._seconds_left(running) is None, "nothing is known of those that wait"
-    known.update({cell.signature: seconds for cell, seconds in zip(cells, (10.0, 20.0, 300.0))})
-    assert launcher._seconds_left(running) is None, "nor asked for, while no cell has ended"
+    launcher.cells = cells = cells_of(tmp_path)[:5]
+    a, b, c, d, e = (cell.signature for cell in cells)
+    launcher.active = dict.fromkeys((a, b))  # type: ignore[arg-type]
+    launcher.waiting, launcher.outcomes, launcher.retry_at = {}, {}, {}
+    waits = [Line(name, "waiting") for name in "cde"]
+    lines = [Line("a", "running", seconds_left=30.0), Line("b", "running", seconds_left=90.0), *waits]
+    assert launcher._seconds_left(lines) == 90.0
+    launcher.waiting = {cell.signature: cell for cell in cells[2:]}
+    assert launcher._seconds_left(lines) is None, "nothing is known of those that wait"
+    known.update({c: 10.0, d: 20.0, e: 300.0})
+    assert launcher._seconds_left(lines) is None, "nor asked for, while no cell has ended"
     launcher.outcomes = {"x": Outcome(State.FINISHED, seconds=40.0)}
-    assert launcher._seconds_left(running) == (30 + 90 + 10 + 20 + 300) / 2
-    del known[cells[0].signature]
-    launcher.outcomes = {"y": Outcome(State.FINISHED, seconds=20.0)} | launcher.outcomes
-    assert launcher._seconds_left(running) == (30 + 90 + 30 + 20 + 300) / 2, "as long as those that ended"
-    launcher.retry_at = {cells[2].signature: 0.0}
-    assert launcher._seconds_left(running) == 90.0, "what another launcher runs is no work of this one"
-    known.update({cell.signature: 300.0 for cell in cells[:2]})
-    launcher.outcomes = {"z": Outcome(State.FINISHED)} | launcher.outcomes
-    assert launcher._seconds_left(running) == (30 + 90 + 600) / 3, "and it runs a third of the others"
-    launcher.active, launcher.waiting = {}, {}
+    assert launcher._seconds_left(lines) == 300.0, "the longest"
+    known[e] = 60.0
+    launcher.outcomes["y"] = Outcome(State.FINISHED, seconds=20.0)
+    assert launcher._seconds_left(lines) == (30 + 90 + 10 + 20 + 60) / 2
+    del known[c]
+    launcher.outcomes["z"] = Outcome(State.FAILED, seconds=1.0)
+    assert launcher._seconds_left(lines) == (30 + 90 + 30 + 20 + 60) / 2, "as long as those that ended"
+    launcher.retry_at = {e: 0.0}
+    assert launcher._seconds_left(lines) == 90.0, "another launcher runs the last, and a third of what waits"
+    known.update({c: 150.0, d: 150.0, b: 100.0})
+    launcher.outcomes["w"] = Outcome(State.FAILED, seconds=1.0)
+    assert launcher._seconds_left(lines) == (30 + 90 + 300 + 60) / 3
+    lines[1] = Line("b", "running")
+    assert launcher._seconds_left(lines) == (30 + 100 + 300 + 60) / 3, "just begun, and without a pace"
+    launcher.active = {}
+    launcher.waiting = {e: cells[4]}
+    assert launcher._seconds_left([Line(name, "finished") for name in "abcd"] + [lines[4]]) == 60.0, "waited for"
+    launcher.waiting = {}
     assert launcher._seconds_left([]) == 0.0
 
 

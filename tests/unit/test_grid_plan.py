@@ -15,6 +15,7 @@ from mtp_lightning.config import memory
 from mtp_lightning.config.run_size import Size
 from mtp_lightning.errors import InputError
 from mtp_lightning.grid.commands import Grid
+from mtp_lightning.grid.run import cost
 from mtp_lightning.grid.run.cost import Total, costs, seconds_left, time_by_flops
 from mtp_lightning.grid.run.state import Progress, Result
 
@@ -43,8 +44,10 @@ def test_hours_come_from_the_nearest_measurement(tmp_path: Path) -> None:
     assert found[4].seconds == 500 / 2.5
     assert found[4].basis == "its pace"
     assert found[4].done == 0.4
-    # 100 s for n = 1 and 200 s for n = 4: a start-up of 200 / 3 s
-    assert [cost.seconds for cost in found[2:4]] == pytest.approx([400 / 3] * 2)
+    # a pace has no start-up and no validations: no line goes through it and a whole run
+    assert [cost.seconds for cost in found[2:4]] == [200, 200]
+    Result(step=5, metrics={}, wall_seconds=220.0).write(cells[4].directory)
+    assert [cost.seconds for cost in costs(cells, FakeResolver())[2:4]] == pytest.approx([140] * 2), "60 s, and 40 n"
 
 
 def test_what_a_dead_run_did_after_its_checkpoint_is_not_done(tmp_path: Path) -> None:
@@ -182,3 +185,17 @@ def test_what_is_left_ends_at_the_gate(tmp_path: Path) -> None:
     found = [seconds_left(wanted, FakeResolver())[cell.signature] for cell in wanted]
     assert found == pytest.approx([0, 200 * (0.6 - 0.4), 400 * 0.6, 400])
     assert seconds_left(cells[1:2], FakeResolver()) == {}
+
+
+def test_while_cells_run_their_memory_is_no_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was checked before, and an error would end what runs."""
+    cells = cells_of(tmp_path)
+
+    def too_large(*_: Any) -> None:
+        raise InputError("too large")
+
+    monkeypatch.setattr(cost, "machine_memory", lambda: 1)
+    monkeypatch.setattr(memory, "check_memory", too_large)
+    with pytest.raises(InputError, match="too large"):
+        costs(cells, FakeResolver())
+    assert seconds_left(cells, FakeResolver()) == {}

@@ -108,8 +108,8 @@ def _judge(best: Summary, other: Summary, gap: Difference, among: Interval | Non
 
 
 def _rival(spec: GridSpec, best: Group, others: Sequence[Group]) -> Group | None:
-    """Its baseline; of a baseline the best that is compared with it, and no setting of another baseline unless there is
-    nothing else. On a ladder none of another size.
+    """Its baseline; of a baseline the best that is compared with it; without one the next best, on a ladder of its
+    size. None where there is nothing.
 
     Args:
         others: the better first.

@@ -61,8 +61,8 @@ class Verdict:
     baseline: Setting | None
     """The best setting's baseline: itself, if it is one."""
     other: Setting | None
-    """What the best is compared with: its baseline; of a baseline the best that is compared with it; without
-    one, the next best."""
+    """What the best is compared with: its baseline; of a baseline the best that is compared with it; without one, the
+    next best, on a ladder of its size. None where there is nothing."""
     is_next: bool
     """Whether no setting lies between the two."""
     difference: Difference | None

@@ -75,22 +75,27 @@ def costs(cells: Sequence[Cell], resolver: Resolver) -> list[Cost]:
     """
     runs = [_Run(cell, resolver.measure(cell.config)) for cell in cells]
     _check_memory([run for run in runs if run.result is None])
-    timed: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    return _costs(runs)
+
+
+def _costs(runs: Sequence["_Run"]) -> list[Cost]:
     seeds: dict[str, list[float]] = {}
+    timed: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    paces: dict[tuple[int, int], list[tuple[float, float]]] = {}  # no line goes through these and whole runs
     for run in runs:
         if run.wall_seconds is not None:
             seeds.setdefault(run.cell.group, []).append(run.wall_seconds)
-        seconds = run.wall_seconds or run.pace
-        if seconds and run.size.flops:
-            timed.setdefault(run.shape, []).append((float(run.size.flops), seconds))
-    by_flops = {shape: time_by_flops(pairs) for shape, pairs in timed.items()}
+        for found, seconds in ((timed, run.wall_seconds), (paces, run.pace)):
+            if seconds and run.size.flops:
+                found.setdefault(run.shape, []).append((float(run.size.flops), seconds))
+    by_flops = {shape: time_by_flops(pairs) for shape, pairs in (paces | timed).items()}
     return [run.cost(seeds, by_flops) for run in runs]
 
 
 def seconds_left(cells: Sequence[Cell], resolver: Resolver) -> dict[str, float]:
     """Of each cell by signature, up to its gate where one is ahead; without those of which nothing is known."""
     found = {}
-    for cell, cost in zip(cells, costs(cells, resolver)):
+    for cell, cost in zip(cells, _costs([_Run(cell, resolver.measure(cell.config)) for cell in cells])):
         if cost.seconds is not None:
             steps = cell.config["trainer"]["max_steps"]
             end = 1.0 if cell.pause_at is None else min(1.0, cell.pause_at / steps)
@@ -139,10 +144,14 @@ class Expected:
 
 
 class Pace:
-    """Time left, from the steps seen since the attempt began (a resumed run does not begin at step 0)."""
+    """Time left, from the steps seen since the attempt began (a resumed run does not begin at step 0).
 
-    def __init__(self, started_at: float) -> None:
-        self.started_at = started_at
+    Args:
+        pause_at: the step of a gate ahead.
+    """
+
+    def __init__(self, started_at: float, pause_at: int | None = None) -> None:
+        self.started_at, self.pause_at = started_at, pause_at
         self._first: tuple[int, float] | None = None
 
     def seconds_left(self, progress: Progress | None) -> float | None:
@@ -155,7 +164,8 @@ class Pace:
         if done <= 0:
             return None
         since = time.time() - progress.updated_at
-        return max(0.0, (progress.max_steps - progress.step) * spent / done - since)
+        end = progress.max_steps if self.pause_at is None else min(progress.max_steps, self.pause_at)
+        return max(0.0, (end - progress.step) * spent / done - since)
 
 
 def _memory(size: Size, gpus: int) -> int | None:

@@ -110,7 +110,7 @@ class LocalLauncher:
                     config, command = fit_config(cell), fit_command(cell)
                     environment = self.environment | self._place(cell)
                     attempt = Attempt.start(cell, lock, config, command, environment, self.display.note)
-                    self.active[name], self.paces[name] = attempt, Pace(attempt.status.started_at)
+                    self.active[name], self.paces[name] = attempt, Pace(attempt.status.started_at, cell.pause_at)
                     del self.waiting[name]
             except OSError as error:
                 lock.release()
@@ -230,20 +230,26 @@ class LocalLauncher:
             return None
 
     def _seconds_left(self, lines: Sequence[Line]) -> float | None:
-        """None while it is not known of all that run, or of a cell that waits: of what nothing is known takes as long
-        as those that ended here. Whoever runs a cell elsewhere takes its share of those that wait."""
-        running = [line.seconds_left for line in lines if line.state == "running" and line.seconds_left is not None]
+        """None while it is not known of a cell. What waits, and of which nothing is known, takes as long as those that
+        ended here. Whoever runs a cell elsewhere takes a share of what waits."""
         if not self.active and not self.waiting:
             return 0.0
-        queued = [cell for name, cell in self.waiting.items() if name not in self.retry_at]
         known = self.expected.seconds(len(self.outcomes))
         ended = [o.seconds for o in self.outcomes.values() if o.state is State.FINISHED and o.seconds]
-        seconds = [known.get(cell.signature, mean(ended) if ended else None) for cell in queued]
-        waiting = sum(one for one in seconds if one is not None)
-        if None in seconds or (self.active and not running):
+        by_pace = {cell.signature: line.seconds_left for cell, line in zip(self.cells, lines)}
+        elsewhere = [name for name in self.waiting if name in self.retry_at]
+
+        def seconds(name: str) -> float | None:
+            if (pace := by_pace[name]) is not None:
+                return pace
+            return known.get(name, mean(ended) if ended else None)
+
+        at_work = [seconds(name) for name in (*self.active, *elsewhere)]
+        queued = [seconds(name) for name in self.waiting if name not in self.retry_at]
+        found = [one for one in (*at_work, *queued) if one is not None]
+        if len(found) < len(at_work) + len(queued):
             return None
-        others = len(self.waiting) - len(queued)
-        return max([(sum(running) + waiting) / (self.workers + others), *running])
+        return max([sum(found) / (self.workers + len(elsewhere)), *found])
 
 
 def run_here(todo: Sequence[Cell], of: int, workers: int | None, expected: Expected) -> LaunchResult:

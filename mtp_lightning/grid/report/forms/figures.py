@@ -74,7 +74,8 @@ def _figure_of_ladders(report: Report) -> Figure:
         for axes in (left, right):
             _plain(axes)
         draw_ladder(left, ladder, report.with_budget(metric))
-        draw_gaps(right, ladder, *title_and_unit(metric))
+        title, unit = title_and_unit(metric)
+        draw_gaps(right, ladder, title + report.with_budget(metric).removeprefix(metric), unit)
     return figure
 
 

@@ -53,7 +53,7 @@ class Ladder:
     baseline: Arm
     fit: Fit
     arms: Sequence[Arm]
-    """The others, in the grid's order."""
+    """The others, in the grid's order; those that the gate stopped at every size come last."""
     worths: Sequence[Worth | None]
     """Of each of `arms`; None without a curve."""
     orders: Mapping[tuple[str, str], Order] = field(default_factory=dict)

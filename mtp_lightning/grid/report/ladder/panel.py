@@ -35,12 +35,13 @@ def draw_ladder(axes: Axes, ladder: Ladder, title: str) -> None:
 
 
 def draw_gaps(axes: Axes, ladder: Ladder, title: str, unit: str) -> None:
-    """Mean differences by size, joined to lines, with each seed's as a small dot; nothing where one diverged."""
+    """Mean differences by size, joined to lines, with each seed's as a small dot; nothing where a seed diverged."""
     axes.set(title=title, ylabel="difference to the baseline" + ("" if unit == title else f", {unit}"))
     drawn = 0
     for index, arm in enumerate(ladder.arms, start=1):
-        gaps = arm.losses - ladder.baseline.losses  # (K, S), nan without a pair
-        gaps = np.where(np.isfinite(gaps), gaps, np.nan)
+        pairs = np.stack([arm.losses, ladder.baseline.losses])
+        pairs[:, np.isinf(pairs).any(axis=(0, 2))] = np.nan
+        gaps = pairs[0] - pairs[1]  # (K, S), nan without a pair
         there = np.isfinite(gaps).any(axis=1) & np.isfinite(arm.compute)
         if not there.any():
             continue
