@@ -107,6 +107,8 @@ def test_every_form_of_the_report_has_it(tmp_path: Path) -> None:
     left, right = make_figure(report, {}).axes
     assert left.get_title() == "val/loss/head_1 on the ladder"
     assert left.get_xscale() == right.get_xscale() == "log"
+    assert left.get_xlim() == right.get_xlim()
+    assert [text.get_text() for text in left.get_xticklabels(minor=True) if text.get_text()] == []
     assert len(left.get_lines()) == 1 + 2 * 3, "a curve, and two arms with their bars' ends"
     (ladder,) = report.ladders
     means, marks, *seeds, zero = (line.get_ydata() for line in right.get_lines())

@@ -70,7 +70,8 @@ def _figure_of_ladders(report: Report) -> Figure:
 
     metric = curve_metric(report)
     figure = Figure(figsize=(14.0, 0.4 + 4.8 * len(report.ladders)), layout="constrained")
-    for ladder, (left, right) in zip(report.ladders, figure.subplots(len(report.ladders), 2, squeeze=False)):
+    rows = figure.subplots(len(report.ladders), 2, squeeze=False, sharex="row")
+    for ladder, (left, right) in zip(report.ladders, rows):
         for axes in (left, right):
             _plain(axes)
         draw_ladder(left, ladder, report.with_budget(metric))

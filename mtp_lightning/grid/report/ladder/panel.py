@@ -3,7 +3,7 @@ changes against the baseline at each size."""
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter, NullLocator
 
 from mtp_lightning.grid.report.forms.figure_panels import (
     GREY,
@@ -62,7 +62,9 @@ def draw_gaps(axes: Axes, ladder: Ladder, title: str, unit: str) -> None:
 def _over_compute(axes: Axes, ladder: Ladder) -> None:
     """FLOPs below, the baseline's sizes above."""
     axes.set(xscale="log", xlabel="FLOPs of training, all heads included")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     known = np.isfinite(ladder.baseline.compute)
     above = axes.secondary_xaxis("top")
     above.xaxis.set_major_locator(FixedLocator(ladder.baseline.compute[known].tolist()))
