@@ -134,7 +134,9 @@ def _ladder(sizes: Sequence[str], baseline: Arm, arms: Sequence[Arm], direction:
     fit = _fit(sizes, baseline, direction)
     if fit.law is None:
         return Ladder(sizes, baseline, fit, arms, [None] * len(arms))
-    worths = [worth(baseline.compute, baseline.losses, arm.compute, arm.losses, fit.law, arm.stopped) for arm in arms]
+    worths = [
+        worth(baseline.compute, baseline.losses, arm.compute, arm.losses, fit.law, stopped=arm.stopped) for arm in arms
+    ]
     orders: dict[tuple[str, str], Order] = {}
     for one, other in combinations([baseline, *arms], 2):
         found = order_of(baseline.compute, one.losses, other.losses, float(fit.law.floor))

@@ -78,8 +78,8 @@ def worth(
     arm_compute: Array,
     arm: Array,
     law: PowerLaws,
-    stopped: NDArray[np.bool_] | None = None,
     draws: int = DRAWS,
+    stopped: NDArray[np.bool_] | None = None,
 ) -> Worth:
     """An arm on the baseline's ladder.
 
@@ -89,8 +89,8 @@ def worth(
         arm_compute: the arm's FLOPs, shape (K,).
         arm: its losses by seed, shape (K, S); the same seeds. Nan where one is missing, infinite where it diverged.
         law: the baseline's curve.
-        stopped: at which sizes the gate stopped the arm, shape (K,); None for none.
         draws: of the interval.
+        stopped: at which sizes the gate stopped the arm, shape (K,); None for none.
     """
     seeds: NDArray[np.bool_] = np.asarray(np.isfinite(baseline) & np.isfinite(arm))
     present: NDArray[np.bool_] = np.asarray(seeds.any(axis=1) & ~np.isinf(arm).any(axis=1))
