@@ -196,6 +196,13 @@ def test_an_arm_without_its_bad_sizes_has_no_trend(tmp_path: Path, why: str) -> 
     assert len(whole.orders) == 1
 
 
+def test_a_baseline_alone_has_its_picture(tmp_path: Path) -> None:
+    report = report_of(tmp_path, without=tuple((width, 2) for width in WIDTHS))
+    left, right = make_figure(report, {}).axes
+    assert [text.get_text() for text in right.texts] == ["nothing to compare with the baseline"]
+    assert (len(left.get_xticks()) > 2, len(right.get_xticks())) == (True, 0)
+
+
 def test_sizes_are_not_compared_with_each_other(tmp_path: Path) -> None:
     """The largest has one head alone, and is the best."""
     report = report_of(tmp_path, without=((128, 2),))

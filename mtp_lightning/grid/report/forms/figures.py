@@ -70,13 +70,13 @@ def _figure_of_ladders(report: Report) -> Figure:
 
     metric = curve_metric(report)
     figure = Figure(figsize=(14.0, 0.4 + 4.8 * len(report.ladders)), layout="constrained")
-    rows = figure.subplots(len(report.ladders), 2, squeeze=False, sharex="row")
-    for ladder, (left, right) in zip(report.ladders, rows):
+    for ladder, (left, right) in zip(report.ladders, figure.subplots(len(report.ladders), 2, squeeze=False)):
         for axes in (left, right):
             _plain(axes)
         draw_ladder(left, ladder, report.with_budget(metric))
         title, unit = title_and_unit(metric)
         draw_gaps(right, ladder, title + report.with_budget(metric).removeprefix(metric), unit)
+        right.set_xlim(left.get_xlim())  # not shared axes, whose ticks go where one has nothing to show
     return figure
 
 
